@@ -1,0 +1,59 @@
+"""Prunus makes PyTorch networks smaller and faster by pruning, and proves every cut."""
+
+from typing import TYPE_CHECKING, Any
+
+from prunus import scores as scores
+from prunus.cost import latency_ms as latency_ms
+from prunus.cost import macs as macs
+from prunus.cost import memory_mb as memory_mb
+from prunus.cost import params as params
+from prunus.graph import Graph as Graph
+from prunus.graph import part as part
+from prunus.graph import trace as trace
+from prunus.selection import Budget as Budget
+from prunus.selection import plan as plan
+from prunus.selection import select as select
+from prunus.store import load as load
+from prunus.store import save as save
+from prunus.surgery import Proof as Proof
+from prunus.surgery import carry_over as carry_over
+from prunus.surgery import crop as crop
+from prunus.surgery import mask as mask
+from prunus.surgery import shrink as shrink
+from prunus.surgery import verify as verify
+
+if TYPE_CHECKING:
+    from prunus.run import prune as prune
+
+__version__ = "0.1.0"
+__all__ = [
+    "Budget",
+    "Graph",
+    "Proof",
+    "carry_over",
+    "crop",
+    "latency_ms",
+    "load",
+    "macs",
+    "mask",
+    "memory_mb",
+    "params",
+    "part",
+    "plan",
+    "prune",
+    "save",
+    "scores",
+    "select",
+    "shrink",
+    "trace",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # the run brings the learning column with it; who only shrinks need not wait for that import
+    if name == "prune":
+        from prunus.run import prune
+
+        return prune
+    raise AttributeError(f"module 'prunus' has no attribute {name!r}")

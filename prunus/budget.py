@@ -1,0 +1,91 @@
+"""Budget: a cost and its limit."""
+
+import math
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+
+from prunus.errors import BudgetError, UserError, unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """At most so much is kept of exactly one cost.
+
+    macs: multiply-accumulates on the traced example. params: number of parameters.
+    memory_mb: peak memory of the activations. latency_ms: measured time.
+    A float in (0, 1] is a fraction of what the model costs before; any other number is absolute, in the unit of
+    the name. Raises UserError for what is neither.
+    """
+
+    macs: float | None = None
+    params: float | None = None
+    latency_ms: float | None = None
+    memory_mb: float | None = None
+
+    def __post_init__(self):
+        given = [f"{name}={value!r}" for name, value in vars(self).items() if value is not None]
+        if len(given) != 1:
+            names = ", ".join(vars(self))
+            raise UserError(f"a budget names exactly one of {names}; got {' and '.join(given) or 'none'}.")
+        if isinstance(self.value, bool) or not isinstance(self.value, Real) or not 0 < self.value < math.inf:
+            raise UserError(f"budget {given[0]}: expected a fraction such as 0.5, or a number above 1.")
+        is_count = self.name in ("macs", "params") and not self.is_fraction
+        if is_count and (self.value == 1 or self.value % 1):
+            raise UserError(
+                f"budget {given[0]} is ambiguous: write a float of at most 1.0 for a fraction, "
+                f"or a whole number of {self.name} above 1."
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """The budget written as "macs=0.5" or "params=200000"."""
+        name, _, number = text.partition("=")
+        names = [field.name for field in fields(cls)]
+        if name not in names:
+            raise unknown("cost in a budget", name, names)
+        try:
+            value = float(number) if set(number) & set(".eE") else int(number)
+        except ValueError:
+            raise UserError(f"budget {text!r}: expected something like {name}=0.5.") from None
+        return cls(**{name: value})
+
+    @property
+    def name(self) -> str:
+        """Which cost is limited."""
+        return next(name for name, value in vars(self).items() if value is not None)
+
+    @property
+    def value(self) -> float:
+        """The number as it was given."""
+        return getattr(self, self.name)
+
+    @property
+    def is_fraction(self) -> bool:
+        """Whether the number is a share of the cost before."""
+        return not isinstance(self.value, Integral) and self.value <= 1
+
+    def limit(self, before: float) -> float:
+        """The most that may be kept, in the cost's own unit, of a model that costs `before`.
+
+        Raises BudgetError if that is more than the model costs.
+        """
+        if self.is_fraction:
+            return self.value * before
+        if self.value > before:
+            raise BudgetError(
+                f"the budget, {self}, is above what the model costs unpruned, {short(before)}: there is nothing "
+                "to prune. Give a smaller number, or a fraction such as 0.5."
+            )
+        return self.value
+
+    def __str__(self) -> str:
+        amount = f"{self.value:.4g} of before" if self.is_fraction else short(self.value)
+        return f"{self.name} at most {amount}"
+
+
+def short(number: float) -> str:
+    """A number for people: 41.21 M rather than 41214976."""
+    for letter, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.4g} {letter}"
+    return f"{number:.4g}"

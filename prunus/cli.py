@@ -1,0 +1,307 @@
+"""The command line: prunus demo | run | inspect | methods | compare | report | export.
+
+Exit status: 0 done, 2 something given is wrong (UserError), 1 anything else. A traceback with --debug alone.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from inspect import getdoc
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from rich.console import Console
+from rich.text import Text
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+from tyro.extras import subcommand_cli_from_dict
+
+from prunus import describe, registry, report, selection
+from prunus import export as exporting
+from prunus.errors import PrunusError, UserError
+from prunus.files import read_json
+from prunus.graph import trace
+from prunus.models import load_model
+from prunus.progress import bar
+from prunus.run import Settings, preview, prune
+from prunus.selection import Budget
+
+# Of several processes one speaks.
+OUT = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")
+ERR = Console(stderr=True, highlight=False)
+
+ADVISED = "(default: as the task advises)"
+Whole = Annotated[int | None, arg(metavar="INT", help_behavior_hint=ADVISED)]
+Real = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint=ADVISED)]
+Precision = Annotated[str | None, arg(metavar="bf16|no", help_behavior_hint=ADVISED)]
+Size = Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as they are)")]
+Multiple = Annotated[
+    int | None, arg(metavar="INT", help_behavior_hint="(default: what is fast on the hardware)")
+]
+File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: train from scratch)")]
+Patterns = Annotated[tuple[str, ...], arg(metavar="PATTERN ...", help_behavior_hint="(default: none)")]
+Pairs = Annotated[tuple[str, ...], UseAppendAction, arg(name="set", metavar="NAME=VALUE")]
+
+
+def demo(
+    method: str = "taylor",
+    out: Path | None = None,
+    seed: int = 0,
+    resume: bool = False,
+) -> None:
+    """See everything once, in a minute, without a download: train a small network on scikit-learn's digits,
+    halve its multiply-adds, prove the smaller one, recover it, save and load it.
+
+    Examples:
+      prunus demo
+      prunus demo --method magnitude --out runs/first
+
+    Args:
+        method: How to choose what goes; `prunus methods` lists them.
+        out: The folder for everything it makes; a new one under runs/ if not given.
+        seed: Of weights, order and choices; the same seed gives the same numbers.
+        resume: Go on with the run that was begun in --out.
+    """
+    torch.set_num_threads(1)  # a network this small gains nothing from more, and on a busy machine loses much
+    out = out or unused_folder(Path("runs/demo"))
+    settings, half = Settings(method=method, seed=seed), Budget(macs=0.5)
+    model = "zoo:digits_resnet"
+    result = prune(model, data="digits", budget=half, out=out, settings=settings, resume=resume, progress=bar)
+    show(result.values, out)
+
+
+def run(
+    model: str,
+    data: str,
+    out: Path,
+    method: str = "taylor",
+    budget: str = "macs=0.5",
+    weights: File = None,
+    seed: int = 0,
+    resume: bool = False,
+    dry_run: bool = False,
+    base_epochs: Whole = None,
+    base_lr: Real = None,
+    epochs: Whole = None,
+    lr: Real = None,
+    batch_size: Whole = None,
+    precision: Precision = None,
+    distill_weight: Real = None,
+    image_size: Size = None,
+    freeze: Patterns = (),
+    round_to: Multiple = None,
+    options: Pairs = (),
+) -> None:
+    """Make a model smaller: train or fine-tune it, prune it to a budget, prove, recover, test and report.
+    If it was killed, the same command with --resume goes on where it was, to the same numbers.
+
+    Examples:
+      prunus run --model zoo:resnet20 --data digits --budget macs=0.5 --image-size 32 --out runs/first
+      prunus run --model timm:resnet50 --data imagefolder:photos/ --weights mine.safetensors --out small/
+      prunus run --model my.net:Net --data hub:cifar10 --method magnitude --set how=uniform --out runs/u
+
+    Args:
+        model: zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG_DIR or package.module:callable.
+        data: digits, parquet:DIR, imagefolder:DIR, hub:NAME or package.module:callable.
+        out: The folder for the smaller model, the report and all that is needed to resume.
+        method: How to choose what goes; `prunus methods` lists them.
+        budget: The most that may be left of macs, params or memory_mb: a share (macs=0.5) or a number.
+        weights: A .safetensors file, or a .pt of tensors, to fine-tune from.
+        seed: Of weights, order and choices; the same seed gives the same numbers on the same CPU.
+        resume: Go on with the run in --out; it must have been begun with the same settings.
+        dry_run: Show what would be removed from the model as it is, and stop; nothing is trained or written.
+        base_epochs: How long the model is trained before pruning; 0 takes the weights as they are.
+        base_lr: Highest learning rate before pruning.
+        epochs: How long the pruned model is trained on.
+        lr: Highest learning rate after pruning.
+        batch_size: Pictures a step, of all processes together.
+        precision: Of training: bf16 is faster, no is full precision.
+        distill_weight: How much the pruned model learns from the unpruned one, 0 to 1.
+        image_size: Bring all pictures to this many pixels a side.
+        freeze: Patterns of layers that keep everything, such as 'head*' 'layer4.*'.
+        round_to: Make all widths multiples of this.
+        options: An option of the method; may be given several times. `prunus methods NAME` lists them.
+    """
+    options += (f"freeze={','.join(freeze)}",) if freeze else ()
+    options += (f"round_to={round_to}",) if round_to else ()
+    settings = Settings(
+        method=method,
+        options=options,
+        seed=seed,
+        weights=str(weights.resolve()) if weights else None,
+        image_size=image_size,
+        base_epochs=base_epochs,
+        base_lr=base_lr,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        precision=precision,
+        distill_weight=distill_weight,
+    )
+    limit = Budget.parse(budget)
+    if dry_run:
+        graph, keep = preview(model, data=data, budget=limit, settings=settings, progress=bar)
+        OUT.print(str(selection.plan(graph, keep)), markup=False, soft_wrap=True)
+        return
+    result = prune(model, data=data, budget=limit, out=out, settings=settings, resume=resume, progress=bar)
+    show(result.values, out)
+
+
+def inspect(
+    model: str,
+    data: str | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+    classes: int | None = None,
+    explain: str | None = None,
+) -> None:
+    """What of a model can shrink: its axes, what is coupled, what is fixed and why, and what it costs;
+    nothing is trained, loaded or changed.
+
+    Examples:
+      prunus inspect --model zoo:resnet56
+      prunus inspect --model timm:vit_tiny_patch16_224 --explain blocks.0.attn.qkv
+      prunus inspect --model my.net:Net --input-shape 3 64 64 --classes 5
+
+    Args:
+        model: zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG_DIR or package.module:callable.
+        data: Take shape and classes from this data.
+        input_shape: Planes, height and width of one picture.
+        classes: How many classes the model tells apart.
+        explain: An axis, layer or parameter to explain in full.
+    """
+    shape, number = describe.input_of(model, data, input_shape, classes)
+    network = load_model(model, classes=number, in_shape=shape)
+    graph = trace(network, describe.example(shape))
+    OUT.print(Text(graph.explain(explain)) if explain else describe.graph(graph))
+
+
+def methods(name: Positional[str | None] = None) -> None:
+    """List the methods; with a name, that method's paper and its options.
+
+    Examples:
+      prunus methods
+      prunus methods taylor
+
+    Args:
+        name: The method to show in full.
+    """
+    OUT.print(describe.method(registry.find(name)) if name else describe.methods())
+
+
+def compare(folders: Positional[tuple[Path, ...]]) -> None:
+    """Put finished runs side by side; runs that differ in their seed alone get a mean and a spread.
+
+    Examples:
+      prunus compare runs/taylor runs/magnitude runs/random
+
+    Args:
+        folders: Run folders.
+    """
+    if not folders:
+        raise UserError("name the run folders to compare, such as: prunus compare runs/a runs/b.")
+    OUT.print(report.comparison({str(folder): finished(folder) for folder in folders}))
+
+
+def rewrite_report(folder: Positional[Path]) -> None:
+    """Show a finished run's table again and write its report.html anew.
+
+    Examples:
+      prunus report runs/first
+
+    Args:
+        folder: The run's folder.
+    """
+    values = finished(folder)
+    report.write_page(folder / "report.html", values)
+    show(values, folder)
+
+
+def export(folder: Positional[Path]) -> None:
+    """Write a finished run's model as model.pt2 (torch.export) and, where onnx is installed, model.onnx;
+    each is run and compared with the model before it is kept. The batch size stays free.
+
+    Examples:
+      prunus export runs/first
+
+    Args:
+        folder: The run's folder.
+    """
+    for line in exporting.export_run(folder, finished(folder)):
+        OUT.print(line, markup=False, soft_wrap=True)
+
+
+COMMANDS = {
+    "demo": demo,
+    "run": run,
+    "inspect": inspect,
+    "methods": methods,
+    "compare": compare,
+    "report": rewrite_report,
+    "export": export,
+}
+DESCRIPTION = """Make trained PyTorch networks smaller and faster, with a proof of what was removed.
+
+Begin with `prunus demo`; `prunus COMMAND --help` has examples. Every command takes --debug, which shows the
+traceback of an error."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; the exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
+    config = (FlagCreatePairsOff,)
+    try:
+        command = COMMANDS.get(arguments[0])
+        if command is None:  # shows the help, or what is wrong
+            subcommand_cli_from_dict(
+                COMMANDS, prog="prunus", description=DESCRIPTION, args=arguments, config=config
+            )
+            return 0
+        # Called by itself, so that its help can hold the examples, which tyro takes for a section to leave out.
+        told = getdoc(command).partition("\nArgs:")[0]
+        tyro.cli(command, prog=f"prunus {arguments[0]}", description=told, args=arguments[1:], config=config)
+    except KeyboardInterrupt:
+        return complain("stopped. The same command with --resume goes on.", 130, debug)
+    except PrunusError as error:
+        return complain(f"error: {error}", 2 if isinstance(error, UserError) else 1, debug)
+    except Exception as error:
+        text = (
+            f"unexpected {type(error).__name__}: {error}\n--debug shows where; not in your own code? Tell us."
+        )
+        return complain(text, 1, debug)
+    return 0
+
+
+def complain(text: str, status: int, debug: bool) -> int:
+    """Say what went wrong on standard error; the status."""
+    if debug:
+        traceback.print_exc()
+    ERR.print(text, markup=False, soft_wrap=True)
+    return status
+
+
+def show(values: dict, folder: Path) -> None:
+    """The table of a run, and where to find what it made."""
+    OUT.print(report.summary(values))
+    OUT.print(f"The smaller model and its report: {folder}/report.html", markup=False, soft_wrap=True)
+
+
+def finished(folder: Path) -> dict:
+    """The result.json of a run; UserError if it is not finished."""
+    if not (folder / "result.json").exists():
+        begun = (folder / "settings.json").exists()
+        raise UserError(f"{folder} holds {'an unfinished run; go on with --resume' if begun else 'no run'}.")
+    return read_json(folder / "result.json")
+
+
+def unused_folder(wanted: Path) -> Path:
+    """`wanted`, or `wanted` with the first number behind that is free."""
+    number = 1
+    folder = wanted
+    while folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder

@@ -1,0 +1,83 @@
+"""Words and tables for `prunus inspect` and `prunus methods`."""
+
+from collections import Counter
+
+import torch
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from prunus import cost, registry, zoo
+from prunus.data import load_data
+from prunus.graph import Graph
+from prunus.report.rows import count
+
+USUAL_SHAPE, USUAL_CLASSES, ZOO_CLASSES = (3, 224, 224), 1000, 10
+REASONS = 12  # shown
+
+
+def input_of(
+    model: str, data: str | None, shape: tuple[int, int, int] | None, classes: int | None
+) -> tuple[tuple[int, int, int], int]:
+    """Shape of one picture and number of classes: as asked for, as in the data, or as usual for the model."""
+    if data is not None:
+        loaded = load_data(data)
+        return shape or tuple(loaded.example.shape[1:]), classes or loaded.classes
+    source, _, name = model.partition(":")
+    if source == "zoo":
+        return shape or zoo.native_shape(name), classes or ZOO_CLASSES
+    return shape or USUAL_SHAPE, classes or USUAL_CLASSES
+
+
+def graph(traced: Graph) -> Group:
+    """The axes of a graph, what is fixed and why, and the costs."""
+    axes = Table(title="axes: what can shrink, and what shrinks with it", title_justify="left")
+    for heading, side in (("axis", "left"), ("units", "right"), ("shrinks in", "left")):
+        axes.add_column(heading, justify=side, overflow="fold")
+    for name, axis in traced.axes.items():
+        tensors = [member.tensor for member in traced.members(name)]
+        modules = dict.fromkeys(tensor.rpartition(".")[0] or tensor for tensor in tensors)
+        axes.add_row(Text(name), str(axis.size), Text(listed(list(modules))))
+    reasons = Counter(why for _, why in traced.fixed)
+    lines = [f"  {number} x {why}" for why, number in reasons.most_common(REASONS)]
+    lines += [f"  and {len(reasons) - REASONS} more reasons"] if len(reasons) > REASONS else []
+    costs = (
+        f"{count(cost.macs(traced))} multiply-adds, {count(cost.params(traced))} parameters, "
+        f"{cost.memory_mb(traced):.3g} MB peak activations for one input; "
+        f"{100 * traced.coverage():.1f} % of the parameters can shrink."
+    )
+    return Group(axes, Text("fixed dimensions and why:"), Text("\n".join(lines)), Text(costs))
+
+
+def listed(names: list[str], most: int = 4) -> str:
+    """The first few names, and how many more."""
+    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
+
+
+def methods() -> Table:
+    """All methods, each with its docstring's first line."""
+    table = Table()
+    table.add_column("method", no_wrap=True)
+    table.add_column("what it does")
+    for name in registry.names():
+        table.add_row(name, Text(registry.find(name).doc.splitlines()[0]))
+    return table
+
+
+def method(found: registry.Method) -> Group:
+    """One method: its docstring, and its options with their defaults."""
+    table = Table(title=f"options of {found.name}, each given as --set NAME=VALUE", title_justify="left")
+    for heading in ("option", "type", "default"):
+        table.add_column(heading)
+    defaults = found.config_class()
+    for name, hint in registry.fields(found.config_class):
+        value = defaults
+        for part in name.split("."):
+            value = getattr(value, part)
+        table.add_row(name, Text(registry.words(hint)), Text(str(value)))
+    return Group(Text(found.doc.strip()), Text(), table)
+
+
+def example(shape: tuple[int, int, int]) -> torch.Tensor:
+    """A picture of zeros, (1, *shape)."""
+    return torch.zeros(1, *shape)

@@ -1,0 +1,51 @@
+"""What can go wrong, as a tree:
+
+PrunusError                     anything Prunus raises on purpose
+├── UserError (ValueError)      something given to Prunus is wrong; the command line exits with 2
+│   ├── TraceError              the model cannot be traced
+│   ├── BudgetError             the budget cannot be met; says what can
+│   └── FileError               a file is missing, damaged or does not fit
+├── PruningError                a shrink could not be proved; the user's model is untouched
+└── TrainingError               training went wrong (a loss that is not a number); the last good state is kept
+
+Messages say what was expected, what was seen, where, and what to do.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class PrunusError(Exception):
+    """Anything Prunus raises on purpose."""
+
+
+class UserError(PrunusError, ValueError):
+    """Something given to Prunus is wrong."""
+
+
+class TraceError(UserError):
+    """The model cannot be traced."""
+
+
+class BudgetError(UserError):
+    """The budget cannot be met."""
+
+
+class FileError(UserError):
+    """A file is missing, damaged or does not fit."""
+
+
+class PruningError(PrunusError):
+    """A shrink could not be proved equal to the masked original."""
+
+
+class TrainingError(PrunusError):
+    """Training went wrong."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name nobody knows: the nearest names first, then all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return UserError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}.")

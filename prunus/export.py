@@ -1,0 +1,97 @@
+"""A finished run's model in formats that need no Prunus: model.pt2 (torch.export) and model.onnx.
+
+Each is run on inputs it was not made with, in another batch size, and compared with the model before it stays.
+"""
+
+import importlib.util
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prunus import store
+from prunus.errors import PruningError, PrunusError, UserError
+from prunus.files import write_atomic
+from prunus.models import load_model
+
+RELATIVE_TOLERANCE = 1e-3  # of the largest answer: other kernels add in another order
+EXPORT_BATCH, CHECK_BATCH = 2, 3
+ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
+
+
+def export_run(folder: Path, result: dict) -> list[str]:
+    """Export the model of a finished run into its folder; returns what was written, in words.
+
+    result: its result.json. Raises UserError if the model was not given by a SPEC, PruningError if an exported
+    one answers otherwise.
+    """
+    spec, shape = result["settings"]["model"], tuple(result["input"]["shape"])
+    if ":" not in spec:
+        raise UserError(
+            f"{spec} cannot be built from its name; call prunus.export.export_model with the model."
+        )
+    model = store.load(folder, load_model(spec, classes=result["input"]["classes"], in_shape=shape))
+    return export_model(folder, model, shape)
+
+
+def export_model(folder: Path, model: nn.Module, shape: tuple[int, ...]) -> list[str]:
+    """Export `model`, which takes (B, *shape), into `folder`; returns what was written, in words."""
+    folder, model = Path(folder), model.eval()
+    generator = torch.Generator().manual_seed(0)
+    example, other = (torch.randn(n, *shape, generator=generator) for n in (EXPORT_BATCH, CHECK_BATCH))
+    program = exported(model, example)
+    with torch.no_grad():
+        expected = model(other)
+        written = [check("model.pt2", program.module()(other), expected)]
+    write_atomic(folder / "model.pt2", lambda temporary: save_program(program, temporary))
+    missing = [name for name in ONNX_NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        hint = f"{', '.join(missing)} not installed; pip install 'prunus[onnx]'"
+        return [*written, f"model.onnx not written: {hint}."]
+    return [*written, write_onnx(folder / "model.onnx", program, other, expected)]
+
+
+def exported(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """The model as a torch.export program with a free batch size."""
+    try:
+        return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    except Exception as error:  # whatever torch.export stumbles over in the user's code
+        reason = str(error).strip().splitlines()[0]
+        raise PrunusError(f"torch.export cannot export this model: {reason}") from error
+
+
+def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
+    """torch.export.save, which insists on the file's ending unless it is given an open file."""
+    with path.open("wb") as file:
+        torch.export.save(program, file)
+
+
+def write_onnx(path: Path, program: torch.export.ExportedProgram, other: Tensor, expected: Tensor) -> str:
+    """Write the program as ONNX, run by onnxruntime and compared first."""
+    import onnxruntime
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        onnx_program = torch.onnx.export(program, dynamo=True, verbose=False)
+
+    def write(temporary: Path) -> None:
+        onnx_program.save(temporary)
+        session = onnxruntime.InferenceSession(temporary.read_bytes(), providers=["CPUExecutionProvider"])
+        (answer,) = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+        said.append(check(path.name, torch.from_numpy(answer), expected))
+
+    said: list[str] = []
+    write_atomic(path, write)
+    return said[0]
+
+
+def check(name: str, answer: Tensor, expected: Tensor) -> str:
+    """A line on how far the exported model's answer is off; PruningError if too far."""
+    error = (answer - expected).abs().max().item()
+    allowed = RELATIVE_TOLERANCE * max(1.0, expected.abs().max().item())
+    if not error <= allowed:
+        raise PruningError(
+            f"{name} differs from the model by {error:.1e}, allowed {allowed:.1e}; not written."
+        )
+    return f"{name} written; largest difference from the model {error:.1e}."

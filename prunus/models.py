@@ -1,0 +1,168 @@
+"""Models by a short name, freshly initialised, and weights from a file.
+
+    zoo:resnet56   torchvision:resnet50   timm:vit_tiny_patch16_224   hf:CONFIG_DIR   package.module:callable
+
+Nothing is downloaded, and nothing in a file is executed.
+"""
+
+import difflib
+import importlib
+import inspect
+import pickle
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prunus import zoo
+from prunus.errors import FileError, UserError, unknown
+from prunus.files import read_json, read_tensors
+
+SHOWN = 3  # differences named in an error
+
+
+def load_model(spec: str, *, classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
+    """A freshly initialised model (by torch's global seed) for pictures of `in_shape` and `classes` classes.
+
+    A user's callable is given `classes` and `in_shape`, or those of the two that it names.
+    Raises UserError for a spec or name nobody knows (with the nearest ones) or a library that is missing.
+    """
+    sources = {"zoo": zoo.build, "torchvision": from_torchvision, "timm": from_timm, "hf": from_config}
+    source, _, name = spec.partition(":")
+    if source in sources and name:
+        return sources[source](name, classes, in_shape)
+    make = user_object(spec, "model source", [*sources, "package.module"])
+    asked = {"classes": classes, "in_shape": in_shape}
+    named = inspect.signature(make).parameters
+    model = make(**{key: value for key, value in asked.items() if key in named})
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{spec} should return an nn.Module, but returned a {type(model).__name__}.")
+    return model
+
+
+def load_weights(model: nn.Module, file: str | Path) -> None:
+    """Fill `model` from a .safetensors file, or a .pt file of tensors only; nothing is executed from it.
+
+    Raises FileError if the file is damaged or its names or shapes differ; `model` is then untouched.
+    """
+    file = Path(file)
+    tensors = read_tensors(file) if file.suffix == ".safetensors" else read_pt(file)
+    own = model.state_dict()
+    # Files written for BatchNorm before torch 0.4.1, and by other libraries, lack the step counter.
+    missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
+    extra = [name for name in tensors if name not in own]
+    other = [
+        f"{name} is {tuple(tensors[name].shape)} there, {tuple(own[name].shape)} here"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    found = {"it lacks": missing, "it has besides": extra, "of other shape": other}
+    differences = [f"{what}: {first(names)}" for what, names in found.items() if names]
+    if differences:
+        raise FileError(f"the weights in {file} do not fit the model. {'; '.join(differences)}.")
+    model.load_state_dict(tensors, strict=True)
+
+
+def first(names: list[str]) -> str:
+    """The first few names, and how many more."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def read_pt(file: Path) -> dict[str, Tensor]:
+    """The state dict in a .pt file; it may lie under "state_dict" or "model" and have DataParallel's names."""
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise FileError(f"{file} does not exist.") from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        cause = str(error).splitlines()[0]
+        words = f"{file} is not a file of tensors only ({cause}); save model.state_dict()."
+        raise FileError(words) from error
+    for key in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise FileError(f"{file} should hold a dict from names to tensors; save model.state_dict().")
+    parallel = all(name.startswith("module.") for name in found)
+    return {name.removeprefix("module."): value for name, value in found.items()} if parallel else found
+
+
+def user_object(spec: str, kind: str, known: Iterable[str]) -> Callable:
+    """What "package.module:callable" names, looked for in the working folder too.
+
+    kind, known: what is asked for and what might have stood before the colon, for the error's words.
+    """
+    module, colon, name = spec.partition(":")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        found = importlib.import_module(module) if colon and module and name else None
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise UserError(f"{spec} cannot be imported: {error}.") from error
+        found = None
+    finally:
+        sys.path.remove(here)
+    if found is None:
+        raise unknown(kind, module, known)
+    if not callable(getattr(found, name, None)):
+        others = [key for key, value in vars(found).items() if callable(value)]
+        raise unknown(f"callable in {module}", name, others)
+    return getattr(found, name)
+
+
+def from_torchvision(name: str, classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
+    """A torchvision classifier; they take three planes."""
+    models = library("torchvision.models")
+    check_listed("torchvision", name, models.list_models())
+    if in_shape[0] != 3:
+        seen = f"these have {in_shape[0]}; try timm:{name}"
+        raise UserError(f"torchvision:{name} takes pictures of 3 planes, {seen}.")
+    return models.get_model(name, weights=None, num_classes=classes)
+
+
+def from_timm(name: str, classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
+    """A timm classifier; one that was made for a single picture size is made for this one."""
+    timm = library("timm")
+    check_listed("timm", name, timm.list_models())
+    fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+    size = {"img_size": in_shape[1:]} if fixed else {}
+    return timm.create_model(name, num_classes=classes, in_chans=in_shape[0], **size)
+
+
+def from_config(folder: str, classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
+    """The image classifier that a transformers config.json describes."""
+    config = read_json(Path(folder) / "config.json")
+    transformers = library("transformers")
+    try:
+        kind = config.pop("model_type")
+        sizes = {"image_size": in_shape[1]} if "image_size" in config else {}
+        config |= {"num_labels": classes, "num_channels": in_shape[0]} | sizes
+        made = transformers.AutoConfig.for_model(kind, **config)
+        return transformers.AutoModelForImageClassification.from_config(made)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{folder}/config.json describes no known image classifier: {error}.") from error
+
+
+def library(name: str):
+    """Import an optional library, or say how to get it."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError) as error:
+        package = name.partition(".")[0]
+        raise UserError(
+            f"{package} cannot be imported ({error}). Install a build that fits torch {torch.__version__}: "
+            "pip install 'prunus[models]'."
+        ) from error
+
+
+def check_listed(source: str, name: str, listed: Iterable[str]) -> None:
+    """Raise UserError with the nearest names unless `name` is listed (all of them would fill pages)."""
+    listed = list(listed)
+    if name not in listed:
+        near = difflib.get_close_matches(name, listed, n=3, cutoff=0.4)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"{source} has no model {name!r}.{hint}")

@@ -1,0 +1,95 @@
+"""The methods there are, and their options.
+
+The folder prunus/methods is the registry: every file in it is a method of that name. The fields of its Config
+are its options, set by `name=value`; `a.b=value` reaches into a field that is itself a dataclass, `a=1,2,3`
+fills a tuple.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import keyword
+import pkgutil
+import typing
+from collections.abc import Callable, Iterable, Iterator
+
+import tyro
+
+from prunus import methods
+from prunus.errors import UserError, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method: its name, its file's docstring, its options, and what it does."""
+
+    name: str
+    doc: str
+    config_class: type
+    prune: Callable
+
+
+def names() -> list[str]:
+    """The names of all methods, sorted. One that is a Python keyword is a file with an underscore behind."""
+    found = [module.name for module in pkgutil.iter_modules(methods.__path__)]
+    return sorted(name.rstrip("_") for name in found if not name.startswith("_"))
+
+
+def find(name: str) -> Method:
+    """The method called `name`. Raises UserError with the nearest names."""
+    if name not in names():
+        raise unknown("method", name, names())
+    file = f"{name}_" if keyword.iskeyword(name) else name
+    module = importlib.import_module(f"prunus.methods.{file}")
+    return Method(name, module.__doc__, module.Config, module.prune)
+
+
+def configure(config_class: type, pairs: Iterable[str], kind: str) -> object:
+    """A `config_class` with the options in `pairs` set, its defaults otherwise.
+
+    pairs: such as "batches=8", "how=uniform"; kind: what an option is called in errors.
+    Raises UserError for an unknown name (the nearest are named), or a value that does not fit.
+    """
+    known = dict(fields(config_class))
+    arguments = []
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals:
+            raise UserError(f"expected name=value for {kind}, got {pair!r}.")
+        if name not in known:
+            raise unknown(kind, name, known)
+        many = typing.get_origin(known[name]) is tuple
+        argument = [f"--{name}", *(value.split(",") if many else [value])]
+        read(config_class, argument, f"{kind}: {name} should be {words(known[name])}, not {value!r}")
+        arguments += argument
+    return read(config_class, arguments, f"{kind}: {', '.join(pairs)} do not go together")
+
+
+def fields(config_class: type, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Every option and its type; those of a field that is a dataclass are called field.option."""
+    for name, hint in typing.get_type_hints(config_class).items():
+        if dataclasses.is_dataclass(hint):
+            yield from fields(hint, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", hint
+
+
+def words(hint: object) -> str:
+    """A field's type in words: `int`, `l1 | l2`, `float | None`."""
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(map(str, typing.get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+
+
+def read(config_class: type, arguments: list[str], complaint: str) -> object:
+    """A `config_class` as tyro reads it, its own error boxes turned into a UserError."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            return tyro.cli(config_class, args=arguments, config=(tyro.conf.FlagConversionOff,))
+    except SystemExit as error:
+        lines = [line for line in said.getvalue().splitlines() if "Error parsing" in line]
+        reasons = [f" ({line.partition(': ')[2].strip()})" for line in lines]
+        raise UserError(f"{complaint}{''.join(reasons)}.") from error

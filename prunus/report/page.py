@@ -1,0 +1,138 @@
+"""report.html: one page that holds everything it shows, plotly.js included, so it opens without a network."""
+
+import html
+import json
+from pathlib import Path
+
+import jinja2
+from plotly.offline import get_plotlyjs
+
+from prunus.files import write_atomic
+from prunus.report.rows import budget, percent, proof, rows
+
+KEPT, REMOVED, BASE, GRID = "#2a6f5b", "#d9dfdc", "#8b9791", "#e8ecea"
+SECTIONS = {"config": "options of the method", "base": "training before pruning", "recovery": "recovery"}
+STAGES = {"base": "base (before pruning)", "recover": "recovery (after pruning)"}
+FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#26302c"}
+
+
+def write_page(path: Path, result: dict) -> None:
+    """Write the page of one result.json, atomically."""
+    templates = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=templates, autoescape=True, undefined=jinja2.StrictUndefined)
+    metric, after = result["metric"], result["after"]
+    page = environment.get_template("page.html.j2").render(
+        result=result,
+        headline=_headline(result),
+        budget=budget(result),
+        rows=rows(result),
+        proof=proof(result),
+        proved=result["verified"].get("max_abs_error") is not None,
+        score=percent(after[metric]),
+        figures={"widths": widths_figure(result), "curves": curves_figure(result)},
+        facts=_facts(result),
+        plotly_js=get_plotlyjs(),
+    )
+    write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+
+
+def widths_figure(result: dict) -> dict:
+    """Kept and removed units per axis as stacked horizontal bars: a plotly figure as plain data."""
+    names = list(result["widths"])
+    kept = [result["widths"][name][0] for name in names]
+    totals = [result["widths"][name][1] for name in names]
+    labels = [_plain(name if len(name) <= 22 else f"…{name[-21:]}") for name in names]
+    common = {"type": "bar", "orientation": "h", "y": list(range(len(names)))}
+    hover = [f"{_plain(name)}<br>{k} of {t} kept" for name, k, t in zip(names, kept, totals, strict=True)]
+    bars = [
+        {**common, "name": "kept", "x": kept, "marker": {"color": KEPT}},
+        {**common, "name": "removed", "marker": {"color": REMOVED}},
+    ]
+    bars[1]["x"] = [total - keep for keep, total in zip(kept, totals, strict=True)]
+    bars[1]["text"] = [f"{keep}/{total}" for keep, total in zip(kept, totals, strict=True)]
+    bars[1] |= {"textposition": "outside", "cliponaxis": False}
+    for bar in bars:
+        bar |= {"hovertext": hover, "hoverinfo": "text"}
+    layout = _layout(height=110 + 26 * len(names), barmode="stack", bargap=0.3)
+    layout["yaxis"] = {"tickvals": common["y"], "ticktext": labels, "ticks": "outside", "tickcolor": "#0000"}
+    layout["yaxis"] |= {"autorange": "reversed", "automargin": True, "fixedrange": True, "showgrid": False}
+    layout["xaxis"] |= {"title": {"text": "units"}, "range": [0, 1.35 * max(totals, default=1)]}
+    return {"data": bars, "layout": layout}
+
+
+def curves_figure(result: dict) -> dict:
+    """The metric on held-out training data and the loss, epoch by epoch: the base, then the recovery."""
+    metric = _plain(result["metric"])
+    data, start = [], 0
+    for stage, color in (("base", BASE), ("recover", KEPT)):
+        history = result["history"].get(stage) or []
+        epochs = [start + number for number in range(1, len(history) + 1)]
+        start += len(history)
+        for key, axis in ((result["metric"], "y"), ("loss", "y2")):
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers",
+                    "x": epochs,
+                    "y": [row.get(key) for row in history],
+                    "yaxis": axis,
+                    "name": STAGES[stage],
+                    "line": {"color": color},
+                    "legendgroup": stage,
+                    "showlegend": axis == "y",
+                }
+            )
+    layout = _layout(height=480)
+    layout["xaxis"] |= {"title": {"text": "epoch"}, "anchor": "y2", "rangemode": "tozero"}
+    layout["yaxis"] = {"title": {"text": metric}, "domain": [0.56, 1], "tickformat": ".0%"}
+    layout["yaxis2"] = {"title": {"text": "training loss"}, "domain": [0, 0.44]}
+    for axis in ("yaxis", "yaxis2"):
+        layout[axis] |= {"automargin": True, "fixedrange": True, "gridcolor": GRID, "zeroline": False}
+    return {"data": data, "layout": layout}
+
+
+def _layout(**more: object) -> dict:
+    legend = {"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0, "itemclick": False}
+    return {
+        "font": FONT,
+        "margin": {"l": 10, "r": 16, "t": 40, "b": 46},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "legend": legend | {"traceorder": "normal"},
+        "xaxis": {"fixedrange": True, "gridcolor": GRID, "zeroline": False},
+        **more,
+    }
+
+
+def _headline(result: dict) -> str:
+    before, after, metric = result["before"], result["after"], result["metric"]
+    share = after["macs"] / before["macs"]
+    return (
+        f"{100 * share:.0f} % of the multiply-adds, {100 * after['params'] / before['params']:.0f} % of the "
+        f"parameters, {metric} {percent(before[metric])} → {percent(after[metric])}"
+    ).replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _facts(result: dict) -> dict[str, dict[str, str]]:
+    """The small print in sections: settings that are set, seconds, versions, machine, as text."""
+    settings = result["settings"]
+    inner = {key: value for key, value in settings.items() if isinstance(value, dict)}
+    sections = {"settings": {key: value for key, value in settings.items() if key not in inner}, **inner}
+    sections |= {title: result[title] for title in ("seconds", "versions", "machine")}
+    return {
+        SECTIONS.get(title, title): {
+            key: _text(value) for key, value in values.items() if value is not None and value != []
+        }
+        for title, values in sections.items()
+    }
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _plain(text: str) -> str:
+    """Text that plotly shows as it is: it would read some HTML, and TeX between two dollar signs."""
+    return html.escape(text, quote=False).replace("$", "&#36;")

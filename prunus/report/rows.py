@@ -1,0 +1,83 @@
+"""The before / pruned / recovered table, as plain rows of text that the terminal and the page both show."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One quantity: its name in words, and how it reads before, right after pruning, and after recovery."""
+
+    label: str
+    before: str
+    pruned: str
+    after: str
+    change: str  # of `after` against `before`
+
+
+def rows(result: dict) -> list[Row]:
+    """The table of one result.json: costs first, then the metric."""
+    before, after, pruned = result["before"], result["after"], result["pruned"]
+    table = []
+    for key, label, text in COSTS:
+        if before.get(key) is not None and after.get(key) is not None:
+            was, now = before[key], after[key]
+            shrunk = text(now) if key in SAME_AFTER_RECOVERY else ""
+            table.append(
+                Row(label=label, before=text(was), pruned=shrunk, after=text(now), change=_times(was, now))
+            )
+    metric = result["metric"]
+    was, now = before[metric], after[metric]
+    table.append(
+        Row(
+            label=f"{metric} on the test set",
+            before=percent(was),
+            pruned=percent(pruned[metric]),
+            after=percent(now),
+            change=f"{100 * (now - was):+.2f} points",
+        )
+    )
+    return table
+
+
+def proof(result: dict) -> str:
+    """One line that says how far the smaller model is from the original with the removed units at zero."""
+    verified = result["verified"]
+    if verified.get("max_abs_error") is None:
+        return "Not proved: the check was switched off."
+    return (
+        f"Proved: the smaller model equals the original with the removed units at zero. Largest relative "
+        f"difference of their answers {verified['max_abs_error']:.1e}, allowed {verified['tolerance']:.0e}."
+    )
+
+
+def budget(result: dict) -> str:
+    """The budget in words, such as `macs <= 50 %`."""
+    ((name, limit),) = result["budget"].items()
+    return f"{name} <= {100 * limit:g} %" if limit <= 1 else f"{name} <= {limit:g}"
+
+
+def count(number: float) -> str:
+    """A large number for people: 41.1 M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g}"
+
+
+def percent(share: float) -> str:
+    """A share as per cent: 92.30 %."""
+    return f"{100 * share:.2f} %"
+
+
+def _times(was: float, now: float) -> str:
+    return f"{100 * now / was:.0f} %" if was else ""
+
+
+COSTS = (
+    ("macs", "multiply-adds for one input", count),
+    ("params", "parameters", count),
+    ("latency_ms", "milliseconds for one input", lambda ms: f"{ms:.2f}"),
+    ("memory_mb", "peak activations, MB", lambda mb: f"{mb:.3g}"),
+    ("file_mb", "file size, MB", lambda mb: f"{mb:.3g}"),
+)
+SAME_AFTER_RECOVERY = {"macs", "params", "memory_mb"}

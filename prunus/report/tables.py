@@ -1,0 +1,71 @@
+"""Tables for the terminal."""
+
+import json
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from prunus.report.rows import budget, percent, proof, rows
+
+
+def summary(result: dict) -> Group:
+    """The table of one run, which `rich` can print, and the proof in one line under it."""
+    table = Table(title=Text(f"{result['method']}, {budget(result)}"), title_justify="left")
+    for heading in ("", "before", "pruned", "recovered", "of before"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for row in rows(result):
+        table.add_row(row.label, row.before, row.pruned, row.after, row.change)
+    return Group(table, Text(proof(result)))
+
+
+def comparison(results: dict[str, dict]) -> Group:
+    """Runs side by side; `results`: a label (their folder) -> result.json.
+
+    Runs that differ only in their seed are followed by their mean and spread.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("run", overflow="fold", min_width=12)
+    for heading in ("method", "budget"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("seed", "macs", "params", "ms", "before", "after"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label, result in results.items():
+        table.add_row(*map(Text, _cells(label, result)))
+    notes = [Text(line) for line in _means(list(results.values()))]
+    return Group(table, *notes)
+
+
+def _cells(label: str, result: dict) -> list[str]:
+    before, after, metric = result["before"], result["after"], result["metric"]
+    return [
+        label,
+        result["method"],
+        budget(result).replace(" ", ""),
+        str(result["seed"]),
+        f"{100 * after['macs'] / before['macs']:.0f} %",
+        f"{100 * after['params'] / before['params']:.0f} %",
+        f"{after['latency_ms']:.2f}",
+        percent(before[metric]),
+        percent(after[metric]),
+    ]
+
+
+def _means(results: list[dict]) -> list[str]:
+    groups: dict[str, list[dict]] = {}
+    for result in results:
+        asked = {key: value for key, value in result["settings"].items() if key != "seed"}
+        groups.setdefault(json.dumps(asked, sort_keys=True), []).append(result)
+    lines = []
+    for group in groups.values():
+        if len(group) > 1:
+            metric = group[0]["metric"]
+            values = [result["after"][metric] for result in group]
+            mean = sum(values) / len(values)
+            spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+            lines.append(
+                f"{group[0]['method']}, {budget(group[0])}: {metric} {percent(mean)} on average over "
+                f"{len(group)} seeds, standard deviation {100 * spread:.2f} points"
+            )
+    return lines

@@ -1,0 +1,224 @@
+"""A run: a model, data and a budget become a folder with the smaller model in it.
+
+    result = prunus.prune(model, example, budget=Budget(macs=0.5), data="digits", out="small/")
+
+What happens is in stages.py, how a killed run goes on in runfolder.py; here is what can be asked for and what
+comes of it: result.json and report.html.
+"""
+
+import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+import prunus
+from prunus import registry, report, scores, store
+from prunus.data import Data, load_data
+from prunus.files import write_json
+from prunus.graph import Graph, trace
+from prunus.models import load_model, load_weights
+from prunus.progress import silent
+from prunus.runfolder import Run
+from prunus.selection import Budget, Selection
+from prunus.stages import Work
+from prunus.tasks.classification import Classification
+
+STAGES = ("base", "prune", "shrink", "recover", "evaluate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a run goes. All of it is kept with the result, and only the same settings resume a run.
+
+    options: the method's, each "name=value". weights: a file for the model. base_...: of the training before
+    pruning, the others of the one after; None: as the task advises. A model that was given, not named, is
+    taken as trained unless base_epochs says otherwise.
+    """
+
+    method: str = "taylor"
+    options: tuple[str, ...] = ()
+    seed: int = 0
+    weights: str | None = None
+    image_size: int | None = None
+    base_epochs: int | None = None
+    base_lr: float | None = None
+    epochs: int | None = None
+    lr: float | None = None
+    batch_size: int | None = None
+    precision: str | None = None
+    distill_weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its folder, result.json as `values`, and the smaller model."""
+
+    folder: Path
+    values: dict
+    model: nn.Module
+
+
+def prune(
+    model: nn.Module | str,
+    example: Tensor | None = None,
+    *,
+    budget: Budget,
+    data: Data | str,
+    out: str | Path,
+    method: str | None = None,
+    settings: Settings | None = None,
+    resume: bool = False,
+    progress: Callable = silent,
+) -> Result:
+    """Prune `model` to `budget`, recover it on `data`, test and report it, all in the folder `out`.
+
+    model, data: the things themselves, or SPECs; a model given stays as it is. example: one input
+    (1, C, H, W), data.example if not given. method: settings.method if not given. progress: such as
+    `prunus.progress.bar`, which shows how far each stage is.
+    Raises UserError for anything wrong with what was given, PruningError, TrainingError.
+    """
+    settings = replace(settings or Settings(), **({"method": method} if method else {}))
+    configured(settings)
+    asked = {"model": label(model), "data": label(data), "budget": {budget.name: budget.value}}
+    run = Run(out, asked | asdict(settings), resume=resume, progress=progress)
+    work = prepared(run, model, example, data, budget, settings)
+    run.begin()
+    records = {name: run.stage(name, getattr(work, name)) for name in STAGES}
+    values = result_of(work, records)
+    run.write(lambda: write_json(run.path / "result.json", values))
+    run.write(lambda: report.write_page(run.path / "report.html", values))
+    run.log("done", **{key: values[key] for key in ("before", "pruned", "after")})
+    return Result(run.path, values, store.load(run.path, work.fresh()))
+
+
+def preview(
+    model: nn.Module | str,
+    example: Tensor | None = None,
+    *,
+    budget: Budget,
+    data: Data | str,
+    settings: Settings | None = None,
+    progress: Callable = silent,
+) -> tuple[Graph, dict[str, list[int]]]:
+    """What `prune` would keep of the model as it is now, nothing trained before; leaves no file behind."""
+    settings = settings or Settings()
+    configured(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(folder, asdict(settings), progress=progress)
+        work = prepared(run, model, example, data, budget, settings)
+        return work.graph(), work.choice(work.fresh()).keep
+
+
+def prepared(
+    run: Run,
+    model: nn.Module | str,
+    example: Tensor | None,
+    data: Data | str,
+    budget: Budget,
+    settings: Settings,
+) -> Work:
+    """Load what is only named, and see that model and data fit together."""
+    if isinstance(data, str):
+        data = load_data(data, seed=settings.seed, image_size=settings.image_size)
+    if example is not None:
+        data = replace(data, example=example)
+    purpose, base_epochs = "tune", settings.base_epochs
+    if isinstance(model, str):
+        set_seed(settings.seed)
+        model = load_model(model, classes=data.classes, in_shape=tuple(data.example.shape[1:]))
+        purpose = "tune" if settings.weights else "scratch"
+    elif base_epochs is None:
+        base_epochs = 0
+    if settings.weights:
+        load_weights(model, settings.weights)
+    method, config = configured(settings)
+    task = Classification(model, data)
+    if isinstance(config, Selection):  # refuse now what would be refused after the training
+        graph = trace(model, data.example)
+        config.select(graph, scores.random(graph, settings.seed), budget)
+    base = {"epochs": base_epochs, "lr": settings.base_lr}
+    recovery = {"epochs": settings.epochs, "lr": settings.lr, "distill_weight": settings.distill_weight}
+    both = {"batch_size": settings.batch_size, "precision": settings.precision}
+    return Work(
+        run=run,
+        model=model,
+        data=data,
+        budget=budget,
+        method=method,
+        config=config,
+        base_recipe=replace(task.recipe(purpose), **given(base | both)),
+        recovery_recipe=replace(task.recipe("recover"), **given(recovery | both)),
+    )
+
+
+def configured(settings: Settings) -> tuple[registry.Method, object]:
+    """The method and its options; UserError if there are none such."""
+    method = registry.find(settings.method)
+    kind = f"option of method {settings.method}"
+    return method, registry.configure(method.config_class, settings.options, kind)
+
+
+def given(values: dict) -> dict:
+    """Those that are not None."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def label(thing: object) -> str:
+    """How settings.json calls a model or data: the SPEC, or what class of thing was given."""
+    if isinstance(thing, str):
+        return thing
+    return thing.name if isinstance(thing, Data) else f"{type(thing).__qualname__} (given)"
+
+
+def result_of(work: Work, records: dict[str, dict]) -> dict:
+    """result.json, from what the stages found."""
+    base, shrink, evaluate = records["base"], records["shrink"], records["evaluate"]
+    return {
+        "method": work.method.name,
+        "seed": work.run.seed,
+        "budget": {work.budget.name: work.budget.value},
+        "metric": Classification.metric,
+        "input": {"shape": list(work.data.example.shape[1:]), "classes": work.data.classes},
+        "before": evaluate["before"] | base["test"],
+        "pruned": shrink["test"],
+        "after": evaluate["after"] | evaluate["test"],
+        "verified": shrink["verified"],
+        "widths": evaluate["widths"],
+        "history": {"base": base["history"], "recover": records["recover"]["history"]},
+        "seconds": {name: record["seconds"] for name, record in records.items()},
+        "versions": versions(),
+        "machine": machine(work),
+        "settings": work.run.asked
+        | {"config": asdict(work.config), "base": asdict(work.base_recipe)}
+        | {"recovery": asdict(work.recovery_recipe)},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that can change a figure."""
+    found = {"python": platform.python_version(), "prunus": prunus.__version__}
+    for name in ("torch", "accelerate", "datasets", "torchvision", "timm", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine(work: Work) -> dict[str, object]:
+    """What the times were taken on."""
+    device = work.run.processes.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "system": platform.platform(),
+        "device": device.type,
+        "processor": name or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "processes": work.run.processes.num_processes,
+    }

@@ -1,0 +1,215 @@
+"""Skeletons: models whose tensors have shapes but no data, and how to run them.
+
+A skeleton is a copy of a model on torch's meta device: nothing is computed and no weight is copied. Integer
+tensors, and what is made from them alone, stay real, so that masks, indices and Python control flow just work;
+where real and abstract tensors meet, the result is abstract.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from prunus import rules
+from prunus.errors import UserError
+from prunus.rules import tag_of
+
+
+def skeleton(model: nn.Module, real: bool = False) -> nn.Module:
+    """A copy of `model` whose parameters and floating buffers hold no data; parametrisations are resolved.
+
+    `real`: share the data instead (for what the meta device cannot run).
+    """
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        data = parameter.detach() if real else parameter.detach().to("meta")
+        memo[id(parameter)] = nn.Parameter(data, requires_grad=False)
+    for buffer in model.buffers():
+        meta = buffer.is_floating_point() and not real
+        memo[id(buffer)] = buffer.detach().to("meta") if meta else buffer.detach().clone()
+    bare = copied(model, memo).eval()
+    for module in list(bare.modules()):
+        module._forward_hooks.clear()  # the user's own hooks are not for this pass
+        if parametrize.is_parametrized(module):
+            resolve_parametrisations(module)
+    return bare
+
+
+def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy in which what `memo` names is replaced. Raises UserError saying what cannot be copied."""
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:  # a kept activation, say
+                memo[id(value)] = value.detach()
+    try:
+        return _copied(model, memo)
+    except Exception as error:  # whatever an attribute raises that does not like to be copied
+        raise UserError(
+            f"this {type(model).__name__} cannot be copied ({error}). Remove the attribute that objects (a lock, "
+            "an open file); for the old weight_norm or torch.nn.utils.prune call remove_weight_norm or prune.remove."
+        ) from error
+
+
+_ATOMIC = (int, float, bool, str, type(None), type)
+_OWN_WAY = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__")
+
+
+def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """What copy.deepcopy does, without its detour over pickling for each module's many empty dicts."""
+    if id(module) in memo:
+        return memo[id(module)]
+    if any(getattr(type(module), way, None) is not getattr(nn.Module, way, None) for way in _OWN_WAY):
+        return copy.deepcopy(module, memo)
+    new = memo[id(module)] = type(module).__new__(type(module))
+    for name, value in vars(module).items():
+        if name == "_modules":
+            value = {n: child if child is None else _copied(child, memo) for n, child in value.items()}
+        elif isinstance(value, (dict, set, list)) and not value:
+            value = type(value)()
+        elif not isinstance(value, _ATOMIC):
+            value = copy.deepcopy(value, memo)
+        new.__dict__[name] = value
+    return new
+
+
+def resolve_parametrisations(module: nn.Module) -> None:
+    """Put the tensors that parametrisations compute in their place. torch's own remove_parametrizations would
+    change the class, which the copy shares with the user's module."""
+    values = {name: getattr(module, name).detach() for name in module.parametrizations}
+    plain = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    module.__class__ = plain
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+
+
+def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name, each once (tied ones under their first name)."""
+    parameters: dict[str, torch.Tensor] = {}
+    buffers: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for held, found in ((module._parameters, parameters), (module._buffers, buffers)):
+            for name, tensor in held.items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    found[f"{prefix}.{name}" if prefix else name] = tensor
+    return parameters | buffers
+
+
+def call(model: nn.Module, example: Any) -> Any:
+    """Run `model` on an example: a tensor, a tuple of arguments or a dict of keyword arguments."""
+    if isinstance(example, dict):
+        return model(**example)
+    return model(*example) if isinstance(example, (tuple, list)) else model(example)
+
+
+@contextmanager
+def quiet_forward() -> Iterator[None]:
+    """No gradients, and no fused transformer kernels that hide their operators."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def same_device(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Where abstract and real tensors meet, make all abstract; what is made from no abstract one stays real."""
+    tensors = rules.tensors_in(args) + rules.tensors_in(kwargs.values())
+    abstract = [t.is_meta for t in tensors]
+    if any(abstract):
+        if not all(abstract):
+            args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
+    elif torch.device(kwargs.get("device") or "cpu").type == "meta":
+        kwargs = {**kwargs, "device": "cpu"}
+    return args, kwargs
+
+
+_SHAPE_KEEPING = {
+    *(
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "relu",
+        "gelu",
+        "silu",
+        "sigmoid",
+        "tanh",
+        "hardswish",
+        "hardsigmoid",
+        "hardtanh",
+    ),
+    *("leaky_relu", "elu", "_softmax", "_safe_softmax", "_log_softmax"),
+}
+
+
+def compute(func: Any, args: tuple, kwargs: dict) -> Any:
+    """Run an operator. Of abstract tensors only the shape matters, and for the most common operators it is that
+    of the first: their meta kernels, written in Python, would be most of the time of a trace."""
+    name = rules.find(func)[0]
+    first = args[0] if args else None
+    if not isinstance(first, torch.Tensor) or not first.is_meta or not first.is_floating_point():
+        return func(*args, **kwargs)
+    if name.removesuffix("_") in _SHAPE_KEEPING:
+        if all(_broadcasts_to(other, first) for other in args[1:] if isinstance(other, torch.Tensor)):
+            return first if name.endswith("_") else torch.empty_like(first)
+    elif name == "mean" and len(args) > 2 and isinstance(args[1], (list, tuple)):
+        over = {d % first.dim() for d in args[1]}
+        kept = [1 if d in over else n for d, n in enumerate(first.shape)]
+        return first.new_empty(kept if args[2] else [n for d, n in enumerate(kept) if d not in over])
+    elif name == "convolution" and not args[6]:
+        x, w, _, stride, padding, dilation = args[:6]
+        if len(stride) == len(padding) == len(dilation) == x.dim() - 2 and x.shape[1] == w.shape[1] * args[8]:
+            sizes = zip(x.shape[2:], w.shape[2:], stride, padding, dilation, strict=True)
+            space = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
+            return x.new_empty((x.shape[0], w.shape[0], *space))
+    elif name == "native_batch_norm" and all(t is None or t.shape == first.shape[1:2] for t in args[1:5]):
+        return torch.empty_like(first), None, None
+    elif name == "native_layer_norm" and list(first.shape[-len(args[1]) :]) == list(args[1]):
+        if all(t is None or list(t.shape) == list(args[1]) for t in args[2:4]):
+            return torch.empty_like(first), None, None
+    return func(*args, **kwargs)
+
+
+def _broadcasts_to(tensor: torch.Tensor, target: torch.Tensor) -> bool:
+    """Whether an operator on both has the shape and type of `target`."""
+    shape = tensor.shape
+    fits = tensor.dim() <= target.dim() and all(
+        a in (1, b) for a, b in zip(reversed(shape), reversed(target.shape), strict=False)
+    )
+    return fits and tensor.dtype == target.dtype
+
+
+class SameDevice(TorchFunctionMode):
+    """`same_device` for functions that compare devices before any operator runs (attention with a real mask)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        args, kwargs = same_device(args, kwargs or {})
+        return func(*args, **kwargs)
+
+
+def mixes_devices(example: Any) -> bool:
+    """Whether an example holds integer tensors, which stay real and so may meet abstract ones."""
+    return any(isinstance(t, torch.Tensor) and not t.is_floating_point() for t in tree_flatten(example)[0])
+
+
+def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_meta:
+        return tensor
+    meta = tensor.to("meta")
+    tag = tag_of(tensor)
+    if tag is not None:
+        meta._prunus_tag = tag
+    return meta

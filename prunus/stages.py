@@ -1,0 +1,207 @@
+"""The stages of a run, each from files to files.
+
+    base      the weights to start from: trained here, fine-tuned, or as given    base.safetensors
+    prune     the method chooses what stays, and may give weights for it          prune/weights.safetensors
+    shrink    the smaller module, proved equal to the masked one                  pruned/
+    recover   it is trained on, taught by the base; saved, loaded, compared       keep.json, model.safetensors
+    evaluate  test set, milliseconds and memory of what the files hold
+
+Choices are made on data.train and data.val; data.test is met by base, pruned and recovered model, once each.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prunus import checkpoint, cost, store, surgery
+from prunus.data import Data
+from prunus.errors import PruningError
+from prunus.files import read_tensors, write_tensors
+from prunus.graph import Graph, trace
+from prunus.methods import Pruned
+from prunus.pictures import Split
+from prunus.progress import Step
+from prunus.recover import recover
+from prunus.registry import Method
+from prunus.runfolder import Run
+from prunus.selection import Budget
+from prunus.tasks.classification import Classification
+from prunus.train import Recipe, fit
+
+BASE, METHOD_WEIGHTS, SHRUNK = "base.safetensors", "weights.safetensors", "pruned"
+MB = 2**20  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What the stages work with. Each stage returns what it found as plain JSON."""
+
+    run: Run
+    model: nn.Module  # as it was given; stages work on copies
+    data: Data
+    budget: Budget
+    method: Method
+    config: object
+    base_recipe: Recipe
+    recovery_recipe: Recipe
+
+    def base(self) -> dict:
+        """Train or fine-tune, store the weights once, and test them."""
+        model = copy.deepcopy(self.model)
+        history = []
+        if self.base_recipe.epochs:
+            history = fit(
+                model,
+                Classification(model, self.data),
+                self.base_recipe,
+                folder=self.run.folder("base"),
+                seed=self.run.seed,
+                progress=self.run.progress,
+                label="training the base",
+            )
+        self.log_epochs("base", history)
+        self.run.write(lambda: write_tensors(self.run.path / BASE, checkpoint.distinct(model)))
+        return {"history": history, "test": self.tested(self.with_base())}
+
+    def prune(self) -> dict:
+        """Let the method choose; check that its choice keeps to the budget."""
+        chosen = self.choice(self.with_base())
+        self.check_budget(chosen.keep)
+        if chosen.weights is not None:
+            self.run.write(
+                lambda: write_tensors(self.run.folder("prune") / METHOD_WEIGHTS, dict(chosen.weights))
+            )
+        return {"keep": chosen.keep, "weights": chosen.weights is not None}
+
+    def shrink(self) -> dict:
+        """Remove for real, prove it, and test the result before anything is trained."""
+        keep, model, graph = self.keep(), self.with_base(), self.graph()
+        if self.run.stage("prune", self.prune)["weights"]:
+            fill(model, self.run.path / "prune" / METHOD_WEIGHTS)
+        small = surgery.shrink(model, graph, keep, verify="off")
+        proof = surgery.prove(model, graph, keep, small)
+        self.run.write(lambda: store.save(self.run.path / SHRUNK, small, keep, graph))
+        verified = {"max_abs_error": proof.max_abs_error, "tolerance": proof.tolerance}
+        return {"verified": verified, "test": self.tested(small)}
+
+    def recover(self) -> dict:
+        """Train the pruned model on, save it, and see that what was saved is what was trained."""
+        small = store.load(self.run.path / SHRUNK, self.fresh())
+        task = Classification(small, self.data)
+        history = recover(
+            small,
+            task,
+            self.recovery_recipe,
+            teacher=self.with_base(),
+            folder=self.run.folder("recover"),
+            seed=self.run.seed,
+            progress=self.run.progress,
+        )
+        self.log_epochs("recover", history)
+        self.run.write(lambda: store.save(self.run.path, small, self.keep(), self.graph()))
+        check_same(small, store.load(self.run.path, self.fresh()))
+        return {"history": history}
+
+    def evaluate(self) -> dict:
+        """Test the model that was saved; time both models side by side."""
+        base, small = self.with_base(), store.load(self.run.path, self.fresh())
+        graph, keep = self.graph(), self.keep()
+        return {
+            "test": self.tested(small),
+            "before": self.costs(base, graph, None, BASE),
+            "after": self.costs(small, graph, keep, "model.safetensors"),
+            "widths": {name: [kept, graph.axes[name].size] for name, kept in graph.widths(keep).items()},
+        }
+
+    def fresh(self) -> nn.Module:
+        """A copy of the model as it was given, on the device that trains."""
+        return copy.deepcopy(self.model).to(self.run.processes.device)
+
+    def with_base(self) -> nn.Module:
+        """A fresh model with the stored base weights."""
+        return fill(self.fresh(), self.run.path / BASE)
+
+    def graph(self) -> Graph:
+        """The axes of the model as it was given."""
+        return trace(self.model, self.data.example)
+
+    def keep(self) -> dict[str, list[int]]:
+        """What the method chose."""
+        return self.run.stage("prune", self.prune)["keep"]
+
+    def tested(self, model: nn.Module) -> dict[str, float]:
+        """The metric and the loss on the test set."""
+        with self.run.progress("testing", len(self.data.test)) as step:
+            return Classification(model, self.data).evaluate(model, Watched(self.data.test, step))
+
+    def costs(self, model: nn.Module, graph: Graph, keep: dict | None, file: str) -> dict[str, float]:
+        """What one input costs, and how large the file is."""
+        latency = cost.latency_ms(model, self.data.example.to(self.run.processes.device))
+        return {
+            "macs": cost.macs(graph, keep),
+            "params": cost.params(graph, keep),
+            "memory_mb": cost.memory_mb(graph, keep),
+            "latency_ms": latency.median_ms,
+            "latency_spread_ms": latency.spread_ms,
+            "file_mb": (self.run.path / file).stat().st_size / MB,
+        }
+
+    def choice(self, model: nn.Module) -> Pruned:
+        """What the method makes of `model`."""
+        return self.method.prune(Classification(model, self.data), self.budget, self.config, self.run)
+
+    def log_epochs(self, stage: str, history: list[dict]) -> None:
+        """A line in the log for each epoch."""
+        for row in history:
+            self.run.log("epoch", stage=stage, **row)
+
+    def check_budget(self, keep: dict[str, list[int]]) -> None:
+        """Raise PruningError if the method overran a budget that has a closed form."""
+        if self.budget.name == "latency_ms":
+            return
+        price = {"macs": cost.macs, "params": cost.params, "memory_mb": cost.memory_mb}[self.budget.name]
+        graph = self.graph()
+        limit, spent = self.budget.limit(price(graph)), price(graph, keep)
+        if spent > limit:
+            raise PruningError(
+                f"method {self.method.name} chose {spent:.6g} {self.budget.name}, above the budget of "
+                f"{limit:.6g}; this is a fault of the method."
+            )
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A split that reports how much of it has been read."""
+
+    split: Split
+    step: Step
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The split's batches, in order."""
+        for x, y in self.split.batches(batch_size):
+            yield x, y
+            self.step(len(y))
+
+
+def fill(model: nn.Module, file: Path) -> nn.Module:
+    """`model` with the weights and buffers in `file`; FileError or UserError if they do not fit."""
+    saved = {f"model.{name}": tensor for name, tensor in read_tensors(file).items()}
+    checkpoint.fill(file, "model", saved, checkpoint.distinct(model))
+    return model
+
+
+def check_same(model: nn.Module, loaded: nn.Module) -> None:
+    """Raise PruningError unless the model that was saved and loaded holds the bits of the one in memory."""
+    ours, theirs = checkpoint.distinct(model), checkpoint.distinct(loaded)
+    same = ours.keys() & theirs.keys()
+    differing = [name for name in same if not torch.equal(ours[name].cpu(), theirs[name].cpu())]
+    differing += sorted(ours.keys() ^ theirs.keys())
+    if differing:
+        raise PruningError(f"the saved model differs from the one in memory in {', '.join(differing[:3])}.")

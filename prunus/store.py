@@ -1,0 +1,118 @@
+"""A pruned model on disk: `keep.json`, plain data a person can read, and `model.safetensors`.
+
+`keep.json` says which units stayed, which shapes the original had, and which integers in its modules
+changed, so loading needs the original class and nothing else: no tracing, no method, no pickle.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from prunus.errors import FileError
+from prunus.files import read_json, read_tensors, write_json, write_tensors
+from prunus.graph import Graph, Keep
+from prunus.skeleton import named_tensors
+from prunus.weights import changed_attributes, differences, effective, fill
+
+FORMAT = 1
+
+
+def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph) -> None:
+    """Write a shrunk model to `folder` as keep.json and model.safetensors, both whole or not at all.
+
+    Raises FileError if `small` is not `keep` of the traced model, PrunusError if the disk refuses.
+    """
+    keep = graph.checked(keep)
+    tensors = effective(small)
+    wrong = differences({n: graph.shape(n, keep) for n in graph.layouts}, tensors)
+    if wrong:
+        raise FileError(f"this model does not fit the keep to be saved: {'; '.join(wrong[:3])}.")
+    record = {
+        "format": FORMAT,
+        "model": type(small).__name__,
+        "axes": {
+            name: {"size": graph.axes[name].size, "keep": keep[name]} for name in graph.axes if name in keep
+        },
+        "original_shapes": {name: list(shape) for name, shape in graph.shapes.items()},
+        "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
+        "attributes": changed_attributes(small, graph),
+    }
+    folder = Path(folder)
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    write_json(folder / "keep.json", record)
+
+
+def load_keep(folder: str | Path) -> dict[str, list[int]]:
+    """The keep of a saved model: {axis name: indices}. Raises FileError if the file is missing or damaged."""
+    record = _record(folder)
+    return {name: list(entry["keep"]) for name, entry in record["axes"].items()}
+
+
+def load(folder: str | Path, model: nn.Module) -> nn.Module:
+    """The model saved in `folder`, rebuilt from `model`: the original class at its original size, any weights.
+
+    `model` is untouched. Raises FileError if it is not what was pruned (the first three differences are named)
+    or a file is missing or damaged.
+    """
+    record = _record(folder)
+    shapes = {name: torch.Size(shape) for name, shape in record["original_shapes"].items()}
+    wrong = differences(shapes, effective(model))
+    if wrong:
+        raise FileError(
+            f"the model in {folder} was pruned from another one ({record['model']}): {'; '.join(wrong[:3])}"
+            f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. Build the class it came from, unpruned."
+        )
+    tensors = read_tensors(Path(folder) / "model.safetensors")
+    wrong = differences({name: torch.Size(shape) for name, shape in record["shapes"].items()}, tensors)
+    if wrong:
+        raise FileError(f"{folder}/model.safetensors does not go with keep.json: {'; '.join(wrong[:3])}.")
+    _check_attributes(folder, model, record["attributes"])
+    device = next((t.device for t in named_tensors(model).values()), torch.device("cpu"))
+    return fill(model, {name: tensor.to(device) for name, tensor in tensors.items()}, record["attributes"])
+
+
+def _check_attributes(folder: str | Path, model: nn.Module, attributes: dict) -> None:
+    """Only integers, and tuples of integers, of modules that exist are replaced."""
+    modules = dict(model.named_modules())
+    for module, values in attributes.items():
+        for name, value in values.items():
+            old = vars(modules[module]).get(name) if module in modules else None
+            if not (
+                type(old) is type(value) is int
+                or (isinstance(old, (tuple, list)) and isinstance(value, list))
+            ):
+                raise FileError(
+                    f"{folder}/keep.json changes {module}.{name}, which is no integer of this model."
+                )
+
+
+def _record(folder: str | Path) -> dict:
+    path = Path(folder) / "keep.json"
+    record = read_json(path)
+    if record.get("format") != FORMAT or not _well_formed(record):
+        raise FileError(f"{path} is not a keep file of format {FORMAT}; save the model again.")
+    return record
+
+
+def _well_formed(record: dict) -> bool:
+    """Whether every entry has the form `save` gives it."""
+
+    def ints(value: object) -> bool:
+        return isinstance(value, list) and all(type(i) is int for i in value)
+
+    def dicts(*keys: str) -> bool:
+        return all(isinstance(record.get(key), dict) for key in keys)
+
+    return (
+        dicts("axes", "original_shapes", "shapes", "attributes")
+        and all(
+            isinstance(a, dict) and ints(a.get("keep")) and type(a.get("size")) is int
+            for a in record["axes"].values()
+        )
+        and all(map(ints, [*record["original_shapes"].values(), *record["shapes"].values()]))
+        and all(isinstance(a, dict) for a in record["attributes"].values())
+        and all(type(v) is int or ints(v) for a in record["attributes"].values() for v in a.values())
+    )

@@ -1,0 +1,273 @@
+"""One forward pass, watched: every operator passes through its rule, and every tensor gets its layouts.
+
+The pass runs on a skeleton of the model, so nothing is computed. The same watched pass over real tensors is
+the reference of the proof (see surgery.verify): there the layouts say which units to leave out of an operator.
+"""
+
+from __future__ import annotations
+
+import traceback
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from prunus import axes, rules
+from prunus.axes import Axis, Layout
+from prunus.errors import TraceError
+from prunus.rules import Op, Tag, tag_of
+from prunus.skeleton import (
+    SameDevice,
+    call,
+    compute,
+    mixes_devices,
+    named_tensors,
+    quiet_forward,
+    same_device,
+)
+
+_DATA_DEPENDENT = {
+    "_local_scalar_dense",
+    "item",
+    "nonzero",
+    "masked_select",
+    "is_nonzero",
+    "equal",
+    "unique2",
+}
+_FROM_INTEGERS = {"new_zeros", "new_ones", "new_full", "zeros", "ones", "full"}
+
+
+class Storage:
+    """One allocation of the forward pass, for the memory cost: from operation `born` to operation `died`."""
+
+    __slots__ = ("born", "bytes_per_element", "died", "dims")
+
+    def __init__(self, dims: list[Layout], bytes_per_element: int, born: int):
+        self.dims, self.bytes_per_element, self.born, self.died = dims, bytes_per_element, born, born
+
+
+def user_line() -> str:
+    """The innermost line of the user's code on the stack: file:line, source."""
+    own = str(Path(__file__).parent)
+    library = str(Path(torch.__file__).parent)
+    for frame in reversed(traceback.extract_stack()):
+        if not frame.filename.startswith((own, library)):
+            return f"{frame.filename}:{frame.lineno}: {frame.line}"
+    return "unknown line"
+
+
+class Modules:
+    """Which module is running: hooks on a skeleton keep a stack of names."""
+
+    def __init__(self, model: nn.Module):
+        self.stack: list[str] = [""]
+        self.inputs: dict[str, list[Layout]] = {}  # per module name, the layouts it was called with
+        self._handles = []
+        for name, module in model.named_modules():
+            if name:
+                self._handles += [
+                    module.register_forward_pre_hook(self._enter(name), with_kwargs=True),
+                    module.register_forward_hook(self._leave, always_call=True),
+                ]
+
+    def _enter(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            self.stack.append(name)
+            tags = map(tag_of, rules.tensors_in([*args, *kwargs.values()]))
+            self.inputs[name] = [layout for tag in tags if tag is not None for layout in tag.dims]
+
+        return hook
+
+    def _leave(self, *_: Any) -> None:
+        self.stack.pop()
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+class Tracer(TorchDispatchMode):
+    """Sends each operator through its rule and tags what comes out.
+
+    `keep`: also compute operators that mix units on the kept units alone (see surgery.verify).
+    """
+
+    def __init__(self, modules: Modules | None = None, keep: dict | None = None):
+        super().__init__()
+        self.modules = modules
+        self.keep = keep
+        self.ops: list[Op] = []
+        self.storages: list[Storage] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        name, rule = rules.find(func)
+        tensors = rules.tensors_in(args) + rules.tensors_in(kwargs.values())
+        tags = [tag for tag in map(tag_of, tensors) if tag is not None]
+        if name in _DATA_DEPENDENT and any(t.is_meta for t in tensors):
+            raise TraceError(
+                f"{name} reads a value that depends on the data or the weights, at {user_line()}. "
+                "What runs next would depend on it, so one pass cannot stand for all. "
+                "Trace a part of the model that does not do this: "
+                "part, example = prunus.part(model, 'NAME', inputs); graph = prunus.trace(part, example)."
+            )
+        numbers = rules.scalars(func, args, kwargs) if tags else ()
+        args, kwargs = same_device(args, kwargs)
+        out = compute(func, args, kwargs)
+        op = Op(func, self.modules.stack[-1] if self.modules else "", out)
+        if tags or name in _FROM_INTEGERS:
+            op.outs = _as_list(rule(op, *args, **kwargs))
+            op.scalars = numbers
+            if self.keep is not None and (op.mixes or op.contracts):
+                apply = _on_kept if op.mixes else _without_removed
+                out = apply(op, args, kwargs, self.keep)
+            self._tag(op, out, tags)
+        op.out = None
+        self.ops.append(op)
+        return out
+
+    def _tag(self, op: Op, out: Any, tags: list[Tag]) -> None:
+        now = len(self.ops)
+        for tag in tags:
+            tag.met = True
+            if tag.storage is not None:
+                tag.storage.died = now
+        outputs = out if isinstance(out, (tuple, list)) else [out]
+        shared = tag_of(op.alias)
+        for tensor, dims in zip(outputs, op.outs, strict=False):
+            if dims is None or not isinstance(tensor, torch.Tensor):
+                continue
+            old = tag_of(tensor)  # an operator in place returns its input
+            if old is not None:
+                storage = old.storage
+            elif shared is not None:
+                storage = shared.storage
+            else:
+                storage = Storage(dims, tensor.element_size(), now)
+                self.storages.append(storage)
+            tensor._prunus_tag = Tag(dims, storage)
+
+
+def _as_list(outs: Any) -> list[list[Layout] | None]:
+    return list(outs) if isinstance(outs, tuple) else [outs]
+
+
+def _on_kept(op: Op, args: tuple, kwargs: dict, keep: dict) -> Any:
+    """Compute an operator that mixes units on the kept units alone; zeros elsewhere."""
+
+    def select(tensor: torch.Tensor) -> torch.Tensor:
+        for d, layout in enumerate(op.dims(tensor)):
+            if any(axes.leaves(layout)):
+                tensor = tensor.index_select(d, axes.positions(layout, keep).to(tensor.device))
+        return tensor
+
+    widths = {name: len(kept) for name, kept in keep.items()}
+    args = [list(a) if isinstance(a, (list, tuple)) else a for a in args]
+    for layout, argument, element in op.follows:
+        if element is None:
+            args[argument] = axes.size(layout, widths)
+        else:
+            args[argument][element] = axes.size(layout, widths)
+    args, kwargs = tree_map_only(torch.Tensor, select, (args, kwargs))
+    return _scatter(op, op.func(*args, **kwargs), keep)
+
+
+def _without_removed(op: Op, args: tuple, kwargs: dict, keep: dict) -> Any:
+    """Compute a product with zeros at the removed units of its operands, whatever was made of zero before it."""
+
+    def clear(tensor: torch.Tensor) -> torch.Tensor:
+        for d, layout in enumerate(op.dims(tensor)):
+            if any(axes.leaves(layout)):
+                gone = torch.ones(tensor.shape[d], dtype=torch.bool)
+                gone[axes.positions(layout, keep)] = False
+                tensor = tensor.index_fill(d, gone.nonzero().flatten().to(tensor.device), 0)
+        return tensor
+
+    args, kwargs = tree_map_only(torch.Tensor, clear, (args, kwargs))
+    return op.func(*args, **kwargs)
+
+
+def _scatter(op: Op, small: Any, keep: dict) -> Any:
+    """Put results on kept units back among zeros."""
+    outputs = small if isinstance(small, tuple) else (small,)
+    full = []
+    for tensor, dims in zip(outputs, op.outs, strict=True):
+        for d, layout in enumerate(dims or ()):
+            if any(axes.leaves(layout)):
+                where = axes.positions(layout, keep).to(tensor.device)
+                shape = list(tensor.shape)
+                shape[d] = axes.size(layout)
+                tensor = tensor.new_zeros(shape).index_copy(d, where, tensor)
+        full.append(tensor)
+    return tuple(full) if isinstance(small, tuple) else full[0]
+
+
+def run(
+    bare: nn.Module, example: Any, tags: dict[str, list[Layout]], keep: dict | None = None
+) -> tuple[Tracer, Any]:
+    """Run `bare` once under a tracer, its parameters and buffers tagged with the layouts `tags`.
+
+    Returns the tracer (operations, allocations) and the output. Floating inputs take the model's device.
+    """
+    tensors = named_tensors(bare)
+    meta = any(tensor.is_meta for tensor in tensors.values())
+    for name, tensor in tensors.items():
+        tensor._prunus_tag = Tag(tags[name])
+
+    def abstract(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor.detach().clone()  # the forward may write to it
+        tensor = tensor.detach().to("meta") if meta else tensor.detach().clone()
+        dims: list[Layout] = list(tensor.shape)
+        storage = Storage(dims, tensor.element_size(), 0)
+        tensor._prunus_tag = Tag(dims, storage)
+        tracer.storages.append(storage)
+        return tensor
+
+    modules = Modules(bare)
+    tracer = Tracer(modules, keep)
+    try:
+        example = tree_map_only(torch.Tensor, abstract, example)
+        with quiet_forward(), tracer, SameDevice() if meta and mixes_devices(example) else nullcontext():
+            output = call(bare, example)
+    finally:
+        modules.remove()
+    return tracer, output
+
+
+def output_tensors(output: Any) -> list[torch.Tensor]:
+    """The tensors of an output, in order. Raises TraceError if it may hide some, or holds none."""
+    leaves = tree_flatten(output)[0]
+    opaque = [leaf for leaf in leaves if not isinstance(leaf, (torch.Tensor, str, int, float, type(None)))]
+    if opaque:
+        raise TraceError(
+            f"the model returns a {type(opaque[0]).__name__}, whose tensors cannot be seen; "
+            "return a tensor, a tuple, a dict, or register the class with torch.utils._pytree."
+        )
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def fresh_layouts(bare: nn.Module) -> dict[str, list[Layout]]:
+    """A new axis for every dimension of every parameter and buffer."""
+    return {name: [Axis(n) for n in tensor.shape] for name, tensor in named_tensors(bare).items()}
+
+
+def copied_layouts(layouts: dict[str, list[Layout]]) -> dict[str, list[Layout]]:
+    """The same layouts over axes of their own, so that running the rules again cannot change a graph."""
+    fresh: dict[int, Axis] = {}
+
+    def renew(layout: Layout) -> Layout:
+        if isinstance(layout, Axis):
+            return fresh.setdefault(id(layout), Axis(layout.size, layout.name))
+        if isinstance(layout, axes.Sum):
+            return axes.Sum(tuple(map(renew, layout.parts)))
+        if isinstance(layout, axes.Product):
+            return axes.Product(tuple(map(renew, layout.factors)))
+        return layout
+
+    return {name: [renew(axes.normal(layout)) for layout in dims] for name, dims in layouts.items()}

@@ -1,0 +1,248 @@
+"""Training: one visible loop, on one device or under torchrun, that can be killed and goes on bit-equal on a CPU.
+
+A step's randomness (order, augmentation, dropout) is drawn from (seed, step) alone. So a checkpoint needs no
+random states, and a resumed run is the uninterrupted one.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from prunus import checkpoint
+from prunus.checkpoint import Training
+from prunus.errors import TrainingError, UserError, unknown
+from prunus.guards import channels_last, exchange, in_mode, own_randomness, reseed, swapped
+from prunus.progress import silent
+
+SAVE_EVERY_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train. lr: the highest, reached after the warm-up, from where a cosine leads to 0.
+
+    Batches are of all processes together. ema_decay: the weights end as their moving average; 0 is off.
+    distill_weight: share of the loss that asks for a teacher's answers, where there is a teacher.
+    """
+
+    epochs: int
+    batch_size: int = 128
+    optimizer: str = "sgd"  # or "adamw"
+    lr: float = 0.1
+    momentum: float = 0.9  # Nesterov's; of sgd
+    weight_decay: float = 5e-4  # of weights, not of biases and norms
+    warmup_epochs: float = 0.0
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0
+    clip_norm: float | None = None
+    precision: str = "bf16"  # autocast; or "no"
+    channels_last: bool = True  # memory layout
+    distill_weight: float = 0.0
+    distill_temperature: float = 4.0
+
+    def __post_init__(self):
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown("optimizer", self.optimizer, OPTIMIZERS)
+        if self.precision not in ("bf16", "no"):
+            raise unknown("precision", self.precision, ("bf16", "no"))
+        most = {"ema_decay": 1, "label_smoothing": 1, "distill_weight": 1, "momentum": 1}
+        for name, value in asdict(self).items():
+            least = 1 if name == "batch_size" else 0
+            if isinstance(value, int | float) and not least <= value <= most.get(name, math.inf):
+                raise UserError(f"{name} should lie in {least}..{most.get(name, '')}, but is {value}.")
+
+
+def sgd(groups: list[dict], recipe: Recipe) -> Optimizer:
+    """Stochastic gradient descent with Nesterov's momentum."""
+    return torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0)
+
+
+def adamw(groups: list[dict], recipe: Recipe) -> Optimizer:
+    """Adam with decoupled weight decay."""
+    return torch.optim.AdamW(groups, recipe.lr)
+
+
+OPTIMIZERS = {"sgd": sgd, "adamw": adamw}
+
+
+def fit(
+    model: nn.Module,
+    task,
+    recipe: Recipe,
+    *,
+    folder: Path | str | None = None,
+    seed: int = 0,
+    teacher: nn.Module | None = None,
+    after_step: Callable[[int, float], None] | None = None,
+    progress=silent,
+    label: str = "training",
+) -> list[dict]:
+    """Train `model` in place on task.data.train; a row per epoch: epoch, loss, lr, seconds, the metric on val.
+
+    folder: a checkpoint is kept there, every epoch and every half minute, and gone on from if there is one.
+    teacher: gives the answers recipe.distill_weight asks for. after_step(step, lr) is called after each step.
+    The model ends on the device Accelerate chose; modes and global random states are put back.
+    Raises TrainingError if the loss is NaN or infinite: the last good checkpoint stays.
+    """
+    accelerator = Accelerator(mixed_precision="no")  # the recipe's precision is applied in `objective`
+    teacher = teacher if recipe.distill_weight else None
+    train, steps = task.data.train, task.data.train.steps(recipe.batch_size)  # of an epoch
+    show = progress if accelerator.is_main_process else silent
+    with borrowed(model, teacher, recipe, accelerator.device), show(label, recipe.epochs * steps) as shown:
+        settings = asdict(recipe) | {"seed": seed, "distilled": teacher is not None, "pictures": len(train)}
+        at = begin(model, recipe, settings, folder)
+        shown(at.epoch * steps + at.batch)
+        loss_of = objective(task, prepared(model, accelerator), teacher, recipe)
+        saved_s = time.monotonic()
+        while at.epoch < recipe.epochs:
+            began_s = time.monotonic() - at.seconds
+            for x, y in train.batches(recipe.batch_size, **order(at, accelerator)):
+                step = at.epoch * steps + at.batch
+                lr = learning_rate(recipe, step / steps)
+                reseed(seed, step, accelerator.process_index)
+                loss = take_step(at, recipe, accelerator, lr, loss_of(x, y))
+                if after_step is not None:
+                    after_step(step, lr)
+                follow(at, recipe, step)
+                at.batch, at.loss_sum = at.batch + 1, at.loss_sum + loss
+                at.seconds = time.monotonic() - began_s
+                shown(1, f"epoch {at.epoch + 1}, loss {loss:.3f}")
+                if accelerator.is_main_process and time.monotonic() - saved_s > SAVE_EVERY_S:
+                    checkpoint.save(at)
+                    saved_s = time.monotonic()
+            end_epoch(at, task, recipe, steps)
+            if accelerator.is_main_process:
+                checkpoint.save(at)
+        exchange(averaged(model), at.average)
+        share_buffers(model, accelerator)
+    return at.history
+
+
+def borrowed(model: nn.Module, teacher: nn.Module | None, recipe: Recipe, device: torch.device) -> ExitStack:
+    """`model` on the device in training mode, `teacher` in evaluation mode, random states to be set at will."""
+    stack = ExitStack()
+    stack.enter_context(own_randomness())
+    stack.enter_context(in_mode(model.to(device), True))
+    stack.enter_context(channels_last(model, recipe.channels_last))
+    if teacher is not None:
+        stack.enter_context(in_mode(teacher.to(device), False))
+    return stack
+
+
+def begin(model: nn.Module, recipe: Recipe, settings: dict, folder: Path | str | None) -> Training:
+    """The start of a training, or where its checkpoint stands."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise UserError("no parameter of the model requires gradients: there is nothing to train.")
+    # Decay is for weights: it would only distort biases and the scales of norms.
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = OPTIMIZERS[recipe.optimizer]([group for group in groups if group["params"]], recipe)
+    average = {n: t.detach().clone() for n, t in averaged(model).items()} if recipe.ema_decay else {}
+    at = Training(model, optimizer, average, Path(folder) if folder else None, settings)
+    checkpoint.load(at)
+    return at
+
+
+def prepared(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """`model`, wrapped if there are several processes.
+
+    Accelerate's mark on it is taken off: with it, a second training of the model would go unwrapped.
+    """
+    runner = accelerator.prepare_model(model)
+    vars(model).pop("_is_accelerate_prepared", None)
+    return runner
+
+
+def order(at: Training, accelerator: Accelerator) -> dict:
+    """Which batches are next, in this process."""
+    share = accelerator.process_index, accelerator.num_processes
+    seed = at.settings["seed"]
+    return {"seed": seed, "epoch": at.epoch, "start": at.batch, "augment": True, "share": share}
+
+
+def objective(task, model: nn.Module, teacher: nn.Module | None, recipe: Recipe) -> Callable:
+    """A function from a batch (x, y) to the loss to go down on."""
+    device = next(model.parameters()).device
+
+    def loss_of(x: Tensor, y: Tensor) -> Tensor:
+        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            output = model(x)
+            loss = task.loss(output, y, recipe.label_smoothing)
+            if teacher is None:
+                return loss
+            with torch.no_grad():
+                answers = teacher(x)
+            distilled = task.distill_loss(output, answers, recipe.distill_temperature)
+        return torch.lerp(loss, distilled, recipe.distill_weight)
+
+    return loss_of
+
+
+def take_step(at: Training, recipe: Recipe, accelerator: Accelerator, lr: float, loss: Tensor) -> float:
+    """Go down on `loss`, of which the value is returned. Raises TrainingError if it is NaN or infinite."""
+    value = loss.item()
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"the loss is {value} in epoch {at.epoch + 1}, batch {at.batch + 1}. {checkpoint.kept(at)} "
+            f"A learning rate below {recipe.lr}, clip_norm or a longer warm-up may help."
+        )
+    for group in at.optimizer.param_groups:
+        group["lr"] = lr
+    at.optimizer.zero_grad()
+    accelerator.backward(loss)
+    if recipe.clip_norm is not None:
+        accelerator.clip_grad_norm_(at.model.parameters(), recipe.clip_norm)
+    at.optimizer.step()
+    return value
+
+
+def learning_rate(recipe: Recipe, epoch: float) -> float:
+    """The learning rate `epoch` epochs after the start: a straight rise, then half a cosine down to 0."""
+    if epoch < recipe.warmup_epochs:
+        return recipe.lr * (epoch + 1e-2) / (recipe.warmup_epochs + 1e-2)
+    left = max(recipe.epochs - recipe.warmup_epochs, 1e-9)
+    return recipe.lr * (1 + math.cos(math.pi * (epoch - recipe.warmup_epochs) / left)) / 2
+
+
+def averaged(model: nn.Module) -> dict[str, Tensor]:
+    """What a moving average of a model is taken of: parameters and the buffers that are fractions."""
+    return {name: t for name, t in checkpoint.distinct(model).items() if t.is_floating_point()}
+
+
+@torch.no_grad()
+def follow(at: Training, recipe: Recipe, step: int) -> None:
+    """Move the average, if kept, towards the model; faster in the first steps, when the average is all start."""
+    decay = min(recipe.ema_decay, (1 + step) / (10 + step))
+    tensors = averaged(at.model) if at.average else {}
+    for name, average in at.average.items():
+        average.lerp_(tensors[name], 1 - decay)
+
+
+def end_epoch(at: Training, task, recipe: Recipe, steps: int) -> None:
+    """Measure on val, with the average if kept; note the epoch's row and stand before the next one."""
+    with swapped(averaged(at.model), at.average):
+        metric = task.evaluate(at.model, task.data.val)[task.metric]
+    lr = learning_rate(recipe, at.epoch + (steps - 1) / steps)  # the last step's
+    row = {"epoch": at.epoch + 1, "loss": at.loss_sum / steps, "lr": lr, "seconds": at.seconds}
+    at.history.append(row | {task.metric: metric})
+    at.epoch, at.batch, at.loss_sum, at.seconds = at.epoch + 1, 0, 0.0, 0.0
+
+
+def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Give all processes the first one's buffers: each has seen its own part of the last batch."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer))

@@ -1,0 +1,208 @@
+"""Weights under a keep: which part of each tensor stays, and a copy of a model that holds other tensors.
+
+What `surgery` and `store` are built from. Models are copied without their weights: each tensor of the copy is
+given at once in its final shape; ties, frozen parameters, memory formats and parametrisations are respected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from prunus import axes, skeleton
+from prunus.errors import FileError
+from prunus.follow import set_attributes
+from prunus.graph import Graph, Keep
+
+
+def sliced(tensor: torch.Tensor, layouts: list[axes.Layout], keep: Keep) -> torch.Tensor:
+    """The part of a parameter or buffer that stays; differentiable. Untouched ones are returned as they are."""
+    for dim, layout in enumerate(layouts):
+        if any(axis.name in keep for axis in axes.leaves(layout)):
+            tensor = tensor.index_select(dim, axes.positions(layout, keep).to(tensor.device))
+    return tensor
+
+
+def zeroed(tensor: torch.Tensor, layouts: list[axes.Layout], keep: Keep) -> torch.Tensor:
+    """The whole tensor with zeros at everything that goes."""
+    for dim, layout in enumerate(layouts):
+        if any(axis.name in keep for axis in axes.leaves(layout)):
+            stays = torch.zeros(tensor.shape[dim], dtype=torch.bool)
+            stays[axes.positions(layout, keep)] = True
+            shape = [-1 if d == dim else 1 for d in range(tensor.dim())]
+            tensor = torch.where(stays.to(tensor.device).view(shape), tensor, torch.zeros_like(tensor))
+    return tensor
+
+
+def differences(shapes: Mapping[str, torch.Size], tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """How `tensors` differ from the shapes expected of them, in words."""
+    found = [
+        f"{name} should be {tuple(shape)}, is {tuple(tensors[name].shape) if name in tensors else 'missing'}"
+        for name, shape in shapes.items()
+        if name not in tensors or tensors[name].shape != shape
+    ]
+    return found + [f"{name} is unexpected" for name in tensors if name not in shapes]
+
+
+def checked_tensors(model: nn.Module, graph: Graph) -> dict[str, torch.Tensor]:
+    """The model's tensors by the graph's names. Raises FileError if it is not the model that was traced."""
+    tensors = effective(model)
+    wrong = differences(graph.shapes, tensors)
+    if wrong:
+        raise FileError(f"this model is not the one that was traced: {'; '.join(wrong[:3])}. Trace it again.")
+    return tensors
+
+
+def effective(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name, a parametrised one under its plain name as it acts (g * v / |v|, say)."""
+    found = {n: t for n, t in skeleton.named_tensors(model).items() if ".parametrizations." not in f".{n}"}
+    for prefix, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            training = module.training
+            module.parametrizations.eval()  # spectral_norm would iterate, and so change the model
+            for name in module.parametrizations:
+                found[f"{prefix}.{name}" if prefix else name] = getattr(module, name)
+            module.parametrizations.train(training)
+    return found
+
+
+@torch.inference_mode(False)  # tensors made there could never be trained
+def clone(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """A copy of `model` that holds `tensors` in place of its own; nothing else is copied twice.
+
+    Ties, frozen parameters and memory format stay, and parametrisations that can take the new value.
+    """
+    memo: dict[int, Any] = {}
+    for name, tensor in skeleton.named_tensors(model).items():
+        new = tensors.get(name, tensor).detach()
+        new = new.clone(memory_format=_memory_format(tensor, new))
+        memo[id(tensor)] = (
+            nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+        )
+    small = skeleton.copied(model, memo)
+    for prefix, module in list(small.named_modules()):
+        if parametrize.is_parametrized(module):
+            values = {
+                name: tensors[f"{prefix}.{name}" if prefix else name].detach()
+                for name in module.parametrizations
+            }
+            _set_parametrised(module, values)
+    return small
+
+
+def _memory_format(old: torch.Tensor, new: torch.Tensor) -> torch.memory_format:
+    last = old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous()
+    return torch.channels_last if last and new.dim() == 4 else torch.contiguous_format
+
+
+def _set_parametrised(module: nn.Module, values: dict[str, torch.Tensor]) -> None:
+    """Give parametrised tensors values of another shape through the parametrisations' own right inverses.
+
+    Where one cannot take it (spectral_norm keeps vectors of the old size; a norm of zero has no inverse), the
+    tensors become plain parameters.
+    """
+    training = module.training
+    module.parametrizations.eval()  # spectral_norm would iterate
+    frozen = {
+        name: not any(p.requires_grad for p in module.parametrizations[name].parameters()) for name in values
+    }
+    try:
+        for name, value in values.items():
+            _invert(module.parametrizations[name], value)
+        stateless = not any(True for _ in module.parametrizations.buffers())
+        taken = stateless and all(
+            torch.allclose(getattr(module, name), value, rtol=1e-3) for name, value in values.items()
+        )
+    except (RuntimeError, NotImplementedError, ValueError):
+        taken = False
+    module.parametrizations.train(training)
+    if not taken:
+        plain = parametrize.type_before_parametrizations(module)
+        del module.parametrizations
+        module.__class__ = plain
+        for name, value in values.items():
+            module.register_parameter(name, nn.Parameter(value.clone(), requires_grad=not frozen[name]))
+
+
+def _invert(parametrisations: parametrize.ParametrizationList, value: Any) -> None:
+    with torch.no_grad():
+        for step in reversed(parametrisations):
+            value = step.right_inverse(value)
+    values = value if isinstance(value, (tuple, list)) else [value]
+    names = ["original"] if parametrisations.is_tensor else [f"original{i}" for i in range(len(values))]
+    for name, new in zip(names, values, strict=True):
+        old = getattr(parametrisations, name)
+        setattr(parametrisations, name, nn.Parameter(new.detach().clone(), old.requires_grad))
+
+
+def masked(tensors: dict[str, torch.Tensor], graph: Graph, keep: Keep) -> dict[str, torch.Tensor]:
+    """Zeros in the parameters; buffers stay, for nothing reads them at the units that go (and some divide)."""
+    return {n: zeroed(t, graph.layouts[n], keep) if n in graph.parameters else t for n, t in tensors.items()}
+
+
+def resized(model: nn.Module, graph: Graph, keep: Keep, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """`model` shrunk, its weights cut from `tensors`; the integers in its modules follow."""
+    kept = {name: torch.tensor(indices) for name, indices in keep.items()}  # once, not for every tensor
+    small = clone(model, {n: sliced(t, graph.layouts[n], kept) for n, t in tensors.items()})
+    set_attributes(small, graph.attributes, graph.widths(keep))
+    _describe(model, small)
+    return small
+
+
+def fill(
+    model: nn.Module, tensors: dict[str, torch.Tensor], attributes: Mapping[str, Mapping[str, Any]]
+) -> nn.Module:
+    """A copy of `model` that holds `tensors` of any shape and {module: {attribute: value}}: how a file is loaded."""
+    small = clone(model, tensors)
+    for module_name, values in attributes.items():
+        for name, value in values.items():
+            old = getattr(small.get_submodule(module_name), name)
+            setattr(small.get_submodule(module_name), name, type(old)(value))
+    _describe(model, small)
+    return small
+
+
+def changed_attributes(small: nn.Module, graph: Graph) -> dict[str, dict[str, Any]]:
+    """The integers that follow, as they stand in `small`: {module: {attribute: value}}."""
+    found: dict[str, dict[str, Any]] = {}
+    for attribute in graph.attributes:
+        value = getattr(small.get_submodule(attribute.module), attribute.name)
+        found.setdefault(attribute.module, {})[attribute.name] = (
+            list(value) if attribute.item is not None else value
+        )
+    return found
+
+
+_STATED_SIZES = {  # what a layer says about itself: the dimension of its weight that it states
+    "in_features": 1,
+    "out_features": 0,
+    "num_features": 0,
+    "num_embeddings": 0,
+    "embedding_dim": 1,
+    "num_parameters": 0,
+}
+
+
+def _describe(model: nn.Module, small: nn.Module) -> None:
+    """Let the sizes a layer states about itself tell the truth after surgery."""
+    old_tensors, new_tensors, news = effective(model), effective(small), dict(small.named_modules())
+    for path, old in model.named_modules():
+        weight = next((n for n in (f"{path}.weight", f"{path}.running_mean") if n in new_tensors), None)
+        if weight is None or weight not in old_tensors:
+            continue
+        new, before, after = news[path], old_tensors[weight], new_tensors[weight]
+        for name, dim in _STATED_SIZES.items():
+            if (
+                dim < before.dim()
+                and type(vars(old).get(name)) is int
+                and vars(old)[name] == before.shape[dim]
+            ):
+                setattr(new, name, after.shape[dim])
+        if isinstance(getattr(new, "groups", None), int) and "in_channels" in vars(new) and after.dim() > 2:
+            inner, outer = (0, 1) if getattr(new, "transposed", False) else (1, 0)
+            new.in_channels = after.shape[inner] * (new.groups if inner else 1)
+            new.out_channels = after.shape[outer] * (new.groups if outer else 1)

@@ -1,0 +1,137 @@
+"""The command line: help that teaches, exit statuses, one clear message for what is wrong."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from prunus import cli, registry
+from prunus.files import read_json
+
+
+def said(capsys, *arguments: str, status: int = 0) -> str:
+    assert cli.main(arguments) == status
+    captured = capsys.readouterr()
+    return captured.out + captured.err
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_shows_examples(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"prunus {command} " in capsys.readouterr().out.partition("Examples:")[2]
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(command in text for command in cli.COMMANDS)
+
+
+def test_methods_are_the_folder(capsys):
+    text = said(capsys, "methods")
+    assert {"taylor", "magnitude", "random"} <= set(registry.names())
+    assert all(name in text for name in registry.names())
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_method_tells_its_paper_and_options(capsys, name):
+    text = said(capsys, "methods", name)
+    assert "arXiv" in text and "round_to" in text
+
+
+def test_inspect_shows_axes_and_reasons(capsys):
+    text = said(capsys, "inspect", "--model", "zoo:digits_resnet")
+    assert "fixed dimensions and why" in text and "% of the parameters can shrink" in text
+    assert "conv1" in said(capsys, "inspect", "--model", "zoo:digits_resnet", "--explain", "conv1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["methods", "tailor"], "Did you mean taylor"),
+        (["inspect", "--model", "zoo:resnet21"], "Did you mean resnet32 or resnet20"),
+        (["compare"], "name the run folders"),
+        (["compare", "nowhere"], "nowhere holds no run"),
+        (["report", "nowhere"], "nowhere holds no run"),
+        (["export", "nowhere"], "nowhere holds no run"),
+        (["run", "--model", "zoo:resnet20", "--data", "digitz", "--out", "OUT"], "digits"),
+        (
+            ["run", "--model", "zoo:resnet20", "--data", "digits", "--out", "OUT", "--budget", "flops=1"],
+            "macs",
+        ),
+        (
+            ["run", "--model", "zoo:resnet20", "--data", "digits", "--out", "OUT", "--budget", "macs=-1"],
+            "macs",
+        ),
+    ],
+)
+def test_the_users_mistakes_end_in_one_message_and_status_2(capsys, tmp_path, arguments, words):
+    arguments = [str(tmp_path / "run") if argument == "OUT" else argument for argument in arguments]
+    text = said(capsys, *arguments, status=2)
+    assert words in text and "Traceback" not in text
+
+
+def test_unknown_arguments_end_in_status_2():
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", "--modle", "zoo:resnet20"])
+    assert stop.value.code == 2
+
+
+def test_our_own_faults_end_in_status_1_and_a_traceback_on_demand(capsys, monkeypatch):
+    def broken() -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setitem(cli.COMMANDS, "methods", broken)
+    assert "Traceback" not in said(capsys, "methods", status=1)
+    assert "Traceback" in said(capsys, "methods", "--debug", status=1)
+
+
+def test_a_folder_in_use_is_refused_naming_resume(capsys, digits_run):
+    arguments = ["run", "--model", "zoo:digits_resnet", "--data", "digits", "--out", str(digits_run)]
+    assert "--resume" in said(capsys, *arguments, status=2)
+    assert "other settings" in said(capsys, *arguments, "--seed", "7", "--resume", status=2)
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(capsys, tmp_path):
+    arguments = ["--model", "zoo:digits_resnet", "--data", "digits", "--method", "magnitude", "--dry-run"]
+    assert "macs" in said(capsys, "run", *arguments, "--out", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_report_and_compare_read_finished_runs(capsys, digits_run, tmp_path):
+    copy = shutil.copytree(digits_run, tmp_path / "copy")
+    (copy / "report.html").unlink()
+    assert "Proved" in said(capsys, "report", str(copy))
+    assert (copy / "report.html").exists()
+    assert "taylor" in said(capsys, "compare", str(copy), str(digits_run))
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporters' own
+def test_export_is_checked_against_the_model(capsys, digits_run, tmp_path):
+    copy = shutil.copytree(digits_run, tmp_path / "copy")
+    text = said(capsys, "export", str(copy))
+    assert "model.pt2 written" in text and (copy / "model.pt2").exists()
+    has_onnx = all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime")))
+    assert (copy / "model.onnx").exists() == has_onnx
+    assert has_onnx or "prunus[onnx]" in text
+
+
+def test_python_m_prunus_is_the_same_program():
+    command = [sys.executable, "-m", "prunus", "methods", "tailor"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "Did you mean taylor" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_demo_ends_well(capsys, tmp_path):
+    text = said(capsys, "demo", "--out", str(tmp_path / "demo"))
+    result = read_json(tmp_path / "demo" / "result.json")
+    assert "Proved" in text
+    assert result["after"]["macs"] <= 0.5 * result["before"]["macs"]
+    assert result["after"]["accuracy"] > 0.95
