@@ -96,7 +96,7 @@ def test_torchvision_says_it_takes_colour_only(libraries):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_transformers_config(tmp_path):
+def test_transformers_config(libraries, tmp_path):  # which it imports, where they are installed
     transformers = pytest.importorskip("transformers")
     transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]).save_pretrained(tmp_path)
     model = load_model(f"hf:{tmp_path}", classes=7, in_shape=(1, 32, 32))
