@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from prunus import report
-from prunus.report.page import curves_figure, widths_figure
+from prunus.report.page import curves_figure, survivors_figure, widths_figure
 
 HOSTILE = "</script><script>alert(1)</script><b>&\"' {{ 7*7 }} $x$ ü"
 
@@ -33,6 +33,15 @@ def result(name: str = "layer1", seed: int = 0, accuracy: float = 0.91) -> dict:
         "machine": {"system": name, "threads": 2},
         "settings": {"model": name, "data": "digits", "seed": seed, "weights": None},
     }
+
+
+def sparse(name: str = "layer1") -> dict:
+    """A result.json of a run that set single weights to zero."""
+    values = result(name) | {"budget": {"sparsity": 0.8}, "left_dense": {name: "too narrow"}}
+    values["before"]["sparsity"] = 0.0
+    values["pruned"]["sparsity"] = 0.8
+    values["after"] |= {"sparsity": 0.8125, "dense_mb": 1.1, "packed_mb": 0.33, "compressed_mb": 0.3}
+    return values | {"survivors": {name: [3, 16], "head": [500, 2000]}}
 
 
 def text_of(renderable, width: int = 100) -> str:
@@ -89,3 +98,34 @@ def plotly_js() -> str:
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs()
+
+
+def test_a_sparse_run_speaks_of_zeros_and_not_of_speed(tmp_path):
+    text = text_of(report.summary(sparse()))
+    for words in (
+        "sparsity 80 %",
+        "0.00 %",
+        "80.00 %",
+        "81.25 %",
+        "+81.25 points",
+        "0.33",
+        "the masked original",
+    ):
+        assert words in text
+    assert "30 %" in text  # packed, of the base's 1.1 MB
+    report.write_page(tmp_path / "report.html", sparse(HOSTILE))
+    ours = (tmp_path / "report.html").read_text().replace(plotly_js(), "")
+    assert "81.25\N{NO-BREAK SPACE}% of the weights zero" in ours and '<div id="survivors">' in ours
+    assert "left dense: too narrow" in ours and "alert(1)</script>" not in ours
+
+
+def test_survivors_are_shares_of_each_layer():
+    kept, removed = survivors_figure(sparse())["data"]
+    assert kept["x"] == [18.75, 25.0] and removed["x"] == [81.25, 75.0]
+    assert removed["text"] == ["18.8 % of 16", "25 % of 2 k"]
+
+
+def test_comparison_shows_zeros_only_where_there_are_some():
+    assert "zeros" not in text_of(report.comparison({"a": result()}))
+    text = text_of(report.comparison({"a": result(), "b": sparse()}))
+    assert "zeros" in text and "81.25 %" in text

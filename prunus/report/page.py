@@ -8,7 +8,7 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from prunus.files import write_atomic
-from prunus.report.rows import budget, percent, proof, rows
+from prunus.report.rows import budget, count, percent, proof, rows
 
 KEPT, REMOVED, BASE, GRID = "#2a6f5b", "#d9dfdc", "#8b9791", "#e8ecea"
 SECTIONS = {"config": "options of the method", "base": "training before pruning", "recovery": "recovery"}
@@ -29,7 +29,11 @@ def write_page(path: Path, result: dict) -> None:
         proof=proof(result),
         proved=result["verified"].get("max_abs_error") is not None,
         score=percent(after[metric]),
-        figures={"widths": widths_figure(result), "curves": curves_figure(result)},
+        figures={
+            "survivors": survivors_figure(result),
+            "widths": widths_figure(result),
+            "curves": curves_figure(result),
+        },
         facts=_facts(result),
         plotly_js=get_plotlyjs(),
     )
@@ -41,23 +45,40 @@ def widths_figure(result: dict) -> dict:
     names = list(result["widths"])
     kept = [result["widths"][name][0] for name in names]
     totals = [result["widths"][name][1] for name in names]
+    hover = [f"{k} of {t} kept" for k, t in zip(kept, totals, strict=True)]
+    bars, layout = _bars(names, kept, totals, [f"{k}/{t}" for k, t in zip(kept, totals, strict=True)], hover)
+    layout["xaxis"] |= {"title": {"text": "units"}, "range": [0, 1.35 * max(totals, default=1)]}
+    return {"data": bars, "layout": layout}
+
+
+def survivors_figure(result: dict) -> dict:
+    """The share of single weights that is left of each layer, like `widths_figure`."""
+    names, counts = list(result.get("survivors", {})), list(result.get("survivors", {}).values())
+    shares = [100 * kept / there for kept, there in counts]
+    texts = [f"{share:.3g} % of {count(there)}" for share, (_, there) in zip(shares, counts, strict=True)]
+    hover = [f"{kept} of {there} kept" for kept, there in counts]
+    bars, layout = _bars(names, shares, [100.0] * len(shares), texts, hover)
+    layout["xaxis"] |= {"title": {"text": "per cent of the layer's weights"}, "range": [0, 135]}
+    return {"data": bars, "layout": layout}
+
+
+def _bars(
+    names: list[str], kept: list, totals: list, texts: list[str], hover: list[str]
+) -> tuple[list[dict], dict]:
+    """Stacked bars, kept and removed, a row for each name with a text behind it; and their layout."""
     labels = [_plain(name if len(name) <= 22 else f"…{name[-21:]}") for name in names]
-    common = {"type": "bar", "orientation": "h", "y": list(range(len(names)))}
-    hover = [f"{_plain(name)}<br>{k} of {t} kept" for name, k, t in zip(names, kept, totals, strict=True)]
+    common = {"type": "bar", "orientation": "h", "y": list(range(len(names))), "hoverinfo": "text"}
+    common["hovertext"] = [f"{_plain(name)}<br>{text}" for name, text in zip(names, hover, strict=True)]
+    removed = [total - keep for keep, total in zip(kept, totals, strict=True)]
+    behind = {"text": texts, "textposition": "outside", "cliponaxis": False}
     bars = [
         {**common, "name": "kept", "x": kept, "marker": {"color": KEPT}},
-        {**common, "name": "removed", "marker": {"color": REMOVED}},
+        {**common, "name": "removed", "x": removed, "marker": {"color": REMOVED}, **behind},
     ]
-    bars[1]["x"] = [total - keep for keep, total in zip(kept, totals, strict=True)]
-    bars[1]["text"] = [f"{keep}/{total}" for keep, total in zip(kept, totals, strict=True)]
-    bars[1] |= {"textposition": "outside", "cliponaxis": False}
-    for bar in bars:
-        bar |= {"hovertext": hover, "hoverinfo": "text"}
     layout = _layout(height=110 + 26 * len(names), barmode="stack", bargap=0.3)
     layout["yaxis"] = {"tickvals": common["y"], "ticktext": labels, "ticks": "outside", "tickcolor": "#0000"}
     layout["yaxis"] |= {"autorange": "reversed", "automargin": True, "fixedrange": True, "showgrid": False}
-    layout["xaxis"] |= {"title": {"text": "units"}, "range": [0, 1.35 * max(totals, default=1)]}
-    return {"data": bars, "layout": layout}
+    return bars, layout
 
 
 def curves_figure(result: dict) -> dict:
@@ -106,11 +127,14 @@ def _layout(**more: object) -> dict:
 
 def _headline(result: dict) -> str:
     before, after, metric = result["before"], result["after"], result["metric"]
-    share = after["macs"] / before["macs"]
-    return (
-        f"{100 * share:.0f} % of the multiply-adds, {100 * after['params'] / before['params']:.0f} % of the "
-        f"parameters, {metric} {percent(before[metric])} → {percent(after[metric])}"
-    ).replace(" %", "\N{NO-BREAK SPACE}%")
+    shares = {key: f"{100 * after[key] / before[key]:.0f} % of the" for key in ("macs", "params")}
+    what = f"{shares['macs']} multiply-adds, {shares['params']} parameters"
+    if "sparsity" in after:
+        packed = f"{100 * after['packed_mb'] / before['file_mb']:.0f} % of the size on disk when packed"
+        what = f"{100 * after['sparsity']:.4g} % of the weights zero, {packed}"
+    return f"{what}, {metric} {percent(before[metric])} → {percent(after[metric])}".replace(
+        " %", "\N{NO-BREAK SPACE}%"
+    )
 
 
 def _facts(result: dict) -> dict[str, dict[str, str]]:

@@ -25,6 +25,7 @@ def rows(result: dict) -> list[Row]:
             table.append(
                 Row(label=label, before=text(was), pruned=shrunk, after=text(now), change=_times(was, now))
             )
+    table += [*zeros(result), *sizes(result)]
     metric = result["metric"]
     was, now = before[metric], after[metric]
     table.append(
@@ -39,20 +40,43 @@ def rows(result: dict) -> list[Row]:
     return table
 
 
+def zeros(result: dict) -> list[Row]:
+    """How many of the weights are zero, if single weights were pruned."""
+    if "sparsity" not in result["after"]:
+        return []
+    was, pruned, now = (result[when]["sparsity"] for when in ("before", "pruned", "after"))
+    change = f"{100 * (now - was):+.2f} points"
+    label = "weights that are zero or gone"
+    return [Row(label=label, before=percent(was), pruned=percent(pruned), after=percent(now), change=change)]
+
+
+def sizes(result: dict) -> list[Row]:
+    """What the weights would take on disk without their zeros, next to the base's file."""
+    was = result["before"].get("file_mb")
+    return [
+        Row(label=label, before="", pruned="", after=f"{now:.3g}", change=_times(was, now))
+        for key, label in SIZES.items()
+        if (now := result["after"].get(key)) is not None
+    ]
+
+
 def proof(result: dict) -> str:
     """One line that says how far the smaller model is from the original with the removed units at zero."""
     verified = result["verified"]
     if verified.get("max_abs_error") is None:
         return "Not proved: the check was switched off."
+    whole = "the masked original" if "sparsity" in result["after"] else "the original"
     return (
-        f"Proved: the smaller model equals the original with the removed units at zero. Largest relative "
+        f"Proved: the smaller model equals {whole} with the removed units at zero. Largest relative "
         f"difference of their answers {verified['max_abs_error']:.1e}, allowed {verified['tolerance']:.0e}."
     )
 
 
 def budget(result: dict) -> str:
-    """The budget in words, such as `macs <= 50 %`."""
+    """What was asked for in words, such as `macs <= 50 %`, `sparsity 80 %`."""
     ((name, limit),) = result["budget"].items()
+    if name == "sparsity":
+        return f"sparsity {100 * limit:g} %"
     return f"{name} <= {100 * limit:g} %" if limit <= 1 else f"{name} <= {limit:g}"
 
 
@@ -80,4 +104,8 @@ COSTS = (
     ("memory_mb", "peak activations, MB", lambda mb: f"{mb:.3g}"),
     ("file_mb", "file size, MB", lambda mb: f"{mb:.3g}"),
 )
+SIZES = {
+    "packed_mb": "packed: values and a bit a weight, MB",
+    "compressed_mb": "packed and compressed, MB",
+}
 SAME_AFTER_RECOVERY = {"macs", "params", "memory_mb"}

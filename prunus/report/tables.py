@@ -29,16 +29,18 @@ def comparison(results: dict[str, dict]) -> Group:
     table.add_column("run", overflow="fold", min_width=12)
     for heading in ("method", "budget"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("seed", "macs", "params", "ms", "before", "after"):
+    sparse = any("sparsity" in result["after"] for result in results.values())
+    for heading in ("seed", "macs", "params", *(["zeros"] if sparse else []), "ms", "before", "after"):
         table.add_column(heading, justify="right", no_wrap=True)
     for label, result in results.items():
-        table.add_row(*map(Text, _cells(label, result)))
+        table.add_row(*map(Text, _cells(label, result, sparse)))
     notes = [Text(line) for line in _means(list(results.values()))]
     return Group(table, *notes)
 
 
-def _cells(label: str, result: dict) -> list[str]:
+def _cells(label: str, result: dict, sparse: bool) -> list[str]:
     before, after, metric = result["before"], result["after"], result["metric"]
+    zeros = [f"{100 * after['sparsity']:.4g} %" if "sparsity" in after else ""] if sparse else []
     return [
         label,
         result["method"],
@@ -46,6 +48,7 @@ def _cells(label: str, result: dict) -> list[str]:
         str(result["seed"]),
         f"{100 * after['macs'] / before['macs']:.0f} %",
         f"{100 * after['params'] / before['params']:.0f} %",
+        *zeros,
         f"{after['latency_ms']:.2f}",
         percent(before[metric]),
         percent(after[metric]),
