@@ -36,10 +36,11 @@ def skeleton(model: nn.Module, real: bool = False) -> nn.Module:
         meta = buffer.is_floating_point() and not real
         memo[id(buffer)] = buffer.detach().to("meta") if meta else buffer.detach().clone()
     bare = copied(model, memo).eval()
+    resolved: dict[nn.Module, nn.Parameter] = {}
     for module in list(bare.modules()):
         module._forward_hooks.clear()  # the user's own hooks are not for this pass
         if parametrize.is_parametrized(module):
-            resolve_parametrisations(module)
+            resolve_parametrisations(module, resolved)
     return bare
 
 
@@ -80,15 +81,23 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return new
 
 
-def resolve_parametrisations(module: nn.Module) -> None:
+def resolve_parametrisations(module: nn.Module, resolved: dict[nn.Module, nn.Parameter]) -> None:
     """Put the tensors that parametrisations compute in their place. torch's own remove_parametrizations would
-    change the class, which the copy shares with the user's module."""
-    values = {name: getattr(module, name).detach() for name in module.parametrizations}
+    change the class, which the copy shares with the user's module.
+
+    resolved: what came of parametrisations so far; modules that share one (tied weights) share what it computes.
+    """
+    values = {}
+    for name, steps in module.parametrizations.items():
+        if steps not in resolved:
+            with SameDevice():  # a mask is real, what it masks is not
+                resolved[steps] = nn.Parameter(getattr(module, name).detach(), requires_grad=False)
+        values[name] = resolved[steps]
     plain = parametrize.type_before_parametrizations(module)
     del module.parametrizations
     module.__class__ = plain
     for name, value in values.items():
-        module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+        module.register_parameter(name, value)
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -58,15 +58,26 @@ def checked_tensors(model: nn.Module, graph: Graph) -> dict[str, torch.Tensor]:
 
 
 def effective(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name, a parametrised one under its plain name as it acts (g * v / |v|, say)."""
+    """Parameters and buffers by name, a parametrised one under its plain name as it acts (g * v / |v|, say).
+
+    Where modules share a parametrisation (tied weights that are held by a mask), under its first name.
+    """
     found = {n: t for n, t in skeleton.named_tensors(model).items() if ".parametrizations." not in f".{n}"}
+    for steps, (name, module, attribute) in _parametrised(model).items():
+        training = module.training
+        steps.eval()  # spectral_norm would iterate, and so change the model
+        found[name] = getattr(module, attribute)
+        steps.train(training)
+    return found
+
+
+def _parametrised(model: nn.Module) -> dict[nn.Module, tuple[str, nn.Module, str]]:
+    """Each parametrisation once, with the first tensor it computes: its name, its module, its name there."""
+    found: dict[nn.Module, tuple[str, nn.Module, str]] = {}
     for prefix, module in model.named_modules():
         if parametrize.is_parametrized(module):
-            training = module.training
-            module.parametrizations.eval()  # spectral_norm would iterate, and so change the model
-            for name in module.parametrizations:
-                found[f"{prefix}.{name}" if prefix else name] = getattr(module, name)
-            module.parametrizations.train(training)
+            for attribute, steps in module.parametrizations.items():
+                found.setdefault(steps, (f"{prefix}.{attribute}" if prefix else attribute, module, attribute))
     return found
 
 
@@ -84,13 +95,12 @@ def clone(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
             nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
         )
     small = skeleton.copied(model, memo)
-    for prefix, module in list(small.named_modules()):
+    names = {steps: name for steps, (name, _, _) in _parametrised(small).items()}
+    plain: dict[nn.Module, nn.Parameter] = {}  # in the place of parametrisations that could not take theirs
+    for module in list(small.modules()):
         if parametrize.is_parametrized(module):
-            values = {
-                name: tensors[f"{prefix}.{name}" if prefix else name].detach()
-                for name in module.parametrizations
-            }
-            _set_parametrised(module, values)
+            values = {a: tensors[names[steps]].detach() for a, steps in module.parametrizations.items()}
+            _set_parametrised(module, values, plain)
     return small
 
 
@@ -99,11 +109,14 @@ def _memory_format(old: torch.Tensor, new: torch.Tensor) -> torch.memory_format:
     return torch.channels_last if last and new.dim() == 4 else torch.contiguous_format
 
 
-def _set_parametrised(module: nn.Module, values: dict[str, torch.Tensor]) -> None:
+def _set_parametrised(
+    module: nn.Module, values: dict[str, torch.Tensor], plain: dict[nn.Module, nn.Parameter]
+) -> None:
     """Give parametrised tensors values of another shape through the parametrisations' own right inverses.
 
-    Where one cannot take it (spectral_norm keeps vectors of the old size; a norm of zero has no inverse), the
-    tensors become plain parameters.
+    Where one cannot take it (spectral_norm keeps vectors of the old size; a norm of zero has no inverse; a mask
+    is of the old shape), the tensors become plain parameters, which are noted in `plain`: once for modules that
+    share the parametrisation.
     """
     training = module.training
     module.parametrizations.eval()  # spectral_norm would iterate
@@ -121,11 +134,14 @@ def _set_parametrised(module: nn.Module, values: dict[str, torch.Tensor]) -> Non
         taken = False
     module.parametrizations.train(training)
     if not taken:
-        plain = parametrize.type_before_parametrizations(module)
+        lists = dict(module.parametrizations.items())
+        kind = parametrize.type_before_parametrizations(module)
         del module.parametrizations
-        module.__class__ = plain
-        for name, value in values.items():
-            module.register_parameter(name, nn.Parameter(value.clone(), requires_grad=not frozen[name]))
+        module.__class__ = kind
+        for name, steps in lists.items():
+            if steps not in plain:
+                plain[steps] = nn.Parameter(values[name].clone(), requires_grad=not frozen[name])
+            module.register_parameter(name, plain[steps])
 
 
 def _invert(parametrisations: parametrize.ParametrizationList, value: Any) -> None:

@@ -1,0 +1,235 @@
+"""Masks: which single weights stay. {parameter name: bool tensor of its shape, True stays}; others are dense.
+
+A model *held* by masks computes with weight * mask, whatever an optimiser's momentum, weight decay or a moving average
+do to the weight behind it; the masks are buffers of the model, so checkpoints, copies and other processes have them
+too. `finalise` makes it an ordinary model with zeros in it. Names are the graph's: tied weights once.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from prunus import weights
+from prunus.errors import UserError
+from prunus.graph import Graph, Keep
+
+Masks = Mapping[str, Tensor]
+MB = 2**20  # bytes
+ZLIB_LEVEL = 6
+
+
+def checked(graph: Graph, masks: Masks) -> dict[str, Tensor]:
+    """`masks`, known to fit the traced model. Raises UserError naming the first differences."""
+    return _fitting({name: graph.shapes[name] for name in graph.layouts if name in graph.parameters}, masks)
+
+
+def _fitting(shapes: Mapping[str, torch.Size], masks: Masks) -> dict[str, Tensor]:
+    if not isinstance(masks, Mapping):
+        raise UserError(
+            f"masks should be a dict of parameter name to bool tensor, is a {type(masks).__name__}."
+        )
+    wrong = []
+    for name, mask in masks.items():
+        if name not in shapes:
+            wrong.append(f"{name} is no parameter of it")
+        elif not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            wrong.append(f"{name} should be a bool tensor, is {getattr(mask, 'dtype', type(mask).__name__)}")
+        elif mask.shape != shapes[name]:
+            wrong.append(f"{name} should be {tuple(shapes[name])}, is {tuple(mask.shape)}")
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f"these masks are not of this model: {'; '.join(wrong[:3])}{more}. "
+            "Give masks made from the graph of the same model (for a smaller one, see masks.sliced)."
+        )
+    return dict(masks)
+
+
+# ---------------------------------------------------------------------------------- held models
+class Mask(nn.Module):
+    """A parametrisation: zero where the mask is False, whatever stands there (NaN too); no gradient goes there."""
+
+    def __init__(self, mask: Tensor):
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return torch.where(self.mask, weight, 0.0)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight
+
+
+@torch.inference_mode(False)  # tensors made there could never be trained
+@torch.no_grad()
+def hold(model: nn.Module, graph: Graph | None, masks: Masks) -> None:
+    """Let `model`, in place, compute with zeros where `masks` say so, until `finalise`.
+
+    A weight already held takes its new mask (in the buffer it has, so that optimisers and averages in use go on);
+    what comes back starts at zero. Weights `masks` does not name stay as they are. Tied weights share one mask;
+    after other parametrisations (weight_norm) the mask acts last. Parameters stay the same objects.
+    graph: of this model; None where it has none (after a shrink), then `masks` go by the model's own names.
+    Raises UserError if the masks, or FileError if the graph, are of another model; then nothing is changed.
+    """
+    tensors = weights.effective(model) if graph is None else weights.checked_tensors(model, graph)
+    masks = _fitting({name: tensor.shape for name, tensor in tensors.items()}, masks)
+    if graph is not None:
+        checked(graph, masks)
+    for name, mask in masks.items():
+        _hold_one(model, name, mask)
+
+
+def _hold_one(model: nn.Module, name: str, mask: Tensor) -> None:
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    if not parametrize.is_parametrized(module, attribute):
+        _parametrise(model, module._parameters[attribute])
+    steps = module.parametrizations[attribute]
+    last = _mask_of(steps)
+    if last is None:
+        last = Mask(torch.ones_like(getattr(module, attribute), dtype=torch.bool, requires_grad=False))
+        steps.append(last)
+    plain = steps.is_tensor and len(steps) == 1  # what stands behind a norm has no zeros of its own
+    if plain:
+        steps.original.masked_fill_(~last.mask, 0)
+    last.mask.copy_(mask)
+    if plain:
+        steps.original.masked_fill_(~last.mask, 0)
+
+
+def _parametrise(model: nn.Module, weight: nn.Parameter) -> None:
+    """Put one mask of ones on a parameter, at every place where it is tied."""
+    ones = Mask(torch.ones_like(weight, dtype=torch.bool, requires_grad=False))
+    shared = None
+    for module in list(model.modules()):
+        for name in [name for name, parameter in module._parameters.items() if parameter is weight]:
+            order = list(module._parameters)
+            _own_class(module)
+            parametrize.register_parametrization(module, name, ones)
+            shared = shared or module.parametrizations[name]
+            module.parametrizations[name] = shared
+            # a place to come back to: the order of parameters is the order of an optimiser's state in a file
+            module._parameters = {n: module._parameters.get(n) for n in order}
+
+
+def _own_class(module: nn.Module) -> None:
+    """Give a parametrised module a class of its own: torch keeps the tensors' names there, and copies share it."""
+    if parametrize.is_parametrized(module):
+        kind = type(module)
+        module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+
+
+def _mask_of(steps: nn.Module) -> Mask | None:
+    return next((step for step in steps if isinstance(step, Mask)), None)
+
+
+def _all_held(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
+    """(name, module, attribute, its parametrisations) of every held weight, under each of its names."""
+    for path, module in list(model.named_modules()):
+        if parametrize.is_parametrized(module):
+            for attribute, steps in list(module.parametrizations.items()):
+                if _mask_of(steps) is not None:
+                    yield f"{path}.{attribute}" if path else attribute, module, attribute, steps
+
+
+def held(model: nn.Module) -> dict[str, Tensor]:
+    """The masks that hold `model` now (copies), by the graph's names; none if it is not held."""
+    found: dict[nn.Module, tuple[str, Tensor]] = {}
+    for name, _, _, steps in _all_held(model):
+        found.setdefault(steps, (name, _mask_of(steps).mask.clone()))
+    return dict(found.values())
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def finalise(model: nn.Module) -> None:
+    """Make a held `model`, in place, an ordinary one: plain parameters with zeros in them, its classes and ties back.
+
+    Parameters stay the same objects, but those behind another parametrisation (weight_norm), which goes too.
+    Nothing happens to a model that is not held.
+    """
+    done: dict[nn.Module, nn.Parameter] = {}
+    for _, module, attribute, steps in list(_all_held(model)):
+        if steps not in done:
+            value = getattr(module, attribute)
+            if steps.is_tensor:
+                done[steps] = steps.original
+                steps.original.copy_(value)
+            else:
+                trained = any(p.requires_grad for p in steps.parameters())
+                done[steps] = nn.Parameter(value, requires_grad=trained)
+        _own_class(module)
+        delattr(type(module), attribute)
+        del module.parametrizations[attribute]
+        if not module.parametrizations:
+            plain = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            module.__class__ = plain
+        module.register_parameter(attribute, done[steps])
+
+
+# -------------------------------------------------------------------------------------- counting
+def survivors(masks: Masks) -> dict[str, int]:
+    """How many weights of each mask stay."""
+    return {name: int(mask.count_nonzero()) for name, mask in masks.items()}
+
+
+def density(masks: Masks) -> float:
+    """The share of all masked weights that stay, 0 to 1; 1 if there are none."""
+    total = sum(mask.numel() for mask in masks.values())
+    return sum(survivors(masks).values()) / total if total else 1.0
+
+
+def sliced(graph: Graph, keep: Keep, masks: Masks) -> dict[str, Tensor]:
+    """The masks of the model shrunk to `keep`. Raises UserError if the keep or the masks are of another model."""
+    keep = graph.checked(keep)
+    return {n: weights.sliced(mask, graph.layouts[n], keep) for n, mask in checked(graph, masks).items()}
+
+
+# ------------------------------------------------------------------------------------------ size
+def packed(mask: Tensor) -> Tensor:
+    """A bool tensor as bits, uint8 (ceil(n / 8),): weight i is bit i % 8, the lowest first, of byte i // 8."""
+    return torch.from_numpy(np.packbits(mask.detach().cpu().flatten().numpy(), bitorder="little"))
+
+
+def unpacked(bits: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """The bool tensor of `shape` that `packed` gave. Raises UserError if the bits are not of this shape."""
+    count = torch.Size(shape).numel()
+    spare = -count % 8
+    fits = bits.dtype == torch.uint8 and bits.shape == ((count + 7) // 8,)
+    if not fits or (spare and bits[-1] >> (8 - spare)):
+        raise UserError(
+            f"{count} weights should be packed in uint8 ({(count + 7) // 8},) with zeros behind the last, but there "
+            f"are {bits.dtype} {tuple(bits.shape)}."
+        )
+    flat = np.unpackbits(bits.cpu().numpy(), count=count, bitorder="little")
+    return torch.from_numpy(flat.astype(bool)).reshape(shape)
+
+
+def sizes_mb(model: nn.Module | Mapping[str, Tensor], masks: Masks) -> dict[str, float]:
+    """What a model takes on disk, in MiB (2**20 bytes), reckoned without writing; headers are not counted.
+
+    dense: all parameters and buffers as they are. packed: of masked ones the values that stay and a bit for every
+    weight. compressed: the packed bytes, each tensor's and each mask's, through zlib (level 6).
+    """
+    tensors: Mapping[str, Tensor] = weights.effective(model) if isinstance(model, nn.Module) else model
+    masks = _fitting({name: tensor.shape for name, tensor in tensors.items()}, masks)
+    dense, stored = 0, {"packed": 0, "compressed": 0}
+    for name, tensor in tensors.items():
+        dense += tensor.numel() * tensor.element_size()
+        tensor = tensor.detach().cpu()
+        pieces: list[Any] = [tensor]
+        if name in masks:
+            pieces = [tensor[masks[name].cpu()], packed(masks[name])]
+        for piece in pieces:
+            data = piece.contiguous().flatten().view(torch.uint8).numpy()
+            stored["packed"] += data.nbytes
+            stored["compressed"] += len(zlib.compress(data, ZLIB_LEVEL)) if data.nbytes else 0
+    return {"dense": dense / MB} | {what: count / MB for what, count in stored.items()}
