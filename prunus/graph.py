@@ -22,7 +22,7 @@ from prunus import axes, rules, skeleton, tracer
 from prunus.axes import Axis, Layout
 from prunus.errors import TraceError, UserError, unknown
 from prunus.follow import Attribute, Follower
-from prunus.rules import Op
+from prunus.rules import Op, Tag
 from prunus.tracer import Storage
 
 Keep = Mapping[str, Sequence[int]]
@@ -47,6 +47,8 @@ class Graph:
     parameters: frozenset[str]  # which of `layouts` are parameters (the rest are buffers)
     ops: list[Op] = field(repr=False)
     storages: list[Storage] = field(repr=False)
+    tensors: dict[Tag, str] = field(repr=False)  # parameters and buffers among the inputs of `ops`
+    outputs: list[Tag] = field(repr=False)  # what the model returned, among the results of `ops`
     attributes: list[Attribute]  # integers in modules that follow
     example: Any = field(repr=False)
     _roles: dict[tuple[str, int], str] = field(repr=False)
@@ -254,6 +256,8 @@ def _trace(model: nn.Module, example: Any, real: bool) -> Graph | None:
         parameters=frozenset(parameters),
         ops=traced.ops,
         storages=traced.storages,
+        tensors=traced.tensors,
+        outputs=[tag for tag in map(rules.tag_of, outputs) if tag is not None],
         attributes=[a for a in attributes if any(axes.leaves(a.layout))],
         example=example,
         _roles=roles,

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -44,6 +44,12 @@ def tag_of(tensor: Any) -> Tag | None:
     return getattr(tensor, "_prunus_tag", None)
 
 
+class Untracked(NamedTuple):
+    """Stands for a tensor that depends on no parameter and no input."""
+
+    shape: torch.Size
+
+
 class Op:
     """One operation of the traced forward pass."""
 
@@ -52,6 +58,7 @@ class Op:
         "contracts",
         "follows",
         "func",
+        "inputs",
         "macs",
         "mixes",
         "module",
@@ -59,6 +66,7 @@ class Op:
         "out",
         "outs",
         "over",
+        "results",
         "roles",
         "scalars",
     )
@@ -73,6 +81,8 @@ class Op:
         self.follows: list[tuple[Layout, int, int | None]] = []
         self.roles: list[tuple[Layout, str]] = []  # the axis a parameter dimension was born with, its role
         self.scalars: tuple[str, ...] = ()
+        self.inputs: tuple[list, dict] = [], {}  # its arguments, tensors by their tags, `Untracked` without one
+        self.results: list[Tag | None] = []  # the tags of its output tensors
         self.mixes = self.contracts = False
         self.over: Layout = 1  # what a product sums over
         self.alias: torch.Tensor | None = None  # the input whose memory the output shares

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from prunus import axes, rules
 from prunus.axes import Axis, Layout
 from prunus.errors import TraceError
-from prunus.rules import Op, Tag, tag_of
+from prunus.rules import Op, Tag, Untracked, tag_of
 from prunus.skeleton import (
     SameDevice,
     call,
@@ -103,6 +103,7 @@ class Tracer(TorchDispatchMode):
         self.keep = keep
         self.ops: list[Op] = []
         self.storages: list[Storage] = []
+        self.tensors: dict[Tag, str] = {}  # parameters and buffers, before anything wrote to them
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -117,12 +118,13 @@ class Tracer(TorchDispatchMode):
                 "part, example = prunus.part(model, 'NAME', inputs); graph = prunus.trace(part, example)."
             )
         numbers = rules.scalars(func, args, kwargs) if tags else ()
+        inputs = _values(args), dict(zip(kwargs, _values(kwargs.values()), strict=True))
         args, kwargs = same_device(args, kwargs)
         out = compute(func, args, kwargs)
         op = Op(func, self.modules.stack[-1] if self.modules else "", out)
         if tags or name in _FROM_INTEGERS:
             op.outs = _as_list(rule(op, *args, **kwargs))
-            op.scalars = numbers
+            op.scalars, op.inputs = numbers, inputs
             if self.keep is not None and (op.mixes or op.contracts):
                 apply = _on_kept if op.mixes else _without_removed
                 out = apply(op, args, kwargs, self.keep)
@@ -140,6 +142,7 @@ class Tracer(TorchDispatchMode):
         outputs = out if isinstance(out, (tuple, list)) else [out]
         shared = tag_of(op.alias)
         for tensor, dims in zip(outputs, op.outs, strict=False):
+            op.results.append(None)
             if dims is None or not isinstance(tensor, torch.Tensor):
                 continue
             old = tag_of(tensor)  # an operator in place returns its input
@@ -150,7 +153,21 @@ class Tracer(TorchDispatchMode):
             else:
                 storage = Storage(dims, tensor.element_size(), now)
                 self.storages.append(storage)
-            tensor._prunus_tag = Tag(dims, storage)
+            op.results[-1] = tensor._prunus_tag = Tag(dims, storage)
+
+
+def _values(args: Any) -> list:
+    """Arguments with a tag in each tensor's place, one level of lists deep."""
+    if not any(isinstance(arg, (torch.Tensor, list, tuple)) for arg in args):
+        return list(args)
+    return [
+        (tag_of(arg) or Untracked(arg.shape))
+        if isinstance(arg, torch.Tensor)
+        else _values(arg)
+        if isinstance(arg, (list, tuple))
+        else arg
+        for arg in args
+    ]
 
 
 def _as_list(outs: Any) -> list[list[Layout] | None]:
@@ -231,6 +248,7 @@ def run(
 
     modules = Modules(bare)
     tracer = Tracer(modules, keep)
+    tracer.tensors = {tag_of(tensor): name for name, tensor in tensors.items()}
     try:
         example = tree_map_only(torch.Tensor, abstract, example)
         with quiet_forward(), tracer, SameDevice() if meta and mixes_devices(example) else nullcontext():

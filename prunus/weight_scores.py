@@ -1,30 +1,221 @@
 """Scores for single weights: one number each, not negative, higher means keep. {parameter name: float32 tensor}.
 
-Every score is a square, so that norms and LAMP can be taken over it whatever it is.
+Every score is a square, so that norms and LAMP can be taken over it whatever it is. Biases, norms and embeddings
+have none (unless an embedding is tied to a weight); what has one is listed by `maskable`.
+
+    magnitude    w^2
+    lookahead    w^2 * before * behind        Park et al., ICLR 2020, arXiv:2002.04809; see neighbours.py
+    sequential   lookahead, pruned layer by layer, each seeing what is left of the one before it
+    wanda        w^2 * mean square of its input          Sun et al., ICLR 2024, arXiv:2306.11695
+    random       the control
+
+The references that need gradients are in gradient_scores.py.
 """
 
+from collections.abc import Callable, Mapping
+from typing import Literal, get_args
+
+import torch
 from torch import Tensor, nn
 
-from prunus import rules
+from prunus import neighbours, observed, products, squares
+from prunus.errors import UserError, unknown
 from prunus.graph import Graph
+from prunus.neighbours import Depthwise, Flow, Norms, Places, Site
+from prunus.scores import Batches
 from prunus.weights import checked_tensors
 
 WeightScores = dict[str, Tensor]
+Sides = Literal["both", "before", "behind"]
+Conv = Literal["norm", "exact"]
+Order = Literal["forward", "backward"]
 
 
 def maskable(graph: Graph) -> list[str]:
-    """The parameters whose single weights may be pruned: those that multiply activations. No biases, norms, or
-    embeddings (unless they are tied to a weight)."""
-    return [
-        name
-        for name, layouts in graph.layouts.items()
-        if name in graph.parameters
-        and len(layouts) > 1
-        and any((name, dim) in graph._roles and graph.role(name, dim) == rules.CONSUMES for dim in range(len(layouts)))
-    ]
+    """The parameters whose single weights may be pruned: those that multiply activations."""
+    return neighbours.multiplying(graph)
 
 
+@torch.no_grad()
 def magnitude(model: nn.Module, graph: Graph) -> WeightScores:
     """w^2."""
     tensors = checked_tensors(model, graph)
     return {name: tensors[name].detach().float().square() for name in maskable(graph)}
+
+
+def random(graph: Graph, seed: int = 0) -> WeightScores:
+    """Uniform in [0, 1)."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(graph.shapes[name], generator=generator) for name in maskable(graph)}
+
+
+@torch.no_grad()
+def lookahead(
+    model: nn.Module,
+    graph: Graph,
+    *,
+    sides: Sides = "both",
+    norms: Norms = "fold",
+    conv: Conv = "norm",
+    depthwise: Depthwise = "layer",
+    activity: Places | None = None,
+) -> WeightScores:
+    """w^2 * before * behind: the squared change of the three layers around a weight, were it removed alone.
+
+    sides: both, or what feeds it or what reads it alone (the paper's LBP and LFP). norms: batch norms scale what
+    passes them (fold), also the one behind the next layer, which makes the score blind to any rescaling (trailing), or
+    are left out. conv: kernels' sums of squares, as in the paper (norm), or with the overlap of neighbouring kernels
+    (exact, ours; equal where a neighbour is 1x1). depthwise: convolutions of one channel each count as layers, or what
+    is beside them sees through. activity: what `active` found, for the paper's LAP-act.
+    Raises UserError for weights that are not finite. Source: Park et al., equation 4; the rest as the specification.
+    """
+    for what, given, known in (("sides", sides, Sides), ("conv", conv, Conv), ("norms", norms, Norms)):
+        if given not in get_args(known):
+            raise unknown(what, given, get_args(known))
+    tensors = checked_tensors(model, graph)
+    flows = {}
+    for lag in products.lags(graph) if conv == "exact" else [(0, 0)]:
+        flow = flows[lag] = Flow(graph, norms, depthwise, lag, activity or {})
+        flow.run(tensors)
+        flow.settle()
+    neighbours.warn_opaque(flows[0, 0])
+    scores: WeightScores = {}
+    for number, site in enumerate(flows[0, 0].sites):
+        terms = []
+        for lag, flow in flows.items():
+            stride = site.stride if len(site.stride) == 2 else (1, 1)
+            fed = flows.get(tuple(n * s for n, s in zip(lag, stride, strict=True)))
+            if fed is not None:
+                before, behind = fed.sites[number].before, flow.sites[number].behind
+                terms.append(_term(before, behind, sides, 2 if any(lag) else 1))
+        _add(scores, tensors, site, terms)
+    return {name: _finite(name, scores[name]) for name in maskable(graph) if name in scores}
+
+
+@torch.no_grad()
+def sequential(
+    model: nn.Module,
+    graph: Graph,
+    choose: Callable[[str, Tensor], Tensor],
+    order: Order,
+    *,
+    norms: Norms = "fold",
+    depthwise: Depthwise = "layer",
+    activity: Places | None = None,
+) -> dict[str, Tensor]:
+    """Masks chosen layer by layer, first to last (forward) or last to first (backward), by lookahead scores in which
+    the layers already passed hold only what is left of them.
+
+    choose(name, scores) -> bool mask of the weight. Source: Park et al., section 3 (LAP-forward, LAP-backward).
+    """
+    if order not in get_args(Order):
+        raise unknown("order", order, get_args(Order))
+    tensors = checked_tensors(model, graph)
+    dense = Flow(graph, norms, depthwise, activity=activity or {})
+    dense.run(tensors)
+    dense.settle()
+    neighbours.warn_opaque(dense)
+    masks: dict[str, Tensor] = {}
+    wanted = set(maskable(graph))
+
+    def decide(name: str) -> None:
+        scores: WeightScores = {}
+        for site in dense.sites:
+            if site.name == name:
+                _add(scores, tensors, site, [_term(site.before, site.behind, "both", 1)])
+        masks[name] = choose(name, _finite(name, scores[name]))
+
+    if order == "backward":
+        for site in reversed(dense.sites):
+            dense.settle_again(site, {name: (tensors[name], mask) for name, mask in masks.items()})
+            if site.name in wanted and site.name not in masks:
+                decide(site.name)
+        return {name: masks[name] for name in maskable(graph) if name in masks}
+    numbers = iter(range(len(dense.sites)))
+
+    def go_on(site: Site) -> Tensor:
+        dense.sites[next(numbers)].before = site.before
+        if site.name in wanted and site.name not in masks:
+            decide(site.name)
+        return neighbours.masked_view(site.weight, tensors[site.name], masks.get(site.name))
+
+    Flow(graph, norms, depthwise, activity=activity or {}).run(tensors, go_on)
+    return {name: masks[name] for name in maskable(graph) if name in masks}
+
+
+@torch.no_grad()
+def wanda(model: nn.Module, graph: Graph, batches: Batches) -> WeightScores:
+    """w^2 times the mean square of its input over batches, the network in evaluation mode.
+
+    Raises UserError if there is no batch, or the model runs otherwise than it was traced.
+    """
+    tensors = checked_tensors(model, graph)
+    flow = Flow(graph, fed=observed.inputs_of(model, graph, batches))
+    flow.run(tensors)
+    scores: WeightScores = {}
+    for site in flow.sites:
+        _add(scores, tensors, site, [(site.before, None, 1)])
+    return {name: _finite(name, scores[name]) for name in maskable(graph) if name in scores}
+
+
+@torch.no_grad()
+def active(model: nn.Module, graph: Graph, batches: Batches) -> Places:
+    """How often each activation function lets a unit through, over batches: what `lookahead` takes for LAP-act."""
+    return observed.activity_of(model, graph, batches)
+
+
+# ------------------------------------------------------------------------------------------ forming
+Term = tuple[Tensor | None, Tensor | None, float]  # before, behind (both broadcast to the weight), a factor
+
+
+def _term(before: Tensor, behind: Tensor, sides: Sides, factor: float) -> Term:
+    return before if sides != "behind" else None, behind if sides != "before" else None, factor
+
+
+def _add(scores: WeightScores, tensors: Mapping[str, Tensor], site: Site, terms: list[Term]) -> None:
+    """Add w^2 * (sum of terms) to the scores of the site's parameter, where the site reads it."""
+    parameter = tensors[site.name]
+    first = site.name not in scores
+    if first:
+        whole = site.weight.numel() == parameter.numel()
+        make = torch.empty_like if whole else torch.zeros_like
+        dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        scores[site.name] = make(parameter, dtype=dtype, requires_grad=False)
+    weight, out = site.weight, neighbours.view_like(site.weight, parameter, scores[site.name])
+    if weight.dim() == 2 and weight.stride(0) == 1:  # go along memory
+        weight, out = weight.t(), out.t()
+        terms = [
+            tuple(each.t() if isinstance(each, Tensor) and each.dim() else each for each in t) for t in terms
+        ]
+    step = max(1, products.ROWS // max(1, weight[:1].numel()))
+    for start in range(0, weight.shape[0], step):
+        block = slice(start, start + step)
+        square = squares.wide(weight[block]).square()
+        factor = (
+            sum(_part(before, block) * _part(behind, block) * f for before, behind, f in terms[1:])
+            if terms[1:]
+            else None
+        )
+        before, behind, f = terms[0]
+        if factor is not None:
+            square *= factor + _part(before, block) * _part(behind, block) * f
+        else:
+            square = square if before is None else square.mul_(_part(before, block))
+            square = square if behind is None else square.mul_(_part(behind, block))
+        if first:
+            out[block] = square
+        else:
+            out[block] += square
+
+
+def _part(factor: Tensor | None, block: slice) -> Tensor | float:
+    """The rows of a factor that go with a block of the weight's."""
+    if factor is None:
+        return 1.0
+    return factor[block] if factor.dim() and factor.shape[0] > 1 else factor
+
+
+def _finite(name: str, score: Tensor) -> Tensor:
+    if not score.sum().isfinite():
+        raise UserError(f"scores of {name} are NaN or infinite; are the model's weights whole?")
+    return score

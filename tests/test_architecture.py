@@ -14,7 +14,8 @@ LISTS = {"rules.py"}  # a long list of short things may be longer
 # A part may import the parts to its left in its own column, and what both columns stand on.
 GROUND = "errors files"
 STRUCTURE = (
-    "axes rules skeleton tracer follow graph cost budget limits scores selection weights surgery store"
+    "axes rules skeleton tracer follow graph cost budget limits scores selection weights "
+    "squares products neighbours observed weight_scores gradient_scores sparsity masks surgery patterns store formats"
 )
 LEARNING = "zoo models readers pictures data guards progress checkpoint train recover"
 # Here the columns meet: each may import both columns and the parts to its left.

@@ -1,0 +1,104 @@
+"""Lookahead's measured parts: what enters the products of a network, and how often its activations are on."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prunus.errors import UserError
+from prunus.graph import Graph
+from prunus.neighbours import Flow, memory
+from prunus.products import CONVOLUTIONS, MATRICES
+from prunus.rules import find
+from prunus.skeleton import call, named_tensors, quiet_forward, skeleton
+
+GATES = {"relu", "hardtanh", "clamp", "clamp_min", "gelu", "silu", "hardswish", "leaky_relu", "elu", "mish"}
+
+
+class _Watch(TorchDispatchMode):
+    """Adds up what `see(op name, arguments, output)` gives, in the order in which it gives something."""
+
+    def __init__(self, see: Callable[[str, tuple, Any], Any]):
+        super().__init__()
+        self.see, self.sums, self.at = see, [], 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        seen = self.see(find(func)[0].removesuffix("_"), args, out)
+        if seen is not None:
+            self.sums[self.at : self.at + 1] = [
+                seen if self.at >= len(self.sums) else self.sums[self.at] + seen
+            ]
+            self.at += 1
+        return out
+
+
+def _measured(model: nn.Module, batches: Iterable, see: Callable, expected: int, what: str) -> list[Tensor]:
+    """The means over batches of what `see` gives in one pass, `expected` tensors."""
+    watch, count = _Watch(see), 0
+    for inputs, _ in batches:
+        watch.at, count = 0, count + 1
+        with quiet_forward(), watch:
+            call(model, inputs)
+        if watch.at != expected:
+            raise UserError(f"the model ran {watch.at} {what}, but {expected} when it was traced; trace it again.")
+    if not count:
+        raise UserError("there is no batch to score with.")
+    return [total / count for total in watch.sums]
+
+
+def inputs_of(model: nn.Module, graph: Graph, batches: Iterable) -> dict[int, Tensor]:
+    """The mean square of what enters each product with a parameter, (inputs,), by the product's place."""
+    bare = skeleton(model, real=True)
+    memories = {memory(t) for t in bare.parameters() if t.dim() > 1}
+    flow = Flow(graph)
+    flow.run(named_tensors(bare))
+    places = [
+        site.place for site in flow.sites if graph.ops[site.place].name not in ("bmm", "baddbmm", "embedding")
+    ]
+
+    def see(name: str, args: tuple, out: Any) -> Tensor | None:
+        if name not in CONVOLUTIONS | MATRICES:
+            return None
+        a, b = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
+        if (memory(a) in memories) == (memory(b) in memories) or name in ("bmm", "baddbmm"):
+            return None
+        first = memory(a) in memories
+        x, dim = (b, -2 if b.dim() > 1 else -1) if first else (a, 1 if name in CONVOLUTIONS else -1)
+        return x.movedim(dim, 0).flatten(1).float().square().mean(1)
+
+    return dict(zip(places, _measured(bare, batches, see, len(places), "products with weights"), strict=True))
+
+
+def activity_of(model: nn.Module, graph: Graph, batches: Iterable) -> dict[int, Tensor]:
+    """How often the output of each activation function is above zero, by its place; along what may shrink."""
+    gates = [
+        (place, op)
+        for place, op in enumerate(graph.ops)
+        if op.name.removesuffix("_") in GATES and any(op.results)
+    ]
+    over = iter(())
+
+    def see(name: str, args: tuple, out: Any) -> Tensor | None:
+        if name not in GATES or not out.is_floating_point():
+            return None
+        dims = next(over, None)
+        return (
+            None
+            if dims is None
+            else (out > 0).float().mean(dims, keepdim=True)
+            if dims
+            else (out > 0).float()
+        )
+
+    def each() -> Iterator:
+        nonlocal over
+        for batch in batches:
+            over = iter(
+                [d for d, n in enumerate(op.results[0].dims) if isinstance(n, int)] for _, op in gates
+            )
+            yield batch
+
+    means = _measured(skeleton(model, real=True), each(), see, len(gates), "activation functions")
+    return {place: mean for (place, _), mean in zip(gates, means, strict=True)}

@@ -1,0 +1,208 @@
+"""What products with weights do to waves: each ends the wave that enters it and starts one of its own row norms.
+
+The operators of neighbours.Flow (here `flow`), which keeps what they find. Shapes: O outputs, I inputs of a weight;
+G groups; *kernel the places of a convolution's kernel.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunus import axes
+from prunus.graph import Graph
+from prunus.rules import Op
+from prunus.squares import Wave, shapes_of, wide
+
+Lag = tuple[int, ...]  # a distance between two elements in space
+ROWS = 1 << 18  # elements worked on at once: what stays in a core's cache
+
+CONVOLUTIONS = {
+    "convolution",
+    "_convolution",
+    "cudnn_convolution",
+    "mkldnn_convolution",
+    "convolution_overrideable",
+}
+MATRICES = {"mm", "addmm", "linear", "bmm", "baddbmm", "mv"}
+ATTENTION = {
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+}
+
+
+def convolution(
+    flow: Any, place: int, op: Op, x: Wave, w: Tensor, b, stride, padding, dilation, transposed, extra, groups
+):
+    """w (O, I / G, *kernel), transposed (I, O / G, *kernel)."""
+    kernel = w.dim() - 2
+    stride, dilation = (list(each) * (kernel // len(each)) for each in (stride, dilation))
+    lag = flow.lag[-kernel:] if kernel <= len(flow.lag) else (0,) * kernel
+    spread, shape = (1,) * kernel, shapes_of(op)[0]
+
+    def along_first(numbers: Tensor) -> Tensor:
+        return numbers.view(-1, 1, *spread)
+
+    def along_second(numbers: Tensor) -> Tensor:
+        if groups == 1:
+            return numbers.view(1, -1, *spread)
+        each = numbers.view(groups, 1, -1).expand(-1, w.shape[0] // groups, -1)
+        return each.reshape(*w.shape[:2], *spread)
+
+    of_inputs, of_outputs = (along_first, along_second) if transposed else (along_second, along_first)
+
+    def sides(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """(outputs,), (inputs,): the sums over dimension 1, and over dimension 0 of each group."""
+        second = matrix.view(groups, -1, w.shape[1]).sum(1).flatten()
+        return (second, matrix.sum(1)) if transposed else (matrix.sum(1), second)
+
+    transparent = flow.depthwise == "transparent" and groups == w.shape[0] and w.shape[1] == 1
+    before = of_inputs(flow.fed[place] if place in flow.fed else x.along(1))
+    site, w = flow.site(place, w, torch.ones_like(before) if transparent else before, tuple(stride))
+    at_input = places(list(lag), dilation)
+    at_output = places([n * s for n, s in zip(lag, stride, strict=True)], dilation)
+    here = overlap(w, at_output)
+    produced = sides(here)[0]
+    if transparent:  # the derivative by it holds what is before it
+        return Wave(x.value * flow.leaf(produced, shape, site, of_outputs).view(1, -1, *spread), shape)
+
+    def read(overlap: Tensor) -> Tensor:
+        rows = flow.trailing.get(place)
+        return sides(overlap if rows is None else overlap * of_outputs(rows).flatten(1))[1].view(
+            1, -1, *spread
+        )
+
+    same = here if at_input == at_output else overlap(w, at_input)
+    flow.sink(x, read(same), site, lambda w: read(overlap(w, at_input)))
+    return Wave(flow.leaf(produced, shape, site, of_outputs).view(1, -1, *spread), shape)
+
+
+def matrix(flow: Any, place: int, op: Op, x: Wave, w: Tensor, first: bool) -> Wave:
+    """w times x if `first`, else x times w, which is (..., I, O), but (O, I) for linear."""
+    shape = shapes_of(op)[0]
+    stands = first or op.name == "linear"
+    w = w.unsqueeze(0) if w.dim() == 1 else w if stands else w.transpose(-1, -2)  # (..., O, I)
+    dim = -2 if first and len(x.shape) > 1 else -1  # of x, that is summed over
+    if w.dim() > 2:
+        before = x.value.transpose(-1, dim).mean(-2).expand(*w.shape[:-2], w.shape[-1])
+    else:
+        before = flow.fed[place] if place in flow.fed else x.along(dim)
+    site, w = flow.site(place, w, before.unsqueeze(-2))
+    rows = flow.trailing.get(place)
+    produced, read = sums(w, rows)
+
+    def along(read: Tensor) -> Tensor:
+        spread = read.unsqueeze(-2 if dim == -1 else -1) if len(x.shape) > 1 else read
+        return spread.view((1,) * (len(x.shape) - spread.dim()) + tuple(spread.shape)) * flow.white
+
+    flow.sink(x, along(read), site, lambda w: along(sums(w, rows)[1]))
+    wave = flow.leaf(produced * flow.white, shape, site, lambda behind: behind.unsqueeze(-1))
+    if w.dim() > 2:  # a matrix for each of a batch
+        return Wave(wave.unsqueeze(-2 if dim == -1 else -1), shape)
+    if not shape or shape[dim] != len(produced):  # one output, its dimension left out
+        return Wave(wave.sum().view([1] * len(shape)), shape)
+    return Wave(wave.view([-1 if d == dim % len(shape) else 1 for d in range(len(shape))]), shape)
+
+
+def matmul(op: Op, a: Wave, b: Wave) -> Wave:
+    """Both depend on the input, as in attention: squares multiply as the values do."""
+    return Wave(_product(a.value, b.value, a.shape[-1]), shapes_of(op)[0])
+
+
+def attention(flow: Any, op: Op, q: Wave, k: Wave, v: Wave) -> Wave:
+    """q (N, H, T, D), k (N, H', S, D), v (N, H', S, E): scores are needed as they are, values averaged evenly."""
+    k, v = _heads(k, q.shape[1]), _heads(v, q.shape[1])
+    scores = _product(q.value, k.value.transpose(-1, -2), q.shape[-1])
+    flow.read(Wave(scores, (*q.shape[:3], k.shape[2])))
+    return Wave(v.value.mean(2, keepdim=True) / v.shape[2], shapes_of(op)[0])
+
+
+def embedding(flow: Any, place: int, op: Op, table: Tensor) -> Wave:
+    """Rows are picked by data: every one is as likely."""
+    shape = shapes_of(op)[0]
+    site, table = flow.site(place, table, wide(table.new_ones(())))
+    produced = sums(table)[1] / len(table) * flow.white
+    wave = flow.leaf(produced, shape, site, lambda behind: behind.unsqueeze(0))
+    return Wave(wave.view(*(1,) * (len(shape) - 1), -1), shape)
+
+
+def _product(a: Tensor, b: Tensor, summed: int) -> Tensor:
+    """a @ b over `summed` elements, of which a dimension of size 1 stands for all."""
+    held = max(a.shape[-1], b.shape[-2])
+    a, b = a.expand(*a.shape[:-1], held), b.expand(*b.shape[:-2], held, b.shape[-1])
+    return torch.matmul(a, b) * (summed / held)
+
+
+def _heads(wave: Wave, heads: int) -> Wave:
+    """Heads that serve several queries, repeated."""
+    times = heads // wave.shape[1]
+    value = wave.value.repeat_interleave(times, 1) if times > 1 and wave.value.shape[1] > 1 else wave.value
+    return Wave(value, (wave.shape[0], heads, *wave.shape[2:]))
+
+
+def fit(weights: Tensor, x: Wave) -> Tensor:
+    """Weights of the elements of x, brought to the shape of its value: summed where that is constant."""
+    value = tuple(x.value.shape)
+    summed = [d for d, n in enumerate(value) if n == 1 and weights.shape[d] > 1]
+    weights = weights.sum(summed, keepdim=True) if summed else weights
+    times = math.prod(n for d, n in enumerate(x.shape) if value[d] == 1 and d not in summed)
+    return (weights * times).expand(value)
+
+
+def places(distances: list[int], dilation: list[int]) -> Lag | None:
+    """A distance between pixels in places of the kernel; None if no two of them are so far apart."""
+    if any(n % d for n, d in zip(distances, dilation, strict=True)):
+        return None
+    return tuple(n // d for n, d in zip(distances, dilation, strict=True))
+
+
+def overlap(w: Tensor, lag: Lag | None) -> Tensor:
+    """(dimension 0, dimension 1): sum over the kernel of w(u) w(u + lag), in float32."""
+    if lag is None or any(abs(n) >= size for n, size in zip(lag, w.shape[2:], strict=True)):
+        return wide(w.new_zeros(w.shape[:2]))
+    w = wide(w)
+    if not any(lag):
+        return w.square().flatten(2).sum(2)
+    one, other = w, w
+    for dim, n in enumerate(lag, 2):
+        length = w.shape[dim] - abs(n)
+        one, other = one.narrow(dim, max(0, -n), length), other.narrow(dim, max(0, n), length)
+    return (one * other).flatten(2).sum(2)
+
+
+def sums(w: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(..., O), (..., I): sums of squares of w (..., O, I) along its rows and columns, from one reading of it.
+
+    rows: (O,) factors of the squares, for the second.
+    """
+    if w.dim() == 2 and w.stride(0) == 1 and w.stride(1) > 1 and rows is None:
+        return sums(w.t())[::-1]
+    if w.dim() > 2:
+        square = wide(w).square()
+        return square.sum(-1), (square if rows is None else square * rows[:, None]).sum(-2)
+    step = max(1, ROWS // max(1, w.shape[1]))
+    produced, read = wide(w.new_empty(w.shape[0])), wide(w.new_zeros(w.shape[1]))
+    for start in range(0, w.shape[0], step):
+        block = wide(w[start : start + step]).square()
+        torch.sum(block, 1, out=produced[start : start + step])
+        read += block.sum(0) if rows is None else rows[start : start + step] @ block
+    return produced, read
+
+
+def lags(graph: Graph) -> list[Lag]:
+    """Zero, and one of each pair of opposite distances at which two places of a kernel can meet."""
+    reach = [0, 0]
+    for op in graph.ops:
+        if op.name in CONVOLUTIONS:
+            kernel = [axes.size(d) for d in op.inputs[0][1].dims[2:]][-2:]
+            dilation = list(op.inputs[0][5]) * (len(kernel) // len(op.inputs[0][5]))
+            for i, (k, d) in enumerate(zip(kernel, dilation, strict=True), 2 - len(kernel)):
+                reach[i] = max(reach[i], d * (k - 1))
+    every = itertools.product(*(range(-n, n + 1) for n in reach))
+    return [lag for lag in every if lag >= (0, 0)]

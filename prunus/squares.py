@@ -1,0 +1,293 @@
+"""What each operator does to squared magnitudes, all else linear: the part of Lookahead that knows operators.
+
+A `Wave` is the expected square of an activation, as if every weight's sign were random. It is stored small: a
+dimension along which it is the same everywhere (the batch, space) has size 1. Products with weights are not here
+(see neighbours.py); an operator that is not here either ends the waves that enter it.
+Source: specification of Lookahead on any traced model (ours), after Park et al., ICLR 2020, arXiv:2002.04809.
+
+    identity                     activations, dropout, adding what is constant
+    * c^2                        scaling by a constant, norms (their scale; batch norm with its variance)
+    sum                          adding two activations
+    either sees the other as 1   multiplying two activations (gates)
+    / m                          the mean of m
+    moved                        all that only moves or joins elements
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from prunus import axes, rules
+from prunus.rules import Op, Untracked
+
+
+def wide(w: Tensor) -> Tensor:
+    """As float32, or float64 if it is."""
+    return w if w.dtype == torch.float64 else w.float()
+
+
+class Wave(NamedTuple):
+    """Squares of an activation of shape `shape`; in `value` a dimension has that size, or 1 if it is constant."""
+
+    value: Tensor
+    shape: tuple[int, ...]
+
+    def full(self) -> Tensor:
+        """The value in its shape; nothing is copied."""
+        return self.value.expand(self.shape)
+
+    @property
+    def repeats(self) -> int:
+        """How many elements each number of `value` stands for."""
+        return math.prod(self.shape) // max(1, self.value.numel())
+
+    def along(self, dim: int) -> Tensor:
+        """(shape[dim],): the mean over the other dimensions."""
+        others = [d for d in range(len(self.shape)) if d != dim % len(self.shape)]
+        value = self.value.mean(others) if others else self.value
+        return value.expand(self.shape[dim])
+
+
+def collapsed(full: Tensor) -> Wave:
+    """The wave of a tensor, small where its memory shows that it is constant."""
+    value = full
+    for dim, (size, stride) in enumerate(zip(full.shape, full.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            value = value.narrow(dim, 0, 1)
+    return Wave(value, tuple(full.shape))
+
+
+def shapes_of(op: Op) -> list[tuple[int, ...]]:
+    """The shape of each output that the trace follows."""
+    return [tuple(map(axes.size, tag.dims)) if tag else () for tag in op.results]
+
+
+Handler = Callable[..., Any]
+HANDLERS: dict[str, Handler] = {}
+WITHOUT_WAVES = {
+    "gt",
+    "lt",
+    "ge",
+    "le",
+    "eq",
+    "ne",
+    "isnan",
+    "isinf",
+    "logical_not",
+    "zeros_like",
+    "ones_like",
+    "empty_like",
+}
+
+
+def handler(names: str) -> Callable[[Handler], Handler]:
+    """Register what operators do. A handler takes the operation and its arguments, waves in tensors' places."""
+
+    def register(function: Handler) -> Handler:
+        for name in names.split():
+            HANDLERS[name] = function
+        return function
+
+    return register
+
+
+def find(op: Op) -> Handler | None:
+    """The handler of an operator, in-place forms included; elementwise ones have one in common."""
+    found = HANDLERS.get(op.name) or HANDLERS.get(op.name.removesuffix("_"))
+    if found is None and (torch.Tag.pointwise in op.func.tags or rules.find(op.func)[1] is rules.pointwise):
+        return elementwise
+    return found
+
+
+# ------------------------------------------------------------------------------------ elementwise
+@handler("where masked_fill native_dropout dropout clone contiguous _to_copy detach alias copy lift_fresh")
+def elementwise(op: Op, *args: Any, **kwargs: Any) -> Wave:
+    """Waves that meet are added; everything else lets a wave through as it is."""
+    waves = [arg for arg in args if isinstance(arg, Wave)]
+    return Wave(sum(aligned(wave, op) for wave in waves), shapes_of(op)[0])
+
+
+def aligned(wave: Wave, op: Op) -> Tensor:
+    """The value with as many dimensions as the output."""
+    missing = len(shapes_of(op)[0]) - wave.value.dim()
+    return wave.value.reshape((1,) * missing + tuple(wave.value.shape))
+
+
+@handler("mul div")
+def mul(op: Op, a: Any, b: Any, **kwargs: Any) -> Wave:
+    shape = shapes_of(op)[0]
+    if isinstance(a, Wave) and isinstance(b, Wave):
+        a, b = aligned(a, op), aligned(b, op)
+        if op.name.startswith("div"):
+            b = b.detach()  # what a norm written by hand divides by
+        # The gradient of each is 1; the value is between theirs.
+        return Wave(a + b - (a + b).detach() / 2, shape)
+    wave, factor = (a, b) if isinstance(a, Wave) else (b, a)
+    if isinstance(factor, Untracked):
+        return Wave(aligned(wave, op), shape)
+    square = wide(factor.detach()).square() if isinstance(factor, Tensor) else float(factor) ** 2
+    value = aligned(wave, op)
+    return Wave(value / square if op.name.startswith("div") and wave is a else value * square, shape)
+
+
+@handler("glu")
+def glu(op: Op, x: Wave, dim: int = -1) -> Wave:
+    a, b = x.full().chunk(2, dim)
+    return collapsed(a + b - (a + b).detach() / 2)
+
+
+@handler("_softmax _safe_softmax softmax _log_softmax log_softmax")
+def softmax(op: Op, x: Wave, dim: int, *args: Any) -> Wave:
+    """What is weighted by it is averaged evenly; what it is computed from is needed as it is (see neighbours)."""
+    return Wave(x.value.new_full((1,) * len(x.shape), 1 / x.shape[dim] ** 2), x.shape)
+
+
+# ------------------------------------------------------------------------------------------ norms
+def norm_scale(args: tuple) -> Tensor | None:
+    """The squared factor of a batch norm in evaluation mode, (C,); None without weights and statistics.
+
+    args: of the operator, (x, weight, bias, mean, variance, ...) with the small constant as the last real number.
+    """
+    weight, variance = args[1], args[4] if len(args) > 4 else None
+    epsilon = [arg for arg in args if isinstance(arg, float)][-1]
+    scale = wide(weight).square() if isinstance(weight, Tensor) else None
+    if isinstance(variance, Tensor):
+        inverse = 1 / (wide(variance) + epsilon)
+        scale = inverse if scale is None else scale * inverse
+    return scale
+
+
+@handler(
+    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm "
+    "miopen_batch_norm _batch_norm_with_update _batch_norm_no_update batch_norm"
+)
+def batch_norm(op: Op, x: Wave, *args: Any) -> Wave:
+    scale = norm_scale((x, *args))
+    return x if scale is None else Wave(x.value * scale.view(1, -1, *(1,) * (len(x.shape) - 2)), x.shape)
+
+
+@handler("native_layer_norm _fused_rms_norm")
+def layer_norm(op: Op, x: Wave, shape: list[int], weight: Any = None, *args: Any) -> Wave:
+    scaled = x.value * wide(weight).square() if isinstance(weight, Tensor) else x.value
+    return Wave(scaled, x.shape)
+
+
+@handler("native_group_norm")
+def group_norm(op: Op, x: Wave, weight: Any = None, *args: Any) -> Wave:
+    if not isinstance(weight, Tensor):
+        return x
+    return Wave(x.value * wide(weight).square().view(1, -1, *(1,) * (len(x.shape) - 2)), x.shape)
+
+
+# --------------------------------------------------------------------------- reductions and space
+@handler("mean sum")
+def reduce(op: Op, x: Wave, over: Any = None, *args: Any, **kwargs: Any) -> Wave:
+    """The sum of m squares, and for the mean the same over m^2."""
+    over = [over] if isinstance(over, int) else over
+    over = sorted({d % len(x.shape) for d in over}) if over else list(range(len(x.shape)))
+    m = math.prod(x.shape[d] for d in over)
+    held = math.prod(x.value.shape[d] for d in over)  # of the m, how many differ
+    value = x.value.sum(over, keepdim=True) * (m / held) / (m**2 if op.name == "mean" else 1)
+    shape = shapes_of(op)[0]
+    return Wave(value if len(shape) == len(x.shape) else value.squeeze(over), shape)
+
+
+@handler("amax max")
+def largest(op: Op, x: Wave, *args: Any, **kwargs: Any) -> Wave:
+    total = reduce(op, x, *args[:1])
+    return Wave(total.value * math.prod(total.shape) / math.prod(x.shape), total.shape)
+
+
+def spatial(op: Op, x: Wave, *args: Any, **kwargs: Any) -> Wave:
+    """Poolings and resizings: constant over the dimensions behind the channels, so only their number matters."""
+    shape = shapes_of(op)[0]
+    inner = list(range(2, len(shape))) if len(shape) > 2 else []
+    value = x.value.mean(inner, keepdim=True) if inner else x.value
+    window = 1.0
+    if "avg_pool" in op.name:
+        if "adaptive" in op.name:
+            window = math.prod(x.shape[2:]) / math.prod(shape[2:])
+        else:
+            sizes = list(args[0])
+            window = math.prod(sizes * (len(shape) - 2) if len(sizes) == 1 else sizes)
+    return Wave(value / window, shape)
+
+
+for _count in (1, 2, 3):
+    handler(
+        (
+            "max_pool{}d_with_indices max_pool{}d avg_pool{}d adaptive_avg_pool{}d _adaptive_avg_pool{}d "
+            "adaptive_max_pool{}d reflection_pad{}d replication_pad{}d upsample_nearest{}d _upsample_nearest_exact{}d "
+            "upsample_bilinear{}d upsample_bicubic{}d upsample_linear{}d upsample_trilinear{}d"
+        ).replace("{}", str(_count))
+    )(spatial)
+
+
+# ---------------------------------------------------------------------------- moving and joining
+@handler(
+    "permute transpose t unsqueeze squeeze expand repeat slice select split split_with_sizes unbind narrow "
+    "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle roll flip tril triu im2col movedim"
+)
+def moved(op: Op, x: Wave, *args: Any, **kwargs: Any) -> Any:
+    """The operator itself, on the squares: constant dimensions stay so, for nothing is copied to move them."""
+    out = op.func(x.full(), *args, **kwargs)
+    return [collapsed(each) for each in out] if isinstance(out, (tuple, list)) else collapsed(out)
+
+
+@handler("view _unsafe_view reshape _reshape_alias")
+def view(op: Op, x: Wave, *args: Any) -> Wave:
+    return collapsed(x.full().reshape(shapes_of(op)[0]))
+
+
+@handler("cat")
+def cat(op: Op, tensors: list, dim: int = 0) -> Wave:
+    shape = shapes_of(op)[0]
+    dim %= len(shape)
+    waves = [wave if isinstance(wave, Wave) else constant(wave) for wave in tensors]
+    waves = [wave for wave in waves if len(wave.shape) == len(shape)]
+    wide = [max(wave.value.shape[d] for wave in waves) for d in range(len(shape))]
+    parts = [
+        wave.value.expand([wave.shape[dim] if d == dim else n for d, n in enumerate(wide)]) for wave in waves
+    ]
+    return Wave(torch.cat(parts, dim), shape)
+
+
+@handler("stack")
+def stack(op: Op, tensors: list, dim: int = 0) -> Wave:
+    waves = [wave if isinstance(wave, Wave) else constant(wave) for wave in tensors]
+    wide = torch.broadcast_shapes(*(wave.value.shape for wave in waves))
+    return Wave(torch.stack([wave.value.expand(wide) for wave in waves], dim), shapes_of(op)[0])
+
+
+def constant(other: Tensor | Untracked) -> Wave:
+    """What does not depend on an activation carries no wave."""
+    return Wave(torch.zeros((1,) * len(other.shape)), tuple(other.shape))
+
+
+@handler("constant_pad_nd")
+def pad(op: Op, x: Wave, amounts: list[int], *args: Any) -> Wave:
+    """Padding of space is left out, as convolutions leave it out; padded channels carry nothing."""
+    value = x.value
+    for k in range(len(amounts) // 2):
+        d = len(x.shape) - 1 - k
+        if value.shape[d] > 1 and any(amounts[2 * k : 2 * k + 2]):
+            sides = [0] * (2 * k) + list(amounts[2 * k : 2 * k + 2])
+            value = torch.nn.functional.pad(value, sides)
+    return Wave(value, shapes_of(op)[0])
+
+
+@handler("index index_select gather")
+def index(op: Op, x: Wave, *args: Any) -> Wave:
+    """Which elements are taken is not known, so each is the mean over what may be taken."""
+    shape = shapes_of(op)[0]
+    same = len(shape) == len(x.shape)
+    value = x.value
+    for d in range(len(x.shape)):
+        if value.shape[d] > 1 and not (same and shape[d] == x.shape[d]):
+            value = value.mean(d, keepdim=True)
+    return Wave(value if same else value.mean().reshape((1,) * len(shape)), shape)
