@@ -67,13 +67,13 @@ def _names(graph: Graph) -> dict[str, set[str]]:
         axis: {axis}.union(
             f"{holder}:in" if member.role == "consumes" else holder
             for member in graph.members(axis)
-            for holder in _holders(member.tensor)
+            for holder in holders(member.tensor)
         )
         for axis in graph.axes
     }
 
 
-def _holders(tensor: str) -> list[str]:
+def holders(tensor: str) -> list[str]:
     """The tensor's name and those of the modules around it: a.b.weight, a.b, a."""
     parts = tensor.split(".")
     return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
@@ -88,7 +88,7 @@ def _matching(graph: Graph, names: dict[str, set[str]], what: str, pattern: str)
     found = [axis for axis, known in names.items() if any(map(matches, known))]
     if not found:
         there = {
-            holder + side for tensor in graph.layouts for holder in _holders(tensor) for side in ("", ":in")
+            holder + side for tensor in graph.layouts for holder in holders(tensor) for side in ("", ":in")
         }
         if not any(map(matches, there)):
             near = difflib.get_close_matches(pattern, there.union(names), n=5, cutoff=0.3)
