@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunus import weights
+from prunus import reach, weights
 from prunus.errors import UserError
 from prunus.graph import Graph, Keep
 
@@ -191,6 +191,22 @@ def sliced(graph: Graph, keep: Keep, masks: Masks) -> dict[str, Tensor]:
     """The masks of the model shrunk to `keep`. Raises UserError if the keep or the masks are of another model."""
     keep = graph.checked(keep)
     return {n: weights.sliced(mask, graph.layouts[n], keep) for n, mask in checked(graph, masks).items()}
+
+
+def dead(graph: Graph, masks: Masks) -> dict[str, list[int]]:
+    """The keep that removes the units through which nothing passes; axes without one are not named.
+
+    A unit is dead if no path of weights that stay leads to it from the inputs, or none from it to the outputs (so
+    also if its neighbours are dead); where all units of an axis are dead, the first stays. Units over which statistics
+    are taken (a layer norm's) stay, for the others depend on how many they are.
+    A unit that nothing leads to still has a constant value, from its bias or its norm's shift, and that goes with
+    it: if it is used, the model's outputs change by what it added, as in the masked model whose bias is zero (of
+    which the shrink is proved), and retraining has to make up for it. All else leaves the outputs as they are.
+    Raises UserError if the masks are of another model.
+    """
+    units = reach.alive(graph, checked(graph, masks))
+    kept = {name: alive.nonzero().flatten().tolist() or [0] for name, alive in units.items()}
+    return {name: indices for name, indices in kept.items() if len(indices) < graph.axes[name].size}
 
 
 # ------------------------------------------------------------------------------------------ size

@@ -2,6 +2,9 @@
 
 `keep.json` says which units stayed, which shapes the original had, and which integers in its modules
 changed, so loading needs the original class and nothing else: no tracing, no method, no pickle.
+
+Where single weights were pruned, `model.safetensors` holds them as plain zeros, so that loading is the same, and
+`masks.safetensors` which they are, a bit each; `keep.json` then has an entry `masks`: parameter -> how many stay.
 """
 
 from __future__ import annotations
@@ -11,19 +14,24 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prunus.errors import FileError
+from prunus.errors import FileError, UserError
 from prunus.files import read_json, read_tensors, write_json, write_tensors
 from prunus.graph import Graph, Keep
+from prunus.masks import Masks, packed, survivors, unpacked
 from prunus.skeleton import named_tensors
 from prunus.weights import changed_attributes, differences, effective, fill
 
 FORMAT = 1
+MASKS = "masks.safetensors"
 
 
-def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph) -> None:
+def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: Masks | None = None) -> None:
     """Write a shrunk model to `folder` as keep.json and model.safetensors, both whole or not at all.
 
-    Raises FileError if `small` is not `keep` of the traced model, PrunusError if the disk refuses.
+    masks: which single weights of `small` stay, by parameter (see `masks.sliced`); the others must be zero in it
+    (they are in a model that is held, or was finalised).
+    Raises FileError if `small` is not `keep` of the traced model or is not zero where the masks say so, PrunusError
+    if the disk refuses.
     """
     keep = graph.checked(keep)
     tensors = effective(small)
@@ -41,14 +49,56 @@ def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph) -> None
         "attributes": changed_attributes(small, graph),
     }
     folder = Path(folder)
+    if masks is not None:
+        _check_masks(tensors, masks)
+        record["masks"] = survivors(masks)
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    if masks is not None:
+        write_tensors(folder / MASKS, {name: packed(mask) for name, mask in masks.items()}, {"format": "pt"})
     write_json(folder / "keep.json", record)
+
+
+def _check_masks(tensors: dict[str, torch.Tensor], masks: Masks) -> None:
+    for name, mask in masks.items():
+        if name not in tensors or mask.dtype != torch.bool or mask.shape != tensors[name].shape:
+            there = f"{tuple(tensors[name].shape)} bool" if name in tensors else "absent: no such weight"
+            raise FileError(
+                f"masks to be saved: {name} should be {there}, is {tuple(mask.shape)} {mask.dtype}. "
+                "Give the masks of the shrunk model (masks.sliced)."
+            )
+        if tensors[name][~mask.to(tensors[name].device)].count_nonzero():
+            raise FileError(
+                f"{name} is not zero where its mask says so; hold the model by its masks (masks.hold) before saving."
+            )
 
 
 def load_keep(folder: str | Path) -> dict[str, list[int]]:
     """The keep of a saved model: {axis name: indices}. Raises FileError if the file is missing or damaged."""
     record = _record(folder)
     return {name: list(entry["keep"]) for name, entry in record["axes"].items()}
+
+
+def load_masks(folder: str | Path) -> dict[str, torch.Tensor]:
+    """The masks of a saved model: {parameter name: bool tensor of its shape, True stays}; none if it has none.
+
+    Raises FileError if a file is missing or damaged, or the masks are of another model than keep.json.
+    """
+    record = _record(folder)
+    counts = record.get("masks", {})
+    bits = read_tensors(Path(folder) / MASKS) if counts else {}
+    wrong = sorted(bits.keys() ^ counts.keys())
+    found = {}
+    for name in counts.keys() & bits.keys():
+        try:
+            found[name] = unpacked(bits[name], torch.Size(record["shapes"][name]))
+        except UserError:
+            wrong.append(name)
+    wrong += [name for name, count in survivors(found).items() if count != counts[name]]
+    if wrong:
+        raise FileError(
+            f"{folder}/{MASKS} does not go with keep.json: {', '.join(wrong[:3])} differ; save the model again."
+        )
+    return {name: found[name] for name in counts}
 
 
 def load(folder: str | Path, model: nn.Module) -> nn.Module:
@@ -114,5 +164,7 @@ def _well_formed(record: dict) -> bool:
         )
         and all(map(ints, [*record["original_shapes"].values(), *record["shapes"].values()]))
         and all(isinstance(a, dict) for a in record["attributes"].values())
+        and isinstance(record.get("masks", {}), dict)
+        and all(name in record["shapes"] and type(n) is int for name, n in record.get("masks", {}).items())
         and all(type(v) is int or ints(v) for a in record["attributes"].values() for v in a.values())
     )
