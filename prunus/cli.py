@@ -18,7 +18,7 @@ from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 from tyro.extras import subcommand_cli_from_dict
 
-from prunus import describe, registry, report, selection
+from prunus import describe, registry, report
 from prunus import export as exporting
 from prunus.errors import PrunusError, UserError
 from prunus.files import read_json
@@ -27,6 +27,7 @@ from prunus.models import load_model
 from prunus.progress import bar
 from prunus.run import Settings, preview, prune
 from prunus.selection import Budget
+from prunus.sparsity import Sparsity
 
 # Of several processes one speaks.
 OUT = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")
@@ -42,6 +43,12 @@ Multiple = Annotated[
 ]
 File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: train from scratch)")]
 Patterns = Annotated[tuple[str, ...], arg(metavar="PATTERN ...", help_behavior_hint="(default: none)")]
+Limit = Annotated[
+    str | None, arg(metavar="COST=LIMIT", help_behavior_hint="(default: macs=0.5 for methods of units)")
+]
+Share = Annotated[
+    float | None, arg(metavar="FLOAT", help_behavior_hint="(default: 0.8 for methods of single weights)")
+]
 Pairs = Annotated[tuple[str, ...], UseAppendAction, arg(name="set", metavar="NAME=VALUE")]
 
 
@@ -52,11 +59,13 @@ def demo(
     resume: bool = False,
 ) -> None:
     """See everything once, in a minute, without a download: train a small network on scikit-learn's digits,
-    halve its multiply-adds, prove the smaller one, recover it, save and load it.
+    halve its multiply-adds (or set 80 % of its weights to zero, where the method is one of single weights),
+    prove the smaller one, recover it, save and load it.
 
     Examples:
       prunus demo
       prunus demo --method magnitude --out runs/first
+      prunus demo --method lookahead
 
     Args:
         method: How to choose what goes; `prunus methods` lists them.
@@ -66,9 +75,8 @@ def demo(
     """
     torch.set_num_threads(1)  # a network this small gains nothing from more, and on a busy machine loses much
     out = out or unused_folder(Path("runs/demo"))
-    settings, half = Settings(method=method, seed=seed), Budget(macs=0.5)
-    model = "zoo:digits_resnet"
-    result = prune(model, data="digits", budget=half, out=out, settings=settings, resume=resume, progress=bar)
+    settings, model = Settings(method=method, seed=seed), "zoo:digits_resnet"
+    result = prune(model, data="digits", out=out, settings=settings, resume=resume, progress=bar)
     show(result.values, out)
 
 
@@ -77,7 +85,8 @@ def run(
     data: str,
     out: Path,
     method: str = "taylor",
-    budget: str = "macs=0.5",
+    budget: Limit = None,
+    sparsity: Share = None,
     weights: File = None,
     seed: int = 0,
     resume: bool = False,
@@ -101,6 +110,7 @@ def run(
       prunus run --model zoo:resnet20 --data digits --budget macs=0.5 --image-size 32 --out runs/first
       prunus run --model timm:resnet50 --data imagefolder:photos/ --weights mine.safetensors --out small/
       prunus run --model my.net:Net --data hub:cifar10 --method magnitude --set how=uniform --out runs/u
+      prunus run --model my.net:Net --data hub:cifar10 --method lookahead --sparsity 0.9 --out runs/zeros
 
     Args:
         model: zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG_DIR or package.module:callable.
@@ -108,6 +118,8 @@ def run(
         out: The folder for the smaller model, the report and all that is needed to resume.
         method: How to choose what goes; `prunus methods` lists them.
         budget: The most that may be left of macs, params or memory_mb: a share (macs=0.5) or a number.
+        sparsity: The share of single weights that become zero, in place of a budget. Makes files smaller, seldom
+            a model faster: measure it with `prunus bench`.
         weights: A .safetensors file, or a .pt of tensors, to fine-tune from.
         seed: Of weights, order and choices; the same seed gives the same numbers on the same CPU.
         resume: Go on with the run in --out; it must have been begun with the same settings.
@@ -140,10 +152,10 @@ def run(
         precision=precision,
         distill_weight=distill_weight,
     )
-    limit = Budget.parse(budget)
+    limit = asked_limit(budget, sparsity)
     if dry_run:
-        graph, keep = preview(model, data=data, budget=limit, settings=settings, progress=bar)
-        OUT.print(str(selection.plan(graph, keep)), markup=False, soft_wrap=True)
+        graph, found = preview(model, data=data, budget=limit, settings=settings, progress=bar)
+        OUT.print(describe.plan(graph, found), markup=False, soft_wrap=True)
         return
     result = prune(model, data=data, budget=limit, out=out, settings=settings, resume=resume, progress=bar)
     show(result.values, out)
@@ -281,6 +293,15 @@ def complain(text: str, status: int, debug: bool) -> int:
         traceback.print_exc()
     ERR.print(text, markup=False, soft_wrap=True)
     return status
+
+
+def asked_limit(budget: str | None, sparsity: float | None) -> Budget | Sparsity | None:
+    """What --budget or --sparsity say; None if neither was given."""
+    if budget is not None and sparsity is not None:
+        raise UserError("give --budget (methods that remove units) or --sparsity (single weights), not both.")
+    if sparsity is not None:
+        return Sparsity(sparsity)
+    return None if budget is None else Budget.parse(budget)
 
 
 def show(values: dict, folder: Path) -> None:

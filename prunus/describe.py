@@ -7,10 +7,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from prunus import cost, registry, zoo
+from prunus import cost, masks, registry, selection, zoo
 from prunus.data import load_data
 from prunus.graph import Graph
+from prunus.methods import Pruned
 from prunus.report.rows import count
+from prunus.selection import Budget
 
 USUAL_SHAPE, USUAL_CLASSES, ZOO_CLASSES = (3, 224, 224), 1000, 10
 REASONS = 12  # shown
@@ -54,13 +56,32 @@ def listed(names: list[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
 
 
+def plan(traced: Graph, found: Pruned) -> str:
+    """What a method would leave: widths and costs, or the survivors of each layer."""
+    if found.masks is None:
+        return str(selection.plan(traced, found.keep))
+    counts = {name: (mask.numel(), int(mask.count_nonzero())) for name, mask in found.masks.items()}
+    counts["all of these"] = tuple(map(sum, zip(*counts.values(), strict=True)))
+    rows = [("weight", "before", "after", "kept")]
+    rows += [(name, str(old), str(new), f"{new / old:.2%}") for name, (old, new) in counts.items()]
+    wide = max(len(name) for name, *_ in rows)
+    lines = [f"{name:<{wide}} {old:>10} {new:>10} {share:>8}" for name, old, new, share in rows]
+    gone = masks.dead(traced, found.masks)
+    units = sum(traced.axes[axis].size - len(kept) for axis, kept in gone.items())
+    lines += [f"{name} is left dense: {why}" for name, why in found.left_dense.items()]
+    return "\n".join([*lines, f"units of which nothing is left, which are removed: {units}"])
+
+
 def methods() -> Table:
     """All methods, each with its docstring's first line."""
     table = Table()
     table.add_column("method", no_wrap=True)
+    table.add_column("asked with", no_wrap=True)
     table.add_column("what it does")
     for name in registry.names():
-        table.add_row(name, Text(registry.find(name).doc.splitlines()[0]))
+        found = registry.find(name)
+        asked = "--budget" if found.limit is Budget else "--sparsity"
+        table.add_row(name, asked, Text(found.doc.splitlines()[0]))
     return table
 
 

@@ -17,17 +17,44 @@ from collections.abc import Callable, Iterable, Iterator
 import tyro
 
 from prunus import methods
+from prunus.budget import Budget
 from prunus.errors import UserError, unknown
+from prunus.sparsity import Sparsity
+
+USUAL = Budget(macs=0.5)  # of methods of units
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A method: its name, its file's docstring, its options, and what it does."""
+    """A method: its name, its file's docstring, its options, what it does, and what it is asked with.
+
+    limit: Budget for methods that remove units, Sparsity for those that set single weights to zero.
+    """
 
     name: str
     doc: str
     config_class: type
     prune: Callable
+    limit: type = Budget
+
+    def usual(self, config: object) -> Budget | Sparsity:
+        """What is asked for where nothing was said."""
+        return USUAL if self.limit is Budget else config.usual
+
+    def check(self, asked: Budget | Sparsity) -> None:
+        """Raise UserError, saying what to give instead, if the method does not go with what was asked."""
+        if isinstance(asked, self.limit):
+            return
+        others = ", ".join(name for name in names() if isinstance(asked, find(name).limit))
+        if self.limit is Budget:
+            raise UserError(
+                f"method {self.name} removes units and takes a budget, such as --budget macs=0.5, not a sparsity. "
+                f"Methods that take a sparsity: {others}."
+            )
+        raise UserError(
+            f"method {self.name} sets single weights to zero, which saves no multiply-adds by itself: it takes "
+            f"--sparsity 0.8 (the share of zeros), not the budget {asked}. Methods that take a budget: {others}."
+        )
 
 
 def names() -> list[str]:
@@ -42,7 +69,8 @@ def find(name: str) -> Method:
         raise unknown("method", name, names())
     file = f"{name}_" if keyword.iskeyword(name) else name
     module = importlib.import_module(f"prunus.methods.{file}")
-    return Method(name, module.__doc__, module.Config, module.prune)
+    limit = Sparsity if Sparsity in typing.get_type_hints(module.prune).values() else Budget
+    return Method(name, module.__doc__, module.Config, module.prune, limit)
 
 
 def configure(config_class: type, pairs: Iterable[str], kind: str) -> object:

@@ -1,6 +1,7 @@
 """A run: a model, data and a budget become a folder with the smaller model in it.
 
     result = prunus.prune(model, example, budget=Budget(macs=0.5), data="digits", out="small/")
+    result = prunus.prune(model, budget=Sparsity(0.8), method="lookahead", data="digits", out="sparse/")
 
 What happens is in stages.py, how a killed run goes on in runfolder.py; here is what can be asked for and what
 comes of it: result.json and report.html.
@@ -22,10 +23,12 @@ from prunus import registry, report, scores, store
 from prunus.data import Data, load_data
 from prunus.files import write_json
 from prunus.graph import Graph, trace
+from prunus.methods import Pruned
 from prunus.models import load_model, load_weights
 from prunus.progress import silent
 from prunus.runfolder import Run
 from prunus.selection import Budget, Selection
+from prunus.sparsity import Sparsity
 from prunus.stages import Work
 from prunus.tasks.classification import Classification
 
@@ -68,7 +71,7 @@ def prune(
     model: nn.Module | str,
     example: Tensor | None = None,
     *,
-    budget: Budget,
+    budget: Budget | Sparsity | None = None,
     data: Data | str,
     out: str | Path,
     method: str | None = None,
@@ -78,13 +81,15 @@ def prune(
 ) -> Result:
     """Prune `model` to `budget`, recover it on `data`, test and report it, all in the folder `out`.
 
+    budget: a Budget for methods that remove units, a Sparsity for those that set single weights to zero; None is
+    half the multiply-adds, or the method's usual sparsity.
     model, data: the things themselves, or SPECs; a model given stays as it is. example: one input
     (1, C, H, W), data.example if not given. method: settings.method if not given. progress: such as
     `prunus.progress.bar`, which shows how far each stage is.
     Raises UserError for anything wrong with what was given, PruningError, TrainingError.
     """
     settings = replace(settings or Settings(), **({"method": method} if method else {}))
-    configured(settings)
+    budget = asked_for(settings, budget)
     asked = {"model": label(model), "data": label(data), "budget": {budget.name: budget.value}}
     run = Run(out, asked | asdict(settings), resume=resume, progress=progress)
     work = prepared(run, model, example, data, budget, settings)
@@ -101,18 +106,20 @@ def preview(
     model: nn.Module | str,
     example: Tensor | None = None,
     *,
-    budget: Budget,
+    budget: Budget | Sparsity | None = None,
     data: Data | str,
     settings: Settings | None = None,
     progress: Callable = silent,
-) -> tuple[Graph, dict[str, list[int]]]:
-    """What `prune` would keep of the model as it is now, nothing trained before; leaves no file behind."""
+) -> tuple[Graph, Pruned]:
+    """What `prune` would keep of the model as it is now, nothing trained before or while; leaves no file behind."""
     settings = settings or Settings()
-    configured(settings)
+    budget = asked_for(settings, budget)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(folder, asdict(settings), progress=progress)
         work = prepared(run, model, example, data, budget, settings)
-        return work.graph(), work.choice(work.fresh()).keep
+        if work.method.limit is Sparsity:
+            work = replace(work, config=work.config.at_once())
+        return work.graph(), work.choice(work.fresh())
 
 
 def prepared(
@@ -120,7 +127,7 @@ def prepared(
     model: nn.Module | str,
     example: Tensor | None,
     data: Data | str,
-    budget: Budget,
+    budget: Budget | Sparsity,
     settings: Settings,
 ) -> Work:
     """Load what is only named, and see that model and data fit together."""
@@ -138,13 +145,16 @@ def prepared(
     if settings.weights:
         load_weights(model, settings.weights)
     method, config = configured(settings)
-    task = Classification(model, data)
-    if isinstance(config, Selection):  # refuse now what would be refused after the training
+    settled = given({"batch_size": settings.batch_size, "precision": settings.precision})
+    task = Classification(model, data, settled)
+    # Refuse now what would be refused after the training.
+    if isinstance(config, Selection):
         graph = trace(model, data.example)
         config.select(graph, scores.random(graph, settings.seed), budget)
+    elif isinstance(budget, Sparsity):
+        config.check(trace(model, data.example), budget)
     base = {"epochs": base_epochs, "lr": settings.base_lr}
     recovery = {"epochs": settings.epochs, "lr": settings.lr, "distill_weight": settings.distill_weight}
-    both = {"batch_size": settings.batch_size, "precision": settings.precision}
     return Work(
         run=run,
         model=model,
@@ -152,9 +162,18 @@ def prepared(
         budget=budget,
         method=method,
         config=config,
-        base_recipe=replace(task.recipe(purpose), **given(base | both)),
-        recovery_recipe=replace(task.recipe("recover"), **given(recovery | both)),
+        base_recipe=replace(task.recipe(purpose), **given(base)),
+        recovery_recipe=replace(task.recipe("recover"), **given(recovery)),
+        settled=settled,
     )
+
+
+def asked_for(settings: Settings, budget: Budget | Sparsity | None) -> Budget | Sparsity:
+    """The budget, or what is usual for the method; UserError if the two do not go together."""
+    method, config = configured(settings)
+    budget = method.usual(config) if budget is None else budget
+    method.check(budget)
+    return budget
 
 
 def configured(settings: Settings) -> tuple[registry.Method, object]:
@@ -179,6 +198,7 @@ def label(thing: object) -> str:
 def result_of(work: Work, records: dict[str, dict]) -> dict:
     """result.json, from what the stages found."""
     base, shrink, evaluate = records["base"], records["shrink"], records["evaluate"]
+    weights = {key: evaluate[key] for key in ("survivors", "left_dense") if key in evaluate}
     return {
         "method": work.method.name,
         "seed": work.run.seed,
@@ -190,6 +210,7 @@ def result_of(work: Work, records: dict[str, dict]) -> dict:
         "after": evaluate["after"] | evaluate["test"],
         "verified": shrink["verified"],
         "widths": evaluate["widths"],
+        **weights,
         "history": {"base": base["history"], "recover": records["recover"]["history"]},
         "seconds": {name: record["seconds"] for name, record in records.items()},
         "versions": versions(),

@@ -1,10 +1,13 @@
 """The stages of a run, each from files to files.
 
     base      the weights to start from: trained here, fine-tuned, or as given    base.safetensors
-    prune     the method chooses what stays, and may give weights for it          prune/weights.safetensors
+    prune     the method chooses what stays, and may give weights for it          prune/
     shrink    the smaller module, proved equal to the masked one                  pruned/
     recover   it is trained on, taught by the base; saved, loaded, compared       keep.json, model.safetensors
     evaluate  test set, milliseconds and memory of what the files hold
+
+Where the method chose single weights, shrink sets the others to zero and removes the units of which nothing is left,
+recover holds the zeros, and the masks lie beside the model (masks.safetensors).
 
 Choices are made on data.train and data.val; data.test is met by base, pruned and recovered model, once each.
 """
@@ -17,11 +20,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunus import checkpoint, cost, store, surgery
+from prunus import checkpoint, cost, masks, store, surgery
 from prunus.data import Data
 from prunus.errors import PruningError
 from prunus.files import read_tensors, write_tensors
 from prunus.graph import Graph, trace
+from prunus.guards import in_mode
 from prunus.methods import Pruned
 from prunus.pictures import Split
 from prunus.progress import Step
@@ -29,10 +33,13 @@ from prunus.recover import recover
 from prunus.registry import Method
 from prunus.runfolder import Run
 from prunus.selection import Budget
-from prunus.tasks.classification import Classification
+from prunus.sparsity import Sparsity
+from prunus.tasks.classification import EVALUATION_BATCH, Classification, logits
 from prunus.train import Recipe, fit
+from prunus.weights import effective
 
 BASE, METHOD_WEIGHTS, SHRUNK = "base.safetensors", "weights.safetensors", "pruned"
+METHOD_MASKS = "masks.safetensors"
 MB = 2**20  # bytes
 
 
@@ -43,11 +50,12 @@ class Work:
     run: Run
     model: nn.Module  # as it was given; stages work on copies
     data: Data
-    budget: Budget
+    budget: Budget | Sparsity
     method: Method
     config: object
     base_recipe: Recipe
     recovery_recipe: Recipe
+    settled: dict  # fields of every recipe, also of those a method trains with
 
     def base(self) -> dict:
         """Train or fine-tune, store the weights once, and test them."""
@@ -68,29 +76,48 @@ class Work:
         return {"history": history, "test": self.tested(self.with_base())}
 
     def prune(self) -> dict:
-        """Let the method choose; check that its choice keeps to the budget."""
+        """Let the method choose; check that its choice keeps to what was asked."""
         chosen = self.choice(self.with_base())
-        self.check_budget(chosen.keep)
-        if chosen.weights is not None:
-            self.run.write(
-                lambda: write_tensors(self.run.folder("prune") / METHOD_WEIGHTS, dict(chosen.weights))
-            )
-        return {"keep": chosen.keep, "weights": chosen.weights is not None}
+        if chosen.masks is None:
+            self.check_budget(chosen.keep)
+        else:
+            self.check_sparsity(chosen)
+        for file, tensors in ((METHOD_WEIGHTS, chosen.weights), (METHOD_MASKS, chosen.masks)):
+            if tensors is not None:
+                path = self.run.folder("prune") / file
+                self.run.write(lambda path=path, tensors=tensors: write_tensors(path, dict(tensors)))
+        return {
+            "keep": chosen.keep,
+            "weights": chosen.weights is not None,
+            "masks": chosen.masks is not None,
+            "left_dense": dict(chosen.left_dense),
+        }
 
     def shrink(self) -> dict:
         """Remove for real, prove it, and test the result before anything is trained."""
-        keep, model, graph = self.keep(), self.with_base(), self.graph()
-        if self.run.stage("prune", self.prune)["weights"]:
+        found, model, graph = self.found(), self.with_base(), self.graph()
+        if found["weights"]:
             fill(model, self.run.path / "prune" / METHOD_WEIGHTS)
+        keep, left = found["keep"], None
+        if self.sparse():
+            masks.hold(model, graph, self.chosen())
+            masks.finalise(model)
+            keep = masks.dead(graph, self.chosen())
+            left = masks.sliced(graph, keep, self.chosen())
         small = surgery.shrink(model, graph, keep, verify="off")
         proof = surgery.prove(model, graph, keep, small)
-        self.run.write(lambda: store.save(self.run.path / SHRUNK, small, keep, graph))
+        self.run.write(lambda: store.save(self.run.path / SHRUNK, small, keep, graph, left))
         verified = {"max_abs_error": proof.max_abs_error, "tolerance": proof.tolerance}
-        return {"verified": verified, "test": self.tested(small)}
+        if self.sparse():
+            verified |= {"units_gone": gone(graph, keep), "change_by_units": self.apart(model, small)}
+        return {"verified": verified, "test": self.tested(small) | self.zeros(small)}
 
     def recover(self) -> dict:
         """Train the pruned model on, save it, and see that what was saved is what was trained."""
-        small = store.load(self.run.path / SHRUNK, self.fresh())
+        small, left = store.load(self.run.path / SHRUNK, self.fresh()), None
+        if self.sparse():
+            left = store.load_masks(self.run.path / SHRUNK)
+            masks.hold(small, trace(small, self.data.example), left)
         task = Classification(small, self.data)
         history = recover(
             small,
@@ -102,7 +129,9 @@ class Work:
             progress=self.run.progress,
         )
         self.log_epochs("recover", history)
-        self.run.write(lambda: store.save(self.run.path, small, self.keep(), self.graph()))
+        if self.sparse():
+            masks.finalise(small)
+        self.run.write(lambda: store.save(self.run.path, small, self.keep(), self.graph(), left))
         check_same(small, store.load(self.run.path, self.fresh()))
         return {"history": history}
 
@@ -110,12 +139,17 @@ class Work:
         """Test the model that was saved; time both models side by side."""
         base, small = self.with_base(), store.load(self.run.path, self.fresh())
         graph, keep = self.graph(), self.keep()
-        return {
+        record = {
             "test": self.tested(small),
-            "before": self.costs(base, graph, None, BASE),
-            "after": self.costs(small, graph, keep, "model.safetensors"),
+            "before": self.costs(base, graph, None, BASE) | self.zeros(base),
+            "after": self.costs(small, graph, keep, "model.safetensors") | self.zeros(small),
             "widths": {name: [kept, graph.axes[name].size] for name, kept in graph.widths(keep).items()},
         }
+        if self.sparse():
+            sizes = masks.sizes_mb(small, store.load_masks(self.run.path))
+            record["after"] |= {f"{name}_mb": size for name, size in sizes.items()}
+            record |= {"survivors": self.survivors(small), "left_dense": self.found()["left_dense"]}
+        return record
 
     def fresh(self) -> nn.Module:
         """A copy of the model as it was given, on the device that trains."""
@@ -129,14 +163,48 @@ class Work:
         """The axes of the model as it was given."""
         return trace(self.model, self.data.example)
 
+    def found(self) -> dict:
+        """What the stage prune left behind."""
+        return self.run.stage("prune", self.prune)
+
+    def sparse(self) -> bool:
+        """Whether the method chose single weights."""
+        return self.found().get("masks", False)
+
+    def chosen(self) -> dict[str, Tensor]:
+        """What the method chose, for the whole model: by parameter, True stays."""
+        return read_tensors(self.run.path / "prune" / METHOD_MASKS)
+
     def keep(self) -> dict[str, list[int]]:
-        """What the method chose."""
-        return self.run.stage("prune", self.prune)["keep"]
+        """The units that stayed."""
+        return store.load_keep(self.run.path / SHRUNK)
+
+    def survivors(self, model: nn.Module) -> dict[str, list[int]]:
+        """How many weights of `model`, this one or a smaller one, are not zero, and how many there were at first."""
+        tensors = effective(model)
+        return {n: [int(tensors[n].count_nonzero()), mask.numel()] for n, mask in self.chosen().items()}
+
+    def zeros(self, model: nn.Module) -> dict[str, float]:
+        """The share of zeros among the weights that were up for pruning; removed ones are zeros, too."""
+        if not self.sparse():
+            return {}
+        left, there = map(sum, zip(*self.survivors(model).values(), strict=True))
+        return {"sparsity": 1 - left / there}
 
     def tested(self, model: nn.Module) -> dict[str, float]:
         """The metric and the loss on the test set."""
         with self.run.progress("testing", len(self.data.test)) as step:
             return Classification(model, self.data).evaluate(model, Watched(self.data.test, step))
+
+    def apart(self, masked: nn.Module, small: nn.Module) -> float:
+        """How far the answers to some of val are apart, relative to the largest: units that nothing leads to take
+        with them the constant that their biases gave."""
+        x, _ = next(iter(self.data.val.batches(EVALUATION_BATCH)))
+        with torch.no_grad(), in_mode(masked, False), in_mode(small, False):
+            ours, theirs = (
+                logits(model(x.to(self.run.processes.device))).double() for model in (masked, small)
+            )
+        return ((ours - theirs).abs().max() / ours.abs().max().clamp_min(1e-12)).item()
 
     def costs(self, model: nn.Module, graph: Graph, keep: dict | None, file: str) -> dict[str, float]:
         """What one input costs, and how large the file is."""
@@ -152,7 +220,8 @@ class Work:
 
     def choice(self, model: nn.Module) -> Pruned:
         """What the method makes of `model`."""
-        return self.method.prune(Classification(model, self.data), self.budget, self.config, self.run)
+        task = Classification(model, self.data, self.settled)
+        return self.method.prune(task, self.budget, self.config, self.run)
 
     def log_epochs(self, stage: str, history: list[dict]) -> None:
         """A line in the log for each epoch."""
@@ -172,6 +241,23 @@ class Work:
                 f"{limit:.6g}; this is a fault of the method."
             )
 
+    def check_sparsity(self, chosen: Pruned) -> None:
+        """Raise PruningError if the method did not leave exactly so many weights as were asked for.
+
+        With a pattern it may miss by a block, and by what the pattern does not fit.
+        """
+        kept, there = (
+            sum(masks.survivors(chosen.masks).values()),
+            sum(map(Tensor.numel, chosen.masks.values())),
+        )
+        dense = sum(chosen.masks[name].numel() for name in chosen.left_dense)
+        wanted, slack = (1 - self.budget.value) * there, max(0.5, chosen.grain - 1) + 1e-9 * there
+        if not wanted - slack <= kept <= wanted + slack + dense:
+            raise PruningError(
+                f"method {self.method.name} kept {kept} of {there} weights, not {wanted:.6g} as {self.budget} asks "
+                "for; this is a fault of the method."
+            )
+
 
 @dataclass(frozen=True)
 class Watched:
@@ -188,6 +274,11 @@ class Watched:
         for x, y in self.split.batches(batch_size):
             yield x, y
             self.step(len(y))
+
+
+def gone(graph: Graph, keep: dict[str, list[int]]) -> int:
+    """How many units a keep removes."""
+    return sum(graph.axes[name].size - len(indices) for name, indices in keep.items())
 
 
 def fill(model: nn.Module, file: Path) -> nn.Module:

@@ -9,6 +9,9 @@ import pytest
 
 from prunus import cli, registry
 from prunus.files import read_json
+from prunus.selection import Budget
+
+SPARSE = ["run", "--model", "zoo:digits_resnet", "--data", "digits", "--out", "OUT", "--method", "lookahead"]
 
 
 def said(capsys, *arguments: str, status: int = 0) -> str:
@@ -41,7 +44,14 @@ def test_methods_are_the_folder(capsys):
 @pytest.mark.parametrize("name", registry.names())
 def test_every_method_tells_its_paper_and_options(capsys, name):
     text = said(capsys, "methods", name)
-    assert "arXiv" in text and "round_to" in text
+    own = "round_to" if registry.find(name).limit is Budget else "allocation"
+    assert "arXiv" in text and own in text
+
+
+def test_methods_say_what_they_are_asked_with(capsys):
+    lines = said(capsys, "methods").splitlines()
+    asked = {name: next(line for line in lines if f" {name} " in line) for name in ("taylor", "lookahead")}
+    assert "--budget" in asked["taylor"] and "--sparsity" in asked["lookahead"]
 
 
 def test_inspect_shows_axes_and_reasons(capsys):
@@ -59,6 +69,13 @@ def test_inspect_shows_axes_and_reasons(capsys):
         (["compare", "nowhere"], "nowhere holds no run"),
         (["report", "nowhere"], "nowhere holds no run"),
         (["export", "nowhere"], "nowhere holds no run"),
+        ([*SPARSE, "--sparsity", "0"], "between 0 and 1"),
+        ([*SPARSE, "--sparsity", "1"], "between 0 and 1"),
+        ([*SPARSE, "--sparsity", "80"], "0.8 for 80 %"),
+        ([*SPARSE, "--budget", "macs=0.5"], "--sparsity 0.8"),
+        ([*SPARSE, "--budget", "macs=0.5", "--sparsity", "0.8"], "not both"),
+        ([*SPARSE, "--method", "taylor", "--sparsity", "0.8"], "--budget macs=0.5"),
+        ([*SPARSE, "--round-to", "8"], "unknown option of method lookahead 'round_to'"),
         (["run", "--model", "zoo:resnet20", "--data", "digitz", "--out", "OUT"], "digits"),
         (
             ["run", "--model", "zoo:resnet20", "--data", "digits", "--out", "OUT", "--budget", "flops=1"],
@@ -103,6 +120,15 @@ def test_dry_run_shows_the_plan_and_writes_nothing(capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_dry_run_shows_the_survivors_of_each_layer(capsys, tmp_path):
+    arguments = [str(tmp_path / "run") if argument == "OUT" else argument for argument in SPARSE]
+    text = said(capsys, *arguments, "--dry-run", "--set", "pattern=2:4")
+    assert "conv1.weight is left dense" in text and "layer3.0.conv2.weight" in text
+    lines = said(capsys, *arguments, "--dry-run", "--sparsity", "0.9").splitlines()
+    total = next(line for line in lines if line.startswith("all of these"))
+    assert "10.00%" in total and not (tmp_path / "run").exists()
+
+
 def test_report_and_compare_read_finished_runs(capsys, digits_run, tmp_path):
     copy = shutil.copytree(digits_run, tmp_path / "copy")
     (copy / "report.html").unlink()
@@ -125,6 +151,16 @@ def test_python_m_prunus_is_the_same_program():
     command = [sys.executable, "-m", "prunus", "methods", "tailor"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "Did you mean taylor" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_demo_of_single_weights_ends_well(capsys, tmp_path):
+    text = said(capsys, "demo", "--method", "lookahead", "--out", str(tmp_path / "demo"))
+    result = read_json(tmp_path / "demo" / "result.json")
+    assert "Proved" in text and "80 %" in text
+    assert result["after"]["sparsity"] == pytest.approx(0.8, abs=1e-3)
+    assert result["after"]["accuracy"] > 0.95
 
 
 @pytest.mark.slow

@@ -40,6 +40,7 @@ def sparse(name: str = "layer1") -> dict:
     values = result(name) | {"budget": {"sparsity": 0.8}, "left_dense": {name: "too narrow"}}
     values["before"]["sparsity"] = 0.0
     values["pruned"]["sparsity"] = 0.8
+    values["verified"] |= {"units_gone": 3, "change_by_units": 2.5e-3}
     values["after"] |= {"sparsity": 0.8125, "dense_mb": 1.1, "packed_mb": 0.33, "compressed_mb": 0.3}
     return values | {"survivors": {name: [3, 16], "head": [500, 2000]}}
 
@@ -112,6 +113,7 @@ def test_a_sparse_run_speaks_of_zeros_and_not_of_speed(tmp_path):
         "the masked original",
     ):
         assert words in text
+    assert "through 3 units" in text and "2.5e-03" in text
     assert "30 %" in text  # packed, of the base's 1.1 MB
     report.write_page(tmp_path / "report.html", sparse(HOSTILE))
     ours = (tmp_path / "report.html").read_text().replace(plotly_js(), "")

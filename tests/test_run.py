@@ -141,8 +141,9 @@ def test_a_given_model_is_pruned_as_it_is_and_stays_so(tmp_path):
 def test_preview_trains_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = Settings(method="magnitude")
-    graph, keep = preview("zoo:digits_resnet", data="digits", budget=HALF, settings=settings)
-    assert 0 < sum(map(len, keep.values())) < sum(axis.size for axis in graph.axes.values())
+    graph, found = preview("zoo:digits_resnet", data="digits", budget=HALF, settings=settings)
+    assert found.masks is None
+    assert 0 < sum(map(len, found.keep.values())) < sum(axis.size for axis in graph.axes.values())
     assert not list(tmp_path.iterdir())
 
 

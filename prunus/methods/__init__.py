@@ -2,14 +2,19 @@
 
 A method's file holds a docstring with its paper, a frozen keyword-only dataclass `Config` of its options, and
 
-    prune(task, budget, config, run) -> Pruned
+    prune(task, budget: Budget, config, run) -> Pruned        removes units
+    prune(task, sparsity: Sparsity, config, run) -> Pruned    sets single weights to zero
 
+The type of the second argument says which of the two it is (Budget if none is written there).
 task has .model (left as it is), .data, .example, .loss; run has .seed, .folder(name), .log(...) and .progress.
+
+The Config of a method of single weights also has `usual`, the Sparsity taken where none was asked for; `at_once()`,
+a copy that trains nothing, for previews; and `check(graph, sparsity)`, which refuses what cannot be done.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 from torch import Tensor
@@ -17,10 +22,19 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
-    """What a method found. keep: axis -> kept indices; weights: of the unpruned model, by name, if it trained them."""
+    """What a method found, of the unpruned model.
 
-    keep: Mapping[str, Sequence[int]]
+    keep: axis -> kept indices. weights: parameters and buffers by name, if it trained them.
+    masks: parameter -> bool tensor of its shape, True stays, for every weight whose single entries were up for
+    pruning; None for methods of units. left_dense: those whose shape does not go with the pattern, and why.
+    grain: how many weights go together in a block.
+    """
+
+    keep: Mapping[str, Sequence[int]] = field(default_factory=dict)
     weights: Mapping[str, Tensor] | None = None
+    masks: Mapping[str, Tensor] | None = None
+    left_dense: Mapping[str, str] = field(default_factory=dict)
+    grain: int = 1
 
 
 def shown_batches(task, run, batches: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -5,4 +5,5 @@ Both read only what result.json holds; nothing here computes a result.
 
 from prunus.report.page import write_page as write_page
 from prunus.report.tables import comparison as comparison
+from prunus.report.tables import measured as measured
 from prunus.report.tables import summary as summary

@@ -65,10 +65,16 @@ def proof(result: dict) -> str:
     verified = result["verified"]
     if verified.get("max_abs_error") is None:
         return "Not proved: the check was switched off."
-    whole = "the masked original" if "sparsity" in result["after"] else "the original"
+    units = verified.get("units_gone")
+    whole, more = "the original" if units is None else "the masked original", ""
+    if units:
+        more = (
+            f" Nothing passed through {units} unit{'s' * (units > 1)}, so they are gone; the constants they added were "
+            f"{verified['change_by_units']:.1e} of the largest answer."
+        )
     return (
         f"Proved: the smaller model equals {whole} with the removed units at zero. Largest relative "
-        f"difference of their answers {verified['max_abs_error']:.1e}, allowed {verified['tolerance']:.0e}."
+        f"difference of their answers {verified['max_abs_error']:.1e}, allowed {verified['tolerance']:.0e}.{more}"
     )
 
 

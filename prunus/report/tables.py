@@ -38,6 +38,26 @@ def comparison(results: dict[str, dict]) -> Group:
     return Group(table, *notes)
 
 
+def measured(record: dict) -> Table:
+    """bench.json as a table: milliseconds of every program with either model, and the share of the base's time."""
+    table = Table(title="milliseconds, medians of rounds in turn", title_justify="left")
+    table.add_column("program, model")
+    batches = list(record["rows"])
+    for batch in batches:
+        table.add_column("one input" if batch == "1" else f"batch of {batch}", justify="right")
+        table.add_column("of base", justify="right")
+    for name in record["rows"][batches[0]]:
+        cells = []
+        for batch in batches:
+            row = record["rows"][batch][name]
+            cells += [
+                f"{row['median_ms']:.3g}",
+                f"{row['of_base']['median']:.2f}" if "of_base" in row else "",
+            ]
+        table.add_row(name, *cells)
+    return table
+
+
 def _cells(label: str, result: dict, sparse: bool) -> list[str]:
     before, after, metric = result["before"], result["after"], result["metric"]
     zeros = [f"{100 * after['sparsity']:.4g} %" if "sparsity" in after else ""] if sparse else []

@@ -1,5 +1,7 @@
 """Which class is on a picture: cross-entropy, top-1 accuracy, and distillation from another model's answers."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,14 +18,16 @@ SMALL_SET = 5_000  # pictures; below, an epoch is so short that many are afforda
 class Classification:
     """Classify the pictures of `data` with `model`, which maps (B, C, H, W) to logits (B, data.classes).
 
+    settled: fields that every recipe has, whatever it is for, in place of what is advised.
     Raises UserError if the model cannot read the pictures or answers for another number of classes.
     """
 
     metric = "accuracy"
     higher_is_better = True
 
-    def __init__(self, model: nn.Module, data: Data):
+    def __init__(self, model: nn.Module, data: Data, settled: dict | None = None):
         self.model, self.data, self.example = model, data, data.example
+        self.settled = settled or {}
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         try:
             with in_mode(model, False), torch.no_grad():
@@ -69,7 +73,7 @@ class Classification:
         Sets below 5,000 pictures get small batches and many of their short epochs.
         """
         small = len(self.data.train) < SMALL_SET
-        return (SMALL_RECIPES if small else RECIPES)[purpose]
+        return replace((SMALL_RECIPES if small else RECIPES)[purpose], **self.settled)
 
 
 RECIPES = {
