@@ -79,9 +79,8 @@ def hold(model: nn.Module, graph: Graph | None, masks: Masks) -> None:
     Raises UserError if the masks, or FileError if the graph, are of another model; then nothing is changed.
     """
     tensors = weights.effective(model) if graph is None else weights.checked_tensors(model, graph)
-    masks = _fitting({name: tensor.shape for name, tensor in tensors.items()}, masks)
-    if graph is not None:
-        checked(graph, masks)
+    buffers = dict(model.named_buffers())
+    masks = _fitting({name: tensor.shape for name, tensor in tensors.items() if name not in buffers}, masks)
     for name, mask in masks.items():
         _hold_one(model, name, mask)
 
@@ -165,11 +164,11 @@ def finalise(model: nn.Module) -> None:
             else:
                 trained = any(p.requires_grad for p in steps.parameters())
                 done[steps] = nn.Parameter(value, requires_grad=trained)
+        plain = parametrize.type_before_parametrizations(module)
         _own_class(module)
         delattr(type(module), attribute)
         del module.parametrizations[attribute]
         if not module.parametrizations:
-            plain = parametrize.type_before_parametrizations(module)
             del module.parametrizations
             module.__class__ = plain
         module.register_parameter(attribute, done[steps])

@@ -15,7 +15,8 @@ LISTS = {"rules.py"}  # a long list of short things may be longer
 GROUND = "errors files"
 STRUCTURE = (
     "axes rules skeleton tracer follow graph cost budget limits scores selection weights "
-    "squares products neighbours observed weight_scores gradient_scores sparsity masks surgery patterns store formats"
+    "squares products neighbours observed weight_scores gradient_scores sparsity "
+    "reach masks surgery patterns store formats"
 )
 LEARNING = "zoo models readers pictures data guards progress checkpoint train recover"
 # Here the columns meet: each may import both columns and the parts to its left.
