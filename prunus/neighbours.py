@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from prunus import axes, products, squares
+from prunus import products, squares
 from prunus.graph import Graph
 from prunus.products import ATTENTION, CONVOLUTIONS, MATRICES, Lag
 from prunus.rules import Op, Tag, Untracked, tensors_in
@@ -56,10 +56,12 @@ class Site:
 
     name: str  # the parameter
     place: int  # of the product in graph.ops
-    weight: Tensor  # the part of the parameter that is used, as the operator sees it: a view of it
+    weight: Tensor  # the part of the parameter that is used, as the operator sees it: a view of `whole`
+    whole: Tensor  # the parameter, or what is computed from it alone, element by element
     before: Tensor
     behind: Tensor | None = None
     stride: Lag = ()  # of a convolution
+    computed: bool = False
 
 
 @dataclass(eq=False)
@@ -101,6 +103,7 @@ class Flow:
     opaque: list[str] = field(default_factory=list)
     leaves: list[_Leaf] = field(default_factory=list)
     sinks: list[_Sink] = field(default_factory=list)
+    scratch: dict = field(default_factory=dict)  # memory that products use again
 
     def run(self, tensors: Mapping[str, Tensor], decide: Callable[[Site], Tensor] | None = None) -> None:
         """Follow the waves through all operators. tensors: the model's, by name, as they act.
@@ -112,9 +115,9 @@ class Flow:
         self.values: dict[Tag, Any] = {
             tag: tensors[name].detach() for tag, name in self.graph.tensors.items()
         }
-        self.owners: dict[int, list[tuple[str, Tensor]]] = {}
+        self.owners: dict[int, list[tuple[str, Tensor, bool]]] = {}
         for name in self.graph.parameters:
-            self.owners.setdefault(memory(tensors[name]), []).append((name, tensors[name]))
+            self.owners.setdefault(memory(tensors[name]), []).append((name, tensors[name].detach(), False))
         self.trailing = self._trailing_norms() if self.norms == "trailing" else {}
         with torch.enable_grad():
             for place, op in enumerate(self.graph.ops):
@@ -126,11 +129,11 @@ class Flow:
         """Find `behind` of every site."""
         self._settle([leaf for leaf in self.leaves if leaf.site is not None])
 
-    def settle_again(self, site: Site, masked: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Find `behind` of one site while others hold what is left of them: {name: (parameter, mask)}."""
+    def settle_again(self, site: Site, masked: Mapping[str, Tensor]) -> None:
+        """Find `behind` of one site while others hold what masks leave of them."""
         for sink in self.sinks:
             if sink.site is not None and sink.site.name in masked:
-                sink.weights = sink.again(masked_view(sink.site.weight, *masked[sink.site.name])).detach()
+                sink.weights = sink.again(masked_view(sink.site, masked[sink.site.name])).detach()
                 sink.site = None  # it stays so
         self._settle([leaf for leaf in self.leaves if leaf.site is site])
 
@@ -147,13 +150,13 @@ class Flow:
     # ------------------------------------------------------------------------- what products call
     def site(self, place: int, w: Tensor, before: Tensor, stride: Lag = ()) -> tuple[Site | None, Tensor]:
         """A weight met: its site, if it is a view of a parameter and not computed, and the weight to go on with."""
-        for name, parameter in self.owners.get(memory(w), ()):
-            offset = w.storage_offset() - parameter.storage_offset()
-            if 0 <= offset < max(1, parameter.numel()):
-                site = Site(name, place, w, before.detach(), stride=stride)
-                self.sites.append(site)
-                return site, self.decide(site) if self.decide else w
-        return None, w
+        found = self._owner(w)
+        if found is None:
+            return None, w
+        name, whole, computed = found
+        site = Site(name, place, w, whole, before.detach(), stride=stride, computed=computed)
+        self.sites.append(site)
+        return site, self.decide(site) if self.decide else w
 
     def leaf(self, produced: Tensor, shape: tuple[int, ...], site: Site | None, shaped: Shaped) -> Tensor:
         """A wave starts, of `produced` numbers over an activation of `shape`; its value."""
@@ -180,7 +183,8 @@ class Flow:
         kwargs = dict(zip(names, self._resolved(list(names.values())), strict=True))
         given = list(_flat([*args, *kwargs.values()]))
         if not any(op.results):  # the trace does not follow it
-            out = self._end(op, args, kwargs) if any(isinstance(arg, Wave) for arg in given) else []
+            unknown = any(isinstance(arg, Wave) for arg in given) and op.name not in squares.WITHOUT_WAVES
+            out = self._end(op, args, kwargs) if unknown else []
         elif op.name in CONVOLUTIONS | MATRICES | ATTENTION or op.name == "embedding":
             out = self._product(place, op, args, kwargs)
         elif any(isinstance(arg, Wave) for arg in given):
@@ -189,10 +193,28 @@ class Flow:
             out = [Untracked(torch.Size(shape)) for shape in shapes_of(op)]
         else:  # made from parameters alone
             out = op.func(*args, **kwargs)
+            self._adopt(out, given)
         out = out if isinstance(out, list) or type(out) is tuple else [out]
         self.values.update(
             (tag, value) for tag, value in zip(op.results, out, strict=False) if tag is not None
         )
+
+    def _owner(self, w: Tensor) -> tuple[str, Tensor, bool] | None:
+        """The parameter that a tensor is a view of: its name, it (or what is computed from it), and whether it is."""
+        for name, whole, computed in self.owners.get(memory(w), ()):
+            if 0 <= w.storage_offset() - whole.storage_offset() < max(1, whole.numel()):
+                return name, whole, computed
+        return None
+
+    def _adopt(self, out: Any, given: list) -> None:
+        """What is computed from one parameter, number by number (standardised weights, say), stands for it."""
+        out = out[0] if isinstance(out, tuple) else out
+        large = [arg for arg in tensors_in(given) if arg.dim() > 1 and arg.numel() == out.numel()]
+        owner = self._owner(large[0]) if large else None
+        if owner is None or self._owner(out) is not None:
+            return
+        if large[0].is_contiguous() and out.is_contiguous() and large[0].numel() == owner[1].numel():
+            self.owners.setdefault(memory(out), []).append((owner[0], out, True))
 
     def _resolved(self, args: list) -> list:
         return [self._resolved(arg) if isinstance(arg, list) else self._value(arg) for arg in args]
@@ -200,7 +222,7 @@ class Flow:
     def _value(self, arg: Any) -> Any:
         if not isinstance(arg, Tag):
             return arg
-        return self.values[arg] if arg in self.values else self._all_white(tuple(map(axes.size, arg.dims)))
+        return self.values[arg] if arg in self.values else self._all_white(arg.shape)
 
     def _all_white(self, shape: tuple[int, ...]) -> Wave:
         """An input of the model, or of what comes behind an operator that nothing is known of."""
@@ -234,7 +256,7 @@ class Flow:
 
     def _carry(self, place: int, op: Op, args: list, kwargs: dict) -> Any:
         if op.name in squares.WITHOUT_WAVES:
-            return Untracked(torch.Size(shapes_of(op)[0]))
+            return [Untracked(torch.Size(shape)) for shape in shapes_of(op)]
         handler = squares.find(op)
         if handler is None:
             return self._end(op, args, kwargs)
@@ -303,20 +325,23 @@ def multiplying(graph: Graph) -> list[str]:
             found.update(weights if any(tag not in constant for tag in given) else ())
         elif op.name in KEEPS_WEIGHTS and given and given[0] in origin:
             origin |= {tag: origin[given[0]] for tag in op.results if tag is not None}
+        elif weights and all(tag in constant for tag in given) and op.results[0] is not None:
+            whole = math.prod(graph.shapes[weights[0]])
+            if math.prod(shapes_of(op)[0]) == whole:  # see Flow._adopt
+                origin[op.results[0]] = weights[0]
         if given and all(tag in constant for tag in given) and op.name != "embedding":
             constant.update(tag for tag in op.results if tag is not None)
     return [name for name in graph.layouts if name in found and len(graph.shapes[name]) > 1]
 
 
-def view_like(view: Tensor, parameter: Tensor, other: Tensor) -> Tensor:
-    """The part of `other`, which lies in memory as `parameter` does, that `view` is of the parameter."""
-    offset = view.storage_offset() - parameter.storage_offset() + other.storage_offset()
-    return other.as_strided(view.shape, view.stride(), offset)
+def view_like(site: Site, other: Tensor) -> Tensor:
+    """The part that the site's weight is of its parameter, of another tensor that lies in memory as that does."""
+    offset = site.weight.storage_offset() - site.whole.storage_offset() + other.storage_offset()
+    return other.as_strided(site.weight.shape, site.weight.stride(), offset)
 
 
-def masked_view(view: Tensor, parameter: Tensor, mask: Tensor | None) -> Tensor:
-    """What is left of a view of a parameter under the parameter's mask."""
+def masked_view(site: Site, mask: Tensor | None) -> Tensor:
+    """What a mask leaves of the site's weight."""
     if mask is None:
-        return view
-    left = torch.empty_like(parameter, requires_grad=False).copy_(parameter.detach() * mask)
-    return view_like(view, parameter, left)
+        return site.weight
+    return view_like(site, torch.empty_like(site.whole).copy_(site.whole * mask.view_as(site.whole)))

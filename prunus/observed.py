@@ -42,7 +42,9 @@ def _measured(model: nn.Module, batches: Iterable, see: Callable, expected: int,
         with quiet_forward(), watch:
             call(model, inputs)
         if watch.at != expected:
-            raise UserError(f"the model ran {watch.at} {what}, but {expected} when it was traced; trace it again.")
+            raise UserError(
+                f"the model ran {watch.at} {what}, but {expected} when it was traced; trace it again."
+            )
     if not count:
         raise UserError("there is no batch to score with.")
     return [total / count for total in watch.sums]
@@ -51,22 +53,25 @@ def _measured(model: nn.Module, batches: Iterable, see: Callable, expected: int,
 def inputs_of(model: nn.Module, graph: Graph, batches: Iterable) -> dict[int, Tensor]:
     """The mean square of what enters each product with a parameter, (inputs,), by the product's place."""
     bare = skeleton(model, real=True)
-    memories = {memory(t) for t in bare.parameters() if t.dim() > 1}
+    parameters = {memory(parameter) for parameter in bare.parameters() if parameter.dim() > 1}
     flow = Flow(graph)
     flow.run(named_tensors(bare))
     places = [
-        site.place for site in flow.sites if graph.ops[site.place].name not in ("bmm", "baddbmm", "embedding")
+        site.place for site in flow.sites if not site.computed and graph.ops[site.place].name != "embedding"
     ]
 
     def see(name: str, args: tuple, out: Any) -> Tensor | None:
         if name not in CONVOLUTIONS | MATRICES:
             return None
         a, b = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
-        if (memory(a) in memories) == (memory(b) in memories) or name in ("bmm", "baddbmm"):
+        first = memory(a) in parameters
+        if first == (memory(b) in parameters):
             return None
-        first = memory(a) in memories
-        x, dim = (b, -2 if b.dim() > 1 else -1) if first else (a, 1 if name in CONVOLUTIONS else -1)
-        return x.movedim(dim, 0).flatten(1).float().square().mean(1)
+        w, x, dim = (a, b, -2 if b.dim() > 1 else -1) if first else (b, a, 1 if name in CONVOLUTIONS else -1)
+        square = x.movedim(dim, -1).float().square()
+        if name in ("bmm", "baddbmm") and w.stride(0):  # a matrix for each of a batch
+            return square.mean(1)
+        return square.flatten(0, -2).mean(0)
 
     return dict(zip(places, _measured(bare, batches, see, len(places), "products with weights"), strict=True))
 

@@ -19,7 +19,7 @@ from prunus.rules import Op
 from prunus.squares import Wave, shapes_of, wide
 
 Lag = tuple[int, ...]  # a distance between two elements in space
-ROWS = 1 << 18  # elements worked on at once: what stays in a core's cache
+ROWS = 1 << 19  # elements worked on at once: what stays in a core's cache
 
 CONVOLUTIONS = {
     "convolution",
@@ -57,29 +57,30 @@ def convolution(
 
     of_inputs, of_outputs = (along_first, along_second) if transposed else (along_second, along_first)
 
-    def sides(matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """(outputs,), (inputs,): the sums over dimension 1, and over dimension 0 of each group."""
-        second = matrix.view(groups, -1, w.shape[1]).sum(1).flatten()
-        return (second, matrix.sum(1)) if transposed else (matrix.sum(1), second)
+    def energies(w: Tensor, of_lag: Lag | None) -> tuple[Tensor, Tensor]:
+        """(outputs,), (inputs,): sums of squares over the kernel, or of products at a lag, but for no more reading
+        than needed; with factors of outputs in the second."""
+        rows = flow.trailing.get(place)
+        if groups == 1 and not transposed and of_lag is not None and not any(of_lag):
+            produced, read = sums(w.flatten(1), rows, flow.scratch)
+            return produced, read.view(w.shape[1], -1).sum(1)
+        matrix = overlap(w, of_lag)
+        scaled = matrix if rows is None else matrix * of_outputs(rows).flatten(1)
+        if transposed:
+            return matrix.view(groups, -1, w.shape[1]).sum(1).flatten(), scaled.sum(1)
+        return matrix.sum(1), scaled.view(groups, -1, w.shape[1]).sum(1).flatten()
 
     transparent = flow.depthwise == "transparent" and groups == w.shape[0] and w.shape[1] == 1
     before = of_inputs(flow.fed[place] if place in flow.fed else x.along(1))
     site, w = flow.site(place, w, torch.ones_like(before) if transparent else before, tuple(stride))
     at_input = places(list(lag), dilation)
     at_output = places([n * s for n, s in zip(lag, stride, strict=True)], dilation)
-    here = overlap(w, at_output)
-    produced = sides(here)[0]
+    produced, reads = energies(w, at_output)
     if transparent:  # the derivative by it holds what is before it
         return Wave(x.value * flow.leaf(produced, shape, site, of_outputs).view(1, -1, *spread), shape)
-
-    def read(overlap: Tensor) -> Tensor:
-        rows = flow.trailing.get(place)
-        return sides(overlap if rows is None else overlap * of_outputs(rows).flatten(1))[1].view(
-            1, -1, *spread
-        )
-
-    same = here if at_input == at_output else overlap(w, at_input)
-    flow.sink(x, read(same), site, lambda w: read(overlap(w, at_input)))
+    if at_input != at_output:
+        reads = energies(w, at_input)[1]
+    flow.sink(x, reads.view(1, -1, *spread), site, lambda w: energies(w, at_input)[1].view(1, -1, *spread))
     return Wave(flow.leaf(produced, shape, site, of_outputs).view(1, -1, *spread), shape)
 
 
@@ -89,19 +90,23 @@ def matrix(flow: Any, place: int, op: Op, x: Wave, w: Tensor, first: bool) -> Wa
     stands = first or op.name == "linear"
     w = w.unsqueeze(0) if w.dim() == 1 else w if stands else w.transpose(-1, -2)  # (..., O, I)
     dim = -2 if first and len(x.shape) > 1 else -1  # of x, that is summed over
-    if w.dim() > 2:
+    if w.dim() > 2 and not any(w.stride()[:-2]):  # the same matrix for all of a batch
+        w = w[(0,) * (w.dim() - 2)]
+    if place in flow.fed:
+        before = flow.fed[place]
+    elif w.dim() > 2:
         before = x.value.transpose(-1, dim).mean(-2).expand(*w.shape[:-2], w.shape[-1])
     else:
-        before = flow.fed[place] if place in flow.fed else x.along(dim)
+        before = x.along(dim)
     site, w = flow.site(place, w, before.unsqueeze(-2))
     rows = flow.trailing.get(place)
-    produced, read = sums(w, rows)
+    produced, read = sums(w, rows, flow.scratch)
 
     def along(read: Tensor) -> Tensor:
         spread = read.unsqueeze(-2 if dim == -1 else -1) if len(x.shape) > 1 else read
         return spread.view((1,) * (len(x.shape) - spread.dim()) + tuple(spread.shape)) * flow.white
 
-    flow.sink(x, along(read), site, lambda w: along(sums(w, rows)[1]))
+    flow.sink(x, along(read), site, lambda w: along(sums(w, rows, flow.scratch)[1]))
     wave = flow.leaf(produced * flow.white, shape, site, lambda behind: behind.unsqueeze(-1))
     if w.dim() > 2:  # a matrix for each of a batch
         return Wave(wave.unsqueeze(-2 if dim == -1 else -1), shape)
@@ -127,7 +132,7 @@ def embedding(flow: Any, place: int, op: Op, table: Tensor) -> Wave:
     """Rows are picked by data: every one is as likely."""
     shape = shapes_of(op)[0]
     site, table = flow.site(place, table, wide(table.new_ones(())))
-    produced = sums(table)[1] / len(table) * flow.white
+    produced = sums(table, None, flow.scratch)[1] / len(table) * flow.white
     wave = flow.leaf(produced, shape, site, lambda behind: behind.unsqueeze(0))
     return Wave(wave.view(*(1,) * (len(shape) - 1), -1), shape)
 
@@ -176,23 +181,38 @@ def overlap(w: Tensor, lag: Lag | None) -> Tensor:
     return (one * other).flatten(2).sum(2)
 
 
-def sums(w: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def sums(w: Tensor, rows: Tensor | None, scratch: dict) -> tuple[Tensor, Tensor]:
     """(..., O), (..., I): sums of squares of w (..., O, I) along its rows and columns, from one reading of it.
 
-    rows: (O,) factors of the squares, for the second.
+    rows: (O,) factors of the squares, for the second. scratch: keeps memory from call to call, for fresh memory costs
+    more than the sums.
     """
     if w.dim() == 2 and w.stride(0) == 1 and w.stride(1) > 1 and rows is None:
-        return sums(w.t())[::-1]
+        return sums(w.t(), None, scratch)[::-1]
     if w.dim() > 2:
         square = wide(w).square()
         return square.sum(-1), (square if rows is None else square * rows[:, None]).sum(-2)
     step = max(1, ROWS // max(1, w.shape[1]))
     produced, read = wide(w.new_empty(w.shape[0])), wide(w.new_zeros(w.shape[1]))
+    numbers, place = min(step, len(w)) * w.shape[1], (produced.dtype, w.device)
+    if place not in scratch or len(scratch[place]) < numbers:
+        scratch[place] = produced.new_empty(max(numbers, ROWS))
     for start in range(0, w.shape[0], step):
-        block = wide(w[start : start + step]).square()
+        height = min(step, len(w) - start)
+        block = scratch[place][: height * w.shape[1]].view(height, -1)
+        squared(w[start : start + step], block)
         torch.sum(block, 1, out=produced[start : start + step])
         read += block.sum(0) if rows is None else rows[start : start + step] @ block
     return produced, read
+
+
+def squared(w: Tensor, out: Tensor) -> None:
+    """w^2, written to `out`, whose precision is the wider."""
+    if w.dtype == out.dtype:
+        torch.mul(w, w, out=out)
+    else:
+        out.copy_(w)
+        out.mul_(out)
 
 
 def lags(graph: Graph) -> list[Lag]:

@@ -31,12 +31,20 @@ PRODUCES, CONSUMES, SCALES, SHIFTS = "produces", "consumes", "scales", "shifts"
 class Tag:
     """What tracing knows about a tensor: a layout per dimension, and the allocation it lives in."""
 
-    __slots__ = ("dims", "met", "storage")
+    __slots__ = ("_shape", "dims", "met", "storage")
 
     def __init__(self, dims: Sequence[Layout], storage: Any = None):
         self.dims = list(dims)
         self.met = False  # whether an operator read it
         self.storage = storage  # see tracer.Storage; None for parameters and buffers
+        self._shape: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape; computed once, for those who go through a trace again and again."""
+        if self._shape is None:
+            self._shape = tuple(map(axes.size, self.dims))
+        return self._shape
 
 
 def tag_of(tensor: Any) -> Tag | None:
@@ -81,7 +89,10 @@ class Op:
         self.follows: list[tuple[Layout, int, int | None]] = []
         self.roles: list[tuple[Layout, str]] = []  # the axis a parameter dimension was born with, its role
         self.scalars: tuple[str, ...] = ()
-        self.inputs: tuple[list, dict] = [], {}  # its arguments, tensors by their tags, `Untracked` without one
+        self.inputs: tuple[list, dict] = (
+            [],
+            {},
+        )  # its arguments, tensors by their tags, `Untracked` without one
         self.results: list[Tag | None] = []  # the tags of its output tensors
         self.mixes = self.contracts = False
         self.over: Layout = 1  # what a product sums over

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prunus import axes, rules
+from prunus import rules
 from prunus.rules import Op, Untracked
 
 
@@ -64,24 +64,17 @@ def collapsed(full: Tensor) -> Wave:
 
 def shapes_of(op: Op) -> list[tuple[int, ...]]:
     """The shape of each output that the trace follows."""
-    return [tuple(map(axes.size, tag.dims)) if tag else () for tag in op.results]
+    return [tag.shape if tag else () for tag in op.results]
 
 
 Handler = Callable[..., Any]
 HANDLERS: dict[str, Handler] = {}
+# What comes of these is taken as constant: comparisons, statistics that norms divide by, fresh tensors.
 WITHOUT_WAVES = {
-    "gt",
-    "lt",
-    "ge",
-    "le",
-    "eq",
-    "ne",
-    "isnan",
-    "isinf",
-    "logical_not",
-    "zeros_like",
-    "ones_like",
-    "empty_like",
+    *("gt", "lt", "ge", "le", "eq", "ne", "isnan", "isinf", "logical_not", "logical_and", "logical_or"),
+    *("linalg_vector_norm", "norm", "var", "std", "var_mean", "std_mean", "rsqrt", "sqrt"),
+    *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
+    *("new_zeros", "new_ones", "new_full", "new_empty"),
 }
 
 
@@ -105,16 +98,21 @@ def find(op: Op) -> Handler | None:
 
 
 # ------------------------------------------------------------------------------------ elementwise
-@handler("where masked_fill native_dropout dropout clone contiguous _to_copy detach alias copy lift_fresh")
+@handler("where masked_fill native_dropout clone contiguous _to_copy detach alias copy lift_fresh as_strided")
 def elementwise(op: Op, *args: Any, **kwargs: Any) -> Wave:
     """Waves that meet are added; everything else lets a wave through as it is."""
     waves = [arg for arg in args if isinstance(arg, Wave)]
-    return Wave(sum(aligned(wave, op) for wave in waves), shapes_of(op)[0])
+    shape = shapes_of(op)[0]
+    if len(waves) == 1 and waves[0].shape == shape:
+        return waves[0]
+    return Wave(sum(aligned(wave, op) for wave in waves), shape)
 
 
 def aligned(wave: Wave, op: Op) -> Tensor:
     """The value with as many dimensions as the output."""
     missing = len(shapes_of(op)[0]) - wave.value.dim()
+    if not missing:
+        return wave.value
     return wave.value.reshape((1,) * missing + tuple(wave.value.shape))
 
 

@@ -29,6 +29,8 @@ WeightScores = dict[str, Tensor]
 Sides = Literal["both", "before", "behind"]
 Conv = Literal["norm", "exact"]
 Order = Literal["forward", "backward"]
+TINY = torch.finfo(torch.float32).tiny
+FAINT = 1e-9  # of the largest score: below all that is not zero but for rounding
 
 
 def maskable(graph: Graph) -> list[str]:
@@ -89,7 +91,7 @@ def lookahead(
                 before, behind = fed.sites[number].before, flow.sites[number].behind
                 terms.append(_term(before, behind, sides, 2 if any(lag) else 1))
         _add(scores, tensors, site, terms)
-    return {name: _finite(name, scores[name]) for name in maskable(graph) if name in scores}
+    return {name: _checked(name, scores[name], tensors[name]) for name in maskable(graph) if name in scores}
 
 
 @torch.no_grad()
@@ -123,11 +125,11 @@ def sequential(
         for site in dense.sites:
             if site.name == name:
                 _add(scores, tensors, site, [_term(site.before, site.behind, "both", 1)])
-        masks[name] = choose(name, _finite(name, scores[name]))
+        masks[name] = choose(name, _checked(name, scores[name], tensors[name]))
 
     if order == "backward":
         for site in reversed(dense.sites):
-            dense.settle_again(site, {name: (tensors[name], mask) for name, mask in masks.items()})
+            dense.settle_again(site, masks)
             if site.name in wanted and site.name not in masks:
                 decide(site.name)
         return {name: masks[name] for name in maskable(graph) if name in masks}
@@ -137,7 +139,7 @@ def sequential(
         dense.sites[next(numbers)].before = site.before
         if site.name in wanted and site.name not in masks:
             decide(site.name)
-        return neighbours.masked_view(site.weight, tensors[site.name], masks.get(site.name))
+        return neighbours.masked_view(site, masks.get(site.name))
 
     Flow(graph, norms, depthwise, activity=activity or {}).run(tensors, go_on)
     return {name: masks[name] for name in maskable(graph) if name in masks}
@@ -155,7 +157,7 @@ def wanda(model: nn.Module, graph: Graph, batches: Batches) -> WeightScores:
     scores: WeightScores = {}
     for site in flow.sites:
         _add(scores, tensors, site, [(site.before, None, 1)])
-    return {name: _finite(name, scores[name]) for name in maskable(graph) if name in scores}
+    return {name: _checked(name, scores[name], tensors[name]) for name in maskable(graph) if name in scores}
 
 
 @torch.no_grad()
@@ -181,7 +183,7 @@ def _add(scores: WeightScores, tensors: Mapping[str, Tensor], site: Site, terms:
         make = torch.empty_like if whole else torch.zeros_like
         dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
         scores[site.name] = make(parameter, dtype=dtype, requires_grad=False)
-    weight, out = site.weight, neighbours.view_like(site.weight, parameter, scores[site.name])
+    weight, out = site.weight, neighbours.view_like(site, scores[site.name])
     if weight.dim() == 2 and weight.stride(0) == 1:  # go along memory
         weight, out = weight.t(), out.t()
         terms = [
@@ -190,22 +192,15 @@ def _add(scores: WeightScores, tensors: Mapping[str, Tensor], site: Site, terms:
     step = max(1, products.ROWS // max(1, weight[:1].numel()))
     for start in range(0, weight.shape[0], step):
         block = slice(start, start + step)
-        square = squares.wide(weight[block]).square()
-        factor = (
-            sum(_part(before, block) * _part(behind, block) * f for before, behind, f in terms[1:])
-            if terms[1:]
-            else None
-        )
-        before, behind, f = terms[0]
-        if factor is not None:
-            square *= factor + _part(before, block) * _part(behind, block) * f
-        else:
-            square = square if before is None else square.mul_(_part(before, block))
-            square = square if behind is None else square.mul_(_part(behind, block))
-        if first:
-            out[block] = square
-        else:
-            out[block] += square
+        score = out[block] if first else torch.empty_like(out[block])
+        products.squared(weight[block], score)
+        if len(terms) > 1:
+            score *= sum(_part(before, block) * _part(behind, block) * f for before, behind, f in terms)
+        for factor in terms[0][:2] if len(terms) == 1 else ():
+            if factor is not None:
+                score *= factor[block] if factor.dim() and factor.shape[0] > 1 else factor
+        if not first:
+            out[block] += score
 
 
 def _part(factor: Tensor | None, block: slice) -> Tensor | float:
@@ -215,7 +210,13 @@ def _part(factor: Tensor | None, block: slice) -> Tensor | float:
     return factor[block] if factor.dim() and factor.shape[0] > 1 else factor
 
 
-def _finite(name: str, score: Tensor) -> Tensor:
-    if not score.sum().isfinite():
+def _checked(name: str, score: Tensor, weight: Tensor) -> Tensor:
+    """The score, among equal zeros (before a norm that starts at zero, say) in the order of w^2."""
+    least, most = torch.aminmax(score)
+    if not (least.isfinite() and most.isfinite()):
         raise UserError(f"scores of {name} are NaN or infinite; are the model's weights whole?")
+    if least == 0:
+        square = squares.wide(weight).square()
+        largest = square.max().clamp_min(TINY)
+        score += square * (most / largest * FAINT if most > 0 else 1.0)
     return score
