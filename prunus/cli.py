@@ -1,4 +1,4 @@
-"""The command line: prunus demo | run | inspect | methods | compare | report | export.
+"""The command line: prunus demo | run | inspect | methods | compare | report | export | bench.
 
 Exit status: 0 done, 2 something given is wrong (UserError), 1 anything else. A traceback with --debug alone.
 """
@@ -18,6 +18,7 @@ from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 from tyro.extras import subcommand_cli_from_dict
 
+from prunus import bench as benching
 from prunus import describe, registry, report
 from prunus import export as exporting
 from prunus.errors import PrunusError, UserError
@@ -244,6 +245,25 @@ def export(folder: Positional[Path]) -> None:
         OUT.print(line, markup=False, soft_wrap=True)
 
 
+def bench(folder: Positional[Path], seconds: float = 3.0) -> None:
+    """Measure what a finished run's model gains here, in milliseconds: before and after pruning, in every program
+    that is installed (torch, torch's sparse matrices, onnxruntime, OpenVINO), side by side. Says in words whether
+    it is faster, and keeps the figures in bench.json.
+
+    Examples:
+      prunus bench runs/zeros
+      prunus bench runs/zeros --seconds 20
+
+    Args:
+        folder: The run's folder.
+        seconds: How long to measure each batch size; longer is surer on a busy machine.
+    """
+    record = benching.bench_run(folder, finished(folder), seconds=seconds, progress=bar)
+    OUT.print(report.measured(record))
+    for line in record["words"]:
+        OUT.print(line, markup=False, soft_wrap=True)
+
+
 COMMANDS = {
     "demo": demo,
     "run": run,
@@ -252,6 +272,7 @@ COMMANDS = {
     "compare": compare,
     "report": rewrite_report,
     "export": export,
+    "bench": bench,
 }
 DESCRIPTION = """Make trained PyTorch networks smaller and faster, with a proof of what was removed.
 
@@ -307,6 +328,9 @@ def asked_limit(budget: str | None, sparsity: float | None) -> Budget | Sparsity
 def show(values: dict, folder: Path) -> None:
     """The table of a run, and where to find what it made."""
     OUT.print(report.summary(values))
+    if "sparsity" in values["after"]:
+        hint = f"Zeros make a file smaller, seldom a model faster: `prunus bench {folder}` measures it."
+        OUT.print(hint, markup=False, soft_wrap=True)
     OUT.print(f"The smaller model and its report: {folder}/report.html", markup=False, soft_wrap=True)
 
 

@@ -69,6 +69,7 @@ def test_inspect_shows_axes_and_reasons(capsys):
         (["compare", "nowhere"], "nowhere holds no run"),
         (["report", "nowhere"], "nowhere holds no run"),
         (["export", "nowhere"], "nowhere holds no run"),
+        (["bench", "nowhere"], "nowhere holds no run"),
         ([*SPARSE, "--sparsity", "0"], "between 0 and 1"),
         ([*SPARSE, "--sparsity", "1"], "between 0 and 1"),
         ([*SPARSE, "--sparsity", "80"], "0.8 for 80 %"),

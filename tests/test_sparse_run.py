@@ -67,6 +67,17 @@ def test_exactly_so_many_weights_were_chosen(sparse_run):
     assert sum(int(mask.count_nonzero()) for mask in masks.values()) == round(0.2 * there)
 
 
+def test_what_is_proved_is_the_base_with_zeros(sparse_run):
+    masks, base = (
+        read_tensors(sparse_run / name) for name in ("prune/masks.safetensors", "base.safetensors")
+    )
+    pruned = store.load(sparse_run / "pruned", network()).state_dict()
+    keep = store.load_keep(sparse_run)
+    for name, tensor in base.items():
+        if not keep:  # no unit is gone: shapes are the same
+            assert torch.equal(pruned[name], tensor * masks[name] if name in masks else tensor)
+
+
 def test_masks_lie_beside_the_model_and_hold_while_the_rest_is_trained(sparse_run):
     masks, small = store.load_masks(sparse_run), store.load(sparse_run, network())
     before = store.load(sparse_run / "pruned", network()).state_dict()

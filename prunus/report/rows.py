@@ -46,12 +46,12 @@ def zeros(result: dict) -> list[Row]:
         return []
     was, pruned, now = (result[when]["sparsity"] for when in ("before", "pruned", "after"))
     change = f"{100 * (now - was):+.2f} points"
-    label = "weights that are zero or gone"
+    label = "weights zero or gone"
     return [Row(label=label, before=percent(was), pruned=percent(pruned), after=percent(now), change=change)]
 
 
 def sizes(result: dict) -> list[Row]:
-    """What the weights would take on disk without their zeros, next to the base's file."""
+    """What the weights would take as values and a bit each, next to the base's file; see masks.sizes_mb."""
     was = result["before"].get("file_mb")
     return [
         Row(label=label, before="", pruned="", after=f"{now:.3g}", change=_times(was, now))
@@ -111,7 +111,7 @@ COSTS = (
     ("file_mb", "file size, MB", lambda mb: f"{mb:.3g}"),
 )
 SIZES = {
-    "packed_mb": "packed: values and a bit a weight, MB",
-    "compressed_mb": "packed and compressed, MB",
+    "packed_mb": "if packed, MB",
+    "compressed_mb": "if packed and zipped, MB",
 }
 SAME_AFTER_RECOVERY = {"macs", "params", "memory_mb"}

@@ -1,0 +1,283 @@
+"""How fast a finished run's model is on this machine's processor, next to the base it was cut from.
+
+Both are run by every program that is installed: torch; torch with sparse matrices (CSR) in the linear layers that are
+mostly zeros; onnxruntime; OpenVINO. All take turns in an order drawn anew each round, so that a busy machine slows all
+alike, and each time is compared with the others of its round. Every program also runs the base a second time, loaded
+anew: what these two differ by is chance. The pruned model counts as faster only if it needs less than 90 % of the
+base's time and three rounds of four show more than three of four show by chance. Source: ours.
+"""
+
+import copy
+import importlib.metadata
+import importlib.util
+import math
+import platform
+import random
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prunus import formats, store
+from prunus.errors import PruningError, UserError
+from prunus.export import RELATIVE_TOLERANCE, exported
+from prunus.files import write_json
+from prunus.models import load_model
+from prunus.progress import silent
+from prunus.stages import BASE as BASE_FILE
+from prunus.stages import fill
+
+BATCHES = (1, 64)
+FASTER = 0.9  # of the base's time; less is not worth a claim
+CSR_FROM = 0.7  # share of zeros from which torch's sparse matrices can pay at all
+WARMUP, LEAST_ROUNDS, MOST_ROUNDS = 3, 8, 400
+LEAST_MS = 1.0  # of one measurement: shorter calls are repeated within it
+BASE, AGAIN, PRUNED = "base", "base again", "pruned"
+ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
+UNITS = "To gain time, remove units instead: prunus run --budget macs=0.5."
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One program with one of the models. run: a batch (B, *shape) to the answers (B, classes)."""
+
+    program: str
+    model: str  # BASE, AGAIN or PRUNED
+    run: Callable[[Tensor], Tensor]
+
+    @property
+    def name(self) -> str:
+        """As rows are called."""
+        return f"{self.program}, {self.model}"
+
+
+def bench_run(folder: Path, result: dict, *, seconds: float = 3.0, progress: Callable = silent) -> dict:
+    """Measure the models of a finished run, whose result.json is `result`; the record, also written to bench.json.
+
+    seconds: for each batch size. Raises UserError if the model was not given by a SPEC.
+    """
+    spec, shape = result["settings"]["model"], tuple(result["input"]["shape"])
+    if ":" not in spec:
+        raise UserError(f"{spec} cannot be built from its name; call prunus.bench.bench with the two models.")
+
+    def original() -> nn.Module:
+        return load_model(spec, classes=result["input"]["classes"], in_shape=shape)
+
+    base, pruned = fill(original(), folder / BASE_FILE), store.load(folder, original())
+    zeros = result["after"].get("sparsity", 0.0)
+    record = bench(base, pruned, shape, zeros=zeros, seconds=seconds, progress=progress)
+    write_json(folder / "bench.json", record)
+    return record
+
+
+def bench(
+    base: nn.Module,
+    pruned: nn.Module,
+    shape: tuple[int, ...],
+    *,
+    zeros: float = 0.0,
+    seconds: float = 3.0,
+    progress: Callable = silent,
+) -> dict:
+    """Measure `pruned` next to `base` on random inputs (B, *shape), B = 1 and 64: a record as plain JSON.
+
+    rows: by batch size and runner, `median_ms` and `of_base`, quartiles of its share of the time the same program
+    needs for the base (torch for CSR). missing: programs that were not run, and why. words: what it comes to.
+    Raises PruningError if a program answers otherwise than torch.
+    """
+    base, pruned = base.cpu().eval(), pruned.cpu().eval()
+    with tempfile.TemporaryDirectory() as place:
+        runners, missing = contestants(base, pruned, shape, Path(place))
+        for runner in runners:
+            check(runner, pruned if runner.model == PRUNED else base, shape)
+        times = {}
+        for batch in BATCHES:
+            x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(batch))
+            with progress(f"measuring batches of {batch}", round(seconds)) as step:
+                times[batch] = take_turns(runners, x, seconds, step)
+    rows = {str(batch): {r.name: row(r, times[batch]) for r in runners} for batch in BATCHES}
+    return {
+        "rows": rows,
+        "missing": missing,
+        "words": words(times, missing, zeros),
+        "threads": torch.get_num_threads(),
+        "machine": platform.processor() or platform.machine(),
+        "versions": {"torch": torch.__version__}
+        | {name: version(name) for name in ("onnxruntime", "openvino")},
+    }
+
+
+def contestants(
+    base: nn.Module, pruned: nn.Module, shape: tuple[int, ...], place: Path
+) -> tuple[list[Runner], dict[str, str]]:
+    """Every program that can run here with both models; and why the others cannot."""
+    models = {BASE: base, AGAIN: copy.deepcopy(base), PRUNED: pruned}
+    runners = [Runner("torch", which, in_torch(model)) for which, model in models.items()]
+    missing = {}
+    sparse = formats.to_csr(pruned, CSR_FROM)
+    if any(tensor.layout == torch.sparse_csr for tensor in sparse.state_dict().values()):
+        runners.append(Runner("torch CSR", PRUNED, in_torch(sparse)))
+    else:
+        missing["torch CSR"] = f"no linear layer has {100 * CSR_FROM:.0f} % of zeros"
+    absent = [name for name in ONNX_NEEDS if importlib.util.find_spec(name) is None]
+    if absent:
+        needed = f"{', '.join(absent)} not installed; pip install 'prunus[onnx]'"
+        return runners, missing | {"onnxruntime": needed, "OpenVINO": needed}
+    files = {which: place / f"{which}.onnx" for which in models}
+    for which, model in models.items():
+        write_onnx(model, shape, files[which])
+    runners += [Runner("onnxruntime", which, in_onnxruntime(file)) for which, file in files.items()]
+    if importlib.util.find_spec("openvino") is None:
+        return runners, missing | {"OpenVINO": "openvino is not installed; pip install openvino"}
+    return [
+        *runners,
+        *(Runner("OpenVINO", which, in_openvino(file)) for which, file in files.items()),
+    ], missing
+
+
+def in_torch(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """`model` as it is. (Sparse matrices cannot multiply in inference mode.)"""
+
+    def run(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model(x)
+
+    return run
+
+
+def write_onnx(model: nn.Module, shape: tuple[int, ...], file: Path) -> None:
+    """`model` with a free batch size; linear layers become Gemm with the weights as they lie."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        torch.onnx.export(exported(model, torch.zeros(2, *shape)), dynamo=True, verbose=False).save(file)
+
+
+def in_onnxruntime(file: Path) -> Callable[[Tensor], Tensor]:
+    """An ONNX file in onnxruntime, on as many threads as torch."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+
+def in_openvino(file: Path) -> Callable[[Tensor], Tensor]:
+    """An ONNX file in OpenVINO, in float32, on as many threads as torch, asked to use zeros where it can."""
+    import openvino
+
+    asked = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": 0.5,
+    }
+    request = openvino.Core().compile_model(str(file), "CPU", asked).create_infer_request()
+    return lambda x: torch.from_numpy(request.infer([x.numpy()])[0])
+
+
+def check(runner: Runner, model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raise PruningError unless the runner answers what torch does: another computation is not worth timing."""
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    expected, answer = in_torch(model)(x), runner.run(x)
+    error, allowed = (answer - expected).abs().max().item(), max(1.0, expected.abs().max().item())
+    if not error <= RELATIVE_TOLERANCE * allowed:
+        raise PruningError(
+            f"{runner.name} differs from the model by {error:.1e}; its time would mean nothing."
+        )
+
+
+def take_turns(runners: list[Runner], x: Tensor, seconds: float, step: Callable) -> dict[str, list[float]]:
+    """Milliseconds of a call of each runner in each round."""
+    repeats = {runner.name: calls(runner, x) for runner in runners}
+    times: dict[str, list[float]] = {runner.name: [] for runner in runners}
+    begun, shown, lot = time.monotonic(), 0, random.Random(0)
+    for number in range(MOST_ROUNDS):
+        for runner in lot.sample(runners, len(runners)):
+            times[runner.name].append(milliseconds(runner, x, repeats[runner.name]))
+        past = time.monotonic() - begun
+        step(min(round(past), round(seconds)) - shown)
+        shown = min(round(past), round(seconds))
+        if past > seconds and number + 1 >= LEAST_ROUNDS:
+            break
+    return times
+
+
+def milliseconds(runner: Runner, x: Tensor, repeats: int) -> float:
+    """Of a call, over so many."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        runner.run(x)
+    return 1e3 * (time.perf_counter() - start) / repeats
+
+
+def calls(runner: Runner, x: Tensor) -> int:
+    """How many calls make one measurement; the runner is warm after."""
+    fastest = min(milliseconds(runner, x, 1) for _ in range(WARMUP))
+    return math.ceil(LEAST_MS / fastest)
+
+
+def row(runner: Runner, times: dict[str, list[float]]) -> dict:
+    """What is said of one runner at one batch size."""
+    found = {"median_ms": statistics.median(times[runner.name]), "rounds": len(times[runner.name])}
+    if runner.model == BASE:
+        return found
+    quartiles = share(times, runner.name, f"{runner.program.removesuffix(' CSR')}, {BASE}")
+    return found | {"of_base": dict(zip(("low", "median", "high"), quartiles, strict=True))}
+
+
+def share(times: dict[str, list[float]], one: str, other: str) -> tuple[float, float, float]:
+    """Quartiles of the share of `other`'s time that `one` needs, round by round."""
+    low, median, high = statistics.quantiles(
+        [a / b for a, b in zip(times[one], times[other], strict=True)], n=4
+    )
+    return low, median, high
+
+
+def is_faster(quartiles: tuple[float, float, float], chance: tuple[float, float, float]) -> bool:
+    """Whether a share of the base's time is a gain that was seen. chance: the share that the base again needs."""
+    return quartiles[1] < FASTER and quartiles[2] < min(1.0, chance[0])
+
+
+def words(times: dict[int, dict[str, list[float]]], missing: dict[str, str], zeros: float) -> list[str]:
+    """What the times come to: the fastest way to run either model, for each batch size, and what to do."""
+    lines, gains = [], []
+    for batch, of in times.items():
+        medians = {name: statistics.median(values) for name, values in of.items()}
+        base, pruned = (
+            min((name for name in of if name.endswith(f", {which}")), key=lambda name: medians[name])
+            for which in (BASE, PRUNED)
+        )
+        quartiles = share(of, pruned, base)
+        gains.append(is_faster(quartiles, share(of, base.replace(BASE, AGAIN), base)))
+        unsure = "no faster for sure, the difference may be chance" if quartiles[1] < FASTER else "no faster"
+        said = f"{1 / quartiles[1]:.2f} times as fast" if gains[-1] else unsure
+        lines.append(
+            f"{'one input' if batch == 1 else f'batch of {batch}'}: at best the base takes {medians[base]:.3g} ms "
+            f"({base.partition(',')[0]}), the pruned model {medians[pruned]:.3g} ms "
+            f"({pruned.partition(',')[0]}): {said}."
+        )
+    lines += [f"{program} was not measured: {why}." for program, why in missing.items()]
+    tried = ", ".join(dict.fromkeys(name.partition(",")[0] for name in next(iter(times.values()))))
+    if zeros and not any(gains):
+        lines.append(f"{100 * zeros:.4g} % of zeros make it no faster than dense on {tried}. {UNITS}")
+    elif zeros and not all(gains):
+        lines.append(f"{100 * zeros:.4g} % of zeros make it faster in some of these cases only. {UNITS}")
+    elif not any(gains):
+        lines.append(f"It is no faster than the base on {tried}: what was removed costs little time here.")
+    return lines
+
+
+def version(name: str) -> str | None:
+    """Of an installed library; None if it is not."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
