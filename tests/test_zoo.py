@@ -7,8 +7,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunus import zoo
+from prunus.axes import leaves
 from prunus.errors import UserError
 from prunus.files import read_tensors
+from prunus.graph import trace
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
 
@@ -24,6 +26,12 @@ SIZES = {
     "densenet40": (1_019_722, 264.81e6),
     "mobilenet_v2": (2_236_682, 87.98e6),
     "digits_resnet": (123_914, 2.047e6),
+    "fcn": (1_149_010, 1.147e6),
+    "conv6": (2_262_602, 153.88e6),
+    "vgg11_bn": (9_491_530, 153.03e6),
+    "vgg19_bn": (20_298_186, 398.40e6),
+    "resnet18": (11_173_962, 555.42e6),
+    "wrn_16_8": (10_961_370, 1548.1e6),
 }
 
 
@@ -55,7 +63,13 @@ def test_zero_padded_shortcut_widens_and_halves():
     assert y[:, 0].abs().sum() == 0 and y[:, 4:].abs().sum() == 0
 
 
-@pytest.mark.parametrize("name", ["resnet20", "vgg16_bn", "densenet40", "mobilenet_v2", "digits_resnet"])
+LEARNERS = (
+    *("resnet20", "resnet18", "wrn_16_8", "vgg16_bn", "vgg19_bn", "densenet40", "mobilenet_v2"),
+    *("digits_resnet", "fcn", "conv6"),
+)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
 def test_classes_and_input_planes_are_respected_and_every_parameter_learns(name):
     planes, side = 2, 16
     model = zoo.build(name, classes=7, in_shape=(planes, side, side))
@@ -80,6 +94,37 @@ def test_unknown_name_offers_the_nearest():
         zoo.build("resnet65")
 
 
-def test_too_small_pictures_are_refused_in_words():
-    with pytest.raises(UserError, match="larger pictures than 8x8"):
-        zoo.build("vgg16_bn", in_shape=(3, 8, 8))
+@pytest.mark.parametrize(("name", "side"), [("vgg16_bn", 8), ("vgg19_bn", 15), ("conv6", 7), ("resnet18", 4)])
+def test_too_small_pictures_are_refused_in_words(name, side):
+    with pytest.raises(UserError, match=f"{name} needs larger pictures than {side}x{side}"):
+        zoo.build(name, in_shape=(3, side, side))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("conv6", (3, 8, 17)), ("fcn", (2, 1, 3)), ("vgg11_bn", (1, 16, 20))]
+)
+def test_pictures_of_other_shapes_are_read(name, shape):
+    assert zoo.build(name, classes=4, in_shape=shape).eval()(torch.zeros(2, *shape)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("name", ["fcn", "conv6"])
+def test_plain_networks_start_as_the_papers(name):
+    """Glorot's normal initialisation: variance 2 / (fan in + fan out); nothing is shifted."""
+    torch.manual_seed(0)
+    for module in zoo.build(name).modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            out, into, *kernel = module.weight.shape
+            expected = (2 / ((out + into) * torch.Size(kernel).numel())) ** 0.5
+            assert module.weight.std().item() == pytest.approx(expected, rel=0.05)
+            assert not module.bias.any()
+
+
+@pytest.mark.parametrize("name", ["fcn", "conv6", "vgg11_bn", "resnet18", "wrn_16_8"])
+def test_every_weight_but_the_outputs_can_shrink(name):
+    """All axes are found: the picture's planes and the classes alone are fixed."""
+    graph = trace(zoo.build(name).eval(), torch.zeros(1, *zoo.native_shape(name)))
+    kernels = {n: shape for n, shape in graph.shapes.items() if n in graph.parameters and len(shape) > 1}
+    for weight, shape in kernels.items():
+        free = [any(True for _ in leaves(layout)) for layout in graph.layouts[weight][:2]]
+        pictures = shape[1] in (3, 784)
+        assert free == [shape[0] != 10, not pictures], weight

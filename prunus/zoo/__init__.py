@@ -8,8 +8,10 @@ from prunus.errors import UserError, unknown
 from prunus.zoo.densenet import densenet40
 from prunus.zoo.digits import digits_resnet
 from prunus.zoo.mobilenet import mobilenet_v2
-from prunus.zoo.resnet import cifar_resnet
-from prunus.zoo.vgg import vgg16_bn
+from prunus.zoo.plain import conv6, fcn
+from prunus.zoo.resnet import cifar_resnet, resnet18
+from prunus.zoo.vgg import vgg_bn
+from prunus.zoo.wide_resnet import wide_resnet
 
 DEPTHS = (20, 32, 44, 56, 110)
 
@@ -17,17 +19,23 @@ DEPTHS = (20, 32, 44, 56, 110)
 NETWORKS = {
     **{f"resnet{depth}": partial(cifar_resnet, depth) for depth in DEPTHS},
     **{f"resnet{depth}_projection": partial(cifar_resnet, depth, shortcut="projection") for depth in DEPTHS},
-    "vgg16_bn": vgg16_bn,
+    "resnet18": resnet18,
+    "wrn_16_8": partial(wide_resnet, 16, 8),
+    **{f"vgg{depth}_bn": partial(vgg_bn, depth) for depth in (11, 16, 19)},
     "densenet40": densenet40,
     "mobilenet_v2": mobilenet_v2,
     "digits_resnet": digits_resnet,
 }
+# name -> f(classes, in_shape): linear layers read the whole picture, so its size settles theirs
+PLAIN = {"fcn": fcn, "conv6": conv6}
+NATIVE = {"digits_resnet": (1, 8, 8), "fcn": (1, 28, 28)}  # all others: (3, 32, 32)
+LEAST_SIDE = {"fcn": 1, "vgg11_bn": 16, "vgg16_bn": 16, "vgg19_bn": 16}  # all others: 8
 
 
 def native_shape(name: str) -> tuple[int, int, int]:
     """The shape (planes, height, width) of the pictures the network was made for."""
     check(name)
-    return (1, 8, 8) if name == "digits_resnet" else (3, 32, 32)
+    return NATIVE.get(name, (3, 32, 32))
 
 
 def build(name: str, classes: int = 10, in_shape: tuple[int, int, int] | None = None) -> nn.Module:
@@ -37,12 +45,17 @@ def build(name: str, classes: int = 10, in_shape: tuple[int, int, int] | None = 
     """
     planes, height, width = in_shape or native_shape(name)
     check(name)
-    if min(height, width) < 8 or (name == "vgg16_bn" and min(height, width) < 16):
-        raise UserError(f"zoo:{name} needs larger pictures than {height}x{width}; give image_size=32.")
+    if min(height, width) < LEAST_SIDE.get(name, 8):
+        raise UserError(
+            f"zoo:{name} needs larger pictures than {height}x{width}: sides of at least "
+            f"{LEAST_SIDE.get(name, 8)}; give image_size=32."
+        )
+    if name in PLAIN:
+        return PLAIN[name](classes, (planes, height, width))
     return NETWORKS[name](classes, planes)
 
 
 def check(name: str) -> None:
     """Raise UserError, with the nearest names, unless the zoo has `name`."""
-    if name not in NETWORKS:
-        raise unknown("zoo network", name, NETWORKS)
+    if name not in NETWORKS and name not in PLAIN:
+        raise unknown("zoo network", name, {**NETWORKS, **PLAIN})

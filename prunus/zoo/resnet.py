@@ -9,6 +9,9 @@ With zero-padded shortcuts and 10 classes:
     resnet56     853,018              125.5 M
     resnet110  1,727,962              252.9 M
 
+`resnet18` is the network of four stages of widths 64 to 512 (table 1 of the paper) in the form that is used for small
+pictures: the 3x3 stem, no pooling, projection shortcuts. 11,173,962 parameters, 555.4 M multiply-adds.
+
 Shapes: pictures (B, 3, 32, 32), or any (B, in_width, H, W); output (B, classes).
 """
 
@@ -57,21 +60,24 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem of the first stage's width, three stages (the last two halve the side), and a linear layer."""
+    """A stem of the first stage's width, stages (all but the first halve the side), and a linear layer."""
 
     def __init__(self, blocks, widths, classes: int, in_width: int = 3, shortcut: str = "pad"):
         super().__init__()
         self.conv1 = nn.Conv2d(in_width, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.layer1 = stage(blocks[0], widths[0], widths[0], 1, shortcut)
-        self.layer2 = stage(blocks[1], widths[0], widths[1], 2, shortcut)
-        self.layer3 = stage(blocks[2], widths[1], widths[2], 2, shortcut)
-        self.linear = nn.Linear(widths[2], classes)
+        self.stages = [f"layer{i}" for i in range(1, len(widths) + 1)]
+        before = widths[0]
+        for i, name in enumerate(self.stages):
+            setattr(self, name, stage(blocks[i], before, widths[i], 2 if i else 1, shortcut))
+            before = widths[i]
+        self.linear = nn.Linear(before, classes)
         self.apply(init)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
+        for name in self.stages:
+            x = getattr(self, name)(x)
         return self.linear(x.mean((2, 3)))
 
 
@@ -95,3 +101,8 @@ def cifar_resnet(depth: int, classes: int, in_width: int, shortcut: str = "pad")
     """The network of `depth` = 6n + 2 layers; `shortcut` is "pad" or "projection"."""
     n = (depth - 2) // 6
     return ResNet((n, n, n), (16, 32, 64), classes, in_width, shortcut)
+
+
+def resnet18(classes: int, in_width: int) -> ResNet:
+    """ResNet-18 for small pictures."""
+    return ResNet((2, 2, 2, 2), (64, 128, 256, 512), classes, in_width, shortcut="projection")

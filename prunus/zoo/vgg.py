@@ -1,7 +1,12 @@
-"""VGG-16 with batch norm for 32x32 pictures: Simonyan & Zisserman, ICLR 2015, arXiv:1409.1556, net D.
+"""VGGs with batch norm for 32x32 pictures: Simonyan & Zisserman, ICLR 2015, arXiv:1409.1556, nets A, D and E.
 
-As the pruning literature uses it: 13 convolutions, four poolings, a global average, one hidden linear
-layer of 512. With 10 classes: 14,987,210 parameters, 313.5 M multiply-adds.
+As the pruning literature uses them: convolutions, four poolings, a global average, one hidden linear
+layer of 512. With 10 classes:
+
+    vgg11_bn     9,491,530 parameters    153.0 M multiply-adds
+    vgg16_bn    14,987,210               313.5 M
+    vgg19_bn    20,298,186               398.4 M
+
 Shapes: pictures (B, in_width, 32, 32), sides at least 16; output (B, classes).
 """
 
@@ -10,20 +15,20 @@ from torch import Tensor, nn
 
 from prunus.zoo.resnet import init
 
-WIDTHS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
+WIDTHS = (64, 128, 256, 512, 512)  # of the stages between which the poolings stand
+CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # of each stage, by depth
 HIDDEN = 512
 
 
 class VGG(nn.Module):
     """Plain 3x3 convolutions, norms and poolings in one Sequential, then two linear layers."""
 
-    def __init__(self, classes: int, in_width: int = 3):
+    def __init__(self, classes: int, in_width: int = 3, depth: int = 16):
         super().__init__()
-        layers = []
-        for width in WIDTHS:
-            if width == "pool":
-                layers.append(nn.MaxPool2d(2))
-            else:
+        layers: list[nn.Module] = []
+        for width, count in zip(WIDTHS, CONVOLUTIONS[depth], strict=True):
+            layers += [nn.MaxPool2d(2)] if layers else []
+            for _ in range(count):
                 conv = nn.Conv2d(in_width, width, 3, padding=1, bias=False)
                 layers += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
                 in_width = width
@@ -41,6 +46,6 @@ class VGG(nn.Module):
         return self.classifier(x.flatten(1))
 
 
-def vgg16_bn(classes: int, in_width: int) -> VGG:
-    """VGG-16-BN for small pictures."""
-    return VGG(classes, in_width)
+def vgg_bn(depth: int, classes: int, in_width: int) -> VGG:
+    """The network of `depth` layers (11, 16 or 19) for small pictures."""
+    return VGG(classes, in_width, depth)
