@@ -66,10 +66,12 @@ def plan(traced: Graph, found: Pruned) -> str:
     rows += [(name, str(old), str(new), f"{new / old:.2%}") for name, (old, new) in counts.items()]
     wide = max(len(name) for name, *_ in rows)
     lines = [f"{name:<{wide}} {old:>10} {new:>10} {share:>8}" for name, old, new, share in rows]
-    gone = masks.dead(traced, found.masks)
-    units = sum(traced.axes[axis].size - len(kept) for axis, kept in gone.items())
     lines += [f"{name} is left dense: {why}" for name, why in found.left_dense.items()]
-    return "\n".join([*lines, f"units of which nothing is left, which are removed: {units}"])
+    if found.pattern is None:
+        gone = masks.dead(traced, found.masks)
+        units = sum(traced.axes[axis].size - len(kept) for axis, kept in gone.items())
+        lines.append(f"units through which nothing passes then, which are removed: {units}")
+    return "\n".join(lines)
 
 
 def methods() -> Table:

@@ -6,8 +6,8 @@
     recover   it is trained on, taught by the base; saved, loaded, compared       keep.json, model.safetensors
     evaluate  test set, milliseconds and memory of what the files hold
 
-Where the method chose single weights, shrink sets the others to zero and removes the units of which nothing is left,
-recover holds the zeros, and the masks lie beside the model (masks.safetensors).
+Where the method chose single weights, shrink sets the others to zero and removes the units through which nothing
+passes then, recover holds the zeros, and the masks lie beside the model (masks.safetensors).
 
 Choices are made on data.train and data.val; data.test is met by base, pruned and recovered model, once each.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunus import checkpoint, cost, masks, store, surgery
+from prunus import checkpoint, cost, masks, patterns, store, surgery
 from prunus.data import Data
 from prunus.errors import PruningError
 from prunus.files import read_tensors, write_tensors
@@ -90,6 +90,7 @@ class Work:
             "keep": chosen.keep,
             "weights": chosen.weights is not None,
             "masks": chosen.masks is not None,
+            "pattern": chosen.pattern,
             "left_dense": dict(chosen.left_dense),
         }
 
@@ -102,7 +103,7 @@ class Work:
         if self.sparse():
             masks.hold(model, graph, self.chosen())
             masks.finalise(model)
-            keep = masks.dead(graph, self.chosen())
+            keep = {} if found["pattern"] else masks.dead(graph, self.chosen())
             left = masks.sliced(graph, keep, self.chosen())
         small = surgery.shrink(model, graph, keep, verify="off")
         proof = surgery.prove(model, graph, keep, small)
@@ -251,7 +252,9 @@ class Work:
             sum(map(Tensor.numel, chosen.masks.values())),
         )
         dense = sum(chosen.masks[name].numel() for name in chosen.left_dense)
-        wanted, slack = (1 - self.budget.value) * there, max(0.5, chosen.grain - 1) + 1e-9 * there
+        pattern = chosen.pattern and patterns.parse(chosen.pattern)
+        block = pattern.rows * pattern.columns if isinstance(pattern, patterns.Blocks) else 0.5
+        wanted, slack = (1 - self.budget.value) * there, block + 1e-9 * there
         if not wanted - slack <= kept <= wanted + slack + dense:
             raise PruningError(
                 f"method {self.method.name} kept {kept} of {there} weights, not {wanted:.6g} as {self.budget} asks "

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import math
+import shutil
 
 import pytest
 import torch
@@ -98,10 +99,11 @@ def test_another_computation_is_not_timed():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_run_is_measured_and_the_figures_kept(capsys, digits_run):
-    assert cli.main(["bench", str(digits_run), "--seconds", "0.05"]) == 0
+def test_a_run_is_measured_and_the_figures_kept(capsys, digits_run, tmp_path):
+    folder = shutil.copytree(digits_run, tmp_path / "run")
+    assert cli.main(["bench", str(folder), "--seconds", "0.05"]) == 0
     said = capsys.readouterr().out
-    record = read_json(digits_run / "bench.json")
+    record = read_json(folder / "bench.json")
     assert set(record["rows"]) == {"1", "64"} and "batch of 64: at best" in said
     assert ("onnxruntime, pruned" in record["rows"]["1"]) == bool(importlib.util.find_spec("onnxruntime"))
     assert all(line in " ".join(said.split()) for line in record["words"])

@@ -175,6 +175,18 @@ def test_two_of_four_is_in_the_file_and_what_it_does_not_fit_is_named(tmp_path):
         groups = tensors[name].movedim(1, -1).reshape(-1, 4) if name not in values["left_dense"] else None
         assert groups is None or int((groups != 0).sum(1).max()) <= 2
     assert 0.49 < values["after"]["sparsity"] < 0.5  # the dense one counts
+    assert values["after"]["params"] == values["before"]["params"]  # a unit less would move the others
+
+
+def test_blocks_stay_or_go_whole_through_a_gradual_schedule(tmp_path):
+    options = ("pattern=4x4", "schedule=gradual", "epochs=1", "every=10")
+    values = run_in(tmp_path / "run", 0.8, options=options)
+    tensors = read_tensors(tmp_path / "run" / "model.safetensors")
+    for name in values["survivors"].keys() - values["left_dense"].keys():
+        rows = tensors[name].movedim(1, -1).flatten(1) != 0
+        blocks = rows.unflatten(0, (-1, 4)).unflatten(2, (-1, 4)).sum((1, 3))
+        assert set(blocks.unique().tolist()) <= {0, 16}
+    assert values["after"]["sparsity"] == pytest.approx(0.8, abs=16 / 120_000)
 
 
 def test_units_of_which_nothing_is_left_are_removed(tmp_path):

@@ -26,15 +26,15 @@ class Pruned:
 
     keep: axis -> kept indices. weights: parameters and buffers by name, if it trained them.
     masks: parameter -> bool tensor of its shape, True stays, for every weight whose single entries were up for
-    pruning; None for methods of units. left_dense: those whose shape does not go with the pattern, and why.
-    grain: how many weights go together in a block.
+    pruning; None for methods of units. pattern: in which the zeros lie, such as 2:4; no unit is removed then, for the
+    others would move out of it. left_dense: weights that the pattern does not fit, and why.
     """
 
     keep: Mapping[str, Sequence[int]] = field(default_factory=dict)
     weights: Mapping[str, Tensor] | None = None
     masks: Mapping[str, Tensor] | None = None
+    pattern: str | None = None
     left_dense: Mapping[str, str] = field(default_factory=dict)
-    grain: int = 1
 
 
 def shown_batches(task, run, batches: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -205,9 +205,7 @@ def prune(task, sparsity: Sparsity, config: Config, run) -> Pruned:
     """Masks of the weights whose loss changes the layers around them most; and weights, if the schedule trains."""
     judge = Judge(config, trace(task.model, task.example), task, run)
     found = SCHEDULES[config.schedule](judge, sparsity)
-    pattern = config.pattern and patterns.parse(config.pattern)
-    grain = pattern.rows * pattern.columns if isinstance(pattern, patterns.Blocks) else 1
-    return replace(found, left_dense=config.left_dense(judge.graph), grain=grain)
+    return replace(found, pattern=config.pattern, left_dense=config.left_dense(judge.graph))
 
 
 def one_shot(judge: Judge, sparsity: Sparsity) -> Pruned:
