@@ -78,12 +78,15 @@ def share(pattern: str | Pattern | None) -> float | None:
 
 
 def contracted(graph: Graph) -> dict[str, int]:
-    """The dimension along which each parameter's inputs lie: 1 as a rule, 0 for transposed convolutions, say."""
+    """The dimension along which each parameter's inputs lie: 1 as a rule, 0 for transposed convolutions, say.
+
+    An embedding that is also the last layer's weight counts as that.
+    """
     found = {}
     for name in graph.parameters:
         dims = [dim for dim in range(len(graph.shapes[name])) if graph.role(name, dim) == rules.CONSUMES]
-        if len(graph.shapes[name]) > 1 and dims:
-            found[name] = dims[0]
+        if len(graph.shapes[name]) > 1:
+            found[name] = dims[0] if dims else 1
     return found
 
 
