@@ -1,5 +1,6 @@
 """Words and tables for `prunus inspect` and `prunus methods`."""
 
+import inspect
 from collections import Counter
 
 import torch
@@ -88,7 +89,7 @@ def methods() -> Table:
 
 
 def method(found: registry.Method) -> Group:
-    """One method: its docstring, and its options with their defaults."""
+    """One method: its docstring, its options with their defaults, and what they mean."""
     table = Table(title=f"options of {found.name}, each given as --set NAME=VALUE", title_justify="left")
     for heading in ("option", "type", "default"):
         table.add_column(heading)
@@ -98,7 +99,19 @@ def method(found: registry.Method) -> Group:
         for part in name.split("."):
             value = getattr(value, part)
         table.add_row(name, Text(registry.words(hint)), Text(str(value)))
-    return Group(Text(found.doc.strip()), Text(), table)
+    return Group(Text(flowing(found.doc)), Text(), table, Text(inspect.getdoc(found.config_class) or ""))
+
+
+def flowing(text: str) -> str:
+    """A docstring whose paragraphs the terminal may break where it likes; indented lines stay."""
+    lines = []
+    for line in text.strip().splitlines():
+        goes_on = lines and lines[-1] and line and not line.startswith(" ") and not lines[-1].startswith(" ")
+        if goes_on:
+            lines[-1] += f" {line}"
+        else:
+            lines.append(line)
+    return "\n".join(lines)
 
 
 def example(shape: tuple[int, int, int]) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -178,6 +179,39 @@ def test_two_of_four_is_in_the_file_and_what_it_does_not_fit_is_named(tmp_path):
     assert values["after"]["params"] == values["before"]["params"]  # a unit less would move the others
 
 
+def test_permuted_units_compute_the_same_and_are_pruned_two_of_four(tmp_path):
+    values = run_in(tmp_path / "run", None, options=("pattern=2:4", "permute=True"), epochs=0)
+    base, moved = network(), network()
+    base.load_state_dict(read_tensors(tmp_path / "run" / "base.safetensors"))
+    moved.load_state_dict(read_tensors(tmp_path / "run" / "prune" / "weights.safetensors"))
+    assert not torch.equal(base.layer2[0].conv2.weight, moved.layer2[0].conv2.weight)
+    x = torch.randn(16, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(base.eval()(x), moved.eval()(x), atol=1e-4)
+    tensors = read_tensors(tmp_path / "run" / "model.safetensors")
+    for name in values["survivors"].keys() - values["left_dense"].keys():
+        assert int((tensors[name].movedim(1, -1).reshape(-1, 4) != 0).sum(1).max()) <= 2
+
+
+@pytest.mark.parametrize("score", get_args(lookahead.Score))
+def test_every_score_leaves_exactly_so_many(score):
+    settings = Settings(method="lookahead", options=(f"score={score}", "batches=2"))
+    _, found = preview("zoo:digits_resnet", data="digits", budget=Sparsity(0.87654), settings=settings)
+    there = sum(mask.numel() for mask in found.masks.values())
+    assert sum(int(mask.sum()) for mask in found.masks.values()) == round((1 - 0.87654) * there)
+
+
+@pytest.mark.parametrize("order", ["forward", "backward"])
+def test_layers_pruned_in_order_keep_as_many_but_not_the_same(order):
+    def masks(order: str) -> dict[str, torch.Tensor]:
+        settings = Settings(method="lookahead", options=(f"order={order}",))
+        return preview("zoo:digits_resnet", data="digits", budget=Sparsity(0.95), settings=settings)[1].masks
+
+    once, found = masks("once"), masks(order)
+    assert {n: int(m.sum()) for n, m in once.items()} == {n: int(m.sum()) for n, m in found.items()}
+    assert any(not torch.equal(once[name], found[name]) for name in once)
+
+
 def test_blocks_stay_or_go_whole_through_a_gradual_schedule(tmp_path):
     options = ("pattern=4x4", "schedule=gradual", "epochs=1", "every=10")
     values = run_in(tmp_path / "run", 0.8, options=options)
@@ -235,6 +269,7 @@ def test_a_preview_trains_nothing(tmp_path, monkeypatch, schedule):
         ({"options": ("pattern=4:2",)}, Sparsity(0.8), "N:M"),
         ({"options": ("pattern=2:4",)}, Sparsity(0.8), r"give --sparsity 0\.5"),
         ({"options": ("pattern=2:4", "schedule=gradual")}, Sparsity(0.5), "one_shot only"),
+        ({"options": ("permute=True", "pattern=4x4")}, Sparsity(0.5), "permute=True goes with"),
         ({"options": ("order=backward", "score=magnitude")}, Sparsity(0.8), "leave order=once"),
         ({"options": ("score=lookbehind",)}, Sparsity(0.8), "score should be lookahead"),
         ({"options": ("schedule=iterative", "rounds=0")}, Sparsity(0.8), "rounds should be at least 1"),

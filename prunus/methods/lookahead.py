@@ -5,15 +5,16 @@ counts by how much the product of its layer with the ones before and behind chan
 the norms of what feeds it and of what reads it. How many stay in each layer: LAMP by default, Lee et al., ICLR
 2021, arXiv:2010.07611, which takes any score.
 
-Departs: neighbours are read off the traced graph, so branches, sums, concatenations and attention count; score,
-order and allocation are chosen independently; magnitude, activity-weighted lookahead, Wanda, SNIP, GraSP, SynFlow
-and lots are there to compare with. The papers use one share of every layer (allocation=paper).
+Departs: neighbours are read off the traced graph, so branches, sums, concatenations and attention count. Score and
+allocation are chosen independently; the paper takes from each layer at a rate of its own (allocation=paper) and scores
+once or in order; schedules that train between prunings are options.
 
 Zeros make a file smaller, seldom a model faster: `prunus bench` measures it, docs/sparsity.md says when to remove
-units instead. Units of which nothing is left are removed for real.
+units instead. Units through which nothing passes are removed for real.
 
     prunus run ... --method lookahead --sparsity 0.9
-    prunus run ... --method lookahead --sparsity 0.99 --set order=backward --set schedule=gradual
+    prunus run ... --method lookahead --sparsity 0.99 --set order=backward
+    prunus run ... --method lookahead --sparsity 0.95 --set schedule=gradual --set epochs=20
     prunus run ... --method lookahead --sparsity 0.5 --set pattern=2:4
 """
 
@@ -25,7 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from prunus import masks, patterns, weight_scores
+from prunus import gradient_scores, masks, patterns, permutation, weight_scores
 from prunus.checkpoint import distinct
 from prunus.errors import UserError
 from prunus.graph import Graph, trace
@@ -34,30 +35,51 @@ from prunus.methods import Pruned, shown_batches
 from prunus.sparsity import Allocation, Sparsity, choose, eligible, top
 from prunus.train import Recipe, fit, share_buffers
 
+Score = Literal[
+    "lookahead",
+    "before",
+    "behind",
+    "activity",
+    "magnitude",
+    "wanda",
+    "snip",
+    "grasp",
+    "synflow",
+    "random",
+]
 USUAL = 0.8
 SIDES = {"lookahead": "both", "before": "before", "behind": "behind", "activity": "both"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The options.
+    """What they mean:
 
-    score: before and behind look at one neighbour alone; activity and wanda look at `batches` of batch_size
-    training examples. order: all layers are scored in the dense network (once), or one after the other, with what
-    is left of those already pruned. allocation: how the zeros spread over the layers, see prunus/sparsity.py.
-    norms, conv, depthwise: see weight_scores.lookahead. pattern: N:M such as 2:4, or blocks such as 1x4.
-    schedule: one_shot prunes once, and the recovery retrains; iterative prunes the same share of what is left in each
-    of `rounds`, with `epochs` of training between them; gradual prunes every `every` steps of a training of `epochs`,
-    much at first. epochs: None is what the task advises for tuning. freeze: patterns of layers that stay dense.
+    score       lookahead, or with one neighbour alone (before, behind), or weighted with how often units are
+                active; magnitude, wanda, snip, grasp, synflow, random: others' scores, to compare with
+    order       score all layers in the dense network (once), or one after the other in what is left of it
+    allocation  how the zeros spread over the layers: see prunus/sparsity.py
+    norms       fold: batch norms scale what passes; trailing: also the one behind the next layer; off
+    conv        norm: kernels count by their sums of squares, as in the paper; exact: with their overlap
+    depthwise   layer: they are pruned and looked at like others; transparent: neighbours look through them
+    pattern     N:M such as 2:4, which sets the sparsity, or blocks such as 1x4
+    permute     with N:M: first bring units into the order that loses least; the network stays the same
+    schedule    one_shot: prune once, recovery retrains. iterative: the same share of what is left in each of
+                `rounds`, with `epochs` of training between them. gradual: every `every` steps of a training
+                of `epochs`, much at first
+    epochs      of the schedule's trainings; None: as the task advises for tuning
+    freeze      patterns of layers that stay dense; they do not count
+    batches     of `batch_size` training examples, for scores that look at data
     """
 
-    score: Literal["lookahead", "before", "behind", "activity", "magnitude", "wanda", "random"] = "lookahead"
+    score: Score = "lookahead"
     order: Literal["once", "forward", "backward"] = "once"
     allocation: Allocation = "lamp"
     norms: Literal["fold", "trailing", "off"] = "fold"
     conv: Literal["norm", "exact"] = "norm"
     depthwise: Literal["layer", "transparent"] = "layer"
     pattern: str | None = None
+    permute: bool = False
     schedule: Literal["one_shot", "iterative", "gradual"] = "one_shot"
     rounds: int = 5
     epochs: int | None = None
@@ -89,6 +111,10 @@ class Config:
             )
         if share is not None and self.schedule != "one_shot":
             raise UserError(f"pattern={self.pattern} is one sparsity and goes with schedule=one_shot only.")
+        if self.permute and share is None:
+            raise UserError(
+                f"permute=True goes with a pattern of N:M such as 2:4, but pattern={self.pattern}."
+            )
         ordered = self.score in ("lookahead", "activity") and not self.pattern and self.conv == "norm"
         if self.order != "once" and not ordered:
             raise UserError(
@@ -137,7 +163,7 @@ class Judge:
         """For the best weights of `model`; those that a held one has lost stay lost."""
         config = self.config
         with in_mode(model, False):
-            scores = self.scores(model)
+            scores = self.scores(model, wanted)
             scores = {name: scores[name] for name in eligible(self.graph, config.freeze)}
             within = masks.held(model) or None
             found = config.choose(self.graph, scores, wanted, within)
@@ -156,17 +182,22 @@ class Judge:
         found = weight_scores.sequential(model, self.graph, best, self.config.order, **self.options(model))
         return {name: found[name] for name in counts}
 
-    def scores(self, model: nn.Module) -> dict[str, Tensor]:
+    def scores(self, model: nn.Module, wanted: Sparsity) -> dict[str, Tensor]:
         """What the configuration asks for, by weight."""
-        config = self.config
-        if config.score in SIDES:
-            options = self.options(model) | {"sides": SIDES[config.score], "conv": config.conv}
-            return weight_scores.lookahead(model, self.graph, **options)
-        if config.score == "wanda":
-            return weight_scores.wanda(model, self.graph, self.examples(model))
-        if config.score == "random":
-            return weight_scores.random(self.graph, self.run.seed)
-        return weight_scores.magnitude(model, self.graph)
+        score, graph = self.config.score, self.graph
+        if score in SIDES:
+            options = self.options(model) | {"sides": SIDES[score], "conv": self.config.conv}
+            return weight_scores.lookahead(model, graph, **options)
+        if score == "magnitude":
+            return weight_scores.magnitude(model, graph)
+        if score == "random":
+            return weight_scores.random(graph, self.run.seed)
+        if score == "synflow":
+            return gradient_scores.synflow(model, graph, 1 - wanted.value)
+        if score == "wanda":
+            return weight_scores.wanda(model, graph, self.examples(model))
+        by_gradient = {"snip": gradient_scores.snip, "grasp": gradient_scores.grasp}[score]
+        return by_gradient(model, graph, self.task.loss, self.examples(model))
 
     def options(self, model: nn.Module) -> dict:
         """Of lookahead, in any order."""
@@ -209,8 +240,18 @@ def prune(task, sparsity: Sparsity, config: Config, run) -> Pruned:
 
 
 def one_shot(judge: Judge, sparsity: Sparsity) -> Pruned:
-    """All at once, from the network as it is."""
-    return Pruned(masks=judge.masks(judge.task.model, sparsity))
+    """All at once, from the network as it is, or with its units in the order that suits the pattern best."""
+    model = judge.task.model
+    if not judge.config.permute:
+        return Pruned(masks=judge.masks(model, sparsity))
+    with in_mode(model, False):
+        scores = judge.scores(model, sparsity)
+        scores = {name: scores[name] for name in eligible(judge.graph, judge.config.freeze)}
+    found = permutation.permuted(model, judge.graph, scores, judge.config.pattern, seed=judge.run.seed)
+    judge.run.log(
+        "permuted", axes=len(found.order), before=found.before, after=found.after, skipped=found.skipped
+    )
+    return Pruned(masks=judge.masks(found.model, sparsity), weights=distinct(found.model))
 
 
 def iterative(judge: Judge, sparsity: Sparsity) -> Pruned:

@@ -23,14 +23,15 @@ def summary(result: dict) -> Group:
 def comparison(results: dict[str, dict]) -> Group:
     """Runs side by side; `results`: a label (their folder) -> result.json.
 
-    Runs that differ only in their seed are followed by their mean and spread.
+    Runs that differ only in their seed are followed by their mean and spread. Zeros take the place of parameters and
+    milliseconds where some runs set weights to zero: `prunus bench` measures what those save.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("run", overflow="fold", min_width=12)
+    sparse = any("sparsity" in result["after"] for result in results.values())
     for heading in ("method", "budget"):
         table.add_column(heading, no_wrap=True)
-    sparse = any("sparsity" in result["after"] for result in results.values())
-    for heading in ("seed", "macs", "params", *(["zeros"] if sparse else []), "ms", "before", "after"):
+    for heading in ("seed", "macs", *(["zeros"] if sparse else ["params", "ms"]), "before", "after"):
         table.add_column(heading, justify="right", no_wrap=True)
     for label, result in results.items():
         table.add_row(*map(Text, _cells(label, result, sparse)))
@@ -60,16 +61,16 @@ def measured(record: dict) -> Table:
 
 def _cells(label: str, result: dict, sparse: bool) -> list[str]:
     before, after, metric = result["before"], result["after"], result["metric"]
-    zeros = [f"{100 * after['sparsity']:.4g} %" if "sparsity" in after else ""] if sparse else []
+    own = [f"{100 * after['params'] / before['params']:.0f} %", f"{after['latency_ms']:.2f}"]
+    if sparse:
+        own = [f"{100 * after['sparsity']:.4g} %" if "sparsity" in after else ""]
     return [
         label,
         result["method"],
-        budget(result).replace(" ", ""),
+        budget(result).replace(" ", "").replace("sparsity", "zeros="),
         str(result["seed"]),
         f"{100 * after['macs'] / before['macs']:.0f} %",
-        f"{100 * after['params'] / before['params']:.0f} %",
-        *zeros,
-        f"{after['latency_ms']:.2f}",
+        *own,
         percent(before[metric]),
         percent(after[metric]),
     ]
