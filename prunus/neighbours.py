@@ -60,6 +60,7 @@ class Site:
     whole: Tensor  # the parameter, or what is computed from it alone, element by element
     before: Tensor
     behind: Tensor | None = None
+    norms: Tensor | None = None  # squared, of each output
     stride: Lag = ()  # of a convolution
     computed: bool = False
 
@@ -90,7 +91,7 @@ class Flow:
 
     lag: what is followed is how an element goes with the one this far from it in space; at lag 0 that is its square.
     activity: what waves are multiplied with behind an operator. fed: by place of a product, what to take for `before`.
-    opaque: operators that nothing is known of.
+    opaque: operators that nothing is known of. squares: of the weights, to make scores of.
     """
 
     graph: Graph
@@ -103,7 +104,10 @@ class Flow:
     opaque: list[str] = field(default_factory=list)
     leaves: list[_Leaf] = field(default_factory=list)
     sinks: list[_Sink] = field(default_factory=list)
-    scratch: dict = field(default_factory=dict)  # memory that products use again
+    squares: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # of the parameters met, but for what `decide` changed
+    scratch: Tensor | None = None  # memory that squares are written to which are not kept
 
     def run(self, tensors: Mapping[str, Tensor], decide: Callable[[Site], Tensor] | None = None) -> None:
         """Follow the waves through all operators. tensors: the model's, by name, as they act.
@@ -158,10 +162,24 @@ class Flow:
         self.sites.append(site)
         return site, self.decide(site) if self.decide else w
 
+    def squared(self, w: Tensor, site: Site | None = None) -> Tensor:
+        """Where to write the squares of w: kept for the parameter of the site, if there is one."""
+        precision = torch.float64 if w.dtype == torch.float64 else torch.float32
+        if site is not None and self.decide is None and not any(self.lag):
+            if site.name not in self.squares:
+                make = torch.empty_like if w.numel() == site.whole.numel() else torch.zeros_like
+                self.squares[site.name] = make(site.whole, dtype=precision)
+            return view_like(site, self.squares[site.name])
+        if self.scratch is None or self.scratch.numel() < w.numel() or self.scratch.dtype != precision:
+            self.scratch = torch.empty(w.numel(), dtype=precision, device=w.device)
+        return self.scratch.as_strided(w.shape, torch.empty_like(w, device="meta").stride())
+
     def leaf(self, produced: Tensor, shape: tuple[int, ...], site: Site | None, shaped: Shaped) -> Tensor:
         """A wave starts, of `produced` numbers over an activation of `shape`; its value."""
         value = produced.detach().requires_grad_()
         self.leaves.append(_Leaf(value, math.prod(shape) // max(1, value.numel()), site, shaped))
+        if site is not None:
+            site.norms = value.detach()
         return value
 
     def sink(self, x: Wave, read: Tensor, site: Site | None, again: Callable[[Tensor], Tensor]) -> None:

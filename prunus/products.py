@@ -57,14 +57,18 @@ def convolution(
 
     of_inputs, of_outputs = (along_first, along_second) if transposed else (along_second, along_first)
 
-    def energies(w: Tensor, of_lag: Lag | None) -> tuple[Tensor, Tensor]:
-        """(outputs,), (inputs,): sums of squares over the kernel, or of products at a lag, but for no more reading
-        than needed; with factors of outputs in the second."""
+    def energies(w: Tensor, of_lag: Lag | None, site: Any = None) -> tuple[Tensor, Tensor]:
+        """(outputs,), (inputs,): sums of squares over the kernel, or of products at a lag; with factors of outputs in
+        the second."""
         rows = flow.trailing.get(place)
-        if groups == 1 and not transposed and of_lag is not None and not any(of_lag):
-            produced, read = sums(w.flatten(1), rows, flow.scratch)
-            return produced, read.view(w.shape[1], -1).sum(1)
-        matrix = overlap(w, of_lag)
+        if of_lag is None or any(of_lag):
+            matrix = overlap(w, of_lag)
+        elif groups == 1 and not transposed and is_dense(w):
+            last = by_channel_last(w)
+            produced, read = sums(*(as_matrix(each, last) for each in (w, flow.squared(w, site))), rows)
+            return produced, read.view(-1, w.shape[1]).sum(0) if last else read.view(w.shape[1], -1).sum(1)
+        else:
+            matrix = square(w, flow.squared(w, site)).flatten(2).sum(2)
         scaled = matrix if rows is None else matrix * of_outputs(rows).flatten(1)
         if transposed:
             return matrix.view(groups, -1, w.shape[1]).sum(1).flatten(), scaled.sum(1)
@@ -75,7 +79,7 @@ def convolution(
     site, w = flow.site(place, w, torch.ones_like(before) if transparent else before, tuple(stride))
     at_input = places(list(lag), dilation)
     at_output = places([n * s for n, s in zip(lag, stride, strict=True)], dilation)
-    produced, reads = energies(w, at_output)
+    produced, reads = energies(w, at_output, site)
     if transparent:  # the derivative by it holds what is before it
         return Wave(x.value * flow.leaf(produced, shape, site, of_outputs).view(1, -1, *spread), shape)
     if at_input != at_output:
@@ -100,13 +104,13 @@ def matrix(flow: Any, place: int, op: Op, x: Wave, w: Tensor, first: bool) -> Wa
         before = x.along(dim)
     site, w = flow.site(place, w, before.unsqueeze(-2))
     rows = flow.trailing.get(place)
-    produced, read = sums(w, rows, flow.scratch)
+    produced, read = sums(w, flow.squared(w, site), rows)
 
     def along(read: Tensor) -> Tensor:
         spread = read.unsqueeze(-2 if dim == -1 else -1) if len(x.shape) > 1 else read
         return spread.view((1,) * (len(x.shape) - spread.dim()) + tuple(spread.shape)) * flow.white
 
-    flow.sink(x, along(read), site, lambda w: along(sums(w, rows, flow.scratch)[1]))
+    flow.sink(x, along(read), site, lambda w: along(sums(w, flow.squared(w), rows)[1]))
     wave = flow.leaf(produced * flow.white, shape, site, lambda behind: behind.unsqueeze(-1))
     if w.dim() > 2:  # a matrix for each of a batch
         return Wave(wave.unsqueeze(-2 if dim == -1 else -1), shape)
@@ -132,7 +136,7 @@ def embedding(flow: Any, place: int, op: Op, table: Tensor) -> Wave:
     """Rows are picked by data: every one is as likely."""
     shape = shapes_of(op)[0]
     site, table = flow.site(place, table, wide(table.new_ones(())))
-    produced = sums(table, None, flow.scratch)[1] / len(table) * flow.white
+    produced = sums(table, flow.squared(table, site))[1] / len(table) * flow.white
     wave = flow.leaf(produced, shape, site, lambda behind: behind.unsqueeze(0))
     return Wave(wave.view(*(1,) * (len(shape) - 1), -1), shape)
 
@@ -181,38 +185,47 @@ def overlap(w: Tensor, lag: Lag | None) -> Tensor:
     return (one * other).flatten(2).sum(2)
 
 
-def sums(w: Tensor, rows: Tensor | None, scratch: dict) -> tuple[Tensor, Tensor]:
+def sums(w: Tensor, out: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(..., O), (..., I): sums of squares of w (..., O, I) along its rows and columns, from one reading of it.
 
-    rows: (O,) factors of the squares, for the second. scratch: keeps memory from call to call, for fresh memory costs
-    more than the sums.
+    out: shaped like w, takes the squares. rows: (O,) factors of the squares, for the second.
     """
-    if w.dim() == 2 and w.stride(0) == 1 and w.stride(1) > 1 and rows is None:
-        return sums(w.t(), None, scratch)[::-1]
     if w.dim() > 2:
-        square = wide(w).square()
-        return square.sum(-1), (square if rows is None else square * rows[:, None]).sum(-2)
+        square(w, out)
+        return out.sum(-1), (out if rows is None else out * rows[:, None]).sum(-2)
+    if w.stride(0) == 1 and w.stride(1) > 1 and rows is None:
+        return sums(w.t(), out.t())[::-1]
+    produced, read = out.new_empty(out.shape[0]), out.new_zeros(out.shape[1])
+    ones = out.new_ones(out.shape[0]) if rows is None else rows.to(out.dtype)
     step = max(1, ROWS // max(1, w.shape[1]))
-    produced, read = wide(w.new_empty(w.shape[0])), wide(w.new_zeros(w.shape[1]))
-    numbers, place = min(step, len(w)) * w.shape[1], (produced.dtype, w.device)
-    if place not in scratch or len(scratch[place]) < numbers:
-        scratch[place] = produced.new_empty(max(numbers, ROWS))
     for start in range(0, w.shape[0], step):
-        height = min(step, len(w) - start)
-        block = scratch[place][: height * w.shape[1]].view(height, -1)
-        squared(w[start : start + step], block)
-        torch.sum(block, 1, out=produced[start : start + step])
-        read += block.sum(0) if rows is None else rows[start : start + step] @ block
+        block = slice(start, start + step)
+        square(w[block], out[block])
+        torch.sum(out[block], 1, out=produced[block])
+        read.addmv_(out[block].t(), ones[block])
     return produced, read
 
 
-def squared(w: Tensor, out: Tensor) -> None:
-    """w^2, written to `out`, whose precision is the wider."""
+def square(w: Tensor, out: Tensor) -> Tensor:
+    """w^2, written to `out`, whose precision may be the wider."""
     if w.dtype == out.dtype:
-        torch.mul(w, w, out=out)
-    else:
-        out.copy_(w)
-        out.mul_(out)
+        return torch.mul(w, w, out=out)
+    return out.copy_(w).mul_(out)
+
+
+def is_dense(w: Tensor) -> bool:
+    """Whether `as_matrix` is a view of a convolution's weight."""
+    return w.is_contiguous() or by_channel_last(w)
+
+
+def by_channel_last(w: Tensor) -> bool:
+    """Whether a convolution's weight lies in memory with its inputs fastest."""
+    return w.dim() == 4 and not w.is_contiguous() and w.is_contiguous(memory_format=torch.channels_last)
+
+
+def as_matrix(w: Tensor, last: bool) -> Tensor:
+    """(dimension 0, all others) in the order of memory; `last` as by `by_channel_last`."""
+    return (w.permute(0, 2, 3, 1) if last and w.dim() == 4 else w).flatten(1)
 
 
 def lags(graph: Graph) -> list[Lag]:

@@ -18,7 +18,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from prunus import neighbours, observed, products, squares
+from prunus import neighbours, observed, products
 from prunus.errors import UserError, unknown
 from prunus.graph import Graph
 from prunus.neighbours import Depthwise, Flow, Norms, Places, Site
@@ -81,17 +81,18 @@ def lookahead(
         flow.run(tensors)
         flow.settle()
     neighbours.warn_opaque(flows[0, 0])
-    scores: WeightScores = {}
+    terms: dict[int, list[Term]] = {}
     for number, site in enumerate(flows[0, 0].sites):
-        terms = []
         for lag, flow in flows.items():
             stride = site.stride if len(site.stride) == 2 else (1, 1)
             fed = flows.get(tuple(n * s for n, s in zip(lag, stride, strict=True)))
             if fed is not None:
                 before, behind = fed.sites[number].before, flow.sites[number].behind
-                terms.append(_term(before, behind, sides, 2 if any(lag) else 1))
-        _add(scores, tensors, site, terms)
-    return {name: _checked(name, scores[name], tensors[name]) for name in maskable(graph) if name in scores}
+                both = before if sides != "behind" else None, behind if sides != "before" else None
+                terms.setdefault(id(site), []).append((*both, 2.0 if any(lag) else 1.0))
+    return {
+        name: _scored(flows[0, 0], name, terms) for name in maskable(graph) if name in flows[0, 0].squares
+    }
 
 
 @torch.no_grad()
@@ -121,11 +122,8 @@ def sequential(
     wanted = set(maskable(graph))
 
     def decide(name: str) -> None:
-        scores: WeightScores = {}
-        for site in dense.sites:
-            if site.name == name:
-                _add(scores, tensors, site, [_term(site.before, site.behind, "both", 1)])
-        masks[name] = choose(name, _checked(name, scores[name], tensors[name]))
+        terms = {id(site): [(site.before, site.behind, 1.0)] for site in dense.sites if site.name == name}
+        masks[name] = choose(name, _scored(dense, name, terms))
 
     if order == "backward":
         for site in reversed(dense.sites):
@@ -154,10 +152,8 @@ def wanda(model: nn.Module, graph: Graph, batches: Batches) -> WeightScores:
     tensors = checked_tensors(model, graph)
     flow = Flow(graph, fed=observed.inputs_of(model, graph, batches))
     flow.run(tensors)
-    scores: WeightScores = {}
-    for site in flow.sites:
-        _add(scores, tensors, site, [(site.before, None, 1)])
-    return {name: _checked(name, scores[name], tensors[name]) for name in maskable(graph) if name in scores}
+    terms = {id(site): [(site.before, None, 1.0)] for site in flow.sites}
+    return {name: _scored(flow, name, terms) for name in maskable(graph) if name in flow.squares}
 
 
 @torch.no_grad()
@@ -170,53 +166,45 @@ def active(model: nn.Module, graph: Graph, batches: Batches) -> Places:
 Term = tuple[Tensor | None, Tensor | None, float]  # before, behind (both broadcast to the weight), a factor
 
 
-def _term(before: Tensor, behind: Tensor, sides: Sides, factor: float) -> Term:
-    return before if sides != "behind" else None, behind if sides != "before" else None, factor
-
-
-def _add(scores: WeightScores, tensors: Mapping[str, Tensor], site: Site, terms: list[Term]) -> None:
-    """Add w^2 * (sum of terms) to the scores of the site's parameter, where the site reads it."""
-    parameter = tensors[site.name]
-    first = site.name not in scores
-    if first:
-        whole = site.weight.numel() == parameter.numel()
-        make = torch.empty_like if whole else torch.zeros_like
-        dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-        scores[site.name] = make(parameter, dtype=dtype, requires_grad=False)
-    weight, out = site.weight, neighbours.view_like(site, scores[site.name])
-    if weight.dim() == 2 and weight.stride(0) == 1:  # go along memory
-        weight, out = weight.t(), out.t()
-        terms = [
-            tuple(each.t() if isinstance(each, Tensor) and each.dim() else each for each in t) for t in terms
+def _scored(flow: Flow, name: str, terms: Mapping[int, list[Term]]) -> Tensor:
+    """w^2 times the sum of terms, of one parameter: made in place of its squares. terms: by id of its sites."""
+    sites, score = [site for site in flow.sites if site.name == name], flow.squares[name]
+    faint = None  # squares, to tell apart what a zero before or behind would make equal
+    for site in sites:
+        vectors = [
+            each for before, behind, _ in terms[id(site)] for each in (before, behind) if each is not None
         ]
-    step = max(1, products.ROWS // max(1, weight[:1].numel()))
-    for start in range(0, weight.shape[0], step):
-        block = slice(start, start + step)
-        score = out[block] if first else torch.empty_like(out[block])
-        products.squared(weight[block], score)
-        if len(terms) > 1:
-            score *= sum(_part(before, block) * _part(behind, block) * f for before, behind, f in terms)
-        for factor in terms[0][:2] if len(terms) == 1 else ():
+        limits = [torch.aminmax(each) for each in (*vectors, site.norms)]
+        if not all(low.isfinite() and high.isfinite() for low, high in limits):
+            raise UserError(f"scores of {name} are NaN or infinite; are the model's weights whole?")
+        if any(low == 0 for low, _ in limits[:-1]) and faint is None:
+            faint = score.clone()
+    if len(sites) == 1 and sites[0].weight.numel() == score.numel() and len(terms[id(sites[0])]) == 1:
+        for factor in terms[id(sites[0])][0][:2]:
             if factor is not None:
-                score *= factor[block] if factor.dim() and factor.shape[0] > 1 else factor
-        if not first:
-            out[block] += score
+                _multiply(neighbours.view_like(sites[0], score), factor)
+    else:
+        factors = torch.zeros_like(score)
+        for site in sites:
+            view = neighbours.view_like(site, factors)
+            for before, behind, times in terms[id(site)]:
+                view += (1.0 if before is None else before) * (1.0 if behind is None else behind) * times
+        score *= factors
+    if faint is not None and faint.any():
+        most = score.max()
+        score += faint * (most / faint.max() * FAINT if most > 0 else 1.0)
+    return score.view(flow.graph.shapes[name])
 
 
-def _part(factor: Tensor | None, block: slice) -> Tensor | float:
-    """The rows of a factor that go with a block of the weight's."""
-    if factor is None:
-        return 1.0
-    return factor[block] if factor.dim() and factor.shape[0] > 1 else factor
-
-
-def _checked(name: str, score: Tensor, weight: Tensor) -> Tensor:
-    """The score, among equal zeros (before a norm that starts at zero, say) in the order of w^2."""
-    least, most = torch.aminmax(score)
-    if not (least.isfinite() and most.isfinite()):
-        raise UserError(f"scores of {name} are NaN or infinite; are the model's weights whole?")
-    if least == 0:
-        square = squares.wide(weight).square()
-        largest = square.max().clamp_min(TINY)
-        score += square * (most / largest * FAINT if most > 0 else 1.0)
-    return score
+def _multiply(score: Tensor, factor: Tensor) -> None:
+    """score *= factor, which broadcasts to it; rows at once, as memory lies."""
+    if score.dim() == 2 and score.stride(0) == 1 and factor.dim() == 2:
+        score, factor = score.t(), factor.t()
+    if factor.dim() != score.dim() or not products.is_dense(score):
+        score *= factor
+        return
+    last = products.by_channel_last(score)
+    matrix = products.as_matrix(score, last)
+    if factor[:1].numel() > 1:  # varies along a row
+        factor = factor.expand(factor.shape[0], *score.shape[1:])
+    matrix *= products.as_matrix(factor, last)
