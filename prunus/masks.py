@@ -154,16 +154,13 @@ def finalise(model: nn.Module) -> None:
     Parameters stay the same objects, but those behind another parametrisation (weight_norm), which goes too.
     Nothing happens to a model that is not held.
     """
-    done: dict[nn.Module, nn.Parameter] = {}
     for _, module, attribute, steps in list(_all_held(model)):
-        if steps not in done:
-            value = getattr(module, attribute)
-            if steps.is_tensor:
-                done[steps] = steps.original
-                steps.original.copy_(value)
-            else:
-                trained = any(p.requires_grad for p in steps.parameters())
-                done[steps] = nn.Parameter(value, requires_grad=trained)
+        value = getattr(module, attribute)
+        if steps.is_tensor:
+            parameter = steps.original
+            parameter.copy_(value)
+        else:
+            parameter = nn.Parameter(value, any(p.requires_grad for p in steps.parameters()))
         plain = parametrize.type_before_parametrizations(module)
         _own_class(module)
         delattr(type(module), attribute)
@@ -171,7 +168,7 @@ def finalise(model: nn.Module) -> None:
         if not module.parametrizations:
             del module.parametrizations
             module.__class__ = plain
-        module.register_parameter(attribute, done[steps])
+        module.register_parameter(attribute, parameter)
 
 
 # -------------------------------------------------------------------------------------- counting

@@ -192,10 +192,8 @@ class _Sweep:
         """How an operator multiplies by a parameter, if it is one of those known here."""
         args = op.inputs[0]
         if op.name == "convolution":
-            transposed, groups = args[6], args[8]
-            if transposed and groups > 1:
-                return None
-            return self._with(args[0], args[1], made=1 if transposed else 0, summed=0 if transposed else 1)
+            made = int(args[6])  # transposed
+            return self._with(args[0], args[1], made=made, summed=1 - made)
         if op.name == "linear":
             return self._with(args[0], args[1], made=0, summed=1)
         if op.name == "embedding":

@@ -157,8 +157,11 @@ def test_after_weight_norm_the_mask_comes_last():
     expected = model(example)
     small = prunus.shrink(model, graph, {})
     torch.testing.assert_close(small(example), expected)
+    for parameter in model.b.parametrizations.parameters():
+        parameter.requires_grad_(False)
     masks.finalise(model)
     torch.testing.assert_close(model(example), expected)
+    assert model.a.weight.requires_grad and not model.b.weight.requires_grad
 
 
 class Encoder(nn.Module):
@@ -247,17 +250,19 @@ def test_held_again_the_new_masks_hold_and_what_comes_back_is_zero():
     model, example = build("residual")
     graph = prunus.trace(model, example)
     kept = drawn(graph)
-    masks.hold(model, graph, kept)
-    buffers, modules = dict(model.named_buffers()), len(list(model.modules()))
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     model(example).sum().backward()
     optimizer.step()
-    moved = model.a.weight.detach().clone()
+    masks.hold(model, graph, kept)
+    buffers, modules = dict(model.named_buffers()), len(list(model.modules()))
+    optimizer.step()  # the momentum it had
+    behind = model.a.parametrizations.weight.original
+    assert model.a.weight.any() and behind[~kept["a.weight"]].any()
     masks.hold(model, graph, {"a.weight": ~kept["a.weight"]})
     assert not model.a.weight.any()  # nothing stays of either
     assert same(masks.held(model), kept | {"a.weight": ~kept["a.weight"]})
     masks.hold(model, graph, kept)
-    assert moved.any() and not model.a.weight.any()
+    assert not model.a.weight.any()
     assert len(list(model.modules())) == modules
     assert all(buffer is buffers[name] for name, buffer in model.named_buffers())
 
@@ -269,6 +274,7 @@ def test_nan_behind_a_mask_is_zero_and_has_no_gradient():
     with torch.no_grad():
         model.a.weight[~kept["a.weight"]] = float("nan")
     masks.hold(model, graph, kept)
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())  # so it can be checkpointed
     with torch.no_grad():
         model.b.parametrizations.weight.original[~kept["b.weight"]] = float("inf")  # during training, say
     out = model(example)
@@ -613,6 +619,61 @@ def test_heads_die_and_units_a_layer_norm_counts_do_not():
     for name in ("embed", "out", "down"):
         kept[f"{name}.weight"][3] = False
     assert masks.dead(graph, kept) == keep
+
+
+def test_a_layer_norm_spreads_what_it_counts():
+    """A constant unit varies behind it, and one that nothing else reads is read by it."""
+    layers = (nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 4), nn.ReLU())
+    graph = prunus.trace(nn.Sequential(*layers, nn.Linear(4, 3)).eval(), torch.randn(2, 7))
+    kept = whole(graph)
+    kept["2.weight"][3] = False  # nothing leads to unit 3,
+    kept["4.weight"][0] = False
+    kept["4.weight"][0, 3] = True  # on which alone this one lives
+    assert masks.dead(graph, kept) == {}
+    kept = whole(graph)
+    kept["4.weight"][:, 3] = False  # nothing but the norm reads unit 3,
+    kept["2.weight"][:, 0] = False
+    kept["2.weight"][3, 0] = True  # to which alone this one leads
+    assert masks.dead(graph, kept) == {}
+
+
+class Gate(nn.Module):
+    """One plane spread over the units of a layer of which nothing leads to the first; `how` says in which way."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.a, self.one, self.head = nn.Linear(7, 6), nn.Linear(7, 1), nn.Linear(6, 3)
+        self.scale, self.places = nn.Parameter(torch.ones(6)), nn.Parameter(torch.randn(1, 5, 6))
+
+    def forward(self, x, number):
+        y = self.a(x)
+        if self.how == "spread":
+            y = y + self.one(x) * self.scale
+        elif self.how == "number":
+            y = y + number.float()[:, None, None] * self.scale
+        elif self.how == "places":
+            y = y + self.places
+        elif self.how == "view":
+            whole = y + 0
+            whole.transpose(1, 2).add_(self.one(x).transpose(1, 2))
+            y = whole
+        return self.head(y.relu() if self.how != "products" else y @ (y.transpose(1, 2) @ y))
+
+
+@pytest.mark.filterwarnings("ignore:.*never used")
+@pytest.mark.parametrize("how", ["plain", "spread", "number", "places", "view", "products"])
+def test_where_signals_enter_beside_the_weights(how):
+    torch.manual_seed(0)
+    model, example = Gate(how).eval(), (torch.randn(2, 5, 7), torch.tensor([3, 4]))
+    graph = prunus.trace(model, example)
+    kept = whole(graph)
+    if how == "products":
+        kept["head.weight"][:, 0] = False  # its result is not used, but the unit is summed over in all others
+    else:
+        kept["a.weight"][0] = False
+    assert "a" in graph.axes
+    assert masks.dead(graph, kept) == ({"a": [1, 2, 3, 4, 5]} if how == "plain" else {})
 
 
 @settings(
