@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import prunus
-from prunus import weight_scores
+from prunus import permutation, weight_scores
 from prunus.errors import UserError
 from prunus.patterns import contracted
 from prunus.permutation import Permuted, permuted
@@ -107,26 +107,32 @@ def test_more_units_than_are_compared_at_once(monkeypatch):
     assert permuted(model, graph, weight_scores.magnitude(model, graph)).gain > 0.002
 
 
-def test_an_axis_that_may_not_be_reordered_keeps_its_order():
-    """What the graph does not see: the forward pass treats the units unequally. The proof does."""
-
-    class Ordered(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 16)
-            self.c, self.scale = nn.Linear(16, 4), nn.Parameter(torch.ones(()))
-
-        def forward(self, x):
-            x = self.b(self.a(x).relu())
-            return self.c(x * torch.linspace(0.5, 2, x.shape[-1], dtype=x.dtype).relu() * self.scale)
-
-    torch.manual_seed(0)
-    model, example = Ordered(), torch.randn(3, 8)
+def test_an_axis_whose_order_matters_keeps_it(monkeypatch):
+    """Should the proof fail on one axis, the others are permuted all the same, and it is named."""
+    model, example = nets.build("attention")
     graph = prunus.trace(model, example)
-    found = permuted(model, graph, weight_scores.magnitude(model, graph))
+    scores = weight_scores.magnitude(model, graph)
+    usual = permuted(model, graph, scores, "1:2").order
+    monkeypatch.setattr(permutation, "_same", lambda model, graph, tensors, order: "up" not in order)
+    found = permuted(model, graph, scores, "1:2")
+    assert found.order == {axis: order for axis, order in usual.items() if axis != "up"} != usual
+    assert found.skipped == {"up": "another order changes what the model computes"}
+
+
+def test_the_proof_sees_a_wrong_order(monkeypatch):
+    """Some tensor does not follow: whatever is tried, nothing is permuted."""
+    model, example = nets.build("attention")
+    graph = prunus.trace(model, example)
+    right = permutation._reordered
+
+    def wrong(graph, tensors, order):
+        return right(graph, tensors, order) | {"up.bias": tensors["up.bias"]}
+
+    monkeypatch.setattr(permutation, "_reordered", wrong)
     with torch.no_grad():
-        assert torch.allclose(found.model(example), model(example), atol=1e-6)
-    assert "b" not in found.order
+        model.up.bias.copy_(torch.arange(len(model.up.bias)))
+    found = permuted(model, graph, weight_scores.magnitude(model, graph), "1:2")
+    assert "up" in found.skipped and "up" not in found.order and found.order
 
 
 def test_blocks_and_layers_that_do_not_fit_are_refused():
