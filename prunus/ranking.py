@@ -5,7 +5,7 @@ limit lies, one pass counts what is above them and gathers what is between, a se
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ def top(scores: Tensor, count: int, within: Tensor | None = None, *, name: str =
     """Where the `count` highest of `scores` are: a bool tensor of its shape, exactly so many True.
 
     Equal scores are taken by rising flat index. within: bool, nothing is taken where it is False. Time: a few reads
-    of the scores. name: of the weight, for messages. Raises UserError for NaN and infinity and an impossible count.
+    of the scores. name: of the weight, for messages. Raises UserError for NaN, infinity, negative numbers, and an
+    impossible count.
     """
     flat = checked(scores, name)
     inside = None if within is None else within.reshape(-1).cpu()
@@ -53,17 +54,43 @@ def lamp_of_sorted(rising: np.ndarray) -> np.ndarray:
         start = np.searchsorted(rising, rising[max(0, end - CHUNK)])  # equal ones are never parted
         values = rising[start:end]
         tail = np.cumsum(values[::-1], dtype=np.float64)[::-1] + larger
-        again = values[1:] == values[:-1]
-        if again.any():  # equal scores share the sum that starts with the first of them
-            tail[1:][again] = np.inf
-            tail = np.minimum.accumulate(tail)
-        found[start:end] = values / tail
+        again = np.flatnonzero(values[1:] == values[:-1]) + 1
+        if len(again):  # equal scores share the sum that starts with the first of them
+            fresh = np.diff(again, prepend=-1) > 1
+            tail[again] = tail[again[fresh] - 1][np.cumsum(fresh) - 1]
+        np.divide(values, tail.astype(np.float32), out=found[start:end], casting="same_kind")
         end, larger = start, tail[0]
     return found
 
 
+def counts_above(rising: Sequence[np.ndarray], total: int) -> list[int]:
+    """How many of each array, float32 that rise and are not negative, are among the `total` highest of all.
+
+    Of equal ones those in earlier arrays are taken first. Halves the range of the limit's bits, so nothing is merged.
+    """
+
+    def reached(bits: int, side: str) -> list[int]:
+        limit = np.array(bits, dtype=np.int32).view(np.float32)
+        return [len(each) - int(np.searchsorted(each, limit, side)) for each in rising]
+
+    low, high = (
+        0,
+        int(np.float32(np.inf).view(np.int32)) + 1,
+    )  # the limit's bits: enough reach low, too few reach high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if sum(reached(middle, "left")) >= total else (low, middle)
+    above, up_to = reached(low, "right"), reached(low, "left")
+    rest = total - sum(above)
+    for i, (fewest, most) in enumerate(zip(above, up_to, strict=True)):
+        taken = min(rest, most - fewest)
+        above[i] += taken
+        rest -= taken
+    return above
+
+
 def checked(scores: Tensor, name: str) -> Tensor:
-    """`scores` (n,), known to be numbers."""
+    """`scores` (n,), known to be numbers from 0 on."""
     flat = scores.detach().reshape(-1)
     if len(flat):
         low, high = (float(number) for number in torch.aminmax(flat))
@@ -71,6 +98,10 @@ def checked(scores: Tensor, name: str) -> Tensor:
             bad = int((~flat.isfinite()).sum())
             raise UserError(
                 f"scores of {name or 'a weight'}: {bad} of {len(flat)} are NaN or infinite; are its weights whole?"
+            )
+        if low < 0:
+            raise UserError(
+                f"scores of {name or 'a weight'}: the least is {low:g}; expected none below 0 (squares)."
             )
     return flat
 

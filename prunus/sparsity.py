@@ -31,7 +31,7 @@ from prunus.budget import short
 from prunus.errors import BudgetError, UserError, unknown
 from prunus.graph import Graph
 from prunus.limits import holders
-from prunus.ranking import alive, as_numpy, checked, highest, lamp_of_sorted
+from prunus.ranking import alive, as_numpy, checked, counts_above, lamp_of_sorted
 from prunus.ranking import lamp as lamp
 from prunus.ranking import top as top
 from prunus.weight_scores import maskable
@@ -177,16 +177,15 @@ def allocated(
         flat = checked(score, name)
         if within is not None and name in within:
             flat = flat[within[name].reshape(-1).to(flat.device)]
+        rising = np.sort(as_numpy(flat))
         if allocation == "lamp":
-            queue = torch.from_numpy(lamp_of_sorted(np.sort(as_numpy(flat))))
-            queue[len(queue) - low[name] :] = math.inf
+            queue = lamp_of_sorted(rising)
         else:
-            queue = flat.float().cpu()
-            norm = float(torch.linalg.vector_norm(queue, dtype=torch.float64))
-            queue = (queue / (norm or 1)).masked_fill_(highest(queue, low[name]), math.inf)
+            norm = float(torch.linalg.vector_norm(flat, dtype=torch.float64))
+            queue = (rising / np.float32(norm or 1)).astype(np.float32, copy=False)
+        queue[len(queue) - low[name] :] = np.inf
         queues.append(queue)
-    kept = highest(torch.cat(queues), total).split([len(queue) for queue in queues])
-    return {name: int(part.sum()) for name, part in zip(scores, kept, strict=True)}
+    return dict(zip(scores, counts_above(queues, total), strict=True))
 
 
 def _total(

@@ -112,6 +112,11 @@ def test_scores_that_are_no_numbers_name_the_weight(bad):
         choose(given, 0.5, pattern="2:4")
 
 
+def test_negative_scores_are_refused():
+    with pytest.raises(UserError, match="w: the least is -1; expected none below 0"):
+        choose({"w": torch.tensor([[3.0, -1.0]])}, 0.5)
+
+
 def test_an_impossible_count_is_refused():
     with pytest.raises(UserError, match="5 weights should stay of 4"):
         top(torch.ones(4), 5)
