@@ -1,7 +1,10 @@
 """A run of single weights: zeros that are there, hold through every schedule, and survive a kill to the same bits."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -110,6 +113,39 @@ def test_a_finished_run_resumes_to_itself(sparse_run):
     assert figures(sparse_run) == before
     with pytest.raises(UserError, match=r"budget.sparsity was 0\.8, is now 0\.9"):
         run_in(sparse_run, 0.9, resume=True, base_epochs=3, epochs=4)
+
+
+@pytest.mark.slow
+def test_two_processes_agree_about_the_masks(tmp_path):
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "prunus",
+    ]
+    options = [
+        "--set",
+        "schedule=gradual",
+        "--set",
+        "epochs=2",
+        "--set",
+        "every=10",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    root = Path(__file__).parent.parent
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [*launch, *ARGUMENTS, *options], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    masks, small = store.load_masks(tmp_path / "run"), store.load(tmp_path / "run", network())
+    assert read_json(tmp_path / "run" / "result.json")["machine"]["processes"] == 2
+    assert not any(small.get_parameter(name)[~mask].any() for name, mask in masks.items())
+    assert sum(map(int, map(torch.Tensor.sum, masks.values()))) <= round(0.1 * 123_040)
 
 
 KILLED_AT = {
