@@ -1,6 +1,7 @@
 """Write docs/benchmarks.md from benchmarks/results/*.json: python benchmarks/tables.py"""
 
 import json
+import statistics
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -107,10 +108,77 @@ comparisons of methods need more.
 """
 
 
+ARMS = {
+    "magnitude": "magnitude",
+    "lookahead": "lookahead",
+    "backward": "lookahead, last layer first",
+    "forward": "lookahead, first layer first",
+    "behind": "what reads it alone (LFP)",
+    "before": "what feeds it alone (LBP)",
+    "activity": "lookahead, weighted by activity",
+    "random": "lots",
+    "magnitude-lamp": "magnitude, LAMP's shares",
+    "lookahead-lamp": "lookahead, LAMP's shares",
+}
+NETWORKS = {"fcn": "the fully connected network on MNIST", "conv6": "Conv-6 on CIFAR-10 (JPEG)"}
+
+
+def ladder(network: str) -> str:
+    result = read(f"lookahead_{network}")
+    rows, setup = result["rows"], result["setup"]
+    shares = sorted({row["survivors"] for row in rows if row["arm"] != "dense"}, reverse=True)
+    seeds = sorted({row["seed"] for row in rows})
+
+    def cell(arm: str, share: float) -> str:
+        errors = [100 - 100 * r["accuracy"] for r in rows if r["arm"] == arm and r["survivors"] == share]
+        if not errors:
+            return "-"
+        spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
+        return f"{statistics.mean(errors):.2f}{spread}"
+
+    lines = [
+        [words, *(cell(arm, share) for share in shares)]
+        for arm, words in ARMS.items()
+        if any(row["arm"] == arm for row in rows)
+    ]
+    return f"""### {NETWORKS[network][0].upper()}{NETWORKS[network][1:]}
+
+Test error in %{", mean ± standard deviation" if len(seeds) > 1 else ""} over {len(seeds)} seed{"s" * (len(seeds) > 1)}, by the
+share of weights that survive; the dense network: {cell("dense", 1.0)}. Trained for {setup["base_epochs"]} epochs,
+pruned at once, trained on for {setup["epochs"]} (`python benchmarks/lookahead.py {network} --data parquet:DIR`).
+
+{table(["score", *(f"{100 * share:.2f} %" for share in shares)], lines)}
+"""
+
+
+def scoring() -> str:
+    result = read("weight_scores")
+    names = list(result["rows"][0]["times"])
+    head = ["", *(f"{row['network']}, {row['dtype']}" for row in result["rows"])]
+    lines = [[n, *(f"{r['times'][n]['over_floor']:.1f}" for r in result["rows"])] for n in names if n != "floor"]
+    floors = ["floor, ms", *(f"{1000 * row['times']['floor']['seconds']:.0f}" for row in result["rows"])]
+    return f"""## Scoring single weights: time over reading each and writing its score
+
+`python benchmarks/weight_scores.py`; the floor is a fresh float32 copy of every weight, medians of
+{result["setup"]["rounds"]} interleaved rounds, {result["setup"]["threads"]} threads, load before
+{result["machine"]["load_before"]:.1f}.
+
+{table(head, [floors, *lines])}
+"""
+
+
+def single_weights() -> str:
+    parts = ["## Single weights: magnitude against lookahead\n", READING, *map(ladder, NETWORKS), scoring()]
+    return "\n".join(parts)
+
+
+READING = """"""
+
+
 def main() -> None:
     PAGE.parent.mkdir(exist_ok=True)
     parts = ["# Benchmarks\n\nWritten by `python benchmarks/tables.py` from `benchmarks/results/`.\n"]
-    PAGE.write_text("\n".join([*parts, core(), round_to(), resnet56()]))
+    PAGE.write_text("\n".join([*parts, core(), round_to(), resnet56(), single_weights()]))
 
 
 if __name__ == "__main__":
