@@ -22,9 +22,12 @@ from pathlib import Path
 import torch
 
 import prunus
-from prunus import masks, sparsity, weight_scores, zoo
+from prunus import zoo
 from prunus.data import load_data
 from prunus.files import write_json
+from prunus.sparse import masks
+from prunus.sparse import scores as weight_scores
+from prunus.sparse import selection as sparsity
 from prunus.tasks.classification import Classification
 from prunus.train import Recipe, fit
 

@@ -21,9 +21,9 @@ from weight_scores import measure, networks
 import prunus
 from prunus import weight_scores as scoring
 from prunus.files import write_json
-from prunus.patterns import contracted, unfit
-from prunus.permutation import permuted
-from prunus.sparsity import choose
+from prunus.sparse.patterns import contracted, unfit
+from prunus.sparse.permutation import permuted
+from prunus.sparse.selection import choose
 
 
 def choices(model, graph):

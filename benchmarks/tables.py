@@ -141,11 +141,12 @@ def ladder(network: str) -> str:
         for arm, words in ARMS.items()
         if any(row["arm"] == arm for row in rows)
     ]
+    runs = f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     return f"""### {NETWORKS[network][0].upper()}{NETWORKS[network][1:]}
 
-Test error in %{", mean ± standard deviation" if len(seeds) > 1 else ""} over {len(seeds)} seed{"s" * (len(seeds) > 1)}, by the
-share of weights that survive; the dense network: {cell("dense", 1.0)}. Trained for {setup["base_epochs"]} epochs,
-pruned at once, trained on for {setup["epochs"]} (`python benchmarks/lookahead.py {network} --data parquet:DIR`).
+Test error in %, {runs}, by the share of weights that survive; the dense network:
+{cell("dense", 1.0)}. Trained for {setup["base_epochs"]} epochs, pruned at once, trained on for {setup["epochs"]}
+(`python benchmarks/lookahead.py {network} --data parquet:DIR`).
 
 {table(["score", *(f"{100 * share:.2f} %" for share in shares)], lines)}
 """
@@ -155,7 +156,9 @@ def scoring() -> str:
     result = read("weight_scores")
     names = list(result["rows"][0]["times"])
     head = ["", *(f"{row['network']}, {row['dtype']}" for row in result["rows"])]
-    lines = [[n, *(f"{r['times'][n]['over_floor']:.1f}" for r in result["rows"])] for n in names if n != "floor"]
+    lines = [
+        [n, *(f"{r['times'][n]['over_floor']:.1f}" for r in result["rows"])] for n in names if n != "floor"
+    ]
     floors = ["floor, ms", *(f"{1000 * row['times']['floor']['seconds']:.0f}" for row in result["rows"])]
     return f"""## Scoring single weights: time over reading each and writing its score
 

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import prunus
-from prunus import weight_scores
 from prunus.files import write_json
+from prunus.sparse import scores as weight_scores
 
 SHARED_TOOLS = Path(__file__).parents[2] / "shared" / "tools"
 WIDTH, LAYERS, HEADS = 1024, 24, 16
@@ -116,7 +116,10 @@ def main() -> None:
             rows.append({"network": name, "dtype": str(dtype)[6:], "weights": weights, "times": found})
             print(f"{name}, {dtype}, {weights:,} weights")
             for variant, row in found.items():
-                print(f"  {variant:<16}{row['seconds']:>9.4f} s{row['over_floor']:>8.2f} x the floor", flush=True)
+                print(
+                    f"  {variant:<16}{row['seconds']:>9.4f} s{row['over_floor']:>8.2f} x the floor",
+                    flush=True,
+                )
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "load_before": load}
     versions = {"python": platform.python_version(), "torch": torch.__version__, "prunus": prunus.__version__}
     path = Path(__file__).parent / "results" / "weight_scores.json"

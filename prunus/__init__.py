@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from prunus import scores as scores
+from prunus import sparse as sparse
 from prunus.cost import latency_ms as latency_ms
 from prunus.cost import macs as macs
 from prunus.cost import memory_mb as memory_mb
@@ -13,7 +14,9 @@ from prunus.graph import trace as trace
 from prunus.selection import Budget as Budget
 from prunus.selection import plan as plan
 from prunus.selection import select as select
+from prunus.sparse import Sparsity as Sparsity
 from prunus.store import load as load
+from prunus.store import load_masks as load_masks
 from prunus.store import save as save
 from prunus.surgery import Proof as Proof
 from prunus.surgery import carry_over as carry_over
@@ -30,10 +33,12 @@ __all__ = [
     "Budget",
     "Graph",
     "Proof",
+    "Sparsity",
     "carry_over",
     "crop",
     "latency_ms",
     "load",
+    "load_masks",
     "macs",
     "mask",
     "memory_mb",
@@ -45,6 +50,7 @@ __all__ = [
     "scores",
     "select",
     "shrink",
+    "sparse",
     "trace",
     "verify",
 ]

@@ -24,12 +24,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunus import formats, store
+from prunus import store
 from prunus.errors import PruningError, UserError
 from prunus.export import RELATIVE_TOLERANCE, exported
 from prunus.files import write_json
 from prunus.models import load_model
 from prunus.progress import silent
+from prunus.sparse import formats
 from prunus.stages import BASE as BASE_FILE
 from prunus.stages import fill
 

@@ -28,7 +28,7 @@ from prunus.models import load_model
 from prunus.progress import bar
 from prunus.run import Settings, preview, prune
 from prunus.selection import Budget
-from prunus.sparsity import Sparsity
+from prunus.sparse.selection import Sparsity
 
 # Of several processes one speaks.
 OUT = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")

@@ -28,7 +28,7 @@ from prunus.models import load_model, load_weights
 from prunus.progress import silent
 from prunus.runfolder import Run
 from prunus.selection import Budget, Selection
-from prunus.sparsity import Sparsity
+from prunus.sparse.selection import Sparsity
 from prunus.stages import Work
 from prunus.tasks.classification import Classification
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunus import checkpoint, cost, masks, patterns, store, surgery
+from prunus import checkpoint, cost, store, surgery
 from prunus.data import Data
 from prunus.errors import PruningError
 from prunus.files import read_tensors, write_tensors
@@ -33,7 +33,8 @@ from prunus.recover import recover
 from prunus.registry import Method
 from prunus.runfolder import Run
 from prunus.selection import Budget
-from prunus.sparsity import Sparsity
+from prunus.sparse import masks, patterns
+from prunus.sparse.selection import Sparsity
 from prunus.tasks.classification import EVALUATION_BATCH, Classification, logits
 from prunus.train import Recipe, fit
 from prunus.weights import effective

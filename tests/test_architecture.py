@@ -14,9 +14,10 @@ LISTS = {"rules.py"}  # a long list of short things may be longer
 # A part may import the parts to its left in its own column, and what both columns stand on.
 GROUND = "errors files"
 STRUCTURE = (
-    "axes rules skeleton tracer follow graph cost budget limits scores selection weights "
-    "ranking squares products neighbours observed weight_scores gradient_scores patterns sparsity "
-    "reach masks surgery permutation store formats"
+    "axes rules skeleton tracer follow graph cost budget limits scores selection weights surgery sparse store"
+)
+SPARSE = (  # within that part
+    "ranking squares products neighbours observed scores gradients patterns selection reach masks permutation formats"
 )
 LEARNING = "zoo models readers pictures data guards progress checkpoint train recover"
 # Here the columns meet: each may import both columns and the parts to its left.
@@ -44,6 +45,20 @@ def test_imports_point_one_way():
         for path, tree in TREES.items()
         for name in imported(tree)
         if name.split(".")[0] not in allowed[part_of(path)]
+    ]
+
+
+def test_within_single_weights_imports_point_one_way():
+    order = SPARSE.split()
+    trees = {
+        path: tree for path, tree in TREES.items() if path.parts[0] == "sparse" and path.name != "__init__.py"
+    }
+    assert {path.stem for path in trees} == set(order)
+    assert not [
+        f"{path} imports {name}"
+        for path, tree in trees.items()
+        for name in imported(tree)
+        if name.startswith("sparse.") and order.index(name.split(".")[1]) >= order.index(path.stem)
     ]
 
 
@@ -125,7 +140,8 @@ def imported(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "relative imports hide the order"
             parent = node.module
-            names |= {f"prunus.{alias.name}" for alias in node.names} if parent == "prunus" else {parent}
+            packages = ("prunus", "prunus.sparse")
+            names |= {f"{parent}.{alias.name}" for alias in node.names} if parent in packages else {parent}
     return {name.removeprefix("prunus.") for name in names if name.startswith("prunus.")}
 
 

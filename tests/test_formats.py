@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from prunus import formats
 from prunus.errors import UserError
-from prunus.patterns import NofM, n_of_m
-from prunus.sparsity import choose
+from prunus.sparse import formats
+from prunus.sparse.patterns import NofM, n_of_m
+from prunus.sparse.selection import choose
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 

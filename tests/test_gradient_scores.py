@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import prunus
-from prunus import gradient_scores, weight_scores, zoo
+from prunus import zoo
 from prunus.errors import UserError
+from prunus.sparse import gradients as gradient_scores
+from prunus.sparse import scores as weight_scores
 
 
 @pytest.fixture

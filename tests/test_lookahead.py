@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import prunus
-from prunus import weight_scores
 from prunus.errors import UserError
+from prunus.sparse import scores as weight_scores
 
 torch.set_default_dtype(torch.float32)
 
@@ -359,9 +359,7 @@ def test_embeddings_feed_and_tied_weights_add_up():
     e, w = net.table.weight.detach().square(), net.w.weight.detach().square()
     assert_proportional(scores["w.weight"], w * e.mean(0)[None] * e.sum(0)[:, None])
     as_head, as_table = e * w.sum(1)[None], e * w.sum(0)[None]
-    assert torch.allclose(
-        scores["table.weight"], as_head + as_table, rtol=1e-9
-    )
+    assert torch.allclose(scores["table.weight"], as_head + as_table, rtol=1e-9)
 
 
 # ------------------------------------------------------------------------------------- invariants

@@ -22,13 +22,14 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 import prunus
-from prunus import checkpoint, masks, surgery, train, weights, zoo
+from prunus import checkpoint, surgery, train, weights, zoo
 from prunus.data import load_data
 from prunus.errors import FileError, TraceError, UserError
 from prunus.files import read_tensors
+from prunus.sparse import masks
+from prunus.sparse.scores import maskable
 from prunus.tasks.classification import Classification
 from prunus.train import Recipe, fit
-from prunus.weight_scores import maskable
 
 PATHS = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 import prunus
-from prunus import permutation, weight_scores
 from prunus.errors import UserError
-from prunus.patterns import contracted
-from prunus.permutation import Permuted, permuted
-from prunus.sparsity import choose
+from prunus.sparse import permutation
+from prunus.sparse import scores as weight_scores
+from prunus.sparse.patterns import contracted
+from prunus.sparse.permutation import Permuted, permuted
+from prunus.sparse.selection import choose
 from prunus.weights import sliced
 
 
@@ -101,8 +102,8 @@ def test_the_order_cuts_what_goes_with_the_model():
 
 
 def test_more_units_than_are_compared_at_once(monkeypatch):
-    monkeypatch.setattr("prunus.permutation.UNITS", 16)
-    monkeypatch.setattr("prunus.permutation.ROWS", 8)
+    monkeypatch.setattr("prunus.sparse.permutation.UNITS", 16)
+    monkeypatch.setattr("prunus.sparse.permutation.ROWS", 8)
     model, graph = mlp(hidden=128)
     assert permuted(model, graph, weight_scores.magnitude(model, graph)).gain > 0.002
 

@@ -19,7 +19,7 @@ from prunus.files import read_json, read_tensors
 from prunus.methods import Pruned, lookahead
 from prunus.run import Settings, preview, prune
 from prunus.selection import Budget
-from prunus.sparsity import Sparsity
+from prunus.sparse.selection import Sparsity
 from prunus.tasks.classification import Classification
 
 SHORT = {"method": "lookahead", "base_epochs": 2, "epochs": 1}

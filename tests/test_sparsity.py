@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import prunus
-from prunus import ranking
 from prunus.errors import BudgetError, UserError
-from prunus.sparsity import Sparsity, allocated, choose, counts, eligible, lamp, top
+from prunus.sparse import ranking
+from prunus.sparse.selection import Sparsity, allocated, choose, counts, eligible, lamp, top
 
 SHAPES = {
     "conv1": (16, 3, 3, 3),

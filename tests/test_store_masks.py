@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import prunus
-from prunus import masks, store
+from prunus import store
 from prunus.errors import FileError
-from prunus.weight_scores import maskable
+from prunus.sparse import masks
+from prunus.sparse.scores import maskable
 
 X = torch.linspace(-1, 1, 70).view(2, 5, 7)
 

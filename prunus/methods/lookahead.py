@@ -26,13 +26,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from prunus import gradient_scores, masks, patterns, permutation, weight_scores
 from prunus.checkpoint import distinct
 from prunus.errors import UserError
 from prunus.graph import Graph, trace
 from prunus.guards import in_mode
 from prunus.methods import Pruned, shown_batches
-from prunus.sparsity import Allocation, Sparsity, choose, eligible, top
+from prunus.sparse import gradients as gradient_scores
+from prunus.sparse import masks, patterns, permutation
+from prunus.sparse import scores as weight_scores
+from prunus.sparse.selection import Allocation, Sparsity, choose, eligible, top
 from prunus.train import Recipe, fit, share_buffers
 
 Score = Literal[
@@ -58,7 +60,7 @@ class Config:
     score       lookahead, or with one neighbour alone (before, behind), or weighted with how often units are
                 active; magnitude, wanda, snip, grasp, synflow, random: others' scores, to compare with
     order       score all layers in the dense network (once), or one after the other in what is left of it
-    allocation  how the zeros spread over the layers: see prunus/sparsity.py
+    allocation  how the zeros spread over the layers: see prunus/sparse/selection.py
     norms       fold: batch norms scale what passes; trailing: also the one behind the next layer; off
     conv        norm: kernels count by their sums of squares, as in the paper; exact: with their overlap
     depthwise   layer: they are pruned and looked at like others; transparent: neighbours look through them

@@ -8,10 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.errors import UserError
 from prunus.graph import Graph
-from prunus.neighbours import Flow, memory
-from prunus.products import CONVOLUTIONS, MATRICES
 from prunus.rules import find
 from prunus.skeleton import call, named_tensors, quiet_forward, skeleton
+from prunus.sparse.neighbours import Flow, memory
+from prunus.sparse.products import CONVOLUTIONS, MATRICES
 
 GATES = {"relu", "hardtanh", "clamp", "clamp_min", "gelu", "silu", "hardswish", "leaky_relu", "elu", "mish"}
 

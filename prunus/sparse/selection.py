@@ -26,15 +26,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunus import patterns
 from prunus.budget import short
 from prunus.errors import BudgetError, UserError, unknown
 from prunus.graph import Graph
 from prunus.limits import holders
-from prunus.ranking import alive, as_numpy, checked, counts_above, lamp_of_sorted
-from prunus.ranking import lamp as lamp
-from prunus.ranking import top as top
-from prunus.weight_scores import maskable
+from prunus.sparse import patterns
+from prunus.sparse.ranking import alive, as_numpy, checked, counts_above, lamp_of_sorted
+from prunus.sparse.ranking import lamp as lamp
+from prunus.sparse.ranking import top as top
+from prunus.sparse.scores import maskable
 
 Allocation = Literal["uniform", "uniform_plus", "erk", "global", "lamp", "paper"]
 RATES = {  # what a round of the Lookahead paper takes of a layer: kind of network -> layer -> share of its survivors

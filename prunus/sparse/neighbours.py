@@ -22,11 +22,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from prunus import products, squares
 from prunus.graph import Graph
-from prunus.products import ATTENTION, CONVOLUTIONS, MATRICES, Lag
 from prunus.rules import Op, Tag, Untracked, tensors_in
-from prunus.squares import Wave, shapes_of
+from prunus.sparse import products, squares
+from prunus.sparse.products import ATTENTION, CONVOLUTIONS, MATRICES, Lag
+from prunus.sparse.squares import Wave, shapes_of
 
 Norms = Literal["fold", "trailing", "off"]
 Depthwise = Literal["layer", "transparent"]

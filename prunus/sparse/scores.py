@@ -18,11 +18,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from prunus import neighbours, observed, products
 from prunus.errors import UserError, unknown
 from prunus.graph import Graph
-from prunus.neighbours import Depthwise, Flow, Norms, Places, Site
 from prunus.scores import Batches
+from prunus.sparse import neighbours, observed, products
+from prunus.sparse.neighbours import Depthwise, Flow, Norms, Places, Site
 from prunus.weights import checked_tensors
 
 WeightScores = dict[str, Tensor]

@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_map_only
 
 from prunus.errors import UserError
 from prunus.graph import Graph
-from prunus.ranking import highest
 from prunus.scores import Batches
 from prunus.skeleton import call, skeleton
-from prunus.weight_scores import WeightScores, maskable
+from prunus.sparse.ranking import highest
+from prunus.sparse.scores import WeightScores, maskable
 
 Loss = Callable[[Any, Any], Tensor]
 TEMPERATURE = 200.0  # GraSP's: softens the answers, so that gradients of confident networks do not vanish

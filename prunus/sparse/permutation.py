@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 from prunus import skeleton, tracer
 from prunus.errors import PruningError, UserError
 from prunus.graph import Graph
-from prunus.patterns import NofM, Pattern, contracted, matrix, parse, unfit
+from prunus.sparse.patterns import NofM, Pattern, contracted, matrix, parse, unfit
 from prunus.surgery import TOLERANCES
 from prunus.weights import checked_tensors, clone, sliced
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from prunus import axes
 from prunus.graph import Graph
 from prunus.rules import Op
-from prunus.squares import Wave, shapes_of, wide
+from prunus.sparse.squares import Wave, shapes_of, wide
 
 Lag = tuple[int, ...]  # a distance between two elements in space
 ROWS = 1 << 19  # elements worked on at once: what stays in a core's cache

@@ -13,7 +13,7 @@ from torch.sparse import SparseSemiStructuredTensor, _semi_structured_conversion
 
 from prunus import weights
 from prunus.errors import UserError
-from prunus.patterns import matrix
+from prunus.sparse.patterns import matrix
 
 TILE = (64, 128)  # rows and columns that torch's conversion needs multiples of, whatever the type
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunus import reach, weights
+from prunus import weights
 from prunus.errors import UserError
 from prunus.graph import Graph, Keep
+from prunus.sparse import reach
 
 Masks = Mapping[str, Tensor]
 MB = 2**20  # bytes
