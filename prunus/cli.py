@@ -305,6 +305,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"unexpected {type(error).__name__}: {error}\n--debug shows where; not in your own code? Tell us."
         )
         return complain(text, 1, debug)
+    finally:
+        if torch.distributed.is_initialized():  # else its threads may abort a process that ends well
+            torch.distributed.destroy_process_group()
     return 0
 
 

@@ -438,9 +438,11 @@ def test_the_final_weights_are_those_evaluated_last(tiny):
 
 SCRIPT = """
 import sys
+import torch
 sys.path[:0] = {paths!r}
 import test_masks
 test_masks.train_held({folder!r})
+torch.distributed.destroy_process_group()
 """
 
 

@@ -177,9 +177,11 @@ def test_a_kill_while_the_epoch_is_measured_resumes_bit_equal(tiny, tmp_path, mo
 
 PARALLEL = """
 import sys
+import torch
 sys.path[:0] = {paths!r}
 import test_train
 test_train.train_prepared({folder!r})
+torch.distributed.destroy_process_group()
 """
 
 
