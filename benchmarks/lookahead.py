@@ -38,7 +38,7 @@ USUAL = {
 }
 ARMS = [
     *("magnitude", "lookahead", "backward", "forward", "behind", "before", "activity", "random"),
-    *("magnitude-lamp", "lookahead-lamp"),
+    *("magnitude-lamp", "lookahead-lamp", "behind-lamp", "before-lamp", "activity-lamp"),
 ]
 SCORING_BATCHES, BATCH = 16, 60
 

@@ -113,12 +113,15 @@ ARMS = {
     "lookahead": "lookahead",
     "backward": "lookahead, last layer first",
     "forward": "lookahead, first layer first",
-    "behind": "what reads it alone (LFP)",
-    "before": "what feeds it alone (LBP)",
+    "behind": "what reads it alone, LFP",
+    "before": "what feeds it alone, LBP",
     "activity": "lookahead, weighted by activity",
     "random": "lots",
     "magnitude-lamp": "magnitude, LAMP's shares",
     "lookahead-lamp": "lookahead, LAMP's shares",
+    "behind-lamp": "LFP, LAMP's shares",
+    "before-lamp": "LBP, LAMP's shares",
+    "activity-lamp": "weighted by activity, LAMP's shares",
 }
 NETWORKS = {"fcn": "the fully connected network on MNIST", "conv6": "Conv-6 on CIFAR-10 (JPEG)"}
 

@@ -18,7 +18,7 @@ SHAPES = {
     "fc": (64, 512),
     "out": (10, 64),
 }
-ALLOCATIONS = ["uniform", "uniform_plus", "erk", "paper", "global", "lamp"]
+ALLOCATIONS = ["uniform", "uniform_plus", "erk", "paper", "pooled", "global", "lamp"]
 
 
 def scores(seed=0, shapes=None):
@@ -352,3 +352,12 @@ def test_what_is_frozen_is_not_pruned():
         eligible(graph, ["*"])
     with pytest.raises(UserError, match="list of patterns"):
         eligible(graph, "0")
+
+
+def test_pooled_is_one_threshold_for_all_scores():
+    torch.manual_seed(0)
+    scores = {"a": torch.rand(40, 5), "b": 1.3 * torch.rand(30, 10)}
+    masks = choose(scores, 0.7, allocation="pooled")
+    every = torch.cat([score.flatten() for score in scores.values()])
+    limit = every.sort(descending=True).values[round(0.3 * len(every)) - 1]
+    assert all(torch.equal(mask, scores[name] >= limit) for name, mask in masks.items())

@@ -73,10 +73,8 @@ def counts_above(rising: Sequence[np.ndarray], total: int) -> list[int]:
         limit = np.array(bits, dtype=np.int32).view(np.float32)
         return [len(each) - int(np.searchsorted(each, limit, side)) for each in rising]
 
-    low, high = (
-        0,
-        int(np.float32(np.inf).view(np.int32)) + 1,
-    )  # the limit's bits: enough reach low, too few reach high
+    # the limit's bits: enough reach low, too few reach high
+    low, high = 0, int(np.float32(np.inf).view(np.int32)) + 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if sum(reached(middle, "left")) >= total else (low, middle)

@@ -8,7 +8,9 @@ How many stay in each layer, the allocation:
                   (Gale et al., arXiv:1902.09574)
     erk           shares after (inputs + outputs + kernel) / weights (Evci et al., RigL, ICML 2020, arXiv:1911.11134)
     paper         layers go at the rates of the Lookahead paper (arXiv:2002.04809), see RATES
-    global        one threshold for all scores, each layer's divided by their Frobenius norm (the same paper)
+    pooled        one threshold for all scores as they are: global magnitude, and what SNIP, GraSP and SynFlow ask for
+    global        the same, but each layer's scores are divided by their Frobenius norm (the Lookahead paper; for
+                  magnitude it takes |w| there, where scores here are w^2)
     lamp          one threshold for LAMP: a score over the sum of those in its layer that are no smaller
                   (Lee et al., ICLR 2021, arXiv:2010.07611)
 
@@ -36,7 +38,7 @@ from prunus.sparse.ranking import lamp as lamp
 from prunus.sparse.ranking import top as top
 from prunus.sparse.scores import maskable
 
-Allocation = Literal["uniform", "uniform_plus", "erk", "global", "lamp", "paper"]
+Allocation = Literal["uniform", "uniform_plus", "erk", "pooled", "global", "lamp", "paper"]
 RATES = {  # what a round of the Lookahead paper takes of a layer: kind of network -> layer -> share of its survivors
     "linear": {"linear": 0.5, "last": 0.25},
     "convolutional": {"conv": 0.15, "linear": 0.2, "last": 0.1},
@@ -167,7 +169,7 @@ def allocated(
         raise unknown("allocation", allocation, get_args(Allocation))
     sizes = {name: score.numel() for name, score in scores.items()}
     room = {name: alive(size, (within or {}).get(name)) for name, size in sizes.items()}
-    if allocation not in ("global", "lamp"):
+    if allocation not in ("pooled", "global", "lamp"):
         shapes = {name: score.shape for name, score in scores.items()}
         return counts(shapes, sparsity, allocation, room=room, min_keep=min_keep)
     low = {name: min(min_keep, most) for name, most in room.items()}
@@ -181,7 +183,9 @@ def allocated(
         if allocation == "lamp":
             queue = lamp_of_sorted(rising)
         else:
-            norm = float(torch.linalg.vector_norm(flat, dtype=torch.float64))
+            norm = (
+                float(torch.linalg.vector_norm(flat, dtype=torch.float64)) if allocation == "global" else 1.0
+            )
             queue = (rising / np.float32(norm or 1)).astype(np.float32, copy=False)
         queue[len(queue) - low[name] :] = np.inf
         queues.append(queue)
