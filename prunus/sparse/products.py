@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from prunus.rules import Op
 from prunus.sparse.squares import Wave, shapes_of, wide
 
 Lag = tuple[int, ...]  # a distance between two elements in space
-ROWS = 1 << 19  # elements worked on at once: what stays in a core's cache
+ROWS = 1 << 18  # elements worked on at once: what stays in a core's cache
 
 CONVOLUTIONS = {
     "convolution",
@@ -42,7 +43,8 @@ def convolution(
 ):
     """w (O, I / G, *kernel), transposed (I, O / G, *kernel)."""
     kernel = w.dim() - 2
-    stride, dilation = (list(each) * (kernel // len(each)) for each in (stride, dilation))
+    if len(stride) < kernel or len(dilation) < kernel:  # one number for all
+        stride, dilation = (list(each) * (kernel // len(each)) for each in (stride, dilation))
     lag = flow.lag[-kernel:] if kernel <= len(flow.lag) else (0,) * kernel
     spread, shape = (1,) * kernel, shapes_of(op)[0]
 
@@ -77,7 +79,7 @@ def convolution(
     transparent = flow.depthwise == "transparent" and groups == w.shape[0] and w.shape[1] == 1
     before = of_inputs(flow.fed[place] if place in flow.fed else x.along(1))
     site, w = flow.site(place, w, torch.ones_like(before) if transparent else before, tuple(stride))
-    at_input = places(list(lag), dilation)
+    at_input = places(lag, dilation)
     at_output = places([n * s for n, s in zip(lag, stride, strict=True)], dilation)
     produced, reads = energies(w, at_output, site)
     if transparent:  # the derivative by it holds what is before it
@@ -164,7 +166,7 @@ def fit(weights: Tensor, x: Wave) -> Tensor:
     return (weights * times).expand(value)
 
 
-def places(distances: list[int], dilation: list[int]) -> Lag | None:
+def places(distances: Sequence[int], dilation: Sequence[int]) -> Lag | None:
     """A distance between pixels in places of the kernel; None if no two of them are so far apart."""
     if any(n % d for n, d in zip(distances, dilation, strict=True)):
         return None
@@ -197,11 +199,9 @@ def sums(w: Tensor, out: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Te
         return sums(w.t(), out.t())[::-1]
     produced, read = out.new_empty(out.shape[0]), out.new_zeros(out.shape[1])
     ones = out.new_ones(out.shape[0]) if rows is None else rows.to(out.dtype)
-    step = max(1, ROWS // max(1, w.shape[1]))
-    for start in range(0, w.shape[0], step):
+    for start in range(0, w.shape[0], step := max(1, ROWS // max(1, w.shape[1]))):
         block = slice(start, start + step)
-        square(w[block], out[block])
-        torch.sum(out[block], 1, out=produced[block])
+        torch.sum(square(w[block], out[block]), 1, out=produced[block])
         read.addmv_(out[block].t(), ones[block])
     return produced, read
 

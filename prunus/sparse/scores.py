@@ -169,20 +169,21 @@ Term = tuple[Tensor | None, Tensor | None, float]  # before, behind (both broadc
 def _scored(flow: Flow, name: str, terms: Mapping[int, list[Term]]) -> Tensor:
     """w^2 times the sum of terms, of one parameter: made in place of its squares. terms: by id of its sites."""
     sites, score = [site for site in flow.sites if site.name == name], flow.squares[name]
-    faint = None  # squares, to tell apart what a zero before or behind would make equal
-    for site in sites:
-        vectors = [
-            each for before, behind, _ in terms[id(site)] for each in (before, behind) if each is not None
-        ]
-        limits = [torch.aminmax(each) for each in (*vectors, site.norms)]
-        if not all(low.isfinite() and high.isfinite() for low, high in limits):
-            raise UserError(f"scores of {name} are NaN or infinite; are the model's weights whole?")
-        if any(low == 0 for low, _ in limits[:-1]) and faint is None:
-            faint = score.clone()
+    vectors = [each for site in sites for term in terms[id(site)] for each in term[:2] if each is not None]
+    limits = (
+        torch.stack([limit.double() for each in vectors for limit in torch.aminmax(each)])
+        if vectors
+        else None
+    )
+    if not torch.stack([site.norms.sum() for site in sites]).isfinite().all() or (
+        limits is not None and not limits.isfinite().all()
+    ):
+        raise UserError(f"scores of {name} are NaN or infinite; are the model's weights whole?")
+    # squares, to tell apart what a zero before or behind would make equal
+    faint = score.clone() if limits is not None and (limits[::2] == 0).any() else None
     if len(sites) == 1 and sites[0].weight.numel() == score.numel() and len(terms[id(sites[0])]) == 1:
-        for factor in terms[id(sites[0])][0][:2]:
-            if factor is not None:
-                _multiply(neighbours.view_like(sites[0], score), factor)
+        factors = [factor for factor in terms[id(sites[0])][0][:2] if factor is not None]
+        _multiply(neighbours.view_like(sites[0], score), factors)
     else:
         factors = torch.zeros_like(score)
         for site in sites:
@@ -196,15 +197,21 @@ def _scored(flow: Flow, name: str, terms: Mapping[int, list[Term]]) -> Tensor:
     return score.view(flow.graph.shapes[name])
 
 
-def _multiply(score: Tensor, factor: Tensor) -> None:
-    """score *= factor, which broadcasts to it; rows at once, as memory lies."""
-    if score.dim() == 2 and score.stride(0) == 1 and factor.dim() == 2:
-        score, factor = score.t(), factor.t()
-    if factor.dim() != score.dim() or not products.is_dense(score):
-        score *= factor
+def _multiply(score: Tensor, factors: list[Tensor]) -> None:
+    """score *= each factor; they broadcast to it. A few rows at a time, as memory lies, for a core's cache."""
+    if score.dim() == 2 and score.stride(0) == 1:
+        score, factors = score.t(), [factor.t() if factor.dim() else factor for factor in factors]
+    if not products.is_dense(score):
+        for factor in factors:
+            score *= factor
         return
     last = products.by_channel_last(score)
-    matrix = products.as_matrix(score, last)
-    if factor[:1].numel() > 1:  # varies along a row
-        factor = factor.expand(factor.shape[0], *score.shape[1:])
-    matrix *= products.as_matrix(factor, last)
+    matrix, flat = products.as_matrix(score, last), []
+    for factor in factors:
+        if factor.dim() and factor[:1].numel() > 1:  # varies along a row
+            factor = factor.expand(factor.shape[0], *score.shape[1:])
+        flat.append(products.as_matrix(factor, last) if factor.dim() else factor.view(1, 1))
+    step = max(1, products.ROWS // max(1, matrix.shape[1]))
+    for start in range(0, len(matrix), step):
+        for factor in flat:
+            matrix[start : start + step] *= factor[start : start + step] if len(factor) > 1 else factor

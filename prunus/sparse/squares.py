@@ -48,6 +48,8 @@ class Wave(NamedTuple):
 
     def along(self, dim: int) -> Tensor:
         """(shape[dim],): the mean over the other dimensions."""
+        if self.value.numel() == self.shape[dim] == self.value.shape[dim]:
+            return self.value.reshape(-1)
         others = [d for d in range(len(self.shape)) if d != dim % len(self.shape)]
         value = self.value.mean(others) if others else self.value
         return value.expand(self.shape[dim])
