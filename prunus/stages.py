@@ -119,7 +119,7 @@ class Work:
         small, left = store.load(self.run.path / SHRUNK, self.fresh()), None
         if self.sparse():
             left = store.load_masks(self.run.path / SHRUNK)
-            masks.hold(small, trace(small, self.data.example), left)
+            masks.hold(small, None, left)
         task = Classification(small, self.data)
         history = recover(
             small,

@@ -347,3 +347,9 @@ def test_what_is_settled_for_the_run_reaches_the_methods_training():
     task = Classification(network(), load_data("digits"), {"batch_size": 32, "precision": "no"})
     recipe = task.recipe("tune")
     assert (recipe.batch_size, recipe.precision) == (32, "no")
+
+
+def test_down_to_layers_of_one_unit(tmp_path):
+    values = run_in(tmp_path, 0.9999, base_epochs=1, epochs=1)
+    assert min(kept for kept, _ in values["widths"].values()) == 1
+    assert values["verified"]["max_abs_error"] <= values["verified"]["tolerance"]
