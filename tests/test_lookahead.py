@@ -301,6 +301,43 @@ def test_the_exact_form_counts_overlapping_kernels(strides, kernels, size):
     assert torch.allclose(papers, papers_formula, rtol=1e-12)
 
 
+class Lines(Block):
+    """Along a line, the middle one with a stride."""
+
+    inputs = ((1, 2, 10),)
+
+    def build(self):
+        self.a, self.w, self.c = nn.Conv1d(2, 3, 3), nn.Conv1d(3, 3, 2, stride=2), nn.Conv1d(3, 2, 2)
+
+    def forward(self, x):
+        return self.c(self.w(self.a(x)))
+
+
+class Widening(Lines):
+    """The same with transposed convolutions: what is read lies closer than what is written."""
+
+    inputs = ((1, 2, 4),)
+
+    def build(self):
+        self.a, self.w = nn.ConvTranspose1d(2, 4, 3), nn.ConvTranspose1d(4, 3, 3, stride=2)
+        self.c = nn.ConvTranspose1d(3, 2, 2)
+
+
+class WideningPlane(Lines):
+    inputs = ((1, 2, 2, 3),)
+
+    def build(self):
+        self.a, self.w = nn.ConvTranspose2d(2, 3, 2), nn.ConvTranspose2d(3, 2, 3, stride=(2, 1))
+        self.c = nn.ConvTranspose2d(2, 2, 2)
+
+
+@pytest.mark.parametrize("kind", [Lines, Widening, WideningPlane], ids=lambda kind: kind.__name__)
+def test_the_exact_form_knows_lines_and_transposed_convolutions_with_strides(kind):
+    block = kind()
+    scores = weight_scores.lookahead(block, prunus.trace(block, block.example()), conv="exact")
+    assert_proportional(scores["w.weight"], moved(block), 1e-8)
+
+
 def test_exact_and_the_papers_form_agree_beside_single_places():
     block = type("Single", (Kernels,), {"kernels": (1, 3, 1), "size": 5})()
     graph = prunus.trace(block, block.example())
@@ -547,7 +584,7 @@ def test_dead_scales_do_not_end_in_nan_and_broken_weights_are_named():
     graph = prunus.trace(net, torch.zeros(1, 3, 8, 8))
     assert all(score.isfinite().all() for score in weight_scores.lookahead(net, graph).values())
     net.layer2[0].conv1.weight.data[0, 0, 0, 0] = float("nan")
-    with pytest.raises(UserError, match=r"scores of .* are NaN or infinite"):
+    with pytest.raises(UserError, match=r"scores of .* are NaN or infinite, for layer2\.0\.conv1\.weight is"):
         weight_scores.lookahead(net, graph)
 
 

@@ -62,6 +62,7 @@ class Site:
     behind: Tensor | None = None
     norms: Tensor | None = None  # squared, of each output
     stride: Lag = ()  # of a convolution
+    transposed: bool = False
     computed: bool = False
 
 
@@ -152,13 +153,17 @@ class Flow:
             leaf.site.behind = leaf.shaped(behind.detach())
 
     # ------------------------------------------------------------------------- what products call
-    def site(self, place: int, w: Tensor, before: Tensor, stride: Lag = ()) -> tuple[Site | None, Tensor]:
+    def site(
+        self, place: int, w: Tensor, before: Tensor, stride: Lag = (), transposed: bool = False
+    ) -> tuple[Site | None, Tensor]:
         """A weight met: its site, if it is a view of a parameter and not computed, and the weight to go on with."""
         found = self._owner(w)
         if found is None:
             return None, w
         name, whole, computed = found
-        site = Site(name, place, w, whole, before.detach(), stride=stride, computed=computed)
+        site = Site(
+            name, place, w, whole, before.detach(), stride=stride, transposed=transposed, computed=computed
+        )
         self.sites.append(site)
         return site, self.decide(site) if self.decide else w
 

@@ -66,7 +66,7 @@ def permuted(
 ) -> Permuted:
     """A copy of `model` with the units of every axis in the order that keeps most of `scores` under N:M.
 
-    scores: by weight, see weight_scores; weights that the pattern does not fit do not count. The masks are then chosen
+    scores: by weight, see scores.py; weights that the pattern does not fit do not count. The masks are then chosen
     for the new model. rounds: at most so many for each axis. Raises UserError for blocks, and if no layer fits.
     """
     pattern = parse(pattern)

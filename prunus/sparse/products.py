@@ -78,9 +78,11 @@ def convolution(
 
     transparent = flow.depthwise == "transparent" and groups == w.shape[0] and w.shape[1] == 1
     before = of_inputs(flow.fed[place] if place in flow.fed else x.along(1))
-    site, w = flow.site(place, w, torch.ones_like(before) if transparent else before, tuple(stride))
-    at_input = places(lag, dilation)
-    at_output = places([n * s for n, s in zip(lag, stride, strict=True)], dilation)
+    site, w = flow.site(
+        place, w, torch.ones_like(before) if transparent else before, tuple(stride), transposed
+    )
+    near, far = places(lag, dilation), places(scaled_lag(lag, stride), dilation)
+    at_input, at_output = (far, near) if transposed else (near, far)
     produced, reads = energies(w, at_output, site)
     if transparent:  # the derivative by it holds what is before it
         return Wave(x.value * flow.leaf(produced, shape, site, of_outputs).view(1, -1, *spread), shape)
@@ -164,6 +166,11 @@ def fit(weights: Tensor, x: Wave) -> Tensor:
     weights = weights.sum(summed, keepdim=True) if summed else weights
     times = math.prod(n for d, n in enumerate(x.shape) if value[d] == 1 and d not in summed)
     return (weights * times).expand(value)
+
+
+def scaled_lag(lag: Lag, stride: Sequence[int]) -> Lag:
+    """As far in places of the strided side of a convolution as `lag` is on the other."""
+    return tuple(n * s for n, s in zip(lag, stride, strict=True))
 
 
 def places(distances: Sequence[int], dilation: Sequence[int]) -> Lag | None:

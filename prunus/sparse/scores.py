@@ -9,7 +9,7 @@ have none (unless an embedding is tied to a weight); what has one is listed by `
     wanda        w^2 * mean square of its input          Sun et al., ICLR 2024, arXiv:2306.11695
     random       the control
 
-The references that need gradients are in gradient_scores.py.
+The references that need gradients are in gradients.py.
 """
 
 from collections.abc import Callable, Mapping
@@ -67,8 +67,9 @@ def lookahead(
     sides: both, or what feeds it or what reads it alone (the paper's LBP and LFP). norms: batch norms scale what
     passes them (fold), also the one behind the next layer, which makes the score blind to any rescaling (trailing), or
     are left out. conv: kernels' sums of squares, as in the paper (norm), or with the overlap of neighbouring kernels
-    (exact, ours; equal where a neighbour is 1x1). depthwise: convolutions of one channel each count as layers, or what
-    is beside them sees through. activity: what `active` found, for the paper's LAP-act.
+    (exact, ours; equal where a neighbour is 1x1; in one or two dimensions, and behind a transposed convolution on the
+    mean of its places). depthwise: convolutions of one channel each count as layers, or what is beside them sees
+    through. activity: what `active` found, for the paper's LAP-act.
     Raises UserError for weights that are not finite. Source: Park et al., equation 4; the rest as the specification.
     """
     for what, given, known in (("sides", sides, Sides), ("conv", conv, Conv), ("norms", norms, Norms)):
@@ -84,9 +85,10 @@ def lookahead(
     terms: dict[int, list[Term]] = {}
     for number, site in enumerate(flows[0, 0].sites):
         for lag, flow in flows.items():
-            stride = site.stride if len(site.stride) == 2 else (1, 1)
-            fed = flows.get(tuple(n * s for n, s in zip(lag, stride, strict=True)))
-            if fed is not None:
+            stride = ((1, 1) + site.stride)[-2:] if len(site.stride) < 3 else (1, 1)
+            far = flows.get(products.scaled_lag(lag, stride))
+            fed, flow = (flow, far) if site.transposed else (far, flow)
+            if far is not None:
                 before, behind = fed.sites[number].before, flow.sites[number].behind
                 both = before if sides != "behind" else None, behind if sides != "before" else None
                 terms.setdefault(id(site), []).append((*both, 2.0 if any(lag) else 1.0))
@@ -178,7 +180,9 @@ def _scored(flow: Flow, name: str, terms: Mapping[int, list[Term]]) -> Tensor:
     if not torch.stack([site.norms.sum() for site in sites]).isfinite().all() or (
         limits is not None and not limits.isfinite().all()
     ):
-        raise UserError(f"scores of {name} are NaN or infinite; are the model's weights whole?")
+        bad = dict.fromkeys(site.name for site in flow.sites if not site.norms.sum().isfinite())
+        cause = f", for {', '.join(list(bad)[:3])} is" if bad and name not in bad else ""
+        raise UserError(f"scores of {name} are NaN or infinite{cause}; are the model's weights whole?")
     # squares, to tell apart what a zero before or behind would make equal
     faint = score.clone() if limits is not None and (limits[::2] == 0).any() else None
     if len(sites) == 1 and sites[0].weight.numel() == score.numel() and len(terms[id(sites[0])]) == 1:
