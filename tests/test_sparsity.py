@@ -319,6 +319,17 @@ def test_pruned_weights_stay_pruned(allocation):
         choose(given, 0.3, allocation=allocation, within=first)
 
 
+def test_masks_of_other_weights_are_refused():
+    given = scores()
+    first = choose(given, 0.5)
+    name = next(iter(first))
+    with pytest.raises(UserError, match="within has masks of other"):
+        choose(given, 0.9, within={"other": first[name]})
+    for wrong in (first[name][:1], first[name].float()):
+        with pytest.raises(UserError, match=f"the mask of {name} should be bool"):
+            choose(given, 0.9, within=first | {name: wrong})
+
+
 def test_a_layer_with_one_weight_keeps_it():
     given = {"one": torch.zeros(1, 1), "many": torch.rand(100, 100)}
     for allocation in ALLOCATIONS:

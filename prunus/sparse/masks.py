@@ -196,9 +196,10 @@ def dead(graph: Graph, masks: Masks) -> dict[str, list[int]]:
     A unit is dead if no path of weights that stay leads to it from the inputs, or none from it to the outputs (so
     also if its neighbours are dead); where all units of an axis are dead, the first stays. Units over which statistics
     are taken (a layer norm's) stay, for the others depend on how many they are.
-    A unit that nothing leads to still has a constant value, from its bias or its norm's shift, and that goes with
-    it: if it is used, the model's outputs change by what it added, as in the masked model whose bias is zero (of
-    which the shrink is proved), and retraining has to make up for it. All else leaves the outputs as they are.
+    A unit that nothing leads to still has a constant value, from its bias, its norm's shift or what its activation
+    makes of zero (sigmoid), and that goes with it: if it is used, the model's outputs change by what it added, as in
+    the masked model whose unit is zero (of which the shrink is proved), and retraining has to make up for it. All
+    else leaves the outputs as they are.
     Raises UserError if the masks are of another model.
     """
     units = reach.alive(graph, checked(graph, masks))

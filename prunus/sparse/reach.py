@@ -3,7 +3,8 @@
 A unit *varies* if a path of weights that stay leads to it from the inputs, and is *used* if one leads from it to the
 outputs; it lives if both hold of it somewhere on its axis. One sweep over the traced operators forward and one back
 find every path, so nothing has to be repeated until it settles: what lives only on what is dead is dead in the
-same sweep. Where an operator is not known well enough, its units count as alive. Source: ours.
+same sweep. Where an operator is not known well enough, its units count as alive; of two axes in one dimension (heads
+and their features) each is judged alone, so what lives only in heads that are removed stays. Source: ours.
 """
 
 from __future__ import annotations

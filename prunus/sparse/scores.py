@@ -85,7 +85,7 @@ def lookahead(
     terms: dict[int, list[Term]] = {}
     for number, site in enumerate(flows[0, 0].sites):
         for lag, flow in flows.items():
-            stride = ((1, 1) + site.stride)[-2:] if len(site.stride) < 3 else (1, 1)
+            stride = (1, 1, *site.stride)[-2:] if len(site.stride) < 3 else (1, 1)
             far = flows.get(products.scaled_lag(lag, stride))
             fed, flow = (flow, far) if site.transposed else (far, flow)
             if far is not None:

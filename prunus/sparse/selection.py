@@ -270,10 +270,12 @@ def choose(
     `patterns`). dims: the dimension each weight contracts, see `patterns.contracted`. Layers that the pattern does not
     fit get no mask: `patterns.unfit` names them. They count as kept, so blocks still give the sparsity asked for, to
     half a block.
-    Raises UserError for scores that are not numbers, BudgetError where the sparsity cannot be met.
+    Raises UserError for scores that are not numbers and for masks of other weights, BudgetError where the sparsity
+    cannot be met.
     """
     sparsity = sparsity if isinstance(sparsity, Sparsity) else Sparsity(sparsity)
     within = within or {}
+    _check_within(within, scores)
     if pattern is not None:
         return _patterned(scores, sparsity, allocation, patterns.parse(pattern), dims or {}, within, min_keep)
     if counts is None:
@@ -281,6 +283,17 @@ def choose(
     elif counts.keys() != scores.keys():
         raise UserError(f"counts are for {', '.join(counts)}; scores for {', '.join(scores)}.")
     return {name: top(score, counts[name], within.get(name), name=name) for name, score in scores.items()}
+
+
+def _check_within(within: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> None:
+    if within and not within.keys() & scores.keys():
+        raise UserError(f"within has masks of {', '.join(within)}, but scores are of {', '.join(scores)}.")
+    for name in within.keys() & scores.keys():
+        mask, score = within[name], scores[name]
+        if mask.dtype != torch.bool or mask.shape != score.shape:
+            raise UserError(
+                f"within: the mask of {name} should be bool {tuple(score.shape)}, is {mask.dtype} {tuple(mask.shape)}."
+            )
 
 
 # --------------------------------------------------------------------------------------------- patterns
