@@ -111,7 +111,9 @@ def sequential(
     """Masks chosen layer by layer, first to last (forward) or last to first (backward), by lookahead scores in which
     the layers already passed hold only what is left of them.
 
-    choose(name, scores) -> bool mask of the weight. Source: Park et al., section 3 (LAP-forward, LAP-backward).
+    Waves that are multiplied are seen as in the dense network: queries by keys, and through depthwise convolutions
+    that are transparent. choose(name, scores) -> bool mask of the weight. Source: Park et al., section 3 (LAP-forward,
+    LAP-backward).
     """
     if order not in get_args(Order):
         raise unknown("order", order, get_args(Order))
