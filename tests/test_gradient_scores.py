@@ -92,6 +92,32 @@ def test_they_leave_the_model_alone_and_score_what_may_be_pruned(name):
     assert net.training and all(parameter.grad is None for parameter in net.parameters())
 
 
+def test_grasp_goes_through_attention():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v, self.out = (nn.Linear(8, n) for n in (8, 8, 8, 3))
+
+        def forward(self, x):
+            q, k, v = (f(x).view(-1, 4, 2, 4).transpose(1, 2) for f in (self.q, self.k, self.v))
+            y = F.scaled_dot_product_attention(q, k, v)
+            return self.out(y.transpose(1, 2).reshape(-1, 4, 8).mean(1))
+
+    torch.manual_seed(0)
+    net = Attention()
+    graph = prunus.trace(net, torch.zeros(1, 4, 8))
+    batches = [(torch.randn(2, 4, 8), torch.randint(3, (2,)))]
+    assert gradient_scores.grasp(net, graph, F.cross_entropy, batches)["k.weight"].any()
+
+
+def test_operators_without_second_derivatives_are_named():
+    net = nn.Sequential(nn.Linear(4, 6), nn.Hardsigmoid(), nn.Linear(6, 3))
+    graph = prunus.trace(net, torch.zeros(1, 4))
+    batches = [(torch.randn(2, 4), torch.randint(3, (2,)))]
+    with pytest.raises(UserError, match=r"grasp needs second derivatives.*hardsigmoid"):
+        gradient_scores.grasp(net, graph, F.cross_entropy, batches)
+
+
 def test_bad_input_is_named(small):
     net, graph, batches = small
     with pytest.raises(UserError, match="no batch"):

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 
 from prunus.errors import UserError
@@ -44,14 +45,20 @@ def grasp(model: nn.Module, graph: Graph, loss: Loss, batches: Batches) -> Weigh
     """w * (H g), from its least up: what would cost the gradient most of its size, to remove, stays.
 
     H: Hessian and g: gradient of the mean loss over batches of softened answers. loss(output, targets) -> scalar.
-    Raises UserError if there is no batch, or the loss is not a number.
+    Raises UserError if there is no batch, the loss is not a number, or an operator has no second derivative.
     """
-    with _differentiable(model, graph) as (bare, weights):
+    # fused kernels of attention have no second derivative
+    with _differentiable(model, graph) as (bare, weights), sdpa_kernel(SDPBackend.MATH):
         gradients = _gradients(bare, weights, loss, batches, TEMPERATURE, create_graph=True)
         size = sum((g.detach() * g).sum() for g in gradients)
-        products = torch.autograd.grad(
-            size, list(weights.values()), allow_unused=True, materialize_grads=True
-        )
+        try:
+            products = torch.autograd.grad(
+                size, list(weights.values()), allow_unused=True, materialize_grads=True
+            )
+        except RuntimeError as error:
+            if "is not implemented" not in str(error):
+                raise
+            raise UserError(f"grasp needs second derivatives, and torch has none here: {error}") from None
         scores = {n: (w * h).detach().float() for (n, w), h in zip(weights.items(), products, strict=True)}
     least = min(float(score.min()) for score in scores.values())
     return {name: score - least for name, score in scores.items()}
