@@ -99,9 +99,8 @@ def test_grasp_goes_through_attention():
             self.q, self.k, self.v, self.out = (nn.Linear(8, n) for n in (8, 8, 8, 3))
 
         def forward(self, x):
-            q, k, v = (f(x).view(-1, 4, 2, 4).transpose(1, 2) for f in (self.q, self.k, self.v))
-            y = F.scaled_dot_product_attention(q, k, v)
-            return self.out(y.transpose(1, 2).reshape(-1, 4, 8).mean(1))
+            q, k, v = (f(x).unsqueeze(1) for f in (self.q, self.k, self.v))
+            return self.out(F.scaled_dot_product_attention(q, k, v).squeeze(1).mean(1))
 
     torch.manual_seed(0)
     net = Attention()
