@@ -395,7 +395,7 @@ def test_embeddings_feed_and_tied_weights_add_up():
     scores = weight_scores.lookahead(net, graph)
     e, w = net.table.weight.detach().square(), net.w.weight.detach().square()
     assert_proportional(scores["w.weight"], w * e.mean(0)[None] * e.sum(0)[:, None])
-    as_head, as_table = e * w.sum(1)[None], e * w.sum(0)[None]
+    as_head, as_table = e * w.sum(1)[None], e * w.sum(0)[None] / 7  # one of 7 rows is picked
     assert torch.allclose(scores["table.weight"], as_head + as_table, rtol=1e-9)
 
 

@@ -139,7 +139,7 @@ def attention(flow: Any, op: Op, q: Wave, k: Wave, v: Wave) -> Wave:
 def embedding(flow: Any, place: int, op: Op, table: Tensor) -> Wave:
     """Rows are picked by data: every one is as likely."""
     shape = shapes_of(op)[0]
-    site, table = flow.site(place, table, wide(table.new_ones(())))
+    site, table = flow.site(place, table, wide(table.new_ones(())) / len(table))
     produced = sums(table, flow.squared(table, site))[1] / len(table) * flow.white
     wave = flow.leaf(produced, shape, site, lambda behind: behind.unsqueeze(0))
     return Wave(wave.view(*(1,) * (len(shape) - 1), -1), shape)
