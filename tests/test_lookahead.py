@@ -588,6 +588,15 @@ def test_dead_scales_do_not_end_in_nan_and_broken_weights_are_named():
         weight_scores.lookahead(net, graph)
 
 
+@pytest.mark.parametrize("option", ["sides", "norms", "conv", "depthwise"])
+def test_unknown_options_are_refused(deep, option):
+    net, graph = deep
+    with pytest.raises(UserError, match=f"unknown {option} 'odd'"):
+        weight_scores.lookahead(net, graph, **{option: "odd"})
+    with pytest.raises(UserError, match="unknown order 'odd'"):
+        weight_scores.sequential(net, graph, keep_half, "odd")
+
+
 def test_an_operator_nothing_is_known_of_is_named():
     class Odd(nn.Module):
         def __init__(self):

@@ -13,7 +13,7 @@ The references that need gradients are in gradients.py.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -72,9 +72,7 @@ def lookahead(
     through. activity: what `active` found, for the paper's LAP-act.
     Raises UserError for weights that are not finite. Source: Park et al., equation 4; the rest as the specification.
     """
-    for what, given, known in (("sides", sides, Sides), ("conv", conv, Conv), ("norms", norms, Norms)):
-        if given not in get_args(known):
-            raise unknown(what, given, get_args(known))
+    _check(sides=(sides, Sides), conv=(conv, Conv), norms=(norms, Norms), depthwise=(depthwise, Depthwise))
     tensors = checked_tensors(model, graph)
     flows = {}
     for lag in products.lags(graph) if conv == "exact" else [(0, 0)]:
@@ -115,8 +113,7 @@ def sequential(
     that are transparent. choose(name, scores) -> bool mask of the weight. Source: Park et al., section 3 (LAP-forward,
     LAP-backward).
     """
-    if order not in get_args(Order):
-        raise unknown("order", order, get_args(Order))
+    _check(order=(order, Order), norms=(norms, Norms), depthwise=(depthwise, Depthwise))
     tensors = checked_tensors(model, graph)
     dense = Flow(graph, norms, depthwise, activity=activity or {})
     dense.run(tensors)
@@ -164,6 +161,13 @@ def wanda(model: nn.Module, graph: Graph, batches: Batches) -> WeightScores:
 def active(model: nn.Module, graph: Graph, batches: Batches) -> Places:
     """How often each activation function lets a unit through, over batches: what `lookahead` takes for LAP-act."""
     return observed.activity_of(model, graph, batches)
+
+
+def _check(**options: tuple[str, Any]) -> None:
+    """Raise UserError for an option that is none of its type's values. name=(given, type)."""
+    for name, (given, kind) in options.items():
+        if given not in get_args(kind):
+            raise unknown(name, given, get_args(kind))
 
 
 # ------------------------------------------------------------------------------------------ forming
