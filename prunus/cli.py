@@ -331,6 +331,10 @@ def asked_limit(budget: str | None, sparsity: float | None) -> Budget | Sparsity
 def show(values: dict, folder: Path) -> None:
     """The table of a run, and where to find what it made."""
     OUT.print(report.summary(values))
+    if dense := values.get("left_dense"):
+        more = f" and {len(dense) - 3} more" if len(dense) > 3 else ""
+        hint = f"Left dense, for the pattern does not fit: {', '.join(list(dense)[:3])}{more}."
+        OUT.print(hint, markup=False, soft_wrap=True)
     if "sparsity" in values["after"]:
         hint = f"Zeros make a file smaller, seldom a model faster: `prunus bench {folder}` measures it."
         OUT.print(hint, markup=False, soft_wrap=True)

@@ -130,6 +130,14 @@ def test_dry_run_shows_the_survivors_of_each_layer(capsys, tmp_path):
     assert "10.00%" in total and not (tmp_path / "run").exists()
 
 
+def test_layers_left_dense_are_named_with_the_result(capsys, digits_run):
+    values = read_json(digits_run / "result.json")
+    cli.show(values, digits_run)
+    assert "Left dense" not in capsys.readouterr().out
+    cli.show(values | {"left_dense": dict.fromkeys(["a", "b", "c", "d"], "too narrow")}, digits_run)
+    assert "Left dense, for the pattern does not fit: a, b, c and 1 more." in capsys.readouterr().out
+
+
 def test_report_and_compare_read_finished_runs(capsys, digits_run, tmp_path):
     copy = shutil.copytree(digits_run, tmp_path / "copy")
     (copy / "report.html").unlink()
