@@ -578,6 +578,13 @@ def test_activity_counts_how_often_units_are_on():
     assert torch.allclose(scores["2.weight"], expected, rtol=1e-4)
 
 
+def test_activity_without_a_known_activation_function_is_said():
+    net = Chain()
+    graph = prunus.trace(net, net.example())
+    with pytest.warns(UserWarning, match="no activation function of this model is known"):
+        assert weight_scores.active(net, graph, []) == {}
+
+
 def test_dead_scales_do_not_end_in_nan_and_broken_weights_are_named():
     net = nets_resnet().float()
     net.layer1[0].bn2.weight.data.zero_()

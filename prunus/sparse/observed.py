@@ -1,5 +1,6 @@
 """Lookahead's measured parts: what enters the products of a network, and how often its activations are on."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -83,19 +84,19 @@ def activity_of(model: nn.Module, graph: Graph, batches: Iterable) -> dict[int, 
         for place, op in enumerate(graph.ops)
         if op.name.removesuffix("_") in GATES and any(op.results)
     ]
+    if not gates:
+        warnings.warn("no activation function of this model is known: activity weighs nothing.", stacklevel=4)
+        return {}
     over = iter(())
 
     def see(name: str, args: tuple, out: Any) -> Tensor | None:
         if name not in GATES or not out.is_floating_point():
             return None
         dims = next(over, None)
-        return (
-            None
-            if dims is None
-            else (out > 0).float().mean(dims, keepdim=True)
-            if dims
-            else (out > 0).float()
-        )
+        if dims is None:
+            return None
+        on = (out > 0).float()
+        return on.mean(dims, keepdim=True) if dims else on
 
     def each() -> Iterator:
         nonlocal over
