@@ -19,8 +19,8 @@ import torch
 from weight_scores import measure, networks
 
 import prunus
-from prunus import weight_scores as scoring
 from prunus.files import write_json
+from prunus.sparse import scores as scoring
 from prunus.sparse.patterns import contracted, unfit
 from prunus.sparse.permutation import permuted
 from prunus.sparse.selection import choose
