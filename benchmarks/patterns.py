@@ -1,6 +1,6 @@
 """How long the choice of weights takes, over reading every weight once and writing its score.
 
-    python benchmarks/patterns.py [--rounds 5] [--threads 2]
+    python benchmarks/patterns.py [--rounds 7] [--threads 2]
 
 The networks of benchmarks/weight_scores.py: ResNet-50 and a transformer-shaped stack of 300 M parameters, float32 and
 bfloat16. The floor is a fresh float32 copy of every weight that is scored; the scores (magnitude, float32) are made
@@ -9,17 +9,12 @@ time over that round's floor. Then, on ResNet-50: what the permutation search ta
 Goes to benchmarks/results/patterns.json.
 """
 
-import argparse
-import os
-import platform
 import time
-from pathlib import Path
 
 import torch
-from weight_scores import measure, networks
+from weight_scores import asked, board, networks, write
 
 import prunus
-from prunus.files import write_json
 from prunus.sparse import scores as scoring
 from prunus.sparse.patterns import contracted, unfit
 from prunus.sparse.permutation import permuted
@@ -63,43 +58,8 @@ def search(model, graph) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    torch.manual_seed(0)
-    rows, load, permutation = [], os.getloadavg()[0], {}
-    for name, model, example in networks():
-        graph = prunus.trace(model, example)
-        for dtype in (torch.float32, torch.bfloat16):
-            found = measure(choices(model.to(dtype), graph), asked.rounds)
-            weights = sum(graph.shapes[weight].numel() for weight in scoring.maskable(graph))
-            rows.append({"network": name, "dtype": str(dtype)[6:], "weights": weights, "times": found})
-            print(f"{name}, {dtype}, {weights:,} weights")
-            for choice, row in found.items():
-                print(
-                    f"  {choice:<18}{row['seconds']:>9.4f} s{row['over_floor']:>8.2f} x the floor", flush=True
-                )
-        if name == "resnet50":
-            permutation = search(model.float(), graph)
-            print("  permutation", permutation)
-    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "load_before": load}
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "prunus": prunus.__version__}
-    path = Path(__file__).parent / "results" / "patterns.json"
-    write_json(
-        path,
-        {
-            "setup": vars(asked),
-            "machine": machine,
-            "versions": versions,
-            "rows": rows,
-            "permutation_resnet50": permutation,
-        },
-    )
-    print(f"written to {path}")
-
-
 if __name__ == "__main__":
-    main()
+    record = board(asked(__doc__), choices)
+    found = next(search(model, prunus.trace(model, x)) for name, model, x in networks() if name == "resnet50")
+    print("  permutation", found)
+    write("patterns", record | {"permutation_resnet50": found})

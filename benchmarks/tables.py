@@ -239,8 +239,7 @@ tables. What we read in them:
 - LAMP's shares change nothing on the fully connected network, whose layers are alike. On Conv-6 they are worth more
   than any score: about 20 points at 3.62 % survivors, where one epoch of retraining leaves all arms far from the
   dense network; lookahead is 3 points ahead of magnitude under both ways to share. One seed.
-- So the defaults of `--method lookahead` are lookahead and LAMP. Networks with batch norm were not tried here; the
-  specification's own small runs found no gain of lookahead there.
+- So the defaults of `--method lookahead` are lookahead and LAMP. Networks with batch norm were not tried.
 """
 
 

@@ -101,31 +101,41 @@ def measure(timed: dict, rounds: int) -> dict[str, dict[str, float]]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def asked(doc: str) -> argparse.Namespace:
+    """The command line, of this board and of patterns.py."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
+    return parser.parse_args()
+
+
+def board(setup: argparse.Namespace, timed_of) -> dict:
+    """What `timed_of(model, graph)` gives, measured on both networks in both precisions; shown as it comes."""
+    torch.set_num_threads(setup.threads)
+    torch.manual_seed(0)
     rows, load = [], os.getloadavg()[0]
     for name, model, example in networks():
         graph = prunus.trace(model, example)
         for dtype in (torch.float32, torch.bfloat16):
-            found = measure(variants(model.to(dtype), graph), asked.rounds)
+            found = measure(timed_of(model.to(dtype), graph), setup.rounds)
             weights = sum(graph.shapes[weight].numel() for weight in weight_scores.maskable(graph))
             rows.append({"network": name, "dtype": str(dtype)[6:], "weights": weights, "times": found})
             print(f"{name}, {dtype}, {weights:,} weights")
-            for variant, row in found.items():
+            for what, row in found.items():
                 print(
-                    f"  {variant:<16}{row['seconds']:>9.4f} s{row['over_floor']:>8.2f} x the floor",
-                    flush=True,
+                    f"  {what:<18}{row['seconds']:>9.4f} s{row['over_floor']:>8.2f} x the floor", flush=True
                 )
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "load_before": load}
     versions = {"python": platform.python_version(), "torch": torch.__version__, "prunus": prunus.__version__}
-    path = Path(__file__).parent / "results" / "weight_scores.json"
-    write_json(path, {"setup": vars(asked), "machine": machine, "versions": versions, "rows": rows})
+    return {"setup": vars(setup), "machine": machine, "versions": versions, "rows": rows}
+
+
+def write(name: str, record: dict) -> None:
+    """Keep a board's figures."""
+    path = Path(__file__).parent / "results" / f"{name}.json"
+    write_json(path, record)
     print(f"written to {path}")
 
 
 if __name__ == "__main__":
-    main()
+    write("weight_scores", board(asked(__doc__), variants))

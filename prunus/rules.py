@@ -139,6 +139,11 @@ def rule(names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+def names_of(function: Rule) -> set[str]:
+    """The operators that a rule is registered for."""
+    return {name for name, rule in RULES.items() if rule is function}
+
+
 @cache
 def find(func: torch._ops.OpOverload) -> tuple[str, Rule]:
     """An operator's name and its rule, in-place forms included; `unknown` where there is none."""

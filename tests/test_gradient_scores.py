@@ -132,3 +132,14 @@ def test_synflow_leaves_the_model_alone():
     scores = gradient_scores.synflow(net, prunus.trace(net, torch.zeros(1, 1, 8, 8)), kept=0.1, rounds=5)
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
     assert all(score.isfinite().all() for score in scores.values())
+
+
+def test_synflow_removes_nothing_of_layers_that_stay():
+    torch.manual_seed(0)
+    net = zoo.build("digits_resnet")
+    graph = prunus.trace(net, torch.zeros(1, 1, 8, 8))
+    names = [name for name in weight_scores.maskable(graph) if not name.startswith("layer3")]
+    scores = gradient_scores.synflow(net, graph, kept=0.1, rounds=5, names=names)
+    total = sum(score.numel() for score in scores.values())
+    assert list(scores) == names
+    assert sum(int((score > 0).sum()) for score in scores.values()) == round(0.1 * total)

@@ -1,12 +1,8 @@
 """Masks hold weights at zero through whatever training does, and come off without a trace but the zeros."""
 
 import copy
-import os
 import random
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,18 +16,16 @@ from random_nets import programs
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
+from two_processes import assert_trains_as_one
 
 import prunus
-from prunus import checkpoint, surgery, train, weights, zoo
+from prunus import surgery, train, weights, zoo
 from prunus.data import load_data
 from prunus.errors import FileError, TraceError, UserError
-from prunus.files import read_tensors
 from prunus.sparse import masks
 from prunus.sparse.scores import maskable
 from prunus.tasks.classification import Classification
 from prunus.train import Recipe, fit
-
-PATHS = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 
 def drawn(graph, density=0.5, seed=0):
@@ -436,24 +430,8 @@ def test_the_final_weights_are_those_evaluated_last(tiny):
     assert_masked(model, kept)
 
 
-SCRIPT = """
-import sys
-import torch
-sys.path[:0] = {paths!r}
-import test_masks
-test_masks.train_held({folder!r})
-torch.distributed.destroy_process_group()
-"""
-
-
-def picture_items():
-    torch.manual_seed(0)
-    items = [(torch.randn(1, 8, 8), i % 10) for i in range(210)]  # 200 to train on: batches of an even size
-    return items, items[:50]
-
-
 def train_held(folder):
-    data = load_data(f"{__name__}:picture_items")
+    data = load_data("two_processes:picture_items")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
     graph = prunus.trace(model, data.example)
@@ -469,18 +447,7 @@ def train_held(folder):
 
 
 def test_two_processes_train_a_held_model_as_one_does(tmp_path):
-    train_held(tmp_path / "one")
-    (tmp_path / "script.py").write_text(SCRIPT.format(paths=PATHS, folder=str(tmp_path / "two")))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*launch, str(tmp_path / "script.py")], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    one, two = (read_tensors(tmp_path / name / checkpoint.NAME) for name in ("one", "two"))
-    assert one.keys() == two.keys()
-    for name, tensor in one.items():
-        assert torch.allclose(tensor.float(), two[name].float(), atol=1e-5), name
+    assert_trains_as_one(train_held, tmp_path)
 
 
 # ------------------------------------------------------------------------------------- dead units

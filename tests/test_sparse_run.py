@@ -1,16 +1,14 @@
 """A run of single weights: zeros that are there, hold through every schedule, and survive a kill to the same bits."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 from test_run import figures, kill_when_there, program
+from two_processes import launched
 
 from prunus import store, zoo
 from prunus.data import load_data
@@ -117,31 +115,9 @@ def test_a_finished_run_resumes_to_itself(sparse_run):
 
 @pytest.mark.slow
 def test_two_processes_agree_about_the_masks(tmp_path):
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "prunus",
-    ]
-    options = [
-        "--set",
-        "schedule=gradual",
-        "--set",
-        "epochs=2",
-        "--set",
-        "every=10",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    root = Path(__file__).parent.parent
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        [*launch, *ARGUMENTS, *options], env=environment, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
+    options = ["schedule=gradual", "epochs=2", "every=10"]
+    words = [word for option in options for word in ("--set", option)]
+    launched(["-m", "prunus", *ARGUMENTS, *words, "--out", str(tmp_path / "run")], timeout=200)
     masks, small = store.load_masks(tmp_path / "run"), store.load(tmp_path / "run", network())
     assert read_json(tmp_path / "run" / "result.json")["machine"]["processes"] == 2
     assert not any(small.get_parameter(name)[~mask].any() for name, mask in masks.items())

@@ -1,20 +1,19 @@
 """Training learns, resumes bit-equal after any kill, keeps the last good state, and gives back what it borrowed."""
 
 import io
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from torch import nn
+from two_processes import PATHS, assert_trains_as_one
 
 from prunus import checkpoint, progress, train, zoo
 from prunus.data import load_data
@@ -31,7 +30,6 @@ RECIPES = {
     "adamw": replace(PLAIN, optimizer="adamw", lr=1e-3),
     "distilled": replace(PLAIN, distill_weight=0.5, ema_decay=0.9),
 }
-PATHS = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # for scripts in processes of their own
 
 
 class Noisy(nn.Module):
@@ -175,25 +173,9 @@ def test_a_kill_while_the_epoch_is_measured_resumes_bit_equal(tiny, tmp_path, mo
     assert_same_weights(straight, resumed)
 
 
-PARALLEL = """
-import sys
-import torch
-sys.path[:0] = {paths!r}
-import test_train
-test_train.train_prepared({folder!r})
-torch.distributed.destroy_process_group()
-"""
-
-
-def prepared_items():
-    torch.manual_seed(0)
-    items = [(torch.randn(1, 8, 8), i % 10) for i in range(210)]  # 200 to train on: batches of an even size
-    return items, items[:50]
-
-
 def train_prepared(folder):
     """Train without anything random, so that the number of processes must not matter."""
-    data = load_data(f"{__name__}:prepared_items")
+    data = load_data("two_processes:picture_items")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
     recipe = Recipe(epochs=2, batch_size=20, lr=0.1, precision="no")
@@ -201,18 +183,7 @@ def train_prepared(folder):
 
 
 def test_two_processes_under_torchrun_train_as_one_does(tmp_path):
-    train_prepared(tmp_path / "one")
-    (tmp_path / "script.py").write_text(PARALLEL.format(paths=PATHS, folder=str(tmp_path / "two")))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*launch, str(tmp_path / "script.py")], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    one, two = (read_tensors(tmp_path / name / checkpoint.NAME) for name in ("one", "two"))
-    assert one.keys() == two.keys()
-    for name, tensor in one.items():
-        assert torch.allclose(tensor, two[name], atol=1e-5), name
+    assert_trains_as_one(train_prepared, tmp_path)
 
 
 def test_without_checkpoint_nothing_is_written(tiny, tmp_path, monkeypatch):

@@ -37,18 +37,11 @@ from prunus.sparse import scores as weight_scores
 from prunus.sparse.selection import Allocation, Sparsity, choose, eligible, top
 from prunus.train import Recipe, fit, share_buffers
 
+# fmt: off
 Score = Literal[
-    "lookahead",
-    "before",
-    "behind",
-    "activity",
-    "magnitude",
-    "wanda",
-    "snip",
-    "grasp",
-    "synflow",
-    "random",
+    "lookahead", "before", "behind", "activity", "magnitude", "wanda", "snip", "grasp", "synflow", "random"
 ]
+# fmt: on
 USUAL = 0.8
 SIDES = {"lookahead": "both", "before": "before", "behind": "behind", "activity": "both"}
 
@@ -64,7 +57,7 @@ class Config:
     norms       fold: batch norms scale what passes; trailing: also the one behind the next layer; off
     conv        norm: kernels count by their sums of squares, as in the paper; exact: with their overlap
     depthwise   layer: they are pruned and looked at like others; transparent: neighbours look through them
-    pattern     N:M such as 2:4, which sets the sparsity, or blocks such as 1x4
+    pattern     N:M such as 2:4, which sets the sparsity, of all layers alike, or blocks such as 1x4
     permute     with N:M: first bring units into the order that loses least; the network stays the same
     schedule    one_shot: prune once, recovery retrains. iterative: the same share of what is left in each of
                 `rounds`, with `epochs` of training between them. gradual: every `every` steps of a training
@@ -195,7 +188,8 @@ class Judge:
         if score == "random":
             return weight_scores.random(graph, self.run.seed)
         if score == "synflow":
-            return gradient_scores.synflow(model, graph, 1 - wanted.value)
+            names = eligible(graph, self.config.freeze)
+            return gradient_scores.synflow(model, graph, 1 - wanted.value, names=names)
         if score == "wanda":
             return weight_scores.wanda(model, graph, self.examples(model))
         by_gradient = {"snip": gradient_scores.snip, "grasp": gradient_scores.grasp}[score]
@@ -288,9 +282,7 @@ def gradual(judge: Judge, sparsity: Sparsity) -> Pruned:
         done = step + 1
         if done % judge.config.every and done < steps:
             return
-        share_buffers(
-            model, judge.run.processes
-        )  # or processes would not agree about the statistics of norms
+        share_buffers(model, judge.run.processes)  # or processes would not agree about the norms' statistics
         wanted = sparsity if done == steps else Sparsity(sparsity.value * (1 - (1 - done / steps) ** 3))
         masks.hold(model, judge.graph, judge.masks(model, wanted))
         judge.run.log("pruned", step=done, kept=masks.density(masks.held(model)))

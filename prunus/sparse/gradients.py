@@ -9,7 +9,7 @@ They were made to prune at initialisation, with one threshold for all layers (al
 The network is in evaluation mode (the papers train norms meanwhile), the model stays as it is.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,11 +64,14 @@ def grasp(model: nn.Module, graph: Graph, loss: Loss, batches: Batches) -> Weigh
     return {name: score - least for name, score in scores.items()}
 
 
-def synflow(model: nn.Module, graph: Graph, kept: float, rounds: int = 100) -> WeightScores:
+def synflow(
+    model: nn.Module, graph: Graph, kept: float, *, names: Sequence[str] | None = None, rounds: int = 100
+) -> WeightScores:
     """w * dR/dw with R the sum of outputs for ones through the absolute weights; needs no data.
 
     Found in `rounds` steps down to the share `kept` of the weights, as the paper asks: what a step removes scores 0
-    from then on. Raises UserError if the flow is not finite in double precision.
+    from then on. names: the parameters that are up for pruning and scored, all `maskable` ones if not
+    given. Raises UserError if the flow is not finite in double precision.
     """
     example = tree_map_only(
         Tensor,
@@ -77,6 +80,7 @@ def synflow(model: nn.Module, graph: Graph, kept: float, rounds: int = 100) -> W
     )
     scores: WeightScores = {}
     with _differentiable(model, graph, torch.float64) as (bare, weights):
+        weights = {name: weights[name] for name in (weights if names is None else names)}
         device = next(iter(weights.values())).device
         example = tree_map_only(Tensor, lambda t: t.to(device), example)
         with torch.no_grad():

@@ -25,7 +25,7 @@ from torch import Tensor
 from prunus.graph import Graph
 from prunus.rules import Op, Tag, Untracked, tensors_in
 from prunus.sparse import products, squares
-from prunus.sparse.products import ATTENTION, CONVOLUTIONS, MATRICES, Lag
+from prunus.sparse.products import ATTENTION, CONVOLUTIONS, MATRICES, PRODUCTS, Lag
 from prunus.sparse.squares import Wave, shapes_of
 
 Norms = Literal["fold", "trailing", "off"]
@@ -33,21 +33,11 @@ Depthwise = Literal["layer", "transparent"]
 Places = Mapping[int, Tensor]  # something for operators, by their place in graph.ops
 Shaped = Callable[[Tensor], Tensor]  # numbers of a weight's outputs -> the same, to be broadcast to it
 
-KEEPS_WEIGHTS = {  # operators through which a weight is still itself
-    *(
-        "t",
-        "transpose",
-        "permute",
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "slice",
-        "split",
-        "split_with_sizes",
-        "select",
-    ),
-    *("unbind", "unsqueeze", "squeeze", "expand", "_to_copy", "clone", "contiguous", "detach", "alias"),
-}
+# Operators through which a weight is still itself.
+KEEPS_WEIGHTS = set(
+    "t transpose permute view _unsafe_view reshape slice split split_with_sizes select unbind unsqueeze squeeze "
+    "expand _to_copy clone contiguous detach alias".split()
+)
 
 
 @dataclass(eq=False)
@@ -92,7 +82,7 @@ class Flow:
 
     lag: what is followed is how an element goes with the one this far from it in space; at lag 0 that is its square.
     activity: what waves are multiplied with behind an operator. fed: by place of a product, what to take for `before`.
-    opaque: operators that nothing is known of. squares: of the weights, to make scores of.
+    opaque: operators that nothing is known of. squares: of the weights met, but for what `decide` changed.
     """
 
     graph: Graph
@@ -105,9 +95,7 @@ class Flow:
     opaque: list[str] = field(default_factory=list)
     leaves: list[_Leaf] = field(default_factory=list)
     sinks: list[_Sink] = field(default_factory=list)
-    squares: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # of the parameters met, but for what `decide` changed
+    squares: dict[str, Tensor] = field(default_factory=dict)
     scratch: Tensor | None = None  # memory that squares are written to which are not kept
 
     def run(self, tensors: Mapping[str, Tensor], decide: Callable[[Site], Tensor] | None = None) -> None:
@@ -208,7 +196,7 @@ class Flow:
         if not any(op.results):  # the trace does not follow it
             unknown = any(isinstance(arg, Wave) for arg in given) and op.name not in squares.WITHOUT_WAVES
             out = self._end(op, args, kwargs) if unknown else []
-        elif op.name in CONVOLUTIONS | MATRICES | ATTENTION or op.name == "embedding":
+        elif op.name in PRODUCTS:
             out = self._product(place, op, args, kwargs)
         elif any(isinstance(arg, Wave) for arg in given):
             out = self._carry(place, op, args, kwargs)
@@ -252,13 +240,10 @@ class Flow:
         return Wave(torch.full((1,) * len(shape), self.white), shape)
 
     def _product(self, place: int, op: Op, args: list, kwargs: dict) -> Any:
-        operands = (
-            args[:1] if op.name == "embedding" else args[1:3] if op.name in ("addmm", "baddbmm") else args[:2]
-        )
-        operands = args[:3] if op.name in ATTENTION else operands
-        waves = [isinstance(operand, Wave) for operand in operands]
         if op.name == "embedding" and isinstance(args[0], Tensor):
             return products.embedding(self, place, op, args[0])
+        operands = products.operands(op.name, args)
+        waves = [isinstance(operand, Wave) for operand in operands]
         if all(waves) and op.name in ATTENTION:
             return products.attention(self, op, *operands)
         if all(waves) and op.name in MATRICES:

@@ -12,7 +12,7 @@ from prunus.graph import Graph
 from prunus.rules import find
 from prunus.skeleton import call, named_tensors, quiet_forward, skeleton
 from prunus.sparse.neighbours import Flow, memory
-from prunus.sparse.products import CONVOLUTIONS, MATRICES
+from prunus.sparse.products import CONVOLUTIONS, MATRICES, operands
 
 GATES = {"relu", "hardtanh", "clamp", "clamp_min", "gelu", "silu", "hardswish", "leaky_relu", "elu", "mish"}
 
@@ -64,7 +64,7 @@ def inputs_of(model: nn.Module, graph: Graph, batches: Iterable) -> dict[int, Te
     def see(name: str, args: tuple, out: Any) -> Tensor | None:
         if name not in CONVOLUTIONS | MATRICES:
             return None
-        a, b = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
+        a, b = operands(name, args)
         first = memory(a) in parameters
         if first == (memory(b) in parameters):
             return None

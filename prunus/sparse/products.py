@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus import axes
+from prunus import axes, rules
 from prunus.graph import Graph
 from prunus.rules import Op
 from prunus.sparse.squares import Wave, shapes_of, wide
@@ -22,20 +22,19 @@ from prunus.sparse.squares import Wave, shapes_of, wide
 Lag = tuple[int, ...]  # a distance between two elements in space
 ROWS = 1 << 18  # elements worked on at once: what stays in a core's cache
 
-CONVOLUTIONS = {
-    "convolution",
-    "_convolution",
-    "cudnn_convolution",
-    "mkldnn_convolution",
-    "convolution_overrideable",
-}
+CONVOLUTIONS = rules.names_of(rules.convolution)
 MATRICES = {"mm", "addmm", "linear", "bmm", "baddbmm", "mv"}
-ATTENTION = {
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention",
-}
+ATTENTION = rules.names_of(rules.attention)
+PRODUCTS = {*CONVOLUTIONS, *MATRICES, *ATTENTION, "embedding"}
+
+
+def operands(name: str, args: Sequence) -> Sequence:
+    """What a product multiplies, among its arguments."""
+    if name in ATTENTION:
+        return args[:3]
+    if name == "embedding":
+        return args[:1]
+    return args[1:3] if name in ("addmm", "baddbmm") else args[:2]
 
 
 def convolution(

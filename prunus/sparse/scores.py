@@ -12,6 +12,7 @@ have none (unless an embedding is tied to a weight); what has one is listed by `
 The references that need gradients are in gradients.py.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -29,7 +30,6 @@ WeightScores = dict[str, Tensor]
 Sides = Literal["both", "before", "behind"]
 Conv = Literal["norm", "exact"]
 Order = Literal["forward", "backward"]
-TINY = torch.finfo(torch.float32).tiny
 FAINT = 1e-9  # of the largest score: below all that is not zero but for rounding
 
 
@@ -177,20 +177,8 @@ Term = tuple[Tensor | None, Tensor | None, float]  # before, behind (both broadc
 def _scored(flow: Flow, name: str, terms: Mapping[int, list[Term]]) -> Tensor:
     """w^2 times the sum of terms, of one parameter: made in place of its squares. terms: by id of its sites."""
     sites, score = [site for site in flow.sites if site.name == name], flow.squares[name]
-    vectors = [each for site in sites for term in terms[id(site)] for each in term[:2] if each is not None]
-    limits = (
-        torch.stack([limit.double() for each in vectors for limit in torch.aminmax(each)])
-        if vectors
-        else None
-    )
-    if not torch.stack([site.norms.sum() for site in sites]).isfinite().all() or (
-        limits is not None and not limits.isfinite().all()
-    ):
-        bad = dict.fromkeys(site.name for site in flow.sites if not site.norms.sum().isfinite())
-        cause = f", for {', '.join(list(bad)[:3])} is" if bad and name not in bad else ""
-        raise UserError(f"scores of {name} are NaN or infinite{cause}; are the model's weights whole?")
     # squares, to tell apart what a zero before or behind would make equal
-    faint = score.clone() if limits is not None and (limits[::2] == 0).any() else None
+    faint = score.clone() if _least(flow, name, sites, terms) == 0 else None
     if len(sites) == 1 and sites[0].weight.numel() == score.numel() and len(terms[id(sites[0])]) == 1:
         factors = [factor for factor in terms[id(sites[0])][0][:2] if factor is not None]
         _multiply(neighbours.view_like(sites[0], score), factors)
@@ -205,6 +193,18 @@ def _scored(flow: Flow, name: str, terms: Mapping[int, list[Term]]) -> Tensor:
         most = score.max()
         score += faint * (most / faint.max() * FAINT if most > 0 else 1.0)
     return score.view(flow.graph.shapes[name])
+
+
+def _least(flow: Flow, name: str, sites: list[Site], terms: Mapping[int, list[Term]]) -> float:
+    """The least number that scores are made with beside the squares. Raises UserError if one is not finite."""
+    vectors = [each for site in sites for term in terms[id(site)] for each in term[:2] if each is not None]
+    numbers = [limit.double() for each in vectors for limit in torch.aminmax(each)]
+    limits = torch.stack([*numbers, *(site.norms.sum().double() for site in sites)])
+    if not limits.isfinite().all():
+        bad = dict.fromkeys(site.name for site in flow.sites if not site.norms.sum().isfinite())
+        cause = f", for {', '.join(list(bad)[:3])} is" if bad and name not in bad else ""
+        raise UserError(f"scores of {name} are NaN or infinite{cause}; are the model's weights whole?")
+    return min(map(float, numbers), default=math.inf)
 
 
 def _multiply(score: Tensor, factors: list[Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 A `Wave` is the expected square of an activation, as if every weight's sign were random. It is stored small: a
 dimension along which it is the same everywhere (the batch, space) has size 1. Products with weights are not here
-(see neighbours.py); an operator that is not here either ends the waves that enter it.
+(see products.py); an operator that is not here either ends the waves that enter it.
 Source: specification of Lookahead on any traced model (ours), after Park et al., ICLR 2020, arXiv:2002.04809.
 
     identity                     activations, dropout, adding what is constant
@@ -162,10 +162,7 @@ def norm_scale(args: tuple) -> Tensor | None:
     return scale
 
 
-@handler(
-    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm "
-    "miopen_batch_norm _batch_norm_with_update _batch_norm_no_update batch_norm"
-)
+@handler(" ".join(rules.names_of(rules.batch_norm)))
 def batch_norm(op: Op, x: Wave, *args: Any) -> Wave:
     scale = norm_scale((x, *args))
     return x if scale is None else Wave(x.value * scale.view(1, -1, *(1,) * (len(x.shape) - 2)), x.shape)
@@ -230,8 +227,8 @@ for _count in (1, 2, 3):
 
 # ---------------------------------------------------------------------------- moving and joining
 @handler(
-    "permute transpose t unsqueeze squeeze expand repeat slice select split split_with_sizes unbind narrow "
-    "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle roll flip tril triu im2col movedim"
+    "permute transpose t unsqueeze squeeze expand repeat slice select split split_with_sizes unbind "
+    "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle roll flip tril triu im2col"
 )
 def moved(op: Op, x: Wave, *args: Any, **kwargs: Any) -> Any:
     """The operator itself, on the squares: constant dimensions stay so, for nothing is copied to move them."""
