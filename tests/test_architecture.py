@@ -14,7 +14,8 @@ LISTS = {"rules.py"}  # a long list of short things may be longer
 # A part may import the parts to its left in its own column, and what both columns stand on.
 GROUND = "errors files"
 STRUCTURE = (
-    "axes rules skeleton tracer follow graph cost budget limits scores selection weights surgery sparse store"
+    "axes rules skeleton tracer follow graph cost budget limits scores selection weights "
+    "parametrised surgery sparse store"
 )
 SPARSE = (  # within that part
     "ranking squares products neighbours observed scores gradients patterns selection reach masks permutation formats"

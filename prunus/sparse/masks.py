@@ -8,15 +8,14 @@ too. `finalise` makes it an ordinary model with zeros in it. Names are the graph
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from prunus import weights
+from prunus import parametrised, weights
 from prunus.errors import UserError
 from prunus.graph import Graph, Keep
 from prunus.sparse import reach
@@ -82,94 +81,34 @@ def hold(model: nn.Module, graph: Graph | None, masks: Masks) -> None:
     tensors = weights.effective(model) if graph is None else weights.checked_tensors(model, graph)
     buffers = dict(model.named_buffers())
     masks = _fitting({name: tensor.shape for name, tensor in tensors.items() if name not in buffers}, masks)
+    there = {weight.name: weight for weight in parametrised.found(model, Mask)}
     for name, mask in masks.items():
-        _hold_one(model, name, mask)
-
-
-def _hold_one(model: nn.Module, name: str, mask: Tensor) -> None:
-    path, _, attribute = name.rpartition(".")
-    module = model.get_submodule(path)
-    if not parametrize.is_parametrized(module, attribute):
-        _parametrise(model, module._parameters[attribute])
-    steps = module.parametrizations[attribute]
-    last = _mask_of(steps)
-    if last is None:
-        last = Mask(torch.ones_like(getattr(module, attribute), dtype=torch.bool, requires_grad=False))
-        steps.append(last)
-    plain = steps.is_tensor and len(steps) == 1  # what stands behind a norm has no zeros of its own
-    if plain:
-        steps.original.masked_fill_(~last.mask, 0)
-    last.mask.copy_(mask)
-    if plain:
-        steps.original.masked_fill_(~last.mask, 0)
-
-
-def _parametrise(model: nn.Module, weight: nn.Parameter) -> None:
-    """Put one mask of ones on a parameter, at every place where it is tied."""
-    ones = Mask(torch.ones_like(weight, dtype=torch.bool, requires_grad=False))
-    shared = None
-    for module in list(model.modules()):
-        for name in [name for name, parameter in module._parameters.items() if parameter is weight]:
-            order = list(module._parameters)
-            _own_class(module)
-            parametrize.register_parametrization(module, name, ones)
-            shared = shared or module.parametrizations[name]
-            module.parametrizations[name] = shared
-            # a place to come back to: the order of parameters is the order of an optimiser's state in a file
-            module._parameters = {n: module._parameters.get(n) for n in order}
-
-
-def _own_class(module: nn.Module) -> None:
-    """Give a parametrised module a class of its own: torch keeps the tensors' names there, and copies share it."""
-    if parametrize.is_parametrized(module):
-        kind = type(module)
-        module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
-
-
-def _mask_of(steps: nn.Module) -> Mask | None:
-    return next((step for step in steps if isinstance(step, Mask)), None)
-
-
-def _all_held(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
-    """(name, module, attribute, its parametrisations) of every held weight, under each of its names."""
-    for path, module in list(model.named_modules()):
-        if parametrize.is_parametrized(module):
-            for attribute, steps in list(module.parametrizations.items()):
-                if _mask_of(steps) is not None:
-                    yield f"{path}.{attribute}" if path else attribute, module, attribute, steps
+        ones = torch.ones_like(tensors[name], dtype=torch.bool, requires_grad=False)
+        weight = there.get(name) or parametrised.put(model, name, Mask(ones))
+        steps, last = weight.steps, weight.step(Mask)
+        plain = steps.is_tensor and len(steps) == 1  # what stands behind a norm has no zeros of its own
+        if plain:
+            steps.original.masked_fill_(~last.mask, 0)
+        last.mask.copy_(mask)
+        if plain:
+            steps.original.masked_fill_(~last.mask, 0)
 
 
 def held(model: nn.Module) -> dict[str, Tensor]:
     """The masks that hold `model` now (copies), by the graph's names; none if it is not held."""
     found: dict[nn.Module, tuple[str, Tensor]] = {}
-    for name, _, _, steps in _all_held(model):
-        found.setdefault(steps, (name, _mask_of(steps).mask.clone()))
+    for weight in parametrised.found(model, Mask):
+        found.setdefault(weight.steps, (weight.name, weight.step(Mask).mask.clone()))
     return dict(found.values())
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
 def finalise(model: nn.Module) -> None:
     """Make a held `model`, in place, an ordinary one: plain parameters with zeros in them, its classes and ties back.
 
     Parameters stay the same objects, but those behind another parametrisation (weight_norm), which goes too.
     Nothing happens to a model that is not held.
     """
-    for _, module, attribute, steps in list(_all_held(model)):
-        value = getattr(module, attribute)
-        if steps.is_tensor:
-            parameter = steps.original
-            parameter.copy_(value)
-        else:
-            parameter = nn.Parameter(value, any(p.requires_grad for p in steps.parameters()))
-        plain = parametrize.type_before_parametrizations(module)
-        _own_class(module)
-        delattr(type(module), attribute)
-        del module.parametrizations[attribute]
-        if not module.parametrizations:
-            del module.parametrizations
-            module.__class__ = plain
-        module.register_parameter(attribute, parameter)
+    parametrised.take_off(model, Mask)
 
 
 # -------------------------------------------------------------------------------------- counting
