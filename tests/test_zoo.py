@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import prunus
 from prunus import zoo
 from prunus.axes import leaves
 from prunus.errors import UserError
 from prunus.files import read_tensors
 from prunus.graph import trace
+from prunus.zoo.mobilenet import MobileNetV1, MobileNetV2
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
 
@@ -32,6 +34,30 @@ SIZES = {
     "vgg19_bn": (20_298_186, 398.40e6),
     "resnet18": (11_173_962, 555.42e6),
     "wrn_16_8": (10_961_370, 1548.1e6),
+    "resnet110_bottleneck": (1_147_738, 167.43e6),
+    "resnet164_bottleneck": (1_704_154, 247.65e6),
+    "mobilenet_v1": (3_217_226, 46.35e6),
+    "mobilenet_v1_64": (3_217_226, 46.35e6),
+    "mobilenet_v2_64": (2_236_682, 87.98e6),
+}
+# parameters and multiply-adds in millions as DHP's counter has them (arXiv:2003.13683): twice every element that a
+# batch norm gives is added to the multiply-adds
+DHP_SIZES = {
+    "resnet20_projection": (0.2725, 41.2),
+    "resnet56_projection": (0.8558, 126.8),
+    "resnet110_bottleneck": (1.148, 171.9),
+    "resnet164_bottleneck": (1.704, 254.2),
+}
+# parameters and multiply-adds in millions for 1000 classes, by width. V1: table 6 of its paper, also where MetaPruning
+# (arXiv:1903.10258) starts from. V2: its paper says 3.4 and 300, 2.6 and 209 (0.75); 1.4 is timm's mobilenetv2_140.
+IMAGENET_SIZES = {
+    (MobileNetV1, 1.0): (4.2, 569),
+    (MobileNetV1, 0.75): (2.6, 325),
+    (MobileNetV1, 0.5): (1.3, 149),
+    (MobileNetV1, 0.25): (0.5, 41),
+    (MobileNetV2, 1.0): (3.45, 300),
+    (MobileNetV2, 0.75): (2.6, 209),
+    (MobileNetV2, 1.4): (6.1, 582),
 }
 
 
@@ -44,6 +70,45 @@ def test_size_is_the_papers(name):
     assert output.shape == (2, 10)
     assert sum(p.numel() for p in model.parameters()) == params
     assert counter.get_total_flops() / 2 / 2 == pytest.approx(macs, rel=1e-3)
+
+
+BY = [
+    *(("mobilenet_v1", 16), ("mobilenet_v1_64", 32), ("mobilenet_v1_224", 32)),
+    *(("mobilenet_v2", 8), ("mobilenet_v2_64", 16), ("mobilenet_v2_224", 32)),
+]
+
+
+@pytest.mark.parametrize("name", DHP_SIZES)
+def test_sizes_are_those_dhp_starts_from(name):
+    model, example = zoo.build(name).eval(), torch.zeros(1, 3, 32, 32)
+    elements = []
+    for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        norm.register_forward_hook(lambda _module, _args, output: elements.append(output.numel()))
+    model(example)
+    graph = trace(model, example)
+    params, macs = DHP_SIZES[name]
+    assert prunus.params(graph) / 1e6 == pytest.approx(params, abs=5e-4)
+    assert (prunus.macs(graph) + 2 * sum(elements)) / 1e6 == pytest.approx(macs, abs=0.05)
+
+
+@pytest.mark.parametrize(("network", "width"), IMAGENET_SIZES)
+def test_mobilenets_for_large_pictures_have_the_published_sizes(network, width):
+    graph = trace(network(1000, side=224, width=width).eval(), torch.zeros(1, 3, 224, 224))
+    params, macs = IMAGENET_SIZES[network, width]
+    assert prunus.params(graph) / 1e6 == pytest.approx(params, abs=0.06)
+    assert prunus.macs(graph) / 1e6 == pytest.approx(macs, abs=1)
+
+
+@pytest.mark.parametrize(("name", "by"), BY)
+def test_large_pictures_are_halved_as_often_as_published(name, by):
+    """What reaches the global average has a side of 1/`by` of the picture's."""
+    seen = []
+    model = zoo.build(name).eval()
+    last = list(model.blocks)[-1]
+    last.register_forward_hook(lambda _module, _args, output: seen.append(output.shape[2:]))
+    planes, height, width = zoo.native_shape(name)
+    model(torch.zeros(1, planes, height, width))
+    assert seen == [(height // by, width // by)]
 
 
 @pytest.mark.parametrize("depth", [20, 56])
@@ -65,7 +130,8 @@ def test_zero_padded_shortcut_widens_and_halves():
 
 LEARNERS = (
     *("resnet20", "resnet18", "wrn_16_8", "vgg16_bn", "vgg19_bn", "densenet40", "mobilenet_v2"),
-    *("digits_resnet", "fcn", "conv6"),
+    *("digits_resnet", "fcn", "conv6", "resnet110_bottleneck"),
+    *("mobilenet_v1", "mobilenet_v1_64", "mobilenet_v2_64", "mobilenet_v2_224"),
 )
 
 
@@ -128,3 +194,26 @@ def test_every_weight_but_the_outputs_can_shrink(name):
         free = [any(True for _ in leaves(layout)) for layout in graph.layouts[weight][:2]]
         pictures = shape[1] in (3, 784)
         assert free == [shape[0] != 10, not pictures], weight
+
+
+@pytest.mark.parametrize(
+    ("name", "free"),
+    [
+        (
+            "resnet110_bottleneck",
+            3 + 2 * 36 + 1,
+        ),  # a stream for each stage, two widths in each block, the stem
+        ("resnet164_bottleneck", 3 + 2 * 54 + 1),
+        *((name, 14) for name in ("mobilenet_v1", "mobilenet_v1_64", "mobilenet_v1_224")),
+        *((name, 16 + 7 + 2) for name in ("mobilenet_v2_64", "mobilenet_v2_224")),
+    ],
+)
+def test_every_width_is_found_and_can_be_halved_with_proof(name, free):
+    torch.manual_seed(0)
+    model, example = zoo.build(name, in_shape=(3, 32, 32)).eval(), torch.randn(1, 3, 32, 32)
+    graph = trace(model, example)
+    assert len(graph.axes) == free
+    keep = prunus.select(graph, prunus.scores.magnitude(model, graph), prunus.Budget(macs=0.5))
+    small = prunus.shrink(model, graph, keep)
+    assert prunus.macs(trace(small, example)) == prunus.macs(graph, keep) <= 0.5 * prunus.macs(graph)
+    assert sum(p.numel() for p in small.parameters()) == prunus.params(graph, keep)

@@ -7,28 +7,37 @@ from torch import nn
 from prunus.errors import UserError, unknown
 from prunus.zoo.densenet import densenet40
 from prunus.zoo.digits import digits_resnet
-from prunus.zoo.mobilenet import mobilenet_v2
+from prunus.zoo.mobilenet import MobileNetV1, MobileNetV2
 from prunus.zoo.plain import conv6, fcn
-from prunus.zoo.resnet import cifar_resnet, resnet18
+from prunus.zoo.resnet import bottleneck_resnet, cifar_resnet, resnet18
 from prunus.zoo.vgg import vgg_bn
 from prunus.zoo.wide_resnet import wide_resnet
 
 DEPTHS = (20, 32, 44, 56, 110)
+SIDES = (64, 224)  # of pictures for which there are MobileNets besides those for 32
 
 # name -> f(classes, in_width)
 NETWORKS = {
     **{f"resnet{depth}": partial(cifar_resnet, depth) for depth in DEPTHS},
     **{f"resnet{depth}_projection": partial(cifar_resnet, depth, shortcut="projection") for depth in DEPTHS},
+    **{f"resnet{depth}_bottleneck": partial(bottleneck_resnet, depth) for depth in (110, 164)},
     "resnet18": resnet18,
     "wrn_16_8": partial(wide_resnet, 16, 8),
     **{f"vgg{depth}_bn": partial(vgg_bn, depth) for depth in (11, 16, 19)},
     "densenet40": densenet40,
-    "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v1": MobileNetV1,
+    "mobilenet_v2": MobileNetV2,
+    **{f"mobilenet_v1_{side}": partial(MobileNetV1, side=side) for side in SIDES},
+    **{f"mobilenet_v2_{side}": partial(MobileNetV2, side=side) for side in SIDES},
     "digits_resnet": digits_resnet,
 }
 # name -> f(classes, in_shape): linear layers read the whole picture, so its size settles theirs
 PLAIN = {"fcn": fcn, "conv6": conv6}
-NATIVE = {"digits_resnet": (1, 8, 8), "fcn": (1, 28, 28)}  # all others: (3, 32, 32)
+NATIVE = {  # all others: (3, 32, 32)
+    "digits_resnet": (1, 8, 8),
+    "fcn": (1, 28, 28),
+    **{f"mobilenet_v{version}_{side}": (3, side, side) for version in (1, 2) for side in SIDES},
+}
 LEAST_SIDE = {"fcn": 1, "vgg11_bn": 16, "vgg16_bn": 16, "vgg19_bn": 16}  # all others: 8
 
 

@@ -1,8 +1,19 @@
-"""MobileNetV2 for 32x32 pictures: Sandler et al., CVPR 2018, arXiv:1801.04381, table 2.
+"""MobileNetV1 (Howard et al. 2017, arXiv:1704.04861, table 1) and MobileNetV2 (Sandler et al., CVPR 2018,
+arXiv:1801.04381, table 2), for three sizes of pictures.
 
-The paper's widths and repetitions; for small pictures the stem and the second stage keep the side
-(strides 2, 2 -> 1, 1). With 10 classes: 2,236,682 parameters, 88.0 M multiply-adds.
-Shapes: pictures (B, in_width, 32, 32); output (B, classes).
+Widths and repetitions are the papers'. For small pictures strides are taken out, as DHP did (Li et al., ECCV 2020,
+arXiv:2003.13683): at 64 pixels (Tiny-ImageNet) V2's second stage keeps the side, at 32 (CIFAR) the stem of both does,
+too. V1 has no other stride to leave out, so at 64 it is the network of 224.
+`width` makes every layer that many times as wide.
+
+    mobilenet_v1         10 classes    3,217,226 parameters    46.3 M multiply-adds
+    mobilenet_v1_64     200            3,411,976               46.5
+    mobilenet_v1_224  1,000            4,231,976              568.7
+    mobilenet_v2         10            2,236,682               88.0
+    mobilenet_v2_64     200            2,480,072               88.2
+    mobilenet_v2_224  1,000            3,504,872              300.8
+
+Shapes: pictures (B, in_width, H, W); output (B, classes).
 """
 
 import torch.nn.functional as F
@@ -10,23 +21,41 @@ from torch import Tensor, nn
 
 from prunus.zoo.resnet import init
 
-# expansion, width, repetitions, stride of the first
+STEM = 32
+# V1: width and stride of each separable convolution
+SEPARABLE = (
+    *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)),
+    *((512, 1), (512, 1), (512, 1), (512, 1), (512, 1), (1024, 2), (1024, 1)),
+)
+# V2: expansion, width, repetitions, stride of the first
 STAGES = (
     (1, 16, 1, 1),
-    (6, 24, 2, 1),
+    (6, 24, 2, 2),
     (6, 32, 3, 2),
     (6, 64, 4, 2),
     (6, 96, 3, 1),
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-STEM, HEAD = 32, 1280
+HEAD = 1280
 
 
 def conv_norm(in_width: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     """A convolution without bias and its norm."""
     conv = nn.Conv2d(in_width, width, kernel, stride, kernel // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(width)]
+
+
+class Separable(nn.Module):
+    """Filter each plane (3x3 depthwise), then mix the planes (1x1)."""
+
+    def __init__(self, in_width: int, width: int, stride: int):
+        super().__init__()
+        depthwise = [*conv_norm(in_width, in_width, 3, stride, groups=in_width), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*depthwise, *conv_norm(in_width, width, 1), nn.ReLU(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
 
 
 class InvertedResidual(nn.Module):
@@ -44,20 +73,44 @@ class InvertedResidual(nn.Module):
         return x + self.layers(x) if self.carries else self.layers(x)
 
 
-class MobileNetV2(nn.Module):
-    """Stem, 17 inverted residuals, a 1x1 convolution to 1280, global average, linear layer."""
+class MobileNetV1(nn.Module):
+    """Stem, 13 separable convolutions, global average, linear layer; for pictures of `side` pixels (32, 64, 224)."""
 
-    def __init__(self, classes: int, in_width: int = 3):
+    def __init__(self, classes: int, in_width: int = 3, side: int = 32, width: float = 1.0):
         super().__init__()
-        self.stem = nn.Sequential(*conv_norm(in_width, STEM, 3), nn.ReLU6(inplace=True))
-        blocks, width_before = [], STEM
-        for expansion, width, repetitions, stride in STAGES:
-            for i in range(repetitions):
-                blocks.append(InvertedResidual(width_before, width, stride if i == 0 else 1, expansion))
-                width_before = width
+        before = scaled(STEM, width)
+        stem = conv_norm(in_width, before, 3, 1 if side <= 32 else 2)
+        self.stem = nn.Sequential(*stem, nn.ReLU(inplace=True))
+        blocks = []
+        for planes, stride in SEPARABLE:
+            blocks.append(Separable(before, scaled(planes, width), stride))
+            before = scaled(planes, width)
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Sequential(*conv_norm(width_before, HEAD, 1), nn.ReLU6(inplace=True))
-        self.linear = nn.Linear(HEAD, classes)
+        self.linear = nn.Linear(before, classes)
+        self.apply(init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(F.adaptive_avg_pool2d(self.blocks(self.stem(x)), 1).flatten(1))
+
+
+class MobileNetV2(nn.Module):
+    """Stem, 17 inverted residuals, a 1x1 convolution to 1280, global average, linear layer; `side` as in V1."""
+
+    def __init__(self, classes: int, in_width: int = 3, side: int = 32, width: float = 1.0):
+        super().__init__()
+        before = scaled(STEM, width)
+        stem = conv_norm(in_width, before, 3, 1 if side <= 32 else 2)
+        self.stem = nn.Sequential(*stem, nn.ReLU6(inplace=True))
+        blocks = []
+        for number, (expansion, planes, repetitions, stride) in enumerate(STAGES):
+            for i in range(repetitions):
+                halves = i == 0 and stride == 2 and not (number == 1 and side <= 64)
+                blocks.append(InvertedResidual(before, scaled(planes, width), 2 if halves else 1, expansion))
+                before = scaled(planes, width)
+        self.blocks = nn.Sequential(*blocks)
+        head = max(HEAD, scaled(HEAD, width))  # narrower networks keep it whole, as in the paper
+        self.head = nn.Sequential(*conv_norm(before, head, 1), nn.ReLU6(inplace=True))
+        self.linear = nn.Linear(head, classes)
         self.apply(init)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,6 +118,7 @@ class MobileNetV2(nn.Module):
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-def mobilenet_v2(classes: int, in_width: int) -> MobileNetV2:
-    """MobileNetV2 of width 1 for small pictures."""
-    return MobileNetV2(classes, in_width)
+def scaled(planes: int, width: float) -> int:
+    """`width` times as many planes, as the multiple of 8 that is nearest but not more than a tenth below."""
+    nearest = max(8, int(planes * width + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * planes * width else nearest + 8

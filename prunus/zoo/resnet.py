@@ -9,11 +9,20 @@ With zero-padded shortcuts and 10 classes:
     resnet56     853,018              125.5 M
     resnet110  1,727,962              252.9 M
 
+The bottleneck networks have depth 9n + 2, a stem of 16 and stages of widths 64, 128, 256, all shortcuts that change
+shape being projections: what the pruning literature since DHP (Li et al., ECCV 2020, arXiv:2003.13683) calls
+ResNet-110 and ResNet-164. Norm and ReLU stand behind the convolutions.
+
+    resnet110_bottleneck  1,147,738 parameters   167.4 M multiply-adds
+    resnet164_bottleneck  1,704,154              247.6 M
+
 `resnet18` is the network of four stages of widths 64 to 512 (table 1 of the paper) in the form that is used for small
 pictures: the 3x3 stem, no pooling, projection shortcuts. 11,173,962 parameters, 555.4 M multiply-adds.
 
 Shapes: pictures (B, 3, 32, 32), or any (B, in_width, H, W); output (B, classes).
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +46,16 @@ def projection(in_width: int, width: int, stride: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(width))
 
 
+def carry(in_width: int, width: int, stride: int, shortcut: str) -> nn.Module:
+    """What the input goes through on its way around a block; `shortcut` where the shape changes."""
+    if stride == 1 and in_width == width:
+        return nn.Identity()
+    if shortcut == "projection":
+        return projection(in_width, width, stride)
+    front = (width - in_width) // 2
+    return PadShortcut(front, width - in_width - front)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around which the input is carried."""
 
@@ -46,30 +65,56 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        if stride == 1 and in_width == width:
-            self.shortcut = nn.Identity()
-        elif shortcut == "projection":
-            self.shortcut = projection(in_width, width, stride)
-        else:
-            front = (width - in_width) // 2
-            self.shortcut = PadShortcut(front, width - in_width - front)
+        self.shortcut = carry(in_width, width, stride, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
-class ResNet(nn.Module):
-    """A stem of the first stage's width, stages (all but the first halve the side), and a linear layer."""
+class Bottleneck(nn.Module):
+    """Narrow to a quarter of `width` (1x1), filter (3x3, strided), widen (1x1); the input is carried around."""
 
-    def __init__(self, blocks, widths, classes: int, in_width: int = 3, shortcut: str = "pad"):
+    def __init__(self, in_width: int, width: int, stride: int, shortcut: str):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_width, widths[0], 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(widths[0])
+        narrow = width // 4
+        self.conv1 = nn.Conv2d(in_width, narrow, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(narrow)
+        self.conv2 = nn.Conv2d(narrow, narrow, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(narrow)
+        self.conv3 = nn.Conv2d(narrow, width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.shortcut = carry(in_width, width, stride, shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        return F.relu(self.bn3(self.conv3(y)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """A stem, stages (all but the first halve the side), and a linear layer; the stem is as wide as the first stage
+    unless `stem` says otherwise."""
+
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        widths: Sequence[int],
+        classes: int,
+        in_width: int = 3,
+        shortcut: str = "pad",
+        block: type[nn.Module] = BasicBlock,
+        stem: int | None = None,
+    ):
+        super().__init__()
+        before = stem or widths[0]
+        self.conv1 = nn.Conv2d(in_width, before, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(before)
         self.stages = [f"layer{i}" for i in range(1, len(widths) + 1)]
-        before = widths[0]
         for i, name in enumerate(self.stages):
-            setattr(self, name, stage(blocks[i], before, widths[i], 2 if i else 1, shortcut))
+            first = block(before, widths[i], 2 if i else 1, shortcut)
+            others = (block(widths[i], widths[i], 1, shortcut) for _ in range(blocks[i] - 1))
+            setattr(self, name, nn.Sequential(first, *others))
             before = widths[i]
         self.linear = nn.Linear(before, classes)
         self.apply(init)
@@ -79,12 +124,6 @@ class ResNet(nn.Module):
         for name in self.stages:
             x = getattr(self, name)(x)
         return self.linear(x.mean((2, 3)))
-
-
-def stage(blocks: int, in_width: int, width: int, stride: int, shortcut: str) -> nn.Sequential:
-    """`blocks` basic blocks; the first one changes the width and takes the stride."""
-    first = BasicBlock(in_width, width, stride, shortcut)
-    return nn.Sequential(first, *(BasicBlock(width, width, 1, shortcut) for _ in range(blocks - 1)))
 
 
 @torch.no_grad()
@@ -101,6 +140,12 @@ def cifar_resnet(depth: int, classes: int, in_width: int, shortcut: str = "pad")
     """The network of `depth` = 6n + 2 layers; `shortcut` is "pad" or "projection"."""
     n = (depth - 2) // 6
     return ResNet((n, n, n), (16, 32, 64), classes, in_width, shortcut)
+
+
+def bottleneck_resnet(depth: int, classes: int, in_width: int) -> ResNet:
+    """The network of `depth` = 9n + 2 layers, of bottlenecks, with projections."""
+    n, widths = (depth - 2) // 9, (64, 128, 256)
+    return ResNet((n, n, n), widths, classes, in_width, shortcut="projection", block=Bottleneck, stem=16)
 
 
 def resnet18(classes: int, in_width: int) -> ResNet:
