@@ -7,6 +7,7 @@ N-th trained parameter). All else (position, history, the settings it belongs to
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -29,6 +30,7 @@ class Training:
     average: dict[str, Tensor]
     folder: Path | None
     settings: dict
+    along: Any  # train.Along
     epoch: int = 0
     batch: int = 0  # the next one of this epoch
     loss_sum: float = 0.0  # over this epoch's batches
@@ -50,7 +52,8 @@ def save(at: Training) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise TrainingError(f"{name} holds NaN or infinity in epoch {at.epoch + 1}. {kept(at)}")
-    header = {"state": json.dumps({name: getattr(at, name) for name in POSITION})}
+    state = {name: getattr(at, name) for name in POSITION} | {"along": at.along.state()}
+    header = {"state": json.dumps(state)}
     write_tensors(at.folder / NAME, tensors, header)
 
 
@@ -65,9 +68,10 @@ def load(at: Training) -> None:
     tensors = read_tensors(file)
     with safe_open(file, "pt") as opened:
         state = json.loads((opened.metadata() or {}).get("state", "{}"))
-    if not all(name in state for name in POSITION):
+    if not all(name in state for name in (*POSITION, "along")):
         raise FileError(f"{file} is no checkpoint of a training; remove it.")
     check_same(file, state["settings"], at.settings)
+    at.along.restore(state["along"])
     fill(file, "model", tensors, distinct(at.model))
     fill(file, "average", tensors, at.average)
     fill_optimizer(at.optimizer, tensors)

@@ -74,6 +74,29 @@ def adamw(groups: list[dict], recipe: Recipe) -> Optimizer:
 OPTIMIZERS = {"sgd": sgd, "adamw": adamw}
 
 
+class Along:
+    """What a method does beside a training. This one does nothing; a method overrides what it needs.
+
+    It may replace what the parameters and the optimiser's state hold, also by smaller tensors.
+    """
+
+    finished = False  # True: the training ends with this step
+
+    def decays(self, parameter: Tensor) -> bool:
+        """Whether weight decay acts on a parameter: on biases and the scales of norms it would only distort."""
+        return parameter.dim() > 1
+
+    def after_step(self, at: Training, step: int, lr: float) -> None:
+        """Called when step number `step`, taken with learning rate `lr`, is done."""
+
+    def state(self) -> dict:
+        """What a checkpoint has to hold of it beside the model's tensors, as plain JSON."""
+        return {}
+
+    def restore(self, state: dict) -> None:
+        """Go to where `state` stands, before the model's tensors are filled from the checkpoint."""
+
+
 def fit(
     model: nn.Module,
     task,
@@ -82,36 +105,36 @@ def fit(
     folder: Path | str | None = None,
     seed: int = 0,
     teacher: nn.Module | None = None,
-    after_step: Callable[[int, float], None] | None = None,
+    along: Along | None = None,
     progress=silent,
     label: str = "training",
 ) -> list[dict]:
     """Train `model` in place on task.data.train; a row per epoch: epoch, loss, lr, seconds, the metric on val.
 
     folder: a checkpoint is kept there, every epoch and every half minute, and gone on from if there is one.
-    teacher: gives the answers recipe.distill_weight asks for. after_step(step, lr) is called after each step.
+    teacher: gives the answers recipe.distill_weight asks for. along: what a method does beside the training.
     The model ends on the device Accelerate chose; modes and global random states are put back.
     Raises TrainingError if the loss is NaN or infinite: the last good checkpoint stays.
     """
     accelerator = Accelerator(mixed_precision="no")  # the recipe's precision is applied in `objective`
+    along = along or Along()
     teacher = teacher if recipe.distill_weight else None
     train, steps = task.data.train, task.data.train.steps(recipe.batch_size)  # of an epoch
     show = progress if accelerator.is_main_process else silent
     with borrowed(model, teacher, recipe, accelerator.device), show(label, recipe.epochs * steps) as shown:
         settings = asdict(recipe) | {"seed": seed, "distilled": teacher is not None, "pictures": len(train)}
-        at = begin(model, recipe, settings, folder)
+        at = begin(model, recipe, settings, folder, along)
         shown(at.epoch * steps + at.batch)
         loss_of = objective(task, prepared(model, accelerator), teacher, recipe)
         saved_s = time.monotonic()
-        while at.epoch < recipe.epochs:
+        while at.epoch < recipe.epochs and not along.finished:
             began_s = time.monotonic() - at.seconds
             for x, y in train.batches(recipe.batch_size, **order(at, accelerator)):
                 step = at.epoch * steps + at.batch
                 lr = learning_rate(recipe, step / steps)
                 reseed(seed, step, accelerator.process_index)
                 loss = take_step(at, recipe, accelerator, lr, loss_of(x, y))
-                if after_step is not None:
-                    after_step(step, lr)
+                along.after_step(at, step, lr)
                 follow(at, recipe, step)
                 at.batch, at.loss_sum = at.batch + 1, at.loss_sum + loss
                 at.seconds = time.monotonic() - began_s
@@ -119,6 +142,8 @@ def fit(
                 if accelerator.is_main_process and time.monotonic() - saved_s > SAVE_EVERY_S:
                     checkpoint.save(at)
                     saved_s = time.monotonic()
+                if along.finished:
+                    break
             end_epoch(at, task, recipe, steps)
             if accelerator.is_main_process:
                 checkpoint.save(at)
@@ -138,19 +163,20 @@ def borrowed(model: nn.Module, teacher: nn.Module | None, recipe: Recipe, device
     return stack
 
 
-def begin(model: nn.Module, recipe: Recipe, settings: dict, folder: Path | str | None) -> Training:
+def begin(
+    model: nn.Module, recipe: Recipe, settings: dict, folder: Path | str | None, along: Along
+) -> Training:
     """The start of a training, or where its checkpoint stands."""
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise UserError("no parameter of the model requires gradients: there is nothing to train.")
-    # Decay is for weights: it would only distort biases and the scales of norms.
     groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if along.decays(p)], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if not along.decays(p)], "weight_decay": 0.0},
     ]
     optimizer = OPTIMIZERS[recipe.optimizer]([group for group in groups if group["params"]], recipe)
     average = {n: t.detach().clone() for n, t in averaged(model).items()} if recipe.ema_decay else {}
-    at = Training(model, optimizer, average, Path(folder) if folder else None, settings)
+    at = Training(model, optimizer, average, Path(folder) if folder else None, settings, along)
     checkpoint.load(at)
     return at
 
@@ -235,8 +261,8 @@ def end_epoch(at: Training, task, recipe: Recipe, steps: int) -> None:
     """Measure on val, with the average if kept; note the epoch's row and stand before the next one."""
     with swapped(averaged(at.model), at.average):
         metric = task.evaluate(at.model, task.data.val)[task.metric]
-    lr = learning_rate(recipe, at.epoch + (steps - 1) / steps)  # the last step's
-    row = {"epoch": at.epoch + 1, "loss": at.loss_sum / steps, "lr": lr, "seconds": at.seconds}
+    lr = learning_rate(recipe, at.epoch + (at.batch - 1) / steps)  # the last step's
+    row = {"epoch": at.epoch + 1, "loss": at.loss_sum / at.batch, "lr": lr, "seconds": at.seconds}
     at.history.append(row | {task.metric: metric})
     at.epoch, at.batch, at.loss_sum, at.seconds = at.epoch + 1, 0, 0.0, 0.0
 

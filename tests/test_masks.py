@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nets import NETS, build, random_keep
 from random_nets import build as build_program
 from random_nets import programs
+from test_train import Each
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
@@ -394,7 +395,7 @@ def gradual(tiny, recipe, folder, seed=0, stop_at=None):
 
     teacher = small_net(9) if recipe.distill_weight else None
     task = Classification(model, tiny)
-    history = fit(model, task, recipe, folder=folder, teacher=teacher, after_step=after_step)
+    history = fit(model, task, recipe, folder=folder, teacher=teacher, along=Each(after_step))
     return model, [{k: v for k, v in row.items() if k != "seconds"} for row in history]
 
 
@@ -442,7 +443,7 @@ def train_held(folder):
         if step == 9:
             masks.hold(model, graph, tightened(masks.held(model)))
 
-    fit(model, Classification(model, data), recipe, folder=folder, after_step=after_step)
+    fit(model, Classification(model, data), recipe, folder=folder, along=Each(after_step))
     assert_masked(model, masks.held(model))
 
 

@@ -66,6 +66,16 @@ def tiny(digits):
     return replace(digits, train=digits.train.take(np.arange(160)))
 
 
+class Each(train.Along):
+    """Calls a function after each step."""
+
+    def __init__(self, do):
+        self.do = do
+
+    def after_step(self, at, step, lr):
+        self.do(step, lr)
+
+
 def train_until(model, data, recipe, folder, stop_at=None, **options):
     """Train, and raise KeyboardInterrupt after step number `stop_at`."""
 
@@ -80,7 +90,7 @@ def train_until(model, data, recipe, folder, stop_at=None, **options):
         recipe,
         folder=folder,
         teacher=teacher,
-        after_step=after_step,
+        along=Each(after_step),
         **options,
     )
 
@@ -129,7 +139,7 @@ def tell(step, lr):
     print(step, flush=True)
 model = test_train.noisy()
 task, recipe = test_train.Classification(model, tiny), replace(test_train.PLAIN, epochs=300)
-train.fit(model, task, recipe, folder={folder!r}, after_step=tell)
+train.fit(model, task, recipe, folder={folder!r}, along=test_train.Each(tell))
 """
 
 
@@ -319,7 +329,7 @@ def test_one_step_is_torchs_own(tiny):
 
 
 def test_the_average_is_what_the_model_ends_with(tiny):
-    """Against an average kept by hand through after_step, which sees the raw weights."""
+    """Against an average kept by hand step by step, which sees the raw weights."""
     recipe = replace(PLAIN, ema_decay=0.5)
     model = noisy()
     average = model.linear.weight.detach().clone()
@@ -327,7 +337,7 @@ def test_the_average_is_what_the_model_ends_with(tiny):
     def after_step(step, lr):
         average.lerp_(model.linear.weight.detach(), 1 - min(0.5, (1 + step) / (10 + step)))
 
-    fit(model, Classification(model, tiny), recipe, after_step=after_step)
+    fit(model, Classification(model, tiny), recipe, along=Each(after_step))
     assert torch.allclose(model.linear.weight, average, atol=1e-6)
 
 

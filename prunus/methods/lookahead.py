@@ -19,7 +19,7 @@ units instead. Units through which nothing passes are removed for real.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ from prunus.sparse import gradients as gradient_scores
 from prunus.sparse import masks, patterns, permutation
 from prunus.sparse import scores as weight_scores
 from prunus.sparse.selection import Allocation, Sparsity, choose, eligible, top
-from prunus.train import Recipe, fit, share_buffers
+from prunus.train import Along, Recipe, fit, share_buffers
 
 # fmt: off
 Score = Literal[
@@ -212,7 +212,7 @@ class Judge:
         recipe = self.task.recipe("tune")
         return replace(recipe, epochs=self.config.epochs) if self.config.epochs else recipe
 
-    def fit(self, model: nn.Module, name: str, after_step: Callable | None = None) -> None:
+    def fit(self, model: nn.Module, name: str, along: Along | None = None) -> None:
         """Train `model` on, held as it is; a checkpoint in a folder of that name is gone on from."""
         history = fit(
             model,
@@ -220,7 +220,7 @@ class Judge:
             self.recipe(),
             folder=self.run.folder("prune") / name,
             seed=self.run.seed,
-            after_step=after_step,
+            along=along,
             progress=self.run.progress,
             label=f"training, {name.replace('_', ' ')}",
         )
@@ -278,16 +278,18 @@ def gradual(judge: Judge, sparsity: Sparsity) -> Pruned:
     whole = {name: torch.ones(judge.graph.shapes[name], dtype=torch.bool) for name in names}
     masks.hold(model, judge.graph, whole)
 
-    def tighten(step: int, lr: float) -> None:
-        done = step + 1
-        if done % judge.config.every and done < steps:
-            return
-        share_buffers(model, judge.run.processes)  # or processes would not agree about the norms' statistics
-        wanted = sparsity if done == steps else Sparsity(sparsity.value * (1 - (1 - done / steps) ** 3))
-        masks.hold(model, judge.graph, judge.masks(model, wanted))
-        judge.run.log("pruned", step=done, kept=masks.density(masks.held(model)))
+    class Tighten(Along):
+        def after_step(self, at: Any, step: int, lr: float) -> None:
+            done = step + 1
+            if done % judge.config.every and done < steps:
+                return
+            # or processes would not agree about the norms' statistics
+            share_buffers(model, judge.run.processes)
+            wanted = sparsity if done == steps else Sparsity(sparsity.value * (1 - (1 - done / steps) ** 3))
+            masks.hold(model, judge.graph, judge.masks(model, wanted))
+            judge.run.log("pruned", step=done, kept=masks.density(masks.held(model)))
 
-    judge.fit(model, "gradual", tighten)
+    judge.fit(model, "gradual", Tighten())
     return finished(model)
 
 
