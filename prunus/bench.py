@@ -10,15 +10,12 @@ base's time, and in each fifth of the rounds a smaller share of it than the base
 import copy
 import importlib.metadata
 import importlib.util
-import math
 import platform
-import random
 import statistics
 import tempfile
-import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,10 +23,11 @@ from torch import Tensor, nn
 
 from prunus import store
 from prunus.errors import PruningError, UserError
-from prunus.export import RELATIVE_TOLERANCE, exported
+from prunus.export import RELATIVE_TOLERANCE
 from prunus.files import write_json
 from prunus.models import load_model
 from prunus.progress import silent
+from prunus.runtimes import as_onnx, exported, missing_for_onnx, session, take_turns
 from prunus.sparse import formats
 from prunus.stages import BASE as BASE_FILE
 from prunus.stages import fill
@@ -37,10 +35,8 @@ from prunus.stages import fill
 BATCHES = (1, 64)
 FASTER = 0.9  # of the base's time; less is not worth a claim
 CSR_FROM = 0.7  # share of zeros from which torch's sparse matrices can pay at all
-WARMUP, LEAST_ROUNDS, MOST_ROUNDS, PARTS = 3, 20, 400, 5
-LEAST_MS = 1.0  # of one measurement: shorter calls are repeated within it
+PARTS = 5  # of the rounds, each judged by itself
 BASE, AGAIN, PRUNED = "base", "base again", "pruned"
-ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
 UNITS = "To gain time, remove units instead: prunus run --budget macs=0.5."
 
 
@@ -104,7 +100,8 @@ def bench(
         for batch in BATCHES:
             x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(batch))
             with progress(f"measuring batches of {batch}", round(seconds)) as step:
-                times[batch] = take_turns(runners, x, seconds, step)
+                calls = {runner.name: partial(runner.run, x) for runner in runners}
+                times[batch] = take_turns(calls, seconds, step)
     rows = {str(batch): {r.name: row(r, times[batch]) for r in runners} for batch in BATCHES}
     return {
         "rows": rows,
@@ -129,9 +126,7 @@ def contestants(
         runners.append(Runner("torch CSR", PRUNED, in_torch(sparse)))
     else:
         missing["torch CSR"] = f"no linear layer has {100 * CSR_FROM:.0f} % of zeros"
-    absent = [name for name in ONNX_NEEDS if importlib.util.find_spec(name) is None]
-    if absent:
-        needed = f"{', '.join(absent)} not installed; pip install 'prunus[onnx]'"
+    if needed := missing_for_onnx():
         return runners, missing | {"onnxruntime": needed, "OpenVINO": needed}
     files = {which: place / f"{which}.onnx" for which in models}
     for which, model in models.items():
@@ -157,20 +152,14 @@ def in_torch(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def write_onnx(model: nn.Module, shape: tuple[int, ...], file: Path) -> None:
     """`model` with a free batch size; linear layers become Gemm with the weights as they lie."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
-        torch.onnx.export(exported(model, torch.zeros(2, *shape)), dynamo=True, verbose=False).save(file)
+    as_onnx(exported(model, torch.zeros(2, *shape), free_batch=True)).save(file)
 
 
 def in_onnxruntime(file: Path) -> Callable[[Tensor], Tensor]:
     """An ONNX file in onnxruntime, on as many threads as torch."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+    running = session(file.read_bytes())
+    name = running.get_inputs()[0].name
+    return lambda x: torch.from_numpy(running.run(None, {name: x.numpy()})[0])
 
 
 def in_openvino(file: Path) -> Callable[[Tensor], Tensor]:
@@ -196,36 +185,6 @@ def check(runner: Runner, model: nn.Module, shape: tuple[int, ...]) -> None:
         raise PruningError(
             f"{runner.name} differs from the model by {error:.1e}; its time would mean nothing."
         )
-
-
-def take_turns(runners: list[Runner], x: Tensor, seconds: float, step: Callable) -> dict[str, list[float]]:
-    """Milliseconds of a call of each runner in each round."""
-    repeats = {runner.name: calls(runner, x) for runner in runners}
-    times: dict[str, list[float]] = {runner.name: [] for runner in runners}
-    begun, shown, lot = time.monotonic(), 0, random.Random(0)
-    for number in range(MOST_ROUNDS):
-        for runner in lot.sample(runners, len(runners)):
-            times[runner.name].append(milliseconds(runner, x, repeats[runner.name]))
-        past = time.monotonic() - begun
-        step(min(round(past), round(seconds)) - shown)
-        shown = min(round(past), round(seconds))
-        if past > seconds and number + 1 >= LEAST_ROUNDS:
-            break
-    return times
-
-
-def milliseconds(runner: Runner, x: Tensor, repeats: int) -> float:
-    """Of a call, over so many."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        runner.run(x)
-    return 1e3 * (time.perf_counter() - start) / repeats
-
-
-def calls(runner: Runner, x: Tensor) -> int:
-    """How many calls make one measurement; the runner is warm after."""
-    fastest = min(milliseconds(runner, x, 1) for _ in range(WARMUP))
-    return math.ceil(LEAST_MS / fastest)
 
 
 def row(runner: Runner, times: dict[str, list[float]]) -> dict:

@@ -11,7 +11,6 @@ Shapes: B candidates, A axes in the order of `graph.axes`.
 from __future__ import annotations
 
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from prunus import axes, skeleton
+from prunus import axes, runtimes
 from prunus.axes import Layout
 from prunus.errors import UserError, unknown
 from prunus.graph import Graph, Keep
@@ -149,25 +148,12 @@ def latency_ms(model: nn.Module, example: Any, *, repeats: int = 20, warmup: int
 
     The mode is restored. Compare two models in one run, interleaved: machines are noisy.
     """
-    device = next((tensor.device for tensor in skeleton.named_tensors(model).values()), torch.device("cpu"))
     training = [module for module in model.modules() if module.training]
-    model.eval()
-    times = []
+    call = runtimes.in_torch(model, example)
     try:
-        with torch.inference_mode():
-            for _ in range(warmup + repeats):
-                _synchronize(device)
-                start = time.perf_counter()
-                skeleton.call(model, example)
-                _synchronize(device)
-                times.append(1e3 * (time.perf_counter() - start))
+        times = [runtimes.milliseconds(call) for _ in range(warmup + repeats)]
     finally:
         for module in training:
             module.training = True
     low, median, high = statistics.quantiles(times[warmup:], n=4)
     return Latency(median, high - low, repeats)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

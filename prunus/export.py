@@ -3,21 +3,19 @@
 Each is run on inputs it was not made with, in another batch size, and compared with the model before it stays.
 """
 
-import importlib.util
-import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from prunus import store
-from prunus.errors import PruningError, PrunusError, UserError
+from prunus.errors import PruningError, UserError
 from prunus.files import write_atomic
 from prunus.models import load_model
+from prunus.runtimes import as_onnx, exported, missing_for_onnx, session
 
 RELATIVE_TOLERANCE = 1e-3  # of the largest answer: other kernels add in another order
 EXPORT_BATCH, CHECK_BATCH = 2, 3
-ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
 
 
 def export_run(folder: Path, result: dict) -> list[str]:
@@ -40,25 +38,14 @@ def export_model(folder: Path, model: nn.Module, shape: tuple[int, ...]) -> list
     folder, model = Path(folder), model.eval()
     generator = torch.Generator().manual_seed(0)
     example, other = (torch.randn(n, *shape, generator=generator) for n in (EXPORT_BATCH, CHECK_BATCH))
-    program = exported(model, example)
+    program = exported(model, example, free_batch=True)
     with torch.no_grad():
         expected = model(other)
         written = [check("model.pt2", program.module()(other), expected)]
     write_atomic(folder / "model.pt2", lambda temporary: save_program(program, temporary))
-    missing = [name for name in ONNX_NEEDS if importlib.util.find_spec(name) is None]
-    if missing:
-        hint = f"{', '.join(missing)} not installed; pip install 'prunus[onnx]'"
-        return [*written, f"model.onnx not written: {hint}."]
+    if missing := missing_for_onnx():
+        return [*written, f"model.onnx not written: {missing}."]
     return [*written, write_onnx(folder / "model.onnx", program, other, expected)]
-
-
-def exported(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    """The model as a torch.export program with a free batch size."""
-    try:
-        return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    except Exception as error:  # whatever torch.export stumbles over in the user's code
-        reason = str(error).strip().splitlines()[0]
-        raise PrunusError(f"torch.export cannot export this model: {reason}") from error
 
 
 def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
@@ -69,16 +56,12 @@ def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
 
 def write_onnx(path: Path, program: torch.export.ExportedProgram, other: Tensor, expected: Tensor) -> str:
     """Write the program as ONNX, run by onnxruntime and compared first."""
-    import onnxruntime
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
-        onnx_program = torch.onnx.export(program, dynamo=True, verbose=False)
+    onnx_program = as_onnx(program)
 
     def write(temporary: Path) -> None:
         onnx_program.save(temporary)
-        session = onnxruntime.InferenceSession(temporary.read_bytes(), providers=["CPUExecutionProvider"])
-        (answer,) = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+        running = session(temporary.read_bytes())
+        (answer,) = running.run(None, {running.get_inputs()[0].name: other.numpy()})
         said.append(check(path.name, torch.from_numpy(answer), expected))
 
     said: list[str] = []

@@ -12,17 +12,17 @@ MAX_LINES, MAX_README_LINES = 420, 150
 LISTS = {"rules.py"}  # a long list of short things may be longer
 
 # A part may import the parts to its left in its own column, and what both columns stand on.
-GROUND = "errors files"
+GROUND = "errors files progress"
 STRUCTURE = (
-    "axes rules skeleton tracer follow graph cost budget limits scores selection weights "
+    "axes rules skeleton tracer follow graph runtimes cost budget limits scores selection weights "
     "parametrised surgery sparse store"
 )
 SPARSE = (  # within that part
     "ranking squares products neighbours observed scores gradients patterns selection reach masks permutation formats"
 )
-LEARNING = "zoo models readers pictures data guards progress checkpoint train recover"
+LEARNING = "zoo models readers pictures data guards checkpoint train recover"
 # Here the columns meet: each may import both columns and the parts to its left.
-MEETING = "tasks methods registry runfolder report stages run export bench describe cli __main__"
+MEETING = "charts tasks methods registry runfolder report stages run export bench describe cli __main__"
 PRINTING = {"cli", "progress", "report"}
 
 
