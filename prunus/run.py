@@ -211,6 +211,7 @@ def result_of(work: Work, records: dict[str, dict]) -> dict:
         "verified": shrink["verified"],
         "widths": evaluate["widths"],
         **weights,
+        "charts": records["prune"].get("charts", []),  # folders from before there were any have none
         "history": {"base": base["history"], "recover": records["recover"]["history"]},
         "seconds": {name: record["seconds"] for name, record in records.items()},
         "versions": versions(),

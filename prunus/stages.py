@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunus import checkpoint, cost, store, surgery
+from prunus import charts, checkpoint, cost, store, surgery
 from prunus.data import Data
 from prunus.errors import PruningError
 from prunus.files import read_tensors, write_tensors
@@ -93,6 +93,7 @@ class Work:
             "masks": chosen.masks is not None,
             "pattern": chosen.pattern,
             "left_dense": dict(chosen.left_dense),
+            "charts": [charts.plain(chart) for chart in chosen.charts],
         }
 
     def shrink(self) -> dict:

@@ -1,13 +1,22 @@
 """The report: what it shows, that it needs no network, and that names cannot break it."""
 
+import base64
 import io
 import json
 import re
+from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from rich.console import Console
 
-from prunus import report
+from prunus import charts, report
+from prunus.errors import UserError
+from prunus.files import read_json, write_json
+from prunus.methods import Pruned, magnitude
+from prunus.report.figures import figure
 from prunus.report.page import curves_figure, survivors_figure, widths_figure
 
 HOSTILE = "</script><script>alert(1)</script><b>&\"' {{ 7*7 }} $x$ ü"
@@ -131,3 +140,204 @@ def test_comparison_shows_zeros_only_where_there_are_some():
     assert "zeros" not in text_of(report.comparison({"a": result()}))
     text = text_of(report.comparison({"runs/first": result(), "runs/second": sparse("lookahead")}), width=80)
     assert all(words in text for words in ("zeros=80%", "81.25 %", "after", "91.00 %"))
+
+
+def picture() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (2, 3), (200, 10, 30)).save(file, "PNG")
+    return file.getvalue()
+
+
+def every_kind(name: str = "layer1") -> list[dict]:
+    """A chart of each kind as a run would write it, with `name` wherever words stand, and with gaps."""
+    nan = float("nan")
+    words = {"title": name, "note": f"how to read {name}"}
+    line = [(0, 1.0), (1, nan), (2, None), (3, 0.25)]
+    plane = {"x_label": name, "y_label": name}
+    return [
+        charts.plain(chart)
+        for chart in (
+            charts.Lines(
+                **words, **plane, series={name: line}, references={name: line}, thin={name: [line, line]}
+            ),
+            charts.Heat(
+                **words,
+                rows=[name, "layer2"],
+                x=np.arange(3),
+                x_label=name,
+                values=torch.tensor([[0.5, nan, 1.0], [0.2, 0.1, float("inf")]], requires_grad=True),
+                value_label=name,
+            ),
+            charts.Points(
+                **words, **plane, groups={name: [(1, nan, name), (2, np.float32(0.5), name)]}, front=line
+            ),
+            charts.Bars(**words, labels=[name, "layer2"], value_label=name, series={name: [3, None]}),
+            charts.Picture(**words, png=picture()),
+        )
+    ]
+
+
+def drawn(tmp_path, charts_: list[dict]) -> tuple[str, dict]:
+    """The page with these charts, less plotly's own text, and its figures by the place they go to."""
+    report.write_page(tmp_path / "report.html", result() | {"charts": charts_})
+    ours = (tmp_path / "report.html").read_text().replace(plotly_js(), "")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return ours, json.loads(re.search(r"const figures = (.*);\n", ours)[1], parse_constant=refuse)
+
+
+class Seen(HTMLParser):
+    """The tags of a page, and the text between them."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.text = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_charts_are_plain_json_with_gaps_for_what_is_no_number():
+    lines, heat, points, _, image = every_kind()
+    assert json.loads(json.dumps([lines, heat, points], allow_nan=False)) == [lines, heat, points]
+    assert lines["series"]["layer1"] == [[0, 1.0], [1, None], [2, None], [3, 0.25]]
+    assert heat["x"] == [0, 1, 2] and heat["values"][0] == [0.5, None, 1.0] and heat["values"][1][2] is None
+    assert points["groups"]["layer1"][1] == [2, 0.5, "layer1"]
+    assert base64.b64decode(image["png"]) == picture()
+    assert [chart["kind"] for chart in every_kind()] == ["lines", "heat", "points", "bars", "picture"]
+
+
+def test_every_kind_of_chart_is_on_the_page_with_its_words(tmp_path):
+    page, figures = drawn(tmp_path, every_kind())
+    seen = Seen(page)
+    places = {attrs["id"] for tag, attrs in seen.tags if tag == "div" and "id" in attrs}
+    assert {f"chart{i}" for i in range(4)} <= places & figures.keys()
+    (shown,) = [attrs["src"] for tag, attrs in seen.tags if tag == "img"]
+    assert base64.b64decode(shown.removeprefix("data:image/png;base64,")) == picture()
+    assert seen.text.count("how to read layer1") == 5
+    order = [
+        page.index(f">{heading}<") for heading in ("What was kept", "How the units were chosen", "Training")
+    ]
+    assert order == sorted(order)
+    assert not re.findall(r"(?:src|href)\s*=\s*[\"']?(?!data:)[\w/]", page) and "http" not in page
+
+
+def test_figures_hold_the_numbers_of_their_charts(tmp_path):
+    _, figures = drawn(tmp_path, every_kind())
+    lines, heat, points, bars = (figures[f"chart{i}"]["data"] for i in range(4))
+    thin, series, reference = lines
+    assert series["x"] == [0, 1, 2, 3] and series["y"] == [1.0, None, None, 0.25]
+    assert thin["x"] == [0, 1, 2, 3, None] * 2 and "dash" in reference["line"]
+    assert heat[0]["z"] == [[0.5, None, 1.0], [0.2, 0.1, None]] and (heat[0]["zmin"], heat[0]["zmax"]) == (
+        0,
+        1,
+    )
+    assert points[0]["x"] == [0, 1, 2, 3] and points[1]["y"] == [None, 0.5]
+    assert bars[0]["x"] == [3, None]
+
+
+@pytest.mark.parametrize("name", [HOSTILE, "{% raw %}", "x" * 200, ""])
+def test_words_in_charts_cannot_break_the_page(tmp_path, name):
+    page, figures = drawn(tmp_path, every_kind(name))
+    assert page.count("<script>") == 2 and "alert(1)</script>" not in page
+    seen = Seen(page)
+    assert not [tag for tag, _ in seen.tags if tag == "b"]
+    assert seen.text.count(f"how to read {name}") == 5
+
+    def words(value: object) -> list[str]:
+        if isinstance(value, dict | list):
+            return [
+                word
+                for inner in (value.values() if isinstance(value, dict) else value)
+                for word in words(inner)
+            ]
+        return [value] if isinstance(value, str) else []
+
+    for i in range(4):
+        for word in words(figures[f"chart{i}"]):
+            assert not re.search(r"<(?!br>)|\$", word), "plotly would read this as markup"
+
+
+def test_empty_charts_are_drawn():
+    words = {"title": "nothing yet", "note": ""}
+    plane = {"x_label": "x", "y_label": "y"}
+    for chart in (
+        charts.Lines(**words, **plane, log_y=True),
+        charts.Lines(**words, **plane, series={"a": []}, thin={"b": [[]]}),
+        charts.Points(**words, **plane, groups={}),
+        charts.Heat(**words, rows=[], x=[], x_label="x", values=[], value_label="v", middle=0),
+        charts.Heat(**words, rows=["a"], x=[1], x_label="x", values=[[None]], value_label="v"),
+        charts.Bars(**words, labels=[], value_label="v", series={}),
+    ):
+        assert figure(charts.plain(chart))["layout"]["height"] > 0
+
+
+def test_many_thin_lines_are_one_trace_of_a_colour_each():
+    line = [(step, step / 50) for step in range(50)]
+    chart = charts.Lines(
+        title="", note="", x_label="", y_label="", thin={"kept": [line] * 60, "removed": [line] * 20}
+    )
+    kept, removed = figure(charts.plain(chart))["data"]
+    assert len(kept["x"]) == 60 * 51 and len(removed["x"]) == 20 * 51
+    assert kept["line"]["color"] != removed["line"]["color"]
+
+
+def test_many_series_leave_room_for_the_plot():
+    def height(series: int) -> int:
+        lines = {f"layer{i}.0.conv1": [(0, i)] for i in range(series)}
+        chart = charts.Lines(title="", note="", x_label="", y_label="", series=lines)
+        return figure(charts.plain(chart))["layout"]["height"]
+
+    assert height(1) == height(2) < height(9) < height(30)
+
+
+def test_charts_that_do_not_fit_together_are_refused():
+    words = {"title": "widths", "note": "", "value_label": ""}
+    with pytest.raises(ValueError, match=r"'widths' needs 2 rows of 1 values, has rows of \[1, 2\]"):
+        charts.Heat(**words, rows=["a", "b"], x=[1], x_label="", values=[[1], [1, 2]])
+    with pytest.raises(ValueError, match=r"'widths' need 2 values of each series, 'winner' has 1"):
+        charts.Bars(**words, labels=["a", "b"], series={"winner": [1]})
+    with pytest.raises(ValueError, match="PNG"):
+        charts.Picture(title="prompt", note="", png=b"GIF89a")
+    with pytest.raises(UserError, match=r"kind of chart 'line'. Did you mean lines"):
+        figure({"kind": "line"})
+
+
+def test_charts_go_from_the_method_to_the_page(tmp_path, monkeypatch):
+    """And a folder that was begun before methods drew any can be gone on with."""
+    from prunus.run import Settings, prune
+
+    chosen, nan = magnitude.prune, float("nan")
+
+    def drawing(task, budget, config, run) -> Pruned:
+        found = chosen(task, budget, config, run)
+        lines = charts.Lines(
+            title="cost", note="n", x_label="x", y_label="y", series={"a": [(0, nan), (1, 2.0)]}
+        )
+        return Pruned(keep=found.keep, charts=[lines])
+
+    monkeypatch.setattr(magnitude, "prune", drawing)
+    asked = {
+        "data": "digits",
+        "out": tmp_path,
+        "settings": Settings(method="magnitude", base_epochs=1, epochs=1),
+    }
+    first = prune("zoo:digits_resnet", **asked).values["charts"]
+    assert (
+        first
+        == read_json(tmp_path / "result.json")["charts"]
+        == read_json(tmp_path / "stages/prune.json")["charts"]
+    )
+    assert first[0]["series"] == {"a": [[0, None], [1, 2.0]]}
+    assert '<div id="chart0">' in (tmp_path / "report.html").read_text()
+    record = read_json(tmp_path / "stages/prune.json")
+    del record["charts"]
+    write_json(tmp_path / "stages/prune.json", record)
+    assert prune("zoo:digits_resnet", **asked, resume=True).values["charts"] == []
+    assert "How the units were chosen" not in (tmp_path / "report.html").read_text()

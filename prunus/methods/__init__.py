@@ -19,6 +19,8 @@ from itertools import islice
 
 from torch import Tensor
 
+from prunus.charts import Chart
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
@@ -28,6 +30,7 @@ class Pruned:
     masks: parameter -> bool tensor of its shape, True stays, for every weight whose single entries were up for
     pruning; None for methods of units. pattern: in which the zeros lie, such as 2:4; no unit is removed then, for the
     others would move out of it. left_dense: weights that the pattern does not fit, and why.
+    charts: what it draws of its search, for report.html.
     """
 
     keep: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -35,6 +38,7 @@ class Pruned:
     masks: Mapping[str, Tensor] | None = None
     pattern: str | None = None
     left_dense: Mapping[str, str] = field(default_factory=dict)
+    charts: Sequence[Chart] = ()
 
 
 def shown_batches(task, run, batches: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,6 +1,5 @@
 """report.html: one page that holds everything it shows, plotly.js included, so it opens without a network."""
 
-import html
 import json
 from pathlib import Path
 
@@ -8,12 +7,12 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from prunus.files import write_atomic
+from prunus.report.figures import figure
 from prunus.report.rows import budget, count, percent, proof, rows
+from prunus.report.style import BASE, GRID, KEPT, REMOVED, layout, named_rows, plain
 
-KEPT, REMOVED, BASE, GRID = "#2a6f5b", "#d9dfdc", "#8b9791", "#e8ecea"
 SECTIONS = {"config": "options of the method", "base": "training before pruning", "recovery": "recovery"}
 STAGES = {"base": "base (before pruning)", "recover": "recovery (after pruning)"}
-FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#26302c"}
 
 
 def write_page(path: Path, result: dict) -> None:
@@ -21,6 +20,7 @@ def write_page(path: Path, result: dict) -> None:
     templates = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=templates, autoescape=True, undefined=jinja2.StrictUndefined)
     metric, after = result["metric"], result["after"]
+    charts = result.get("charts", [])
     page = environment.get_template("page.html.j2").render(
         result=result,
         headline=_headline(result),
@@ -29,10 +29,12 @@ def write_page(path: Path, result: dict) -> None:
         proof=proof(result),
         proved=result["verified"].get("max_abs_error") is not None,
         score=percent(after[metric]),
+        charts=charts,
         figures={
             "survivors": survivors_figure(result),
             "widths": widths_figure(result),
             "curves": curves_figure(result),
+            **{f"chart{i}": figure(chart) for i, chart in enumerate(charts) if chart["kind"] != "picture"},
         },
         facts=_facts(result),
         plotly_js=get_plotlyjs(),
@@ -46,9 +48,9 @@ def widths_figure(result: dict) -> dict:
     kept = [result["widths"][name][0] for name in names]
     totals = [result["widths"][name][1] for name in names]
     hover = [f"{k} of {t} kept" for k, t in zip(kept, totals, strict=True)]
-    bars, layout = _bars(names, kept, totals, [f"{k}/{t}" for k, t in zip(kept, totals, strict=True)], hover)
-    layout["xaxis"] |= {"title": {"text": "units"}, "range": [0, 1.35 * max(totals, default=1)]}
-    return {"data": bars, "layout": layout}
+    bars, shape = _bars(names, kept, totals, [f"{k}/{t}" for k, t in zip(kept, totals, strict=True)], hover)
+    shape["xaxis"] |= {"title": {"text": "units"}, "range": [0, 1.35 * max(totals, default=1)]}
+    return {"data": bars, "layout": shape}
 
 
 def survivors_figure(result: dict) -> dict:
@@ -57,33 +59,31 @@ def survivors_figure(result: dict) -> dict:
     shares = [100 * kept / there for kept, there in counts]
     texts = [f"{share:.3g} % of {count(there)}" for share, (_, there) in zip(shares, counts, strict=True)]
     hover = [f"{kept} of {there} kept" for kept, there in counts]
-    bars, layout = _bars(names, shares, [100.0] * len(shares), texts, hover)
-    layout["xaxis"] |= {"title": {"text": "per cent of the layer's weights"}, "range": [0, 135]}
-    return {"data": bars, "layout": layout}
+    bars, shape = _bars(names, shares, [100.0] * len(shares), texts, hover)
+    shape["xaxis"] |= {"title": {"text": "per cent of the layer's weights"}, "range": [0, 135]}
+    return {"data": bars, "layout": shape}
 
 
 def _bars(
     names: list[str], kept: list, totals: list, texts: list[str], hover: list[str]
 ) -> tuple[list[dict], dict]:
     """Stacked bars, kept and removed, a row for each name with a text behind it; and their layout."""
-    labels = [_plain(name if len(name) <= 22 else f"…{name[-21:]}") for name in names]
     common = {"type": "bar", "orientation": "h", "y": list(range(len(names))), "hoverinfo": "text"}
-    common["hovertext"] = [f"{_plain(name)}<br>{text}" for name, text in zip(names, hover, strict=True)]
+    common["hovertext"] = [f"{plain(name)}<br>{text}" for name, text in zip(names, hover, strict=True)]
     removed = [total - keep for keep, total in zip(kept, totals, strict=True)]
     behind = {"text": texts, "textposition": "outside", "cliponaxis": False}
     bars = [
         {**common, "name": "kept", "x": kept, "marker": {"color": KEPT}},
         {**common, "name": "removed", "x": removed, "marker": {"color": REMOVED}, **behind},
     ]
-    layout = _layout(height=110 + 26 * len(names), barmode="stack", bargap=0.3)
-    layout["yaxis"] = {"tickvals": common["y"], "ticktext": labels, "ticks": "outside", "tickcolor": "#0000"}
-    layout["yaxis"] |= {"autorange": "reversed", "automargin": True, "fixedrange": True, "showgrid": False}
-    return bars, layout
+    shape = layout(height=110 + 26 * len(names), barmode="stack", bargap=0.3)
+    shape["yaxis"] = named_rows(names)
+    return bars, shape
 
 
 def curves_figure(result: dict) -> dict:
     """The metric on held-out training data and the loss, epoch by epoch: the base, then the recovery."""
-    metric = _plain(result["metric"])
+    metric = plain(result["metric"])
     data, start = [], 0
     for stage, color in (("base", BASE), ("recover", KEPT)):
         history = result["history"].get(stage) or []
@@ -103,26 +103,13 @@ def curves_figure(result: dict) -> dict:
                     "showlegend": axis == "y",
                 }
             )
-    layout = _layout(height=480)
-    layout["xaxis"] |= {"title": {"text": "epoch"}, "anchor": "y2", "rangemode": "tozero"}
-    layout["yaxis"] = {"title": {"text": metric}, "domain": [0.56, 1], "tickformat": ".0%"}
-    layout["yaxis2"] = {"title": {"text": "training loss"}, "domain": [0, 0.44]}
+    shape = layout(height=480)
+    shape["xaxis"] |= {"title": {"text": "epoch"}, "anchor": "y2", "rangemode": "tozero"}
+    shape["yaxis"] = {"title": {"text": metric}, "domain": [0.56, 1], "tickformat": ".0%"}
+    shape["yaxis2"] = {"title": {"text": "training loss"}, "domain": [0, 0.44]}
     for axis in ("yaxis", "yaxis2"):
-        layout[axis] |= {"automargin": True, "fixedrange": True, "gridcolor": GRID, "zeroline": False}
-    return {"data": data, "layout": layout}
-
-
-def _layout(**more: object) -> dict:
-    legend = {"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0, "itemclick": False}
-    return {
-        "font": FONT,
-        "margin": {"l": 10, "r": 16, "t": 40, "b": 46},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "legend": legend | {"traceorder": "normal"},
-        "xaxis": {"fixedrange": True, "gridcolor": GRID, "zeroline": False},
-        **more,
-    }
+        shape[axis] |= {"automargin": True, "fixedrange": True, "gridcolor": GRID, "zeroline": False}
+    return {"data": data, "layout": shape}
 
 
 def _headline(result: dict) -> str:
@@ -155,8 +142,3 @@ def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _plain(text: str) -> str:
-    """Text that plotly shows as it is: it would read some HTML, and TeX between two dollar signs."""
-    return html.escape(text, quote=False).replace("$", "&#36;")
