@@ -90,7 +90,7 @@ def clone(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
     memo: dict[int, Any] = {}
     for name, tensor in skeleton.named_tensors(model).items():
         new = tensors.get(name, tensor).detach()
-        new = new.clone(memory_format=_memory_format(tensor, new))
+        new = new.clone(memory_format=memory_format(tensor, new))
         memo[id(tensor)] = (
             nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
         )
@@ -104,7 +104,8 @@ def clone(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
     return small
 
 
-def _memory_format(old: torch.Tensor, new: torch.Tensor) -> torch.memory_format:
+def memory_format(old: torch.Tensor, new: torch.Tensor) -> torch.memory_format:
+    """How `new`, which takes the place of `old`, should lie in memory."""
     last = old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous()
     return torch.channels_last if last and new.dim() == 4 else torch.contiguous_format
 
@@ -165,7 +166,7 @@ def resized(model: nn.Module, graph: Graph, keep: Keep, tensors: dict[str, torch
     kept = {name: torch.tensor(indices) for name, indices in keep.items()}  # once, not for every tensor
     small = clone(model, {n: sliced(t, graph.layouts[n], kept) for n, t in tensors.items()})
     set_attributes(small, graph.attributes, graph.widths(keep))
-    _describe(model, small)
+    describe(model, small)
     return small
 
 
@@ -178,7 +179,7 @@ def fill(
         for name, value in values.items():
             old = getattr(small.get_submodule(module_name), name)
             setattr(small.get_submodule(module_name), name, type(old)(value))
-    _describe(model, small)
+    describe(model, small)
     return small
 
 
@@ -203,7 +204,7 @@ _STATED_SIZES = {  # what a layer says about itself: the dimension of its weight
 }
 
 
-def _describe(model: nn.Module, small: nn.Module) -> None:
+def describe(model: nn.Module, small: nn.Module) -> None:
     """Let the sizes a layer states about itself tell the truth after surgery."""
     old_tensors, new_tensors, news = effective(model), effective(small), dict(small.named_modules())
     for path, old in model.named_modules():

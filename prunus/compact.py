@@ -1,0 +1,135 @@
+"""Cut a model to fewer units in place, while it is being trained; and bring it back to full size.
+
+Parameters stay the same objects and take smaller data, so an optimiser, a scheduler or a wrapper that holds them goes
+on; what the optimiser remembers of them is cut with the same indices. Units are named as in the graph of the model
+at full size, whatever is left of it. Source: ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from prunus import axes, gates, skeleton, weights
+from prunus.axes import Layout
+from prunus.errors import UserError
+from prunus.follow import set_attributes
+from prunus.graph import Graph, Keep
+
+
+class Compacted:
+    """A model that is cut in place while it is being trained. kept: what it has been cut to, axis -> units."""
+
+    def __init__(self, model: nn.Module, graph: Graph):
+        self.model, self.graph = model, graph
+        self.like = skeleton.skeleton(model)
+        self.kept: dict[str, list[int]] = {}
+
+    def left(self, axis: str) -> Tensor:
+        """The units of an axis that are still there, int64, ascending."""
+        return torch.tensor(self.kept.get(axis, range(self.graph.axes[axis].size)))
+
+    def cut(self, keep: Keep, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Cut to `keep`, gates and the optimiser's state along with the weights; see `cut`."""
+        keep = {**self.kept, **self.graph.checked(keep)}
+        if all(len(units) == len(self.left(name)) for name, units in keep.items()):
+            return
+        gates.replace_places(self.model, self.graph, keep)
+        cut(self.model, self.graph, self.kept, keep, like=self.like, optimizer=optimizer)
+        self.kept = keep
+
+    @torch.no_grad()
+    def full(self) -> nn.Module:
+        """A copy of the original's shapes with the weights of now: zeros, in buffers ones, where units are gone."""
+        full = weights.clone(self.model, expanded(self.graph, self.kept, weights.effective(self.model)))
+        set_attributes(full, self.graph.attributes, self.graph.widths())
+        weights.describe(self.model, full)
+        return full
+
+
+def can_be_cut(model: nn.Module) -> bool:
+    """Whether weights can become smaller during training: not behind weight_norm and the like, nor in several
+    processes, whose wrapper knows their sizes."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    alone = not distributed or torch.distributed.get_world_size() == 1
+    return alone and not any(map(parametrize.is_parametrized, model.modules()))
+
+
+@torch.no_grad()
+def cut(
+    model: nn.Module,
+    graph: Graph,
+    before: Keep,
+    after: Keep,
+    *,
+    like: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Cut `model`, in place, from the units in `before` to those in `after`, which are among them.
+
+    like: the model at full size, or its skeleton, from which layers' statements of their sizes follow.
+    optimizer: state shaped like its parameter is cut too. Gradients are dropped.
+    Raises UserError if a unit of `after` is gone already, or a weight stands behind another parametrisation
+    (weight_norm), whose own tensors cannot be cut.
+    """
+    before, after = graph.checked(before), graph.checked({**before, **after})
+    for name, units in before.items():
+        gone = sorted(set(after[name]) - set(units))
+        if gone:
+            raise UserError(f"axis {name} has lost units {gone[:5]} already; they cannot be kept.")
+    for name, tensor in _behind(model, graph).items():
+        old, new = tensor.data, _recut(tensor.data, graph.layouts[name], before, after)
+        if new is old:
+            continue
+        tensor.grad = None
+        for key, value in (optimizer.state.get(tensor, {}) if optimizer else {}).items():
+            if isinstance(value, Tensor) and value.shape == old.shape:
+                optimizer.state[tensor][key] = _recut(value, graph.layouts[name], before, after)
+        tensor.data = new
+    set_attributes(model, graph.attributes, graph.widths(after))
+    weights.describe(like, model)
+
+
+def _behind(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
+    """The tensors that hold the values, by the graph's names: a step's parameter for what it computes."""
+    own = skeleton.named_tensors(model)
+    found = {name: tensor for name, tensor in own.items() if name in graph.layouts}
+    for path, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            for attribute, steps in module.parametrizations.items():
+                name = f"{path}.{attribute}" if path else attribute
+                if name in graph.layouts:
+                    if not steps.is_tensor:
+                        raise UserError(f"{name} stands behind a parametrisation of more than one tensor.")
+                    found[name] = steps.original
+    return found
+
+
+def _recut(tensor: Tensor, layouts: list[Layout], before: Keep, after: Keep) -> Tensor:
+    """`tensor` as of `before` cut to `after`, laid out in memory as it was; itself where nothing goes."""
+    new = tensor
+    for dim, layout in enumerate(layouts):
+        old, left = axes.positions(layout, before), axes.positions(layout, after)
+        if len(left) < len(old):
+            new = new.index_select(dim, torch.searchsorted(old, left).to(tensor.device))
+    return new if new is tensor else new.contiguous(memory_format=weights.memory_format(tensor, new))
+
+
+def expanded(graph: Graph, keep: Keep, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` of the model as of `keep` at full size: zeros in parameters and ones in buffers where units are gone.
+
+    Ones, for buffers are divided by; nothing that is kept reads them.
+    """
+    full = {}
+    for name, tensor in tensors.items():
+        for dim, layout in enumerate(graph.layouts[name]):
+            length, at = axes.size(layout), axes.positions(layout, keep).to(tensor.device)
+            if len(at) < length:
+                shape = [length if d == dim else n for d, n in enumerate(tensor.shape)]
+                empty = tensor.new_full(shape, 0 if name in graph.parameters else 1)
+                tensor = empty.index_copy(dim, at, tensor.detach())
+        full[name] = tensor.detach()
+    return full

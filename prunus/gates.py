@@ -1,0 +1,216 @@
+"""Gates: one number per unit that multiplies every weight writing to the unit or reading from it.
+
+`attach` puts a step behind each such weight of a model, in place: w becomes w times, for each of its dimensions, the
+gates of the units there. Which units those are is read off the layouts: the parts of a sum lie one behind the other,
+the factors of a product multiply. All gates are one flat tensor, `Gates.values`.
+
+A unit whose gate is zero is read by nobody, whatever biases, norms and activation functions make of it: it can be
+removed and the network stays the same function, in training mode too. That holds where everything that sums over an
+axis is a weight; `ungateable` names the axes where something else does. Source: ours (design, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunus import axes, parametrised
+from prunus.axes import Axis, Layout
+from prunus.errors import UserError, unknown
+from prunus.graph import Graph, Keep
+from prunus.rules import CONSUMES, PRODUCES, Op, Tag
+
+
+class Place(NamedTuple):
+    """The units along one dimension of a weight, as places in `Gates.values`; N, where all have none."""
+
+    dim: int
+    index: Tensor  # int64 (length of the dimension,)
+    all_gated: bool  # no N among them
+
+
+class Gates(nn.Module):
+    """The gates of the units of some axes: `values` (N,), float32, axis after axis; all one at first."""
+
+    def __init__(self, graph: Graph, names: Collection[str]):
+        super().__init__()
+        self.places: dict[str, slice] = {}
+        start = 0
+        for name in names:
+            if name not in graph.axes:
+                raise unknown("axis", name, graph.axes)
+            self.places[name] = slice(start, start + graph.axes[name].size)
+            start += graph.axes[name].size
+        self.values = nn.Parameter(torch.ones(start))
+
+    def of(self, axis: str) -> Tensor:
+        """(size,): the gates of one axis, a view."""
+        return self.values[self.places[axis]]
+
+    def owners(self) -> Tensor:
+        """(N,): the place in `places` of the axis each gate belongs to."""
+        sizes = [place.stop - place.start for place in self.places.values()]
+        return torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+
+    def product(self, dims: int, places: Sequence[Place]) -> Tensor:
+        """The gates along each dimension of a weight of `dims`, multiplied; of size one in dimensions without any."""
+        product: Tensor | None = None
+        for dim, index, all_gated in places:
+            values = self.values if all_gated else F.pad(self.values, (0, 1), value=1.0)
+            along = values.index_select(0, index).view([-1 if d == dim else 1 for d in range(dims)])
+            product = along if product is None else product * along
+        return product
+
+
+class Gate(nn.Module):
+    """A step: the weight times the gates along its dimensions. What it is given stays the same function at first."""
+
+    def __init__(self, gates: Gates, shape: torch.Size, places: list[Place]):
+        super().__init__()
+        self.gates, self.dims, self.places = gates, len(shape), places
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.gate().to(weight.dtype)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight / self.gate().to(weight.dtype)
+
+    def gate(self) -> Tensor:
+        """What the weight is multiplied with."""
+        return self.gates.product(self.dims, self.places)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Gate:
+        super()._apply(
+            fn, recurse
+        )  # indices are no buffers: they follow from the graph, no file has to hold them
+        self.places = [place._replace(index=fn(place.index)) for place in self.places]
+        return self
+
+
+def attach(
+    model: nn.Module,
+    graph: Graph,
+    names: Collection[str],
+    *,
+    values: Mapping[str, Tensor] | None = None,
+    step: Callable[[str, Gates, torch.Size, list[Place]], Gate] | None = None,
+) -> Gates:
+    """Let every weight of `model` that writes to or reads from the axes `names` act through their gates, in place.
+
+    The network stays the same function: weights are divided by their gates. The gates become parameters of the
+    model: an optimiser made after this has them.
+    values: axis -> (size,), gates to begin with, none of them zero; one where not given. step: makes what stands
+    behind a weight, of a subclass of Gate, from the weight's name, the gates, its shape and its places.
+    Raises UserError if there is nothing to gate, or gates are there already.
+    """
+    if any(isinstance(module, Gates) for module in model.modules()):
+        raise UserError("this model has gates already; finish with those first.")
+    gates = Gates(graph, names)
+    if not len(gates.values):
+        raise UserError("no axis was named, so there is nothing to gate.")
+    gates.to(next(model.parameters()).device)
+    with torch.no_grad():
+        for name, start in (values or {}).items():
+            gates.of(name).copy_(start)
+    for name, shape in graph.shapes.items():
+        places = places_of(graph, gates, name, {})
+        if places:
+            made = step(name, gates, shape, places) if step else Gate(gates, shape, places)
+            parametrised.put(model, name, made)
+    return gates
+
+
+def replace_places(model: nn.Module, graph: Graph, keep: Keep) -> None:
+    """Bring the gates of a model that was cut to `keep` up to date, in place."""
+    for weight in parametrised.found(model, Gate):
+        step = weight.step(Gate)
+        step.places = places_of(graph, step.gates, weight.name, keep)
+
+
+def places_of(graph: Graph, gates: Gates, name: str, keep: Keep) -> list[Place]:
+    """Where the gates of a parameter's dimensions stand when the model is cut to `keep`.
+
+    Only dimensions that write or read: not biases, nor the scales of norms.
+    """
+    found = []
+    for dim, layout in enumerate(graph.layouts[name] if name in graph.parameters else ()):
+        if graph.role(name, dim) in (PRODUCES, CONSUMES):
+            kept = axes.positions(layout, keep)
+            for index in _indices(gates, layout):
+                all_gated = bool((index[kept] < len(gates.values)).all())
+                found.append(Place(dim, index[kept].to(gates.values.device), all_gated))
+    return found
+
+
+def _indices(gates: Gates, layout: Layout) -> list[Tensor]:
+    """One index for axes that lie side by side in a dimension, another where a position belongs to two."""
+    nothing, indices = len(gates.values), []
+    for axis, units in axes.units(layout).items():
+        if axis.name not in gates.places:
+            continue
+        own = torch.full((axes.size(layout),), nothing)
+        own[units] = gates.places[axis.name].start + torch.arange(axis.size)[:, None]
+        for other in indices:
+            if ((own == nothing) | (other == nothing)).all():
+                torch.minimum(own, other, out=other)
+                break
+        else:
+            indices.append(own)
+    return indices
+
+
+# --------------------------------------------------------------------------------- where it is exact
+def ungateable(graph: Graph) -> dict[str, str]:
+    """The axes of which a unit with a zero gate still counts for something, and why: axis -> reason.
+
+    A norm or softmax takes statistics over them, or activations are multiplied along them (queries by keys).
+    """
+    readers = {
+        id(layout)
+        for name in graph.parameters
+        for dim, layout in enumerate(graph.layouts[name])
+        if graph.role(name, dim) == CONSUMES
+    }
+    found: dict[str, str] = {}
+    for op in graph.ops:
+        if op.mixes:
+            for axis in _mixed(op):
+                found.setdefault(axis.name, f"{op} takes statistics over it")
+        elif op.contracts and not any(id(layout) in readers for layout, role in op.roles if role == CONSUMES):
+            for axis in _summed(op):
+                found.setdefault(axis.name, f"{op} multiplies activations along it")
+    return {name: found[name] for name in graph.axes if name in found}
+
+
+def _tags(things: Iterable) -> Iterator[Tag]:
+    for thing in things:
+        if isinstance(thing, Tag):
+            yield thing
+        elif isinstance(thing, (list, tuple)):
+            yield from _tags(thing)
+
+
+def _leaves(tags: Iterable[Tag]) -> dict[Axis, None]:
+    return {axis: None for tag in tags for layout in tag.dims for axis in axes.leaves(layout)}
+
+
+def _mixed(op: Op) -> Iterable[Axis]:
+    """The axes over which statistics are taken; a group norm's groups are not among them."""
+    inputs = list(_tags([*op.inputs[0], *op.inputs[1].values()]))
+    if op.name != "native_group_norm":
+        return _leaves([*inputs, *_tags(op.results)])
+    channels, groups = op.inputs[0][4], op.inputs[0][6]
+    layout, inside = axes.normal(inputs[0].dims[1]), []
+    factors = list(layout.factors) if isinstance(layout, axes.Product) else [layout]
+    while factors and axes.size(axes.nest(*inside)) < channels // groups:
+        inside.insert(0, factors.pop())
+    return list(axes.leaves(axes.nest(*inside)))
+
+
+def _summed(op: Op) -> Iterable[Axis]:
+    inputs, results = _leaves(_tags([*op.inputs[0], *op.inputs[1].values()])), _leaves(_tags(op.results))
+    return [*(axis for axis in inputs if axis not in results), *axes.leaves(op.over)]

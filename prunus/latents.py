@@ -1,0 +1,370 @@
+"""DHP's search in a training loop: latents that shrink until the network fits a budget.
+
+Every unit has a latent number, by which all weights that write to it or read from it are multiplied (gates.py). After
+every step of the optimiser the latents are soft-thresholded; now and then it is seen how far the cost has come, how
+hard to push, and which units are gone and can be cut out of the weights (compact.py). methods/dhp.py names the paper
+and what departs from it.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from prunus import gates, parametrised, scores, surgery
+from prunus.compact import Compacted, can_be_cut
+from prunus.errors import TrainingError, UserError
+from prunus.gates import Gate
+from prunus.graph import Graph, trace
+from prunus.hypernetworks import attach
+from prunus.limits import least
+from prunus.selection import GRIDS, Budget, Selection, blocks, price_of, select
+from prunus.thresholds import Thresholds, soft_threshold
+
+CHECKS = 200  # of a search: latents are counted, the strength is set, dead units are cut out
+HORIZON = 20  # what is to go next should be gone in a 20th of the search
+PATIENCE = 2  # checks for which a latent has to be zero before its unit is cut out
+NEAR = 0.02  # of the cost before: so near the budget what is left over is cut; the paper's stopping rule
+NOTED = 100  # latents that are noted at every check, to show what became of them
+CHANGES = ("done", "push", "strength", "moved", "finished", "keep", "left_over", "records")
+COUNTED = ("zero_checks", "must_stay", "resting")  # tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Selection):
+    """What they mean:
+
+    mode        exact: removing units changes nothing; paper: for reproduction. See above
+    start       given: from the weights the network has; scratch: drawn anew. None: given, in mode paper scratch
+    latents     ones; norms: in proportion to the norms of the units' weights; normal: N(0, 1). None: norms, from
+                scratch ones, in mode paper normal. The weights are divided by them, so that nothing changes
+    strength    of the soft threshold, which is the learning rate times this; None: follows the plan, in mode paper 2e-4
+    cost_aware  shrink a latent in proportion to what its unit costs
+    ramp        share of the search in which the budget is reached; the rest trains what is left
+    compact     cut units that are gone out of the weights during the search (mode exact, one process)
+    mixed       also prune axes over which a norm takes statistics (the stream of a transformer): removal then is not
+                exact, for what is left is normalised differently
+    epochs      of the search; None: as the task advises for tuning, from scratch as for training
+    factors     of the hypernetwork's embedding (mode paper)
+    """
+
+    mode: Literal["exact", "paper"] = "exact"
+    start: Literal["given", "scratch"] | None = None
+    latents: Literal["ones", "norms", "normal"] | None = None
+    strength: float | None = None
+    cost_aware: bool = False
+    ramp: float = 0.7
+    compact: bool = True
+    mixed: bool = False
+    epochs: int | None = None
+    factors: int = 8
+
+    def __post_init__(self):
+        for name, least_value, most in (
+            ("ramp", 0.05, 1.0),
+            ("epochs", 1, math.inf),
+            ("factors", 1, math.inf),
+        ):
+            value = getattr(self, name)
+            if value is not None and not least_value <= value <= most:
+                raise UserError(f"{name} should lie in {least_value}..{most}, but is {value}.")
+        if self.strength is not None and not 0 < self.strength < math.inf:
+            raise UserError(f"strength should be above 0, but is {self.strength}; None follows the plan.")
+
+    def settled(self) -> "Config":
+        """The same with every None that depends on another option filled in."""
+        paper = self.mode == "paper"
+        start = self.start or ("scratch" if paper else "given")
+        latents = self.latents or ("normal" if paper else "norms" if start == "given" else "ones")
+        strength = self.strength or (2e-4 if paper else None)
+        return replace(self, start=start, latents=latents, strength=strength)
+
+    def whole(self, graph: Graph) -> dict[str, str]:
+        """The axes that are left alone because removing their units would not be exact, and why."""
+        return {} if self.mixed or self.mode == "paper" else gates.ungateable(graph)
+
+    def select(self, graph: Graph, scores: dict[str, Tensor], budget: Budget) -> dict[str, list[int]]:
+        """The keep; axes left alone count as frozen."""
+        options = {field.name: getattr(self, field.name) for field in fields(Selection)}
+        options["freeze"] = (*self.freeze, *self.whole(graph))
+        return select(graph, scores, budget, **options)
+
+
+def learning_rate(optimizer: torch.optim.Optimizer, values: Tensor) -> float:
+    """That of the latents. Raises UserError if the optimiser does not hold them."""
+    for group in optimizer.param_groups:
+        if any(parameter is values for parameter in group["params"]):
+            return float(group["lr"])
+    raise UserError(
+        "the optimiser does not hold the latents; make it after DHP(...), from search.groups(...)."
+    )
+
+
+class DHP:
+    """Latents on a network that is being trained, in the user's own loop:
+
+        search = DHP(model, example, Budget(macs=0.5), steps=10_000)
+        optimizer = torch.optim.SGD(search.groups(weight_decay=5e-4), lr=0.05, momentum=0.9)
+        for x, y in batches:  # 10,000 of them
+            ...
+            optimizer.step()
+            search.step(optimizer)
+        small = search.finish()
+
+    model is changed in place: its weights act through latents (`latents.values`, N of them), and shrink as units go.
+    steps: how many there will be. seed: of what is drawn. keep: the units that stay, once that is decided.
+    Raises UserError if nothing in the network can be pruned so, BudgetError if the budget cannot be met.
+    Shapes: N latents.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Any,
+        budget: Budget,
+        *,
+        steps: int,
+        config: Config | None = None,
+        seed: int = 0,
+    ):
+        self.model, self.budget, self.steps = model, budget, steps
+        self.config = config = (config or Config()).settled()
+        self.graph = graph = trace(model, example)
+        self.compacted = Compacted(model, graph)
+        free = self.free_axes()
+        config.select(graph, scores.random(graph, seed), budget)  # refuse now what could not be met later
+        self.units = Thresholds(graph, free, price_of(graph, budget))
+        self.target = budget.limit(self.units.before) / self.units.before
+        self.cuts = config.compact and config.mode == "exact" and can_be_cut(model)
+        begun = {"start": config.start, "latents": config.latents, "seed": seed}
+        factors = config.factors if config.mode == "paper" else None
+        self.latents = attach(model, graph, list(free), factors=factors, **begun)
+        self.device = self.latents.values.device
+        self.owners = self.units.owners.to(self.device)
+        self.costs = self.units.unit_costs() if config.cost_aware else torch.ones(len(self.owners))
+        self.threshold = 0.0 if config.mode == "exact" else 5e-3
+        steps_of = blocks(graph, config.round_to or GRIDS[0], halve=config.round_to is None)
+        self.blocks = dict(zip(graph.axes, steps_of.tolist(), strict=True))
+        self.check_every = max(1, steps // CHECKS)
+        self.noted = torch.linspace(0, len(self.owners) - 1, min(NOTED, len(self.owners))).long()
+        # What follows is what changes: `state` and `restore`.
+        self.done, self.push, self.strength = 0, 1.0, config.strength or 0.0
+        self.moved = self.finished = False
+        self.zero_checks = torch.zeros(len(self.owners), dtype=torch.long)
+        self.keep: dict[str, list[int]] | None = None
+        self.left_over = 0  # units in use that were cut to meet the budget
+        self.records: list[dict] = []
+        self.stays = torch.ones_like(self.latents.values.data)
+        self.protect()
+
+    # ------------------------------------------------------------------------------- the user's loop
+    def groups(self, weight_decay: float) -> list[dict]:
+        """Parameter groups for an optimiser, with decay on what `decays`."""
+        parameters = list(self.model.parameters())
+        return [
+            {"params": [p for p in parameters if self.decays(p)], "weight_decay": weight_decay},
+            {"params": [p for p in parameters if not self.decays(p)], "weight_decay": 0.0},
+        ]
+
+    def decays(self, parameter: Tensor) -> bool:
+        """Whether weight decay acts on a parameter: not on biases, norms and latents; in mode paper on all."""
+        return self.config.mode == "paper" or parameter.dim() > 1
+
+    @torch.no_grad()
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Shrink the latents: to be called after each optimizer.step(). Now and then, cut out what is gone.
+
+        Raises UserError if the optimiser does not hold the latents, or its learning rate was zero throughout;
+        TrainingError if a latent is NaN or infinite.
+        """
+        values, lr = self.latents.values, learning_rate(optimizer, self.latents.values)
+        if self.keep is None:
+            values.copy_(self.shrunk(values, lr * self.strength))
+        values.mul_(self.stays)  # momentum would still move what is gone
+        self.done, self.moved = self.done + 1, self.moved or lr > 0
+        if self.keep is None and (self.done % self.check_every == 0 or self.done == self.steps):
+            self.check(optimizer, lr)
+
+    def shrunk(self, values: Tensor, amount: float) -> Tensor:
+        """The latents after the soft threshold; in mode exact then scaled back, axis by axis.
+
+        What all latents of an axis lose alike says nothing about which to remove: norms undo it, and weights made from
+        small latents hardly learn, for their gradients carry the latents squared. So those that are left keep their
+        mean size (ours).
+        """
+        new = soft_threshold(values, amount * self.factor, self.least_size)
+        if self.config.mode == "paper":
+            return new
+        sums = values.new_zeros(2, len(self.latents.places))
+        sums.index_add_(1, self.owners, torch.stack([values.abs() * (new != 0), new.abs()]))
+        return new * (sums[0] / sums[1].clamp_min(1e-12))[self.owners]
+
+    def ratio(self) -> float:
+        """What the network would cost without the units whose latents are zero, as a share of before."""
+        return self.units.shares(self.alive()[None]).item()
+
+    def full(self) -> nn.Module:
+        """A plain copy of the original's shapes: zeros where units are gone. The model that was given becomes plain."""
+        parametrised.take_off(self.model, Gate)
+        return self.compacted.full()
+
+    def finish(self) -> nn.Module:
+        """The small network: plain, of the model's class, proved. The model that was given becomes plain, too.
+
+        Warns if units that were in use had to be cut to meet the budget. Raises PruningError if the proof fails.
+        """
+        self.decide()
+        return surgery.shrink(self.full(), self.graph, self.keep)
+
+    # -------------------------------------------------------------------------------------- counting
+    def record(self, ratio: float) -> dict:
+        """Where the search stands, for the report."""
+        widths = self.units.counts(self.alive()[None])[0].tolist()
+        found = {"step": self.done, "ratio": ratio, "plan": self.plan(self.done), "strength": self.strength}
+        return found | {"widths": widths, "latents": self.sizes()[self.noted].tolist()}
+
+    def free_axes(self) -> dict[str, int]:
+        """The axes that get latents, and how many units each has to keep. Raises UserError if there is none."""
+        whole = self.config.whole(self.graph)
+        bounds = least(self.graph, self.config.floor, self.config.cap, (*self.config.freeze, *whole))
+        free = {name: units for name, (units, _) in bounds.items() if units < self.graph.axes[name].size}
+        if not free:
+            whys = [f"{name}: {whole.get(name, why)}" for name, (_, why) in list(bounds.items())[:3]]
+            more = " mixed=True takes them nevertheless." if whole else ""
+            raise UserError(f"dhp can prune no axis of this network ({'; '.join(whys)}).{more}")
+        return free
+
+    def sizes(self) -> Tensor:
+        """(N,): how large the latents are."""
+        return self.latents.values.detach().abs().cpu()
+
+    def alive(self) -> Tensor:
+        """(N,) bool: the latents above the threshold."""
+        return self.sizes() > self.threshold
+
+    def plan(self, step: int) -> float:
+        """The share of the cost at which the network should be after `step` steps: straight down to the target."""
+        return 1 - (1 - self.target) * min(1.0, step / (self.config.ramp * self.steps))
+
+    # ---------------------------------------------------------------------------------------- checks
+    def check(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
+        """See how far the search is: set the strength, cut out what is gone, or decide."""
+        values = self.latents.values
+        if not values.isfinite().all():
+            raise TrainingError(
+                f"a latent is NaN or infinite after {self.done} steps; lower the learning rate."
+            )
+        alive, ratio = self.alive(), self.ratio()
+        self.records.append(self.record(ratio))
+        self.zero_checks = torch.where(alive, 0, self.zero_checks + 1)
+        self.protect()
+        if self.is_time(ratio):
+            self.decide()
+            self.finished = self.config.mode == "paper"
+            if self.config.mode == "exact":
+                self.cut(self.keep, optimizer)
+            return
+        if self.config.strength is None and lr > 0:
+            self.follow(ratio, lr)
+        if self.cuts:
+            self.cut(self.without_gone(), optimizer)
+
+    def is_time(self, ratio: float) -> bool:
+        """Whether to decide: the ramp is over, or the cost is so low, or near the budget where the paper says so."""
+        if self.config.mode == "paper" and ratio <= self.target + NEAR:
+            return True
+        end = self.steps if self.config.strength else self.config.ramp * self.steps
+        return self.done >= end or ratio <= self.target
+
+    def follow(self, ratio: float, lr: float) -> None:
+        """Set the strength so that the units the plan has no room for are gone after a HORIZON of steps.
+
+        While the cost is above the plan the push grows, so that no gradient can hold the latents up for ever.
+        """
+        self.push = self.push * 1.1 if ratio > self.plan(self.done) else max(1.0, self.push / 1.1)
+        horizon = max(1, self.steps // HORIZON)
+        size = self.units.at_share(self.sizes() / self.costs, self.plan(self.done + horizon))
+        self.strength = self.push * size / (horizon * lr)
+
+    def protect(self) -> None:
+        """Let the largest latents of each axis, as many as its floor, keep from zero, and axes at the floor rest."""
+        self.must_stay = self.units.ranks(self.sizes()) < self.units.floors[self.units.owners]
+        self.resting = self.units.counts(self.alive()[None])[0] <= self.units.floors
+        self.guard()
+
+    def guard(self) -> None:
+        """What must_stay and resting mean for the soft threshold."""
+        self.factor = (self.costs * ~self.resting[self.units.owners]).to(self.device)
+        self.least_size = (self.must_stay * (self.threshold + 1e-6)).to(self.device)
+
+    def decide(self) -> None:
+        """Choose what stays: the largest latents that fit the budget."""
+        if self.keep is not None:
+            return
+        if not self.moved:
+            raise UserError(
+                "the learning rate has been 0 in every step, so no latent has moved; give one above 0."
+            )
+        alive, ratio, sizes = self.alive(), self.ratio(), self.sizes() / self.costs
+        ranked = {name: torch.ones(axis.size) for name, axis in self.graph.axes.items()}
+        for name, place in self.latents.places.items():
+            ranked[name] = torch.full_like(ranked[name], -1.0)  # below all that is left
+            left = self.compacted.left(name)
+            ranked[name][left] = sizes[place][left]
+        chosen = self.config.select(self.graph, ranked, self.budget)
+        self.keep = {
+            n: sorted(set(units) & set(self.compacted.left(n).tolist())) for n, units in chosen.items()
+        }
+        self.left_over = int((alive & ~self.among(self.keep)).sum())
+        if ratio > self.target + NEAR:
+            warnings.warn(
+                f"dhp: {self.left_over} units still in use were cut to meet the budget, for after {self.done} steps "
+                f"the network was at {ratio:.3f} of its cost, not at {self.target:.3f}; give the search "
+                "more epochs.",
+                stacklevel=2,
+            )
+
+    # --------------------------------------------------------------------------------------- cutting
+    def without_gone(self) -> dict[str, list[int]]:
+        """What to cut the weights to: units whose latents have been zero for a while go, in whole blocks."""
+        sizes, kept = self.sizes(), {}
+        for name, place in self.latents.places.items():
+            left = self.compacted.left(name)
+            used, block = int((self.zero_checks[place][left] < PATIENCE).sum()), self.blocks[name]
+            wanted = min(len(left), max(1, -(used // -block)) * block)
+            best = sizes[place][left].argsort(descending=True, stable=True)[:wanted]
+            kept[name] = left[best].sort().values.tolist()
+        return kept
+
+    def cut(self, keep: dict[str, list[int]], optimizer: torch.optim.Optimizer) -> None:
+        """From here on the latents of all but `keep` are zero; where possible their units are cut out."""
+        self.stays.copy_(self.among(keep))
+        self.latents.values.data.mul_(self.stays)
+        if self.cuts:
+            self.compacted.cut(keep, optimizer)
+
+    def among(self, keep: dict[str, list[int]]) -> Tensor:
+        """(N,) bool: the units in `keep`."""
+        found = torch.zeros(len(self.owners), dtype=torch.bool)
+        for name, place in self.latents.places.items():
+            found[place][keep[name]] = True
+        return found
+
+    def state(self) -> dict:
+        """All that changes beside the model's tensors, as plain JSON."""
+        found = {name: getattr(self, name) for name in CHANGES} | {"kept": self.compacted.kept}
+        return found | {name: getattr(self, name).tolist() for name in COUNTED}
+
+    def restore(self, state: dict) -> None:
+        """Go to where `state` stands, with a model as it was at first: it is cut as it was then, but not filled."""
+        for name in CHANGES:
+            setattr(self, name, state[name])
+        for name in COUNTED:
+            setattr(self, name, torch.tensor(state[name]))
+        self.guard()
+        self.compacted.cut(state["kept"])
+        if self.compacted.kept or self.keep:
+            self.stays.copy_(self.among(self.keep or self.compacted.kept))

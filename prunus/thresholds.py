@@ -1,0 +1,71 @@
+"""What is left of a network if units below a threshold go: how many of each axis, at which cost.
+
+The sizes of all units stand in one flat tensor, axis after axis, as gates do. An axis never counts fewer units than its
+floor. Source: ours. Shapes: N units, G axes that may shrink here, A axes of the graph, C candidates.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from prunus.graph import Graph
+
+CANDIDATES = 256  # thresholds tried at once
+
+
+def soft_threshold(values: Tensor, amount: Tensor, least_size: Tensor) -> Tensor:
+    """The argument of the least (v - values)^2 / 2 + amount |v|, elementwise; no smaller than `least_size`.
+
+    The proximal operator of the L1 norm. least_size (ours): 0, or tiny for units that have to stay.
+    """
+    sizes = values.abs()
+    return torch.copysign((sizes - amount).maximum(sizes.minimum(least_size)), values)
+
+
+class Thresholds:
+    """The units of some axes, in order, and what a network costs with those that are left.
+
+    floors: axis -> the fewest units it keeps. price: widths (C, A) -> cost (C,).
+    """
+
+    def __init__(self, graph: Graph, floors: Mapping[str, int], price: Callable[[Tensor], Tensor]):
+        names = list(graph.axes)
+        lengths = torch.tensor([graph.axes[name].size for name in floors])
+        self.price = price
+        self.floors = torch.tensor(list(floors.values()))
+        self.owners = torch.arange(len(lengths)).repeat_interleave(lengths)  # (N,): the axis of each unit
+        self.starts = (lengths.cumsum(0) - lengths)[self.owners]
+        self.columns = torch.tensor([names.index(name) for name in floors])
+        self.sizes = torch.tensor([axis.size for axis in graph.axes.values()], dtype=torch.float64)
+        self.before = price(self.sizes[None]).item()
+
+    def counts(self, left: Tensor) -> Tensor:
+        """(C, G): how many of the units (C, N) bool are left of each axis."""
+        found = torch.zeros(len(left), len(self.floors), dtype=torch.long)
+        return found.index_add_(1, self.owners, left.long()).maximum(self.floors)
+
+    def shares(self, left: Tensor) -> Tensor:
+        """(C,): what the network costs with the units (C, N) bool, as a share of before."""
+        widths = self.sizes.repeat(len(left), 1)
+        widths[:, self.columns] = self.counts(left).double()
+        return self.price(widths) / self.before
+
+    def at_share(self, sizes: Tensor, share: float) -> float:
+        """The least threshold such that the network costs at most `share` with the units of a size (N,) above it."""
+        candidates = sizes.sort().values[:: max(1, len(sizes) // CANDIDATES)]
+        fits = self.shares(sizes > candidates[:, None]) <= share
+        return (candidates[fits][0] if fits.any() else sizes.max()).item()
+
+    def unit_costs(self) -> Tensor:
+        """(N,): what a unit costs, 1 on average."""
+        each = (self.before - self.price(self.sizes - torch.eye(len(self.sizes))))[self.columns][self.owners]
+        return (each / each.mean()).float()
+
+    def ranks(self, sizes: Tensor) -> Tensor:
+        """(N,): the place of each unit in its axis by falling size (N,), the largest 0."""
+        order = sizes.argsort(descending=True, stable=True)
+        order = order[self.owners[order].argsort(stable=True)]  # axis after axis, falling within each
+        ranks = torch.empty_like(order)
+        ranks[order] = torch.arange(len(order)) - self.starts
+        return ranks
