@@ -1,8 +1,14 @@
-"""Budget: a cost and its limit."""
+"""Budget: a cost and its limit.
+
+A cost that has no closed form, milliseconds, needs someone to measure it: a `Meter`, which travels with the budget
+(`Metered`), so that whoever is handed the budget and passes it to `select` keeps it without knowing how.
+"""
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
+from typing import Any, Protocol
 
 from prunus.errors import BudgetError, UserError, unknown
 
@@ -12,7 +18,8 @@ class Budget:
     """At most so much is kept of exactly one cost.
 
     macs: multiply-accumulates on the traced example. params: number of parameters.
-    memory_mb: peak memory of the activations. latency_ms: measured time.
+    memory_mb: peak memory of the activations. latency_ms: measured time of one forward pass on the traced example,
+    which only a `Metered` budget can keep.
     A float in (0, 1] is a fraction of what the model costs before; any other number is absolute, in the unit of
     the name. Raises UserError for what is neither.
     """
@@ -23,9 +30,9 @@ class Budget:
     memory_mb: float | None = None
 
     def __post_init__(self):
-        given = [f"{name}={value!r}" for name, value in vars(self).items() if value is not None]
+        given = [f"{name}={getattr(self, name)!r}" for name in COSTS if getattr(self, name) is not None]
         if len(given) != 1:
-            names = ", ".join(vars(self))
+            names = ", ".join(COSTS)
             raise UserError(f"a budget names exactly one of {names}; got {' and '.join(given) or 'none'}.")
         if isinstance(self.value, bool) or not isinstance(self.value, Real) or not 0 < self.value < math.inf:
             raise UserError(f"budget {given[0]}: expected a fraction such as 0.5, or a number above 1.")
@@ -40,9 +47,8 @@ class Budget:
     def parse(cls, text: str) -> "Budget":
         """The budget written as "macs=0.5" or "params=200000"."""
         name, _, number = text.partition("=")
-        names = [field.name for field in fields(cls)]
-        if name not in names:
-            raise unknown("cost in a budget", name, names)
+        if name not in COSTS:
+            raise unknown("cost in a budget", name, COSTS)
         try:
             value = float(number) if set(number) & set(".eE") else int(number)
         except ValueError:
@@ -52,7 +58,7 @@ class Budget:
     @property
     def name(self) -> str:
         """Which cost is limited."""
-        return next(name for name, value in vars(self).items() if value is not None)
+        return next(name for name in COSTS if getattr(self, name) is not None)
 
     @property
     def value(self) -> float:
@@ -81,6 +87,27 @@ class Budget:
     def __str__(self) -> str:
         amount = f"{self.value:.4g} of before" if self.is_fraction else short(self.value)
         return f"{self.name} at most {amount}"
+
+
+COSTS = tuple(field.name for field in fields(Budget))
+
+
+class Meter(Protocol):
+    """Measures what a keep costs, and so keeps a budget that has no closed form."""
+
+    def price(self, widths: Any) -> Any:
+        """What widths (C, A) are predicted to cost: (C,), of the same unit as the limit."""
+
+    def settle(self, budget: Budget, propose: Callable[[Callable], dict]) -> dict:
+        """The best keep that holds as measured. propose(price) is the keep that holds by a price; raises BudgetError
+        if there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metered(Budget):
+    """A budget that knows who measures it."""
+
+    meter: Meter = field(repr=False, compare=False)
 
 
 def short(number: float) -> str:

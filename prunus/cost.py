@@ -142,18 +142,19 @@ class Latency:
     spread_ms: float
     repeats: int
 
+    @classmethod
+    def of(cls, times: Sequence[float]) -> Latency:
+        """Of at least two measurements."""
+        low, median, high = statistics.quantiles(times, n=4)
+        return cls(median, high - low, len(times))
+
 
 def latency_ms(model: nn.Module, example: Any, *, repeats: int = 20, warmup: int = 3) -> Latency:
     """Measure one forward pass of `model` on `example`, in evaluation mode, on the device it is on.
 
     The mode is restored. Compare two models in one run, interleaved: machines are noisy.
     """
-    training = [module for module in model.modules() if module.training]
     call = runtimes.in_torch(model, example)
-    try:
+    with runtimes.evaluating(model):
         times = [runtimes.milliseconds(call) for _ in range(warmup + repeats)]
-    finally:
-        for module in training:
-            module.training = True
-    low, median, high = statistics.quantiles(times[warmup:], n=4)
-    return Latency(median, high - low, repeats)
+    return Latency.of(times[warmup:])

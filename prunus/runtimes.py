@@ -9,13 +9,14 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunus import skeleton
 from prunus.errors import PrunusError, UserError
@@ -42,16 +43,29 @@ def take_turns(
     """
     repeats = {name: repeats_of(call, least_ms) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
-    begun, shown, lot = time.monotonic(), 0, random.Random(0)
+    tick, lot = Ticker(step, seconds), random.Random(0)
     for number in range(rounds[1]):
         for name in lot.sample(list(calls), len(calls)):
             times[name].append(milliseconds(calls[name], repeats[name]))
-        past = time.monotonic() - begun
-        step(min(round(past), round(seconds)) - shown)
-        shown = min(round(past), round(seconds))
-        if past > seconds and number + 1 >= rounds[0]:
+        if tick() > seconds and number + 1 >= rounds[0]:
             break
     return times
+
+
+class Ticker:
+    """Tells how many of `seconds`, whole ones, have passed since it was made."""
+
+    def __init__(self, step: Callable, seconds: float):
+        self.step, self.seconds = step, seconds
+        self.begun, self.shown = time.monotonic(), 0
+
+    def __call__(self) -> float:
+        """The seconds that have passed; `step` is told how many more than last time."""
+        past = time.monotonic() - self.begun
+        now = min(round(past), round(self.seconds))
+        self.step(now - self.shown)
+        self.shown = now
+        return past
 
 
 def milliseconds(call: Call, repeats: int = 1) -> float:
@@ -65,13 +79,26 @@ def milliseconds(call: Call, repeats: int = 1) -> float:
 def repeats_of(call: Call, least_ms: float = LEAST_MS) -> int:
     """How many calls make one measurement; the call is warm after."""
     fastest = min(milliseconds(call) for _ in range(WARMUP))
-    return math.ceil(least_ms / max(fastest, 1e-4))
+    return max(1, math.ceil(least_ms / max(fastest, 1e-4)))
 
 
 def synchronize(device: torch.device) -> None:
     """Wait until an accelerator has done what it was given."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """The models in evaluation mode; each of their modules goes back to its own afterwards."""
+    training = [module for model in models for module in model.modules() if module.training]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -81,11 +108,12 @@ def device_of(model: nn.Module) -> torch.device:
 
 # ------------------------------------------------------------------------------------- programs
 def in_torch(model: nn.Module, example: Any) -> Call:
-    """`model`, in evaluation mode, on its device, run on an example: a tensor, a tuple or a dict of arguments.
+    """`model`, as it is and where it is, run on an example: a tensor, a tuple or a dict of arguments.
 
-    Its mode changes. No inference mode: sparse matrices cannot multiply in it, and models that cache cannot be copied.
+    Not in inference mode: sparse matrices cannot multiply in it, and what models cache could not be trained on.
     """
-    model, device = model.eval(), device_of(model)
+    device = device_of(model)
+    example = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), example)
 
     def call() -> object:
         with torch.no_grad():
@@ -143,13 +171,13 @@ def session(onnx: bytes, *, profile: str = "") -> Any:
 
 
 def in_onnxruntime(model: nn.Module, example: Any) -> Call:
-    """`model` exported for the example's shapes and run on it by onnxruntime. Its mode changes.
+    """`model` exported as it is, for the example's shapes, and run on it by onnxruntime.
 
     Raises UserError if onnxruntime is not installed, PrunusError if the model cannot be exported.
     """
     if missing := missing_for_onnx():
         raise UserError(f"onnxruntime cannot run here: {missing}.")
-    onnx = as_onnx(exported(model.eval(), example)).model_proto.SerializeToString()
+    onnx = as_onnx(exported(model, example)).model_proto.SerializeToString()
     running = session(onnx)
     leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, torch.Tensor)]
     names = [each.name for each in running.get_inputs()]

@@ -15,7 +15,8 @@ LISTS = {"rules.py"}  # a long list of short things may be longer
 GROUND = "errors files progress"
 STRUCTURE = (
     "axes rules skeleton tracer follow graph runtimes cost budget limits scores selection weights "
-    "parametrised surgery gates compact hypernetworks thresholds latents sparse store"
+    "parametrised surgery optables optimes timings predictor latency "
+    "gates compact hypernetworks thresholds latents sparse store"
 )
 SPARSE = (  # within that part
     "ranking squares products neighbours observed scores gradients patterns selection reach masks permutation formats"

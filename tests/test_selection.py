@@ -423,10 +423,18 @@ def test_a_budget_is_a_share_or_an_amount():
     assert str(Budget(macs=2_500_000)) == "macs at most 2.5 M"
 
 
-def test_measured_budgets_are_refused_for_now():
+def test_milliseconds_that_nobody_measures_are_refused():
     graph = GRAPHS["chain"]
-    with pytest.raises(UserError, match="measured budgets come with the search"):
+    with pytest.raises(UserError, match=r"they are measured\. Measure first.*\n.*prunus\.latency\.tables"):
         select(graph, equal(graph), Budget(latency_ms=3.0))
+
+
+def test_a_price_of_ones_own_is_kept_to():
+    graph = GRAPHS["branches"]
+    first = torch.tensor([float(name == "stem") for name in graph.axes], dtype=torch.float64)
+    keep = select(graph, equal(graph), Budget(macs=0.5), price=lambda widths: widths @ first)
+    assert len(keep["stem"]) == 8
+    assert all(len(keep[name]) == axis.size for name, axis in graph.axes.items() if name != "stem")
 
 
 def test_selection_passes_its_options_on():

@@ -1,0 +1,251 @@
+"""Operators whose time depends on widths, and tables of how long they take: what a predicted latency is made of.
+
+Tracing leaves a tape of operators with the layouts of their tensors, so each can be built by itself at any widths (and
+timed, see optimes.py). Operators that differ in nothing but their widths share one table: a grid of sizes, the
+hardware's multiples among them, with straight lines between. Narrower networks are faster, and selection relies on it,
+so tables are made to rise. Source: ours, after the per-layer tables of NetAdapt (Yang et al., ECCV 2018,
+arXiv:1804.03230) and MetaPruning.
+
+Letters: S sizes that an operator depends on (1, 2, or 1 for all together), C candidates.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunus import axes
+from prunus.axes import Layout
+from prunus.graph import Graph
+from prunus.rules import Op, Tag, Untracked
+
+# Sizes measured, by how closely: the multiples that kernels work in, from a sixteenth of the whole upwards.
+GRIDS = {
+    "fine": (
+        1,
+        2,
+        4,
+        8,
+        16,
+        24,
+        32,
+        48,
+        64,
+        96,
+        *(2**n * 32 for n in range(2, 12)),
+        *(3 * 2**n for n in range(6, 15)),
+    ),
+    "middle": tuple(2**n for n in range(17)),
+    "coarse": tuple(4**n for n in range(9)),
+}
+SHARES = (1, 3 / 4, 1 / 2, 1 / 4, 1 / 16)  # where an operator depends on too many sizes, all shrink together
+
+KINDS = ("convolutions", "grouped convolutions", "products", "norms", "others")
+
+Sizes = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """One operation whose time depends on widths.
+
+    variables: the sizes it depends on, independent of each other. key: the same for all that take the same time at
+    the same sizes. kind: what is corrected together.
+    """
+
+    op: Op
+    variables: tuple[Layout, ...]
+    key: str
+    kind: str
+
+    @cached_property
+    def full(self) -> Sizes:
+        """The sizes in the whole model."""
+        return tuple(map(axes.size, self.variables))
+
+    @property
+    def together(self) -> bool:
+        """Whether it depends on more sizes than a grid can hold."""
+        return len(self.variables) > 2
+
+    def coordinates(self, size: Callable[[Layout], Tensor]) -> list[Tensor]:
+        """Where widths lie in its table: a tensor (C,) for each S. size: (C,) of a layout at these widths."""
+        return [self._work(size)] if self.together else [size(variable) for variable in self.variables]
+
+    def place(self, sizes: Sizes) -> tuple[float, ...]:
+        """Where sizes that were measured lie in its table."""
+        if not self.together:
+            return sizes
+        return (self._work(partial(size_at, sizes=dict(zip(self.variables, sizes, strict=True)))),)
+
+    def _work(self, size: Callable[[Layout], Any]) -> Any:
+        """Numbers read and written, as a share of the whole model's."""
+        whole = sum(prod(tag.shape) for tag in tags(self.op))
+        return sum(prod(map(size, tag.dims)) for tag in tags(self.op)) / whole
+
+    def build(self, sizes: Sizes, tensor: Callable[[int, Sizes, Any], Any]) -> tuple[list, dict]:
+        """Its arguments at other sizes. tensor(position, shape, tag) makes those that are tensors."""
+        size = partial(size_at, sizes=dict(zip(self.variables, sizes, strict=True)))
+        count = iter(range(10**6))
+
+        def made(value: Any) -> Any:
+            if isinstance(value, Tag):
+                return tensor(next(count), tuple(map(size, value.dims)), value)
+            if isinstance(value, Untracked):
+                return tensor(next(count), tuple(value.shape), value)
+            return [made(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+        args, kwargs = [made(value) for value in self.op.inputs[0]], {}
+        for name, value in self.op.inputs[1].items():
+            if name != "device":
+                kwargs[name] = made(value)
+        for layout, argument, element in self.op.follows:
+            if element is None:
+                args[argument] = size(layout)
+            else:
+                args[argument][element] = size(layout)
+        return args, kwargs
+
+
+def operators(graph: Graph) -> list[Operator]:
+    """The operations of a traced model that compute something and depend on widths."""
+    return [found for op in graph.ops if (found := _operator(op)) is not None]
+
+
+def _operator(op: Op) -> Operator | None:
+    dims = [dim for tag in tags(op) for dim in tag.dims] + [layout for layout, _, _ in op.follows]
+    layouts = list(dict.fromkeys(axes.normal(dim) for dim in dims))
+    layouts = [layout for layout in layouts if any(axes.leaves(layout))]
+    if op.alias is not None or not layouts or not any(op.results):
+        return None
+    each = [set(axes.leaves(layout)) for layout in layouts]
+    independent = sum(map(len, each)) == len(set().union(*each))
+    variables = (
+        layouts if independent else list(dict.fromkeys(a for lay in layouts for a in axes.leaves(lay)))
+    )
+    names = {variable: f"w{i}" for i, variable in enumerate(variables)}
+    arguments = [_words(value, names) for value in op.inputs[0]]
+    for layout, argument, element in op.follows:
+        arguments[argument] += (
+            f"<{'' if element is None else element}:{_formula(axes.normal(layout), names)}>"
+        )
+    arguments += [f"{k}={_words(v, names)}" for k, v in op.inputs[1].items() if k != "device"]
+    key = f"{op.func}({', '.join(arguments)})"
+    if len(variables) > 2:
+        key += f" of {'+'.join(str(axes.size(variable)) for variable in variables)}"
+    kind = "norms" if "norm" in op.name else "others"
+    if op.contracts:
+        kind = (
+            "products"
+            if op.name != "convolution"
+            else "grouped convolutions"
+            if op.follows
+            else "convolutions"
+        )
+    return Operator(op, tuple(variables), key, kind)
+
+
+def tags(op: Op) -> list[Tag]:
+    """Of the tensors it reads and writes."""
+
+    def inside(values: Any) -> Iterator[Tag]:
+        for value in values:
+            if isinstance(value, Tag):
+                yield value
+            elif isinstance(value, (list, tuple)) and not isinstance(value, Untracked):
+                yield from inside(value)
+
+    return [*inside(op.inputs[0]), *inside(op.inputs[1].values()), *(tag for tag in op.results if tag)]
+
+
+def size_at(layout: Layout, sizes: Mapping[Layout, int]) -> int:
+    """The length of a layout when some layouts, this one or those it is made of, have the sizes given."""
+    layout = axes.normal(layout)
+    if layout in sizes:
+        return sizes[layout]
+    if isinstance(layout, axes.Sum):
+        return sum(size_at(part, sizes) for part in layout.parts)
+    if isinstance(layout, axes.Product):
+        return prod(size_at(factor, sizes) for factor in layout.factors)
+    return axes.size(layout)
+
+
+def _formula(layout: Layout, names: Mapping[Layout, str]) -> str:
+    layout = axes.normal(layout)
+    if layout in names:
+        return names[layout]
+    if isinstance(layout, axes.Sum):
+        return f"({'+'.join(_formula(part, names) for part in layout.parts)})"
+    if isinstance(layout, axes.Product):
+        return "*".join(_formula(factor, names) for factor in layout.factors)
+    return str(axes.size(layout))
+
+
+def _words(value: Any, names: Mapping[Layout, str]) -> str:
+    """An argument in a key. A constant tensor (a weight, or made of one) reads otherwise than one that is computed."""
+    if isinstance(value, Tag):
+        dims = ", ".join(_formula(dim, names) for dim in value.dims)
+        return f"{'constant' if is_constant(value) else ''}[{dims}]"
+    if isinstance(value, Untracked):
+        return f"untracked{list(value.shape)}"
+    if isinstance(value, (list, tuple)):
+        return f"({', '.join(_words(each, names) for each in value)})"
+    return str(value)
+
+
+def is_constant(tag: Tag | Untracked) -> bool:
+    """Whether a tensor is a weight, made of weights alone, or depends on nothing."""
+    return isinstance(tag, Untracked) or tag.storage is None
+
+
+# --------------------------------------------------------------------------------------- tables
+def points(operator: Operator, level: str) -> list[Sizes]:
+    """The sizes to measure an operator at, the largest first."""
+    if operator.together:
+        return [tuple(max(1, round(share * size)) for size in operator.full) for share in SHARES]
+    found: list[Sizes] = [()]
+    for most in operator.full:
+        inner = {size for size in GRIDS[level] if most / 16 <= size < most}
+        grid = sorted({1, *inner, most}, reverse=True)
+        found = [(*sizes, size) for sizes in found for size in grid]
+    return found
+
+
+class Table:
+    """Milliseconds on a grid, rising along it, with straight lines between."""
+
+    def __init__(self, times: Mapping[tuple[float, ...], float]):
+        """times: place -> milliseconds, for all places of a grid."""
+        self.grid = [
+            torch.tensor(sorted(set(line)), dtype=torch.float64) for line in zip(*times, strict=True)
+        ]
+        values = torch.tensor([times[place] for place in sorted(times)], dtype=torch.float64)
+        self.values = rising(values.view([len(line) for line in self.grid]))
+
+    def __call__(self, coordinates: Sequence[Tensor]) -> Tensor:
+        """Milliseconds (...) at coordinates (...), one tensor for each S; differentiable in them."""
+        corners = [(torch.zeros((), dtype=torch.long), torch.ones((), dtype=torch.float64))]
+        for line, x in zip(self.grid, coordinates, strict=True):
+            x = x.clamp(line[0], line[-1])
+            upper = torch.searchsorted(line, x.detach().contiguous()).clamp(1, len(line) - 1)
+            share = (x - line[upper - 1]) / (line[upper] - line[upper - 1])
+            corners = [
+                (place * len(line) + index, weight * part)
+                for place, weight in corners
+                for index, part in ((upper - 1, 1 - share), (upper, share))
+            ]
+        flat = self.values.flatten()
+        return sum(weight * flat[place] for place, weight in corners)
+
+
+def rising(values: Tensor) -> Tensor:
+    """The mean of the least rising table above `values` and the greatest below; `values` where they rise."""
+    above, below = values, values
+    for dim in range(values.dim()):
+        above = above.cummax(dim).values
+        below = below.flip(dim).cummin(dim).values.flip(dim)
+    return (above + below) / 2

@@ -1,0 +1,307 @@
+"""How long single operators take by themselves, as torch runs them, or as onnxruntime does.
+
+torch: each is called on tensors of ones; all take turns. onnxruntime rearranges and joins operators, so many are
+exported side by side into one file, and it says itself how long each took in there. Source: ours.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus import runtimes, skeleton
+from prunus.errors import PrunusError
+from prunus.optables import Operator, Sizes, is_constant, size_at, tags
+from prunus.rules import Untracked
+from prunus.runtimes import Call
+
+LEAST_MS = 0.1  # of one measurement
+ROUNDS = (5, 60)
+CHUNK, CHUNK_BYTES = 64, 2**28  # operators, and what they read and write, in one file for onnxruntime
+CONSTANTS = (torch.int64, torch.bool)  # what a tensor that depends on nothing may be, if not floating
+
+
+@dataclass(frozen=True)
+class Like:
+    """What the tensors of a model are like: operators are measured on such ones."""
+
+    device: torch.device
+    dtype: torch.dtype
+    channels_last: bool
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Like":
+        """As most of its weights are."""
+        tensors = [t for t in skeleton.named_tensors(model).values() if t.is_floating_point()]
+        largest = max(tensors, key=Tensor.numel, default=torch.zeros(()))
+        last = any(
+            t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+            for t in tensors
+        )
+        return cls(largest.device, largest.dtype, last)
+
+
+class Runtime:
+    """A program, and how it is timed. Subclassed by those who have another, or another clock (tests)."""
+
+    name = "torch"
+    seconds_a_point = 1e-3  # to get one operator ready
+    rounds = ROUNDS[0] + runtimes.WARMUP  # in which it is at least measured
+    least_ms = LEAST_MS  # of a measurement
+
+    def operators(
+        self, wanted: Sequence[tuple[Operator, Sizes]], like: Like, seconds: float, step: Callable
+    ) -> list[float | None]:
+        """Milliseconds of each operator at those sizes; None where it cannot be run by itself."""
+        pool, calls = _Pool(like), {}
+        for number, (operator, sizes) in enumerate(wanted):
+            call = _torch_call(operator, sizes, pool)
+            if call is not None:
+                calls[str(number)] = call
+        times = runtimes.take_turns(calls, seconds, step, rounds=ROUNDS, least_ms=LEAST_MS)
+        return [
+            sorted(times[n])[len(times[n]) // 2] if (n := str(number)) in times else None
+            for number in range(len(wanted))
+        ]
+
+    def ready(self, model: nn.Module, example: Any) -> Call:
+        """A call that runs the model."""
+        return runtimes.PROGRAMS[self.name](model, example)
+
+    def race(self, calls: Sequence[Call], seconds: float, step: Callable) -> list[list[float]]:
+        """Milliseconds of each call, in as many rounds as `seconds` allow."""
+        named = {str(number): call for number, call in enumerate(calls)}
+        times = runtimes.take_turns(named, seconds, step, rounds=(7, 400))
+        return [times[name] for name in named]
+
+
+class Onnxruntime(Runtime):
+    """onnxruntime: operators are exported many at a time, and it says itself how long each took."""
+
+    name = "onnxruntime"
+    seconds_a_point = 0.04
+    rounds, least_ms = 20, 0.0
+
+    def operators(
+        self, wanted: Sequence[tuple[Operator, Sizes]], like: Like, seconds: float, step: Callable
+    ) -> list[float | None]:
+        """See Runtime."""
+        like = Like(torch.device("cpu"), like.dtype, False)
+        tick, found = runtimes.Ticker(step, seconds), {}
+        waiting = list(_chunks(wanted))
+        while waiting:
+            chunk = waiting.pop(0)
+            share = seconds * len(chunk) / len(wanted) / 2  # the other half is for exporting
+            try:
+                found |= _profiled([wanted[number] for number in chunk], chunk, like, share)
+            except PrunusError:  # one is not in ONNX: it is left out
+                half = len(chunk) // 2
+                waiting = [chunk[:half], chunk[half:], *waiting] if half else waiting
+            tick()
+        return [found.get(number) for number in range(len(wanted))]
+
+
+class _Pool:
+    """Tensors that share their memory, for an operator at many sizes would fill it."""
+
+    def __init__(self, like: Like):
+        self.like = like
+        self.buffers: dict[tuple, Tensor] = {}
+
+    def tensor(
+        self, operator: Operator, constant: torch.dtype, position: int, shape: Sizes, tag: Any
+    ) -> Tensor:
+        """Ones. Zeros for operators in place: run again and again on others they might end in numbers so small
+        that processors are slow with them. constant: the type of what depends on nothing, such as masks."""
+        dtype = constant if isinstance(tag, Untracked) else self.like.dtype
+        in_place = operator.op.func._schema.is_mutable
+        name, count = (operator.op.name if in_place else "", position, dtype), prod(shape)
+        if name not in self.buffers or self.buffers[name].numel() < count:
+            make = torch.zeros if in_place or not dtype.is_floating_point else torch.ones
+            more = 2 * self.buffers[name].numel() if name in self.buffers else 0
+            self.buffers[name] = make(max(count, more), dtype=dtype, device=self.like.device)
+        flat = self.buffers[name][:count]
+        if self.like.channels_last and len(shape) == 4:
+            n, c, h, w = shape
+            return flat.view(n, h, w, c).permute(0, 3, 1, 2)
+        return flat.view(shape)
+
+
+def _torch_call(operator: Operator, sizes: Sizes, pool: _Pool) -> Call | None:
+    for constant in (pool.like.dtype, *CONSTANTS):
+        args, kwargs = operator.build(sizes, partial(pool.tensor, operator, constant))
+
+        def call(args: list = args, kwargs: dict = kwargs) -> None:
+            with torch.no_grad():
+                operator.op.func(*args, **kwargs)
+            runtimes.synchronize(pool.like.device)
+
+        try:
+            call()
+            return call
+        except Exception:  # whatever an operator says to sizes or types it does not take
+            continue
+    return None
+
+
+# ------------------------------------------------------------------------- operators in onnxruntime
+def _chunks(wanted: Sequence[tuple[Operator, Sizes]]) -> Iterator[list[int]]:
+    """Which to export together: an export takes long to begin with, and all its inputs are in memory at once."""
+    chunk, held = [], 0
+    for number, (operator, sizes) in enumerate(wanted):
+        size = partial(size_at, sizes=dict(zip(operator.variables, sizes, strict=True)))
+        bytes_here = 4 * sum(prod(map(size, tag.dims)) for tag in tags(operator.op))
+        if chunk and (held + bytes_here > CHUNK_BYTES or len(chunk) == CHUNK):
+            yield chunk
+            chunk, held = [], 0
+        chunk.append(number)
+        held += bytes_here
+    if chunk:
+        yield chunk
+
+
+class _SideBySide(nn.Module):
+    """Operators in one module, each on inputs of its own; what is constant in the model is so here."""
+
+    def __init__(self, wanted: Sequence[tuple[Operator, Sizes]], like: Like):
+        super().__init__()
+        self.inputs: list[Tensor] = []
+        self.calls: list[tuple[Callable, list, dict]] = []
+        generator = torch.Generator().manual_seed(0)
+        kinds = {operator.key: _constant_type(operator, sizes, like) for operator, sizes in reversed(wanted)}
+        for operator, sizes in wanted:
+            kind = kinds[operator.key]
+
+            def tensor(position: int, shape: Sizes, tag: Any, kind: torch.dtype = kind) -> "_Held | _Given":
+                if isinstance(tag, Untracked) and not kind.is_floating_point:
+                    value = torch.zeros(shape, dtype=kind)
+                else:  # not ones: what multiplies by one would be left out
+                    value = torch.rand(shape, generator=generator).add(0.5).to(like.dtype)
+                if is_constant(tag):
+                    name = f"constant{len(self._buffers)}"
+                    self.register_buffer(name, value)
+                    return _Held(name)
+                self.inputs.append(value)
+                return _Given(len(self.inputs) - 1)
+
+            self.calls.append((_without_mutation(operator.op.func), *operator.build(sizes, tensor)))
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The first result of each."""
+
+        def real(value: Any) -> Any:
+            if isinstance(value, _Given):
+                return inputs[value.index]
+            if isinstance(value, _Held):
+                return getattr(self, value.name)
+            return [real(each) for each in value] if isinstance(value, list) else value
+
+        results = [
+            func(*map(real, args), **{name: real(v) for name, v in kwargs.items()})
+            for func, args, kwargs in self.calls
+        ]
+        return tuple(each[0] if isinstance(each, (tuple, list)) else each for each in results)
+
+
+@dataclass(frozen=True)
+class _Given:
+    index: int
+
+
+@dataclass(frozen=True)
+class _Held:
+    name: str
+
+
+def _without_mutation(func: Any) -> Any:
+    """relu for relu_: a graph has no memory to write to."""
+    if not func._schema.is_mutable:
+        return func
+    packet = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::").removesuffix("_"))
+    return getattr(packet, func._overloadname)
+
+
+def _constant_type(operator: Operator, sizes: Sizes, like: Like) -> torch.dtype:
+    """The type of the tensors that depend on nothing. Raises PrunusError if the operator runs with none."""
+    for kind in (like.dtype, *CONSTANTS):
+        pool = _Pool(like)
+        args, kwargs = operator.build(sizes, partial(pool.tensor, operator, kind))
+        try:
+            operator.op.func(*args, **kwargs)
+            return kind
+        except Exception:  # see _torch_call
+            continue
+    raise PrunusError(f"{operator.key} cannot be run by itself.")
+
+
+def _profiled(
+    wanted: Sequence[tuple[Operator, Sizes]], numbers: Sequence[int], like: Like, seconds: float
+) -> dict[int, float]:
+    """Milliseconds by number; 0 for what onnxruntime does away with."""
+    from onnx.inliner import inline_selected_functions
+
+    module = _SideBySide(wanted, like).eval()
+    onnx = runtimes.as_onnx(runtimes.exported(module, tuple(module.inputs))).model_proto
+    _name_nodes(onnx.graph)
+    times = _times(onnx, module.inputs, seconds)
+    lost = {n.op_type for n in onnx.graph.node if "@" in n.name and int(n.name.split("@")[1]) not in times}
+    if lost:  # onnxruntime has no such operator, and names nothing when it puts others in its place: we do it
+        inner = inline_selected_functions(onnx, [("", kind) for kind in lost], inline_schema_functions=True)
+        _name_nodes(inner.graph)
+        times |= _times(inner, module.inputs, seconds)
+    return {number: times.get(place, 0.0) for place, number in enumerate(numbers)}
+
+
+def _times(onnx: Any, inputs: Sequence[Tensor], seconds: float) -> dict[int, float]:
+    """Milliseconds by the output that the operators lead to."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = runtimes.session(onnx.SerializeToString(), profile=str(Path(folder) / "profile"))
+        names = [each.name for each in session.get_inputs()]
+        run = partial(session.run, None, {n: value.numpy() for n, value in zip(names, inputs, strict=True)})
+        runtimes.take_turns({"": run}, seconds, lambda done: None, rounds=(20, 200), least_ms=0)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    found: dict[int, dict[str, list[float]]] = {}
+    for event in events:
+        which = re.search(r"@(\d+)@", event["name"])
+        if which and event["name"].endswith("kernel_time"):
+            of = found.setdefault(int(which[1]), {})
+            of.setdefault(event["name"], []).append(event["dur"] + 0.5)  # whole microseconds, cut off
+    return {place: sum(map(_middle, of.values())) / 1e3 for place, of in found.items()}
+
+
+def _middle(values: list[float]) -> float:
+    """The mean of the middle half, the first runs left out: finer than a median of whole microseconds."""
+    rest = sorted(values[runtimes.WARMUP :])
+    half = rest[len(rest) // 4 : len(rest) - len(rest) // 4]
+    return sum(half) / len(half)
+
+
+def _name_nodes(onnx: Any) -> None:
+    """Give each node, and what it computes, the number of the output it leads to, as @3@: onnxruntime calls what it
+    makes of a node by the one or by the other."""
+    makers, names = {name: node for node in onnx.node for name in node.output}, {}
+    for number, output in enumerate(onnx.output):
+        waiting = [output.name]
+        while waiting:
+            node = makers.get(waiting.pop())
+            if node is not None and not node.name.startswith("@"):
+                node.name = f"@{number}@{len(names)}"  # alike for no two
+                names |= {name: name if "@" in name else f"@{number}@{name}" for name in node.output}
+                waiting += node.input
+    for node in onnx.node:
+        for values in (node.input, node.output):
+            values[:] = [names.get(name, name) for name in values]
+    for output in onnx.output:
+        output.name = names.get(output.name, output.name)
+    del onnx.value_info[:]  # under the old names; onnxruntime infers them
+
+
+RUNTIMES = {"torch": Runtime, "onnxruntime": Onnxruntime}

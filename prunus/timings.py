@@ -1,0 +1,144 @@
+"""Times that were measured, kept on disk: a JSON file for each kind of circumstances, in the user's cache folder.
+
+Circumstances are whatever changes times: the program, the processor, the number of threads, versions, the type and
+memory format of the numbers. Operators are kept by what they are, so that other models find those they share; whole
+networks by the model they were cut from. To measure anew, delete the folder.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
+from pathlib import Path
+
+import torch
+from torch.backends.cpu import get_cpu_capability
+
+from prunus.errors import FileError, PrunusError
+from prunus.files import read_json, write_json
+from prunus.optables import Operator, Sizes
+from prunus.optimes import Like
+
+
+def cache_folder() -> Path:
+    """Where times are kept: $XDG_CACHE_HOME/prunus, or ~/.cache/prunus."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prunus"
+
+
+def circumstances(runtime: str, like: Like) -> dict:
+    """Whatever changes times."""
+    return {
+        "runtime": runtime,
+        "device": device_name(like.device),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            name: version_of(name) for name in ("torch", "onnxruntime") if name in ("torch", runtime)
+        },
+        "dtype": str(like.dtype),
+        "channels_last": like.channels_last,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Of an accelerator, or of the processor with what torch uses of it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores, {get_cpu_capability()}"
+
+
+def version_of(name: str) -> str:
+    """Of an installed library."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+class Timings:
+    """The times known in given circumstances. A file that cannot be read is as good as none, with a warning."""
+
+    def __init__(self, folder: Path, given: dict):
+        self.given = given
+        code = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
+        self.path = Path(folder) / f"times-{given['runtime']}-{code}.json"
+        self.operators: dict[str, dict[str, float | None]] = {}
+        self.networks: dict[str, dict] = {}
+        self.read()
+
+    def read(self) -> None:
+        """Take in what is on disk; what is in memory holds where both know something."""
+        if not self.path.exists():
+            return
+        try:
+            found = read_json(self.path)
+            problem = fault(found, self.given)
+        except FileError as error:
+            problem = str(error)
+        if problem:
+            warnings.warn(f"{self.path} is measured again: {problem}", stacklevel=2)
+            return
+        for key, times in found["operators"].items():
+            self.operators[key] = times | self.operators.get(key, {})
+        self.networks = found["networks"] | self.networks
+
+    def write(self) -> None:
+        """Keep them, together with what others wrote meanwhile. Only a warning if that is not possible."""
+        self.read()
+        known = {"circumstances": self.given, "operators": self.operators, "networks": self.networks}
+        try:
+            write_json(self.path, known)
+        except PrunusError as error:
+            warnings.warn(f"these times will be measured again next time: {error}", stacklevel=2)
+
+    def has(self, operator: Operator, sizes: Sizes) -> bool:
+        """Whether an operator was measured at these sizes, or found not to run by itself."""
+        return point(sizes) in self.operators.get(operator.key, {})
+
+    def get(self, operator: Operator, sizes: Sizes) -> float | None:
+        """Milliseconds of an operator that was measured; None if it does not run by itself."""
+        return self.operators[operator.key][point(sizes)]
+
+    def put(self, operator: Operator, sizes: Sizes, ms: float | None) -> None:
+        """Remember milliseconds."""
+        self.operators.setdefault(operator.key, {})[point(sizes)] = ms
+
+
+def point(sizes: Sizes) -> str:
+    """Sizes as the file has them."""
+    return ",".join(map(str, sizes))
+
+
+def fault(found: dict, given: dict) -> str:
+    """What is wrong with the contents of a file, in words; empty if nothing is."""
+
+    def is_time(value: object) -> bool:
+        return type(value) in (int, float) and isfinite(value) and value >= 0
+
+    if found.get("circumstances") != given:
+        return "it holds times of other circumstances"
+    operators, networks = found.get("operators"), found.get("networks")
+    if not isinstance(operators, dict) or not isinstance(networks, dict):
+        return "it does not hold operators and networks"
+    for key, times in operators.items():
+        if not isinstance(times, dict) or not all(
+            value is None or is_time(value) for value in times.values()
+        ):
+            return f"the times of {key} are not numbers"
+    for key, of in networks.items():
+        ok = isinstance(of, dict) and is_time(of.get("original_ms")) and isinstance(of.get("samples"), list)
+        if not ok or not all(
+            isinstance(each, dict) and isinstance(each.get("widths"), list) and is_time(each.get("share"))
+            for each in of["samples"]
+        ):
+            return f"the networks of {key} are not widths and times"
+    return ""
