@@ -67,7 +67,7 @@ def run_arm(arm: str, base, data, asked: argparse.Namespace, seed: int) -> dict:
         name, options = AT_ONCE[arm]
         method = registry.find(name)
         config = registry.configure(method.config_class, options, "option")
-        run = Run(Path(asked.folder), {"seed": seed}, resume=True)
+        run = Run(Path(asked.folder) / f"{arm}_{seed}", {"seed": seed})
         keep, row["before"] = method.prune(task, budget, config, run).keep, tested(base)
         graph = prunus.trace(base, data.example)
         small = prunus.shrink(base, graph, keep)

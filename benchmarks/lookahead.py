@@ -13,18 +13,15 @@ with the same setup are not run again, so a killed board goes on where it was.
 
 import argparse
 import copy
-import json
-import os
-import platform
 import time
 from pathlib import Path
 
 import torch
+from board import Board
 
 import prunus
 from prunus import zoo
 from prunus.data import load_data
-from prunus.files import write_json
 from prunus.sparse import masks
 from prunus.sparse import scores as weight_scores
 from prunus.sparse import selection as sparsity
@@ -81,24 +78,14 @@ def board(asked: argparse.Namespace, path: Path) -> None:
     """Run what is not in the file yet."""
     setup = {key: value for key, value in vars(asked).items() if key not in ("seeds", "arms", "survivors")}
     setup = {**setup, "data": Path(asked.data.partition(":")[2]).name or asked.data}
-    rows = []
-    if path.exists():
-        held = json.loads(path.read_text())
-        if held["setup"] != setup:
-            raise SystemExit(f"{path} holds another setup, {held['setup']}; move it away first.")
-        rows = held["rows"]
-    done = {(row["seed"], row["survivors"], row["arm"]) for row in rows}
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "prunus": prunus.__version__}
-    machine = {"cores": os.cpu_count(), "machine": platform.machine()}
-
-    def add(row: dict) -> None:
-        rows.append(row)
-        write_json(path, {"setup": setup, "versions": versions, "machine": machine, "rows": rows})
-        print(json.dumps(row), flush=True)
-
+    rows = Board(path, setup)
     data = load_data(asked.data, seed=0)
     for seed in asked.seeds:
-        if all((seed, kept, arm) in done for kept in asked.survivors for arm in asked.arms):
+        if all(
+            rows.has(seed=seed, survivors=kept, arm=arm)
+            for kept in asked.survivors
+            for arm in asked.arms
+        ):
             continue
         torch.manual_seed(seed)
         base = zoo.build(asked.network, data.classes, tuple(data.example.shape[1:]))
@@ -111,13 +98,13 @@ def board(asked: argparse.Namespace, path: Path) -> None:
             precision=asked.precision,
         )
         found = trained(base, data, recipe, seed)
-        if (seed, 1.0, "dense") not in done:
-            add({"seed": seed, "survivors": 1.0, "arm": "dense"} | found)
+        if not rows.has(seed=seed, survivors=1.0, arm="dense"):
+            rows.add({"seed": seed, "survivors": 1.0, "arm": "dense"} | found)
         graph = prunus.trace(base, data.example)
         again = Recipe(**{**vars(recipe), "epochs": asked.epochs})
         for kept in asked.survivors:
             for arm in asked.arms:
-                if (seed, kept, arm) in done:
+                if rows.has(seed=seed, survivors=kept, arm=arm):
                     continue
                 model = copy.deepcopy(base)
                 chosen = choose(arm, kept, model, graph, data, seed)
@@ -126,7 +113,7 @@ def board(asked: argparse.Namespace, path: Path) -> None:
                 found = trained(model, data, again, seed)
                 share = sum(int(m.sum()) for m in chosen.values()) / sum(m.numel() for m in chosen.values())
                 row = {"seed": seed, "survivors": kept, "arm": arm, "share": share, "pruned": pruned}
-                add(row | found)
+                rows.add(row | found)
 
 
 def main() -> None:
