@@ -86,11 +86,17 @@ class Config(Selection):
         """The axes that are left alone because removing their units would not be exact, and why."""
         return {} if self.mixed or self.mode == "paper" else gates.ungateable(graph)
 
-    def select(self, graph: Graph, scores: dict[str, Tensor], budget: Budget) -> dict[str, list[int]]:
-        """The keep; axes left alone count as frozen."""
+    def select(
+        self,
+        graph: Graph,
+        scores: dict[str, Tensor],
+        budget: Budget,
+        within: dict[str, list[int]] | None = None,
+    ) -> dict[str, list[int]]:
+        """The keep, of the units in `within`; axes left alone count as frozen."""
         options = {field.name: getattr(self, field.name) for field in fields(Selection)}
         options["freeze"] = (*self.freeze, *self.whole(graph))
-        return select(graph, scores, budget, **options)
+        return select(graph, scores, budget, within=within, **options)
 
 
 def learning_rate(optimizer: torch.optim.Optimizer, values: Tensor) -> float:
@@ -310,14 +316,8 @@ class DHP:
             )
         alive, ratio, sizes = self.alive(), self.ratio(), self.sizes() / self.costs
         ranked = {name: torch.ones(axis.size) for name, axis in self.graph.axes.items()}
-        for name, place in self.latents.places.items():
-            ranked[name] = torch.full_like(ranked[name], -1.0)  # below all that is left
-            left = self.compacted.left(name)
-            ranked[name][left] = sizes[place][left]
-        chosen = self.config.select(self.graph, ranked, self.budget)
-        self.keep = {
-            n: sorted(set(units) & set(self.compacted.left(n).tolist())) for n, units in chosen.items()
-        }
+        ranked |= {name: sizes[place] for name, place in self.latents.places.items()}
+        self.keep = self.config.select(self.graph, ranked, self.budget, within=self.compacted.kept)
         self.left_over = int((alive & ~self.among(self.keep)).sum())
         if ratio > self.target + NEAR:
             warnings.warn(
