@@ -11,18 +11,37 @@ axis is a weight; `ungateable` names the axes where something else does. Source:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from prunus import axes, parametrised
 from prunus.axes import Axis, Layout
 from prunus.errors import UserError, unknown
 from prunus.graph import Graph, Keep
 from prunus.rules import CONSUMES, PRODUCES, Op, Tag
+
+# A zero in a weight is a zero in what they make of it.
+MOVES = {
+    *(
+        "t",
+        "transpose",
+        "permute",
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "unsqueeze",
+        "squeeze",
+        "slice",
+        "expand",
+    ),
+    *("detach", "alias", "clone"),
+}
 
 
 class Place(NamedTuple):
@@ -105,7 +124,8 @@ def attach(
     model: an optimiser made after this has them.
     values: axis -> (size,), gates to begin with, none of them zero; one where not given. step: makes what stands
     behind a weight, of a subclass of Gate, from the weight's name, the gates, its shape and its places.
-    Raises UserError if there is nothing to gate, or gates are there already.
+    Raises UserError if there is nothing to gate, gates are there already, or a weight stands behind a parametrisation
+    that undoes the division (spectral_norm); then nothing is changed.
     """
     if any(isinstance(module, Gates) for module in model.modules()):
         raise UserError("this model has gates already; finish with those first.")
@@ -116,12 +136,44 @@ def attach(
     with torch.no_grad():
         for name, start in (values or {}).items():
             gates.of(name).copy_(start)
+    made: dict[str, Gate] = {}
     for name, shape in graph.shapes.items():
         places = places_of(graph, gates, name, {})
         if places:
-            made = step(name, gates, shape, places) if step else Gate(gates, shape, places)
-            parametrised.put(model, name, made)
+            made[name] = step(name, gates, shape, places) if step else Gate(gates, shape, places)
+    chained = _behind_others(model, made) if values or step else {}  # else all is one: nothing to divide by
+    for name, gate in made.items():
+        weight = parametrised.put(model, name, gate)
+        if name in chained:
+            weight.steps.right_inverse(chained[name])
     return gates
+
+
+def _behind_others(model: nn.Module, made: Mapping[str, Gate]) -> dict[str, Tensor]:
+    """What the weights that stand behind other parametrisations are now, by name.
+
+    Raises UserError naming the first that its parametrisation would not let be divided by its gates.
+    """
+    found = {}
+    for name, gate in made.items():
+        path, _, attribute = name.rpartition(".")
+        module = model.get_submodule(path)
+        if parametrize.is_parametrized(module, attribute):
+            value = found[name] = getattr(module, attribute).detach().clone()
+            trial = copy.deepcopy(module.parametrizations[attribute]).eval()  # spectral_norm would iterate
+            kinds = ", ".join(type(step).__name__ for step in trial)
+            try:
+                trial.append(gate)
+                trial.right_inverse(value)
+                divided = torch.allclose(trial(), value, rtol=1e-3, atol=1e-6)
+            except (RuntimeError, NotImplementedError, ValueError):
+                divided = False
+            if not divided:
+                raise UserError(
+                    f"{name} stands behind {kinds}, which would not let it be divided by its gates. Begin with gates "
+                    "of one (latents=ones), or make it plain first (torch's remove_parametrizations)."
+                )
+    return found
 
 
 def replace_places(model: nn.Module, graph: Graph, keep: Keep) -> None:
@@ -147,20 +199,26 @@ def places_of(graph: Graph, gates: Gates, name: str, keep: Keep) -> list[Place]:
 
 
 def _indices(gates: Gates, layout: Layout) -> list[Tensor]:
-    """One index for axes that lie side by side in a dimension, another where a position belongs to two."""
-    nothing, indices = len(gates.values), []
-    for axis, units in axes.units(layout).items():
-        if axis.name not in gates.places:
-            continue
-        own = torch.full((axes.size(layout),), nothing)
-        own[units] = gates.places[axis.name].start + torch.arange(axis.size)[:, None]
-        for other in indices:
-            if ((own == nothing) | (other == nothing)).all():
-                torch.minimum(own, other, out=other)
-                break
-        else:
-            indices.append(own)
-    return indices
+    """Per position of a dimension its unit's gate, N where it has none: parts of a sum side by side in one index, of
+    each factor of a product one of its own."""
+    layout = axes.normal(layout)
+    if isinstance(layout, Axis):
+        place = gates.places.get(layout.name)
+        return [torch.arange(place.start, place.stop)] if place else []
+    if isinstance(layout, axes.Sum):
+        parts = [
+            (_indices(gates, part), torch.full((axes.size(part),), len(gates.values)))
+            for part in layout.parts
+        ]
+        most = max(len(found) for found, _ in parts)
+        return [
+            torch.cat([found[i] if i < len(found) else none for found, none in parts]) for i in range(most)
+        ]
+    if isinstance(layout, axes.Product):
+        outer, inner = layout.factors[0], axes.nest(*layout.factors[1:])
+        outside = [index.repeat_interleave(axes.size(inner)) for index in _indices(gates, outer)]
+        return outside + [index.repeat(axes.size(outer)) for index in _indices(gates, inner)]
+    return []
 
 
 # --------------------------------------------------------------------------------- where it is exact
@@ -169,21 +227,30 @@ def ungateable(graph: Graph) -> dict[str, str]:
 
     A norm or softmax takes statistics over them, or activations are multiplied along them (queries by keys).
     """
-    readers = {
-        id(layout)
-        for name in graph.parameters
-        for dim, layout in enumerate(graph.layouts[name])
-        if graph.role(name, dim) == CONSUMES
-    }
     found: dict[str, str] = {}
+    weights = {tag: name for tag, name in graph.tensors.items() if name in graph.parameters}
     for op in graph.ops:
-        if op.mixes:
+        inputs = list(_tags([*op.inputs[0], *op.inputs[1].values()]))
+        if op.name in MOVES and inputs and inputs[0] in weights:
+            weights |= dict.fromkeys(_tags(op.results), weights[inputs[0]])
+        elif op.mixes:
             for axis in _mixed(op):
                 found.setdefault(axis.name, f"{op} takes statistics over it")
-        elif op.contracts and not any(id(layout) in readers for layout, role in op.roles if role == CONSUMES):
+        elif op.contracts:
+            gated = {axis for tag in inputs if tag in weights for axis in _gated(graph, weights[tag])}
             for axis in _summed(op):
-                found.setdefault(axis.name, f"{op} multiplies activations along it")
+                if axis not in gated:
+                    found.setdefault(axis.name, f"{op} multiplies activations along it")
     return {name: found[name] for name in graph.axes if name in found}
+
+
+def _gated(graph: Graph, name: str) -> set[Axis]:
+    """The axes all of whose gates act on a parameter, wherever in it they are."""
+    acts = [graph.role(name, dim) in (PRODUCES, CONSUMES) for dim in range(len(graph.layouts[name]))]
+    found: dict[bool, set[Axis]] = {True: set(), False: set()}
+    for layout, gated in zip(graph.layouts[name], acts, strict=True):
+        found[gated].update(axes.leaves(layout))
+    return found[True] - found[False]
 
 
 def _tags(things: Iterable) -> Iterator[Tag]:

@@ -42,11 +42,12 @@ def put(model: nn.Module, name: str, step: nn.Module) -> Held:
 
 
 def _register(model: nn.Module, weight: nn.Parameter, step: nn.Module) -> None:
-    shared = None
+    shared, value = None, weight.detach().clone()
     for module in list(model.modules()):
         for name in [name for name, parameter in module._parameters.items() if parameter is weight]:
             order = list(module._parameters)
             _own_class(module)
+            weight.copy_(value)  # a tied weight goes through the step's right inverse once
             parametrize.register_parametrization(module, name, step)
             shared = shared or module.parametrizations[name]
             module.parametrizations[name] = shared
@@ -79,13 +80,16 @@ def take_off(model: nn.Module, kind: type) -> None:
     Classes and ties come back. Parameters stay the same objects, but those behind another parametrisation
     (weight_norm), which goes too.
     """
+    taken: dict[nn.Module, nn.Parameter] = {}  # tied weights once
     for _, module, attribute, steps in list(found(model, kind)):
-        value = getattr(module, attribute)
-        if steps.is_tensor:
-            parameter = steps.original
-            parameter.copy_(value)
-        else:
-            parameter = nn.Parameter(value, any(p.requires_grad for p in steps.parameters()))
+        if steps not in taken:
+            value = getattr(module, attribute)
+            if steps.is_tensor:
+                parameter = steps.original
+                parameter.copy_(value)
+            else:
+                parameter = nn.Parameter(value, any(p.requires_grad for p in steps.parameters()))
+            taken[steps] = parameter
         plain = parametrize.type_before_parametrizations(module)
         _own_class(module)
         delattr(type(module), attribute)
@@ -93,4 +97,4 @@ def take_off(model: nn.Module, kind: type) -> None:
         if not module.parametrizations:
             del module.parametrizations
             module.__class__ = plain
-        module.register_parameter(attribute, parameter)
+        module.register_parameter(attribute, taken[steps])
