@@ -38,6 +38,9 @@ ADVISED = "(default: as the task advises)"
 Whole = Annotated[int | None, arg(metavar="INT", help_behavior_hint=ADVISED)]
 Real = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint=ADVISED)]
 Precision = Annotated[str | None, arg(metavar="bf16|no", help_behavior_hint=ADVISED)]
+Runtime = Annotated[
+    str | None, arg(metavar="torch|onnxruntime", help_behavior_hint="(default: torch, with latency_ms)")
+]
 Size = Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as they are)")]
 Multiple = Annotated[
     int | None, arg(metavar="INT", help_behavior_hint="(default: what is fast on the hardware)")
@@ -99,6 +102,7 @@ def run(
     batch_size: Whole = None,
     precision: Precision = None,
     distill_weight: Real = None,
+    runtime: Runtime = None,
     image_size: Size = None,
     freeze: Patterns = (),
     round_to: Multiple = None,
@@ -112,13 +116,15 @@ def run(
       prunus run --model timm:resnet50 --data imagefolder:photos/ --weights mine.safetensors --out small/
       prunus run --model my.net:Net --data hub:cifar10 --method magnitude --set how=uniform --out runs/u
       prunus run --model my.net:Net --data hub:cifar10 --method lookahead --sparsity 0.9 --out runs/zeros
+      prunus run --model my.net:Net --data hub:cifar10 --budget latency_ms=0.6 --runtime onnxruntime --out runs/fast
 
     Args:
         model: zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG_DIR or package.module:callable.
         data: digits, parquet:DIR, imagefolder:DIR, hub:NAME or package.module:callable.
         out: The folder for the smaller model, the report and all that is needed to resume.
         method: How to choose what goes; `prunus methods` lists them.
-        budget: The most that may be left of macs, params or memory_mb: a share (macs=0.5) or a number.
+        budget: The most that may be left of macs, params, memory_mb or latency_ms: a share (macs=0.5) or a number.
+            Milliseconds of one input are measured here, which takes a minute or two the first time.
         sparsity: The share of single weights that become zero, in place of a budget. Makes files smaller, seldom
             a model faster: measure it with `prunus bench`.
         weights: A .safetensors file, or a .pt of tensors, to fine-tune from.
@@ -132,6 +138,8 @@ def run(
         batch_size: Pictures a step, of all processes together.
         precision: Of training: bf16 is faster, no is full precision.
         distill_weight: How much the pruned model learns from the unpruned one, 0 to 1.
+        runtime: In what a budget of latency_ms is measured: torch on the device that trains, or onnxruntime on the
+            processor.
         image_size: Bring all pictures to this many pixels a side.
         freeze: Patterns of layers that keep everything, such as 'head*' 'layer4.*'.
         round_to: Make all widths multiples of this.
@@ -152,6 +160,7 @@ def run(
         batch_size=batch_size,
         precision=precision,
         distill_weight=distill_weight,
+        runtime=runtime,
     )
     limit = asked_limit(budget, sparsity)
     if dry_run:

@@ -9,7 +9,7 @@ holds. Source: ours.
 """
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -60,9 +60,8 @@ def measure(
 
 @dataclass
 class _Measured:
-    """A keep that was measured: the share of the original's time that was predicted, and the one of each round."""
+    """A network that was measured: the share of the original's time that was predicted, and the one of each round."""
 
-    keep: dict[str, list[int]]
     call: Call | None  # None for the original itself
     predicted: float
     rounds: list[float] = field(default_factory=list)
@@ -134,30 +133,39 @@ class Meter:
 
     # ---------------------------------------------------------------------------- in one process
     def _settled(self, budget: Budget, propose: Callable[[Price], dict]) -> tuple[dict, dict]:
-        caution = CAUTION
-        self._race()
-        for _ in range(TRIES):
-            try:
-                keep, is_least = propose(self._price(caution)), False
-            except Unreachable as error:
-                keep, is_least = self._fastest(error.least), True
-            is_new = self._widths(keep) not in self._known
-            found, limit = self._measured(keep), self._limit(budget)
-            if found.share > limit:
-                if is_least:
-                    self._refuse(propose)
-                caution *= 1 if is_new else CAUTION
-            elif limit - found.share <= NEAR or not is_new:
-                self._race()  # once more, for of several that hold by chance the widest would be taken
-                holding = [each for each in self._known.values() if each.share <= self._limit(budget)]
-                if holding:
-                    best = max(holding, key=lambda each: each.predicted)
-                    return best.keep, self._told(best)
+        caution, proposed = CAUTION, {}
+        self._race([])
+        with self.progress(f"measuring in {self.runtime.name} what is proposed", TRIES) as step:
+            for _ in range(TRIES):
+                try:
+                    keep = propose(self._price(caution))
+                except Unreachable as error:
+                    if not self._least_holds(error.least, budget):
+                        self._refuse(propose)
+                    caution = 1.0  # what was measured is counted on to the last
+                    continue
+                is_new = self._widths(keep) not in proposed
+                proposed[self._widths(keep)] = keep
+                share, limit = self._measured(keep).share, self._limit(budget)
+                step(1, f"{share:.3f} of the original's time, allowed {limit:.3f}")
+                if share > limit:
+                    caution *= 1 if is_new else CAUTION
+                elif limit - share <= NEAR or not is_new:
+                    if best := self._best(proposed, budget):
+                        return proposed[best], self._told(self._known[best])
         raise BudgetError(
-            f"{budget}: none of {TRIES} networks that were tried held it for sure, the fastest took "
-            f"{min(each.share for each in self._known.values()):.3f} of the original's time. Times differ too much "
-            "from one time to the next; measure again when the machine has less to do, or give a larger budget."
+            f"{budget}: none of {len(proposed)} networks that were tried held it for sure, the fastest took "
+            f"{min(self._known[widths].share for widths in proposed):.3f} of the original's time. Times differ too "
+            "much from one time to the next; measure when the machine has less to do, or give a larger budget."
         )
+
+    def _best(self, proposed: Iterable[tuple[int, ...]], budget: Budget) -> tuple[int, ...] | None:
+        """The widest that holds; all race once more, for of several that hold by chance it would be the widest."""
+        found = {widths: self._known[widths] for widths in proposed}
+        self._race(found.values())
+        limit = self._limit(budget)
+        holding = [widths for widths, each in found.items() if each.share <= limit]
+        return max(holding, key=lambda widths: found[widths].predicted, default=None)
 
     def _limit(self, budget: Budget) -> float:
         """As a share of the original's time."""
@@ -183,14 +191,14 @@ class Meter:
 
         return price
 
-    def _fastest(self, least: Mapping[str, int]) -> dict[str, list[int]]:
-        """The least that may be kept, or a little more in widths that suit kernels, whichever is faster."""
+    def _least_holds(self, least: Mapping[str, int], budget: Budget) -> bool:
+        """Whether the least that may be kept does, or a little more in widths that suit kernels: it may be faster."""
         units = torch.tensor([least[name] for name in self.graph.axes])
         sizes = torch.tensor([axis.size for axis in self.graph.axes.values()])
         step = blocks(self.graph, 16, halve=True)
-        rounded = torch.minimum(-(units // -step) * step, sizes)
-        found = [self._measured(first_units(self.graph, widths.tolist())) for widths in (units, rounded)]
-        return min(found, key=lambda each: each.share).keep
+        both = (units, torch.minimum(-(units // -step) * step, sizes))
+        found = [self._measured(first_units(self.graph, widths.tolist())) for widths in both]
+        return min(each.share for each in found) <= self._limit(budget)
 
     def _refuse(self, propose: Callable[[Price], dict]) -> None:
         """Let the selection say what cannot be reached, by what was measured."""
@@ -200,7 +208,7 @@ class Meter:
             raise BudgetError(f"{error} These times were measured in {self.runtime.name}.") from None
 
     def _measured(self, keep: Keep) -> _Measured:
-        """`keep` after a race against all others so far."""
+        """A network of these widths after a race; which units there are makes no difference."""
         widths = self._widths(keep)
         if widths not in self._known:
             predicted = self.price(torch.tensor([widths])).item() / self.table.original_ms
@@ -208,17 +216,17 @@ class Meter:
             if widths != tuple(self.graph.widths().values()):
                 small = surgery.shrink(self.model, self.graph, keep, verify="off").eval()
                 call = self.runtime.ready(small, self.graph.example)
-            self._known[widths] = _Measured(dict(keep), call, predicted)
-            self._race()
+            self._known[widths] = _Measured(call, predicted)
+            self._race([self._known[widths]])
         return self._known[widths]
 
-    def _race(self) -> None:
-        """One race of the original and all that was proposed so far."""
-        known = [each for each in self._known.values() if each.call]
-        with self.progress(f"measuring in {self.runtime.name}", round(self.race_s)) as step:
-            rounds = self.runtime.race([self._original, *(each.call for each in known)], self.race_s, step)
+    def _race(self, others: Iterable[_Measured]) -> None:
+        """One race of the original and others."""
+        others = [each for each in others if each.call]
+        calls = [self._original, *(each.call for each in others)]
+        rounds = self.runtime.race(calls, self.race_s, lambda done: None)
         self._original_ms += rounds[0]
-        for each, times in zip(known, rounds[1:], strict=True):
+        for each, times in zip(others, rounds[1:], strict=True):
             each.rounds += [a / b for a, b in zip(times, rounds[0], strict=True)]
 
     @cached_property
@@ -231,7 +239,7 @@ class Meter:
 
     def _told(self, found: _Measured) -> dict[str, Any]:
         if not self._original_ms:  # the original itself was asked for
-            self._race()
+            self._race([])
         before, table = self.original_ms, self.table
         return {
             "runtime": self.runtime.name,

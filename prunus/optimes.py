@@ -87,7 +87,7 @@ class Onnxruntime(Runtime):
     """onnxruntime: operators are exported many at a time, and it says itself how long each took."""
 
     name = "onnxruntime"
-    seconds_a_point = 0.04
+    seconds_a_point = 0.06
     rounds, least_ms = 20, 0.0
 
     def operators(

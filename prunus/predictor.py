@@ -35,7 +35,8 @@ from prunus.selection import blocks
 from prunus.timings import Timings, cache_folder, circumstances
 
 SECONDS = 60.0  # for a table
-NETWORKS, LEAST_NETWORKS = 21, 9  # random ones; of three, two are fitted on and one is held out
+NETWORKS, LEAST_NETWORKS = 21, 12  # random ones; of three, two are fitted on and one is held out
+OPERATORS = 0.4  # of the time, for single operators; the rest is for networks
 MOST_WEIGHTS = 10**9  # of all of them together
 PRIOR = 0.05  # how strongly kinds of operators are drawn to one common factor
 
@@ -210,10 +211,10 @@ def measured_data(
         raise UserError("no operator of this model depends on widths, so none of its time can be saved.")
     count = _time_points(timings, runtime, like, [(op, op.full) for op in groups.values()], 0, silent)
     known = {key: op for key, op in groups.items() if timings.get(op, op.full) is not None}
-    level = _affordable(timings, runtime, known.values(), seconds / 2)
+    level = _affordable(timings, runtime, known.values(), OPERATORS * seconds)
     wanted = {key: optables.points(op, level) for key, op in known.items()}
     missing = [(op, sizes) for key, op in known.items() for sizes in wanted[key]]
-    count += _time_points(timings, runtime, like, missing, seconds / 2, progress)
+    count += _time_points(timings, runtime, like, missing, OPERATORS * seconds, progress)
     points = {key: [[list(s), timings.get(op, s)] for s in wanted[key]] for key, op in known.items()}
     whole_tables = {key: of for key, of in points.items() if all(ms is not None for _, ms in of)}
     left = seconds - (time.monotonic() - begun)

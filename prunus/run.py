@@ -7,6 +7,7 @@ What happens is in stages.py, how a killed run goes on in runfolder.py; here is 
 comes of it: result.json and report.html.
 """
 
+import copy
 import platform
 import tempfile
 from collections.abc import Callable
@@ -19,8 +20,10 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 import prunus
-from prunus import registry, report, scores, store
+from prunus import latency, registry, report, scores, store
+from prunus.budget import Metered
 from prunus.data import Data, load_data
+from prunus.errors import UserError
 from prunus.files import write_json
 from prunus.graph import Graph, trace
 from prunus.methods import Pruned
@@ -41,7 +44,8 @@ class Settings:
 
     options: the method's, each "name=value". weights: a file for the model. base_...: of the training before
     pruning, the others of the one after; None: as the task advises. A model that was given, not named, is
-    taken as trained unless base_epochs says otherwise.
+    taken as trained unless base_epochs says otherwise. runtime: in what a budget of milliseconds is measured, torch
+    (None) on the device that trains, or onnxruntime on the processor.
     """
 
     method: str = "taylor"
@@ -56,6 +60,7 @@ class Settings:
     batch_size: int | None = None
     precision: str | None = None
     distill_weight: float | None = None
+    runtime: str | None = None
 
 
 @dataclass(frozen=True)
@@ -147,8 +152,11 @@ def prepared(
     method, config = configured(settings)
     settled = given({"batch_size": settings.batch_size, "precision": settings.precision})
     task = Classification(model, data, settled)
+    budget = metered(run, model, data, budget, settings)
     # Refuse now what would be refused after the training.
-    if isinstance(config, Selection):
+    if isinstance(budget, Metered) and run.has("prune"):
+        pass  # it was met, and measured again it might not be
+    elif isinstance(config, Selection):
         graph = trace(model, data.example)
         config.select(graph, scores.random(graph, settings.seed), budget)
     elif isinstance(budget, Sparsity):
@@ -166,6 +174,23 @@ def prepared(
         recovery_recipe=replace(task.recipe("recover"), **given(recovery)),
         settled=settled,
     )
+
+
+def metered(
+    run: Run, model: nn.Module, data: Data, budget: Budget | Sparsity, settings: Settings
+) -> Budget | Sparsity:
+    """A budget of milliseconds with a meter, which goes wherever the budget goes: methods hand it to `select` like any
+    other, and need not know that something is measured. One process measures for all. Other budgets as they are."""
+    if budget.name != "latency_ms":
+        if settings.runtime is not None:
+            raise UserError(
+                f"runtime={settings.runtime} goes with a budget of latency_ms, not with {budget}."
+            )
+        return budget
+    here = copy.deepcopy(model).to(run.processes.device)
+    runtime, graph = settings.runtime or "torch", trace(model, data.example)
+    meter = latency.Meter(here, graph, runtime=runtime, progress=run.progress, agree=run.agreed)
+    return Metered(latency_ms=budget.value, meter=meter)
 
 
 def asked_for(settings: Settings, budget: Budget | Sparsity | None) -> Budget | Sparsity:
@@ -199,6 +224,7 @@ def result_of(work: Work, records: dict[str, dict]) -> dict:
     """result.json, from what the stages found."""
     base, shrink, evaluate = records["base"], records["shrink"], records["evaluate"]
     weights = {key: evaluate[key] for key in ("survivors", "left_dense") if key in evaluate}
+    timed = {key: records["prune"][key] for key in ("latency",) if key in records["prune"]}
     return {
         "method": work.method.name,
         "seed": work.run.seed,
@@ -211,6 +237,7 @@ def result_of(work: Work, records: dict[str, dict]) -> dict:
         "verified": shrink["verified"],
         "widths": evaluate["widths"],
         **weights,
+        **timed,
         "charts": records["prune"].get("charts", []),  # folders from before there were any have none
         "history": {"base": base["history"], "recover": records["recover"]["history"]},
         "seconds": {name: record["seconds"] for name, record in records.items()},

@@ -15,16 +15,18 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 
 from prunus.errors import PrunusError, UserError
 from prunus.files import read_json, write_json
 from prunus.progress import silent
 
 SETTINGS = "settings.json"
+T = TypeVar("T")
 SHOWN = 3  # differences named in an error
 
 
@@ -55,7 +57,7 @@ class Run:
         The seconds of a resumed stage are those of the process that finished it.
         """
         record = self.path / "stages" / f"{name}.json"
-        if record.exists():
+        if self.has(name):
             return read_json(record)
         set_seed(self.seed)
         self.log("begin", stage=name)
@@ -71,6 +73,25 @@ class Run:
         if self.processes.is_main_process:
             action()
         self.processes.wait_for_everyone()
+
+    def has(self, name: str) -> bool:
+        """Whether stage NAME is finished."""
+        return (self.path / "stages" / f"{name}.json").exists()
+
+    def agreed(self, action: Callable[[], T]) -> T:
+        """What `action` gives in one process, told to all: for what differs from process to process, such as times."""
+        if self.processes.num_processes == 1:
+            return action()
+        outcome: list = [None]
+        if self.processes.is_main_process:
+            try:
+                outcome = [(action(), None)]
+            except PrunusError as error:
+                outcome = [(None, error)]
+        ((value, error),) = broadcast_object_list(outcome)
+        if error is not None:
+            raise error
+        return value
 
     def folder(self, name: str) -> Path:
         """A folder of one's own for checkpoints."""

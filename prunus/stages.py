@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus import charts, checkpoint, cost, store, surgery
+from prunus.budget import Metered
 from prunus.data import Data
 from prunus.errors import PruningError
 from prunus.files import read_tensors, write_tensors
@@ -79,10 +80,13 @@ class Work:
     def prune(self) -> dict:
         """Let the method choose; check that its choice keeps to what was asked."""
         chosen = self.choice(self.with_base())
-        if chosen.masks is None:
-            self.check_budget(chosen.keep)
-        else:
+        measured = {}
+        if chosen.masks is not None:
             self.check_sparsity(chosen)
+        elif isinstance(self.budget, Metered):
+            measured = {"latency": self.check_latency(chosen.keep)}
+        else:
+            self.check_budget(chosen.keep)
         for file, tensors in ((METHOD_WEIGHTS, chosen.weights), (METHOD_MASKS, chosen.masks)):
             if tensors is not None:
                 path = self.run.folder("prune") / file
@@ -94,6 +98,7 @@ class Work:
             "pattern": chosen.pattern,
             "left_dense": dict(chosen.left_dense),
             "charts": [charts.plain(chart) for chart in chosen.charts],
+            **measured,
         }
 
     def shrink(self) -> dict:
@@ -233,8 +238,6 @@ class Work:
 
     def check_budget(self, keep: dict[str, list[int]]) -> None:
         """Raise PruningError if the method overran a budget that has a closed form."""
-        if self.budget.name == "latency_ms":
-            return
         price = {"macs": cost.macs, "params": cost.params, "memory_mb": cost.memory_mb}[self.budget.name]
         graph = self.graph()
         limit, spent = self.budget.limit(price(graph)), price(graph, keep)
@@ -243,6 +246,18 @@ class Work:
                 f"method {self.method.name} chose {spent:.6g} {self.budget.name}, above the budget of "
                 f"{limit:.6g}; this is a fault of the method."
             )
+
+    def check_latency(self, keep: dict[str, list[int]]) -> dict:
+        """What a keep was measured to take, and the limit; PruningError if it is above."""
+        figures = self.budget.meter.figures(keep)
+        figures |= {"limit_ms": self.budget.limit(figures["original_ms"])}
+        self.run.log("latency", **figures)
+        if figures["measured_ms"] > figures["limit_ms"]:
+            raise PruningError(
+                f"method {self.method.name} chose a network that takes {figures['measured_ms']:.4g} ms in "
+                f"{figures['runtime']}, above the budget of {figures['limit_ms']:.4g}; this is a fault of the method."
+            )
+        return figures
 
     def check_sparsity(self, chosen: Pruned) -> None:
         """Raise PruningError if the method did not leave exactly so many weights as were asked for.

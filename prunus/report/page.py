@@ -8,7 +8,7 @@ from plotly.offline import get_plotlyjs
 
 from prunus.files import write_atomic
 from prunus.report.figures import figure
-from prunus.report.rows import budget, count, percent, proof, rows
+from prunus.report.rows import budget, count, kept, percent, proof, rows
 from prunus.report.style import BASE, GRID, KEPT, REMOVED, layout, named_rows, plain
 
 SECTIONS = {"config": "options of the method", "base": "training before pruning", "recovery": "recovery"}
@@ -27,6 +27,7 @@ def write_page(path: Path, result: dict) -> None:
         budget=budget(result),
         rows=rows(result),
         proof=proof(result),
+        kept=kept(result),
         proved=result["verified"].get("max_abs_error") is not None,
         score=percent(after[metric]),
         charts=charts,

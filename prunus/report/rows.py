@@ -25,7 +25,7 @@ def rows(result: dict) -> list[Row]:
             table.append(
                 Row(label=label, before=text(was), pruned=shrunk, after=text(now), change=_times(was, now))
             )
-    table += [*zeros(result), *sizes(result)]
+    table += [*milliseconds(result), *zeros(result), *sizes(result)]
     metric = result["metric"]
     was, now = before[metric], after[metric]
     table.append(
@@ -38,6 +38,33 @@ def rows(result: dict) -> list[Row]:
         )
     )
     return table
+
+
+def milliseconds(result: dict) -> list[Row]:
+    """What was measured to keep a budget of milliseconds, in turns with the original."""
+    if "latency" not in result:
+        return []
+    found = result["latency"]
+    was, now = found["original_ms"], found["measured_ms"]
+    label = f"milliseconds in {found['runtime']}, in turns"
+    return [
+        Row(
+            label=label, before=f"{was:.3g}", pruned=f"{now:.3g}", after=f"{now:.3g}", change=_times(was, now)
+        )
+    ]
+
+
+def kept(result: dict) -> str:
+    """A sentence on how a budget of milliseconds was kept; empty for other budgets."""
+    if "latency" not in result:
+        return ""
+    found = result["latency"]
+    return (
+        f"Kept, as measured on {found['threads']} thread{'s' * (found['threads'] > 1)} of {found['device']}: "
+        f"{found['measured_ms']:.3g} ms of at most {found['limit_ms']:.3g}, {found['predicted_ms']:.3g} were "
+        f"predicted. On {found['held_out']} random sub-networks that prediction was not fitted to: R2 "
+        f"{found['r2']:.3f}, worst error {100 * found['worst_error']:.0f} %."
+    )
 
 
 def zeros(result: dict) -> list[Row]:

@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from prunus.report.rows import budget, percent, proof, rows
+from prunus.report.rows import budget, kept, percent, proof, rows
 
 
 def summary(result: dict) -> Group:
@@ -17,7 +17,7 @@ def summary(result: dict) -> Group:
         table.add_column(heading, justify="left" if not heading else "right")
     for row in rows(result):
         table.add_row(row.label, row.before, row.pruned, row.after, row.change)
-    return Group(table, Text(proof(result)))
+    return Group(table, *(Text(line) for line in (proof(result), kept(result)) if line))
 
 
 def comparison(results: dict[str, dict]) -> Group:
