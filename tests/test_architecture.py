@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 TREES = {
     path.relative_to(ROOT / "prunus"): ast.parse(path.read_text())
@@ -16,11 +18,13 @@ GROUND = "errors files progress"
 STRUCTURE = (
     "axes rules skeleton tracer follow graph runtimes cost budget limits scores selection weights "
     "parametrised surgery optables optimes timings predictor latency "
-    "gates compact hypernetworks thresholds latents sparse store"
+    "gates compact hypernetworks thresholds latents sparse store search"
 )
-SPARSE = (  # within that part
-    "ranking squares products neighbours observed scores gradients patterns selection reach masks permutation formats"
-)
+WITHIN = {  # the order of the files of a part
+    "sparse": "ranking squares products neighbours observed scores gradients patterns selection reach masks "
+    "permutation formats",
+    "search": "space journal proposals strategies evaluation engine",
+}
 LEARNING = "zoo models readers pictures data guards checkpoint train recover"
 # Here the columns meet: each may import both columns and the parts to its left.
 MEETING = "charts tasks methods registry runfolder report stages run export bench describe cli __main__"
@@ -50,17 +54,18 @@ def test_imports_point_one_way():
     ]
 
 
-def test_within_single_weights_imports_point_one_way():
-    order = SPARSE.split()
+@pytest.mark.parametrize("part", WITHIN)
+def test_within_a_part_imports_point_one_way(part):
+    order = WITHIN[part].split()
     trees = {
-        path: tree for path, tree in TREES.items() if path.parts[0] == "sparse" and path.name != "__init__.py"
+        path: tree for path, tree in TREES.items() if path.parts[0] == part and path.name != "__init__.py"
     }
     assert {path.stem for path in trees} == set(order)
     assert not [
         f"{path} imports {name}"
         for path, tree in trees.items()
         for name in imported(tree)
-        if name.startswith("sparse.") and order.index(name.split(".")[1]) >= order.index(path.stem)
+        if name.startswith(f"{part}.") and order.index(name.split(".")[1]) >= order.index(path.stem)
     ]
 
 
@@ -142,7 +147,7 @@ def imported(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "relative imports hide the order"
             parent = node.module
-            packages = ("prunus", "prunus.sparse")
+            packages = ("prunus", *(f"prunus.{part}" for part in WITHIN))
             names |= {f"{parent}.{alias.name}" for alias in node.names} if parent in packages else {parent}
     return {name.removeprefix("prunus.") for name in names if name.startswith("prunus.")}
 
