@@ -9,8 +9,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from prunus import gates, parametrised, scores, skeleton
+from prunus import gates, parametrised, scores
+from prunus.errors import UserError
 from prunus.gates import Gate, Gates, Place
 from prunus.graph import Graph
 from prunus.rules import CONSUMES
@@ -39,7 +41,7 @@ class Hypernetwork(Gate):
         gate = self.gate()
         latent = gate.view(gate.shape[: len(self.head)]) + self.bias0
         embedded = latent[..., None] * self.weight1 + self.bias1
-        return (self.weight2 @ embedded[..., None]).reshape(self.shape) + weight
+        return (self.weight2 @ embedded[..., None]).reshape(self.shape).to(weight.dtype) + weight
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight - self.forward(torch.zeros_like(weight))
@@ -53,8 +55,14 @@ def uniform(shape: Sequence[int], fan_in: int) -> Tensor:
 
 def fan_in(graph: Graph, name: str) -> int:
     """How many products are summed for one output of a weight: its size along all it reads, kernel included."""
-    shape = graph.shapes[name]
-    return math.prod(n for dim, n in enumerate(shape) if graph.role(name, dim) == CONSUMES)
+    reads = math.prod(n for dim, n in enumerate(graph.shapes[name]) if graph.role(name, dim) == CONSUMES)
+    for op in graph.ops:
+        if op.name == "convolution" and graph.tensors.get(op.inputs[0][1]) == name:
+            *_, transposed, _, groups = op.inputs[0]
+            return (
+                reads // groups if transposed else reads
+            )  # its weight holds the inputs of all groups in one dimension
+    return reads
 
 
 @torch.no_grad()
@@ -64,10 +72,14 @@ def draw_anew(model: nn.Module, graph: Graph, names: Sequence[str]) -> None:
     for module in model.modules():
         if callable(getattr(module, "reset_parameters", None)):
             module.reset_parameters()
-    own = skeleton.named_tensors(model)
     for name in dict.fromkeys(member.tensor for axis in names for member in graph.members(axis)):
-        if name in own and name in graph.parameters and len(graph.shapes[name]) > 1:
-            own[name].copy_(uniform(graph.shapes[name], fan_in(graph, name)))
+        if name in graph.parameters and len(graph.shapes[name]) > 1:
+            path, _, attribute = name.rpartition(".")
+            module, drawn = model.get_submodule(path), uniform(graph.shapes[name], fan_in(graph, name))
+            if parametrize.is_parametrized(module, attribute):
+                setattr(module, attribute, drawn.to(getattr(module, attribute)))
+            else:
+                getattr(module, attribute).copy_(drawn)
 
 
 def attach(
@@ -84,7 +96,10 @@ def attach(
 
     start: given keeps the network the function it is; scratch draws its weights anew. latents: see methods/dhp.py.
     factors: of the paper's hypernetwork; None: one number stands behind each weight, W = z_out z_in A.
+    Raises UserError for weights that stand behind other parametrisations which do not let them be made so.
     """
+    if start == "scratch" and factors:
+        check_plain(model, graph, names)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if start == "scratch":
@@ -97,12 +112,35 @@ def attach(
             values = {name: torch.randn(graph.axes[name].size) for name in names}
 
         def hypernetwork(name: str, made: Gates, shape: torch.Size, places: list[Place]) -> Hypernetwork:
-            return Hypernetwork(made, shape, places, fan_in(graph, name), factors)
+            return Hypernetwork(made, shape, places, fan_in(graph, name), factors).to(made.values.device)
 
         made = gates.attach(model, graph, names, values=values, step=hypernetwork if factors else None)
-    if start == "scratch":  # what was drawn is what stands behind the weights
-        with torch.no_grad():
-            for weight in parametrised.found(model, Gate):
-                drawn = getattr(weight.module, weight.attribute)
-                weight.steps.original.copy_(0 if factors else drawn)
+    if start == "scratch":
+        put_drawn_behind(model)
     return made
+
+
+def check_plain(model: nn.Module, graph: Graph, names: Sequence[str]) -> None:
+    """Raise UserError naming the first weight on the axes that stands behind a parametrisation: of weight_norm, say,
+    none is zero, as the paper's B2 is at first."""
+    for name in (member.tensor for axis in names for member in graph.members(axis)):
+        path, _, attribute = name.rpartition(".")
+        if parametrize.is_parametrized(model.get_submodule(path), attribute):
+            raise UserError(
+                f"{name} stands behind a parametrisation, where the paper's hypernetwork cannot begin from scratch. "
+                "Take mode=exact, or make it plain first (torch's remove_parametrizations)."
+            )
+
+
+@torch.no_grad()
+def put_drawn_behind(model: nn.Module) -> None:
+    """Let what was drawn stand behind the weights, in place: A, and with the paper's hypernetwork B2 = 0."""
+    drawn = {weight.steps: weight for weight in parametrised.found(model, Gate)}  # tied weights once
+    for steps, weight in drawn.items():
+        step, now = weight.step(Gate), getattr(weight.module, weight.attribute)
+        if isinstance(step, Hypernetwork):
+            steps.original.zero_()
+        elif steps.is_tensor:
+            steps.original.copy_(now)
+        else:
+            steps.right_inverse(step(now))
