@@ -59,9 +59,7 @@ def fan_in(graph: Graph, name: str) -> int:
     for op in graph.ops:
         if op.name == "convolution" and graph.tensors.get(op.inputs[0][1]) == name:
             *_, transposed, _, groups = op.inputs[0]
-            return (
-                reads // groups if transposed else reads
-            )  # its weight holds the inputs of all groups in one dimension
+            return reads // groups if transposed else reads  # transposed: all groups' inputs in one dimension
     return reads
 
 

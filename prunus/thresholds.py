@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from prunus.graph import Graph
+from prunus.selection import FREE
 
-CANDIDATES = 256  # thresholds tried at once
+CANDIDATES = 256  # thresholds tried at once, at most
 
 
 def soft_threshold(values: Tensor, amount: Tensor, least_size: Tensor) -> Tensor:
@@ -53,13 +54,20 @@ class Thresholds:
 
     def at_share(self, sizes: Tensor, share: float) -> float:
         """The least threshold such that the network costs at most `share` with the units of a size (N,) above it."""
-        candidates = sizes.sort().values[:: max(1, len(sizes) // CANDIDATES)]
-        fits = self.shares(sizes > candidates[:, None]) <= share
-        return (candidates[fits][0] if fits.any() else sizes.max()).item()
+        candidates = torch.cat([sizes.new_zeros(1), sizes.sort().values])
+        first, step = 0, len(candidates)  # the least one that fits is among the `step` from `first` on
+        while step > 1:
+            among = candidates[first : first + step]
+            step = -(-step // CANDIDATES)
+            tried = among[step - 1 :: step]
+            fits = self.shares(sizes > tried[:, None]) <= share
+            first += step * int((~fits).sum())
+        return candidates[min(first, len(sizes))].item()
 
     def unit_costs(self) -> Tensor:
-        """(N,): what a unit costs, 1 on average."""
-        each = (self.before - self.price(self.sizes - torch.eye(len(self.sizes))))[self.columns][self.owners]
+        """(N,): what a unit costs, 1 on average; above 0 also where it is free (peak memory, away from the peak)."""
+        each = self.before - self.price(self.sizes - torch.eye(len(self.sizes)))
+        each = each.clamp_min(FREE * self.before)[self.columns][self.owners]
         return (each / each.mean()).float()
 
     def ranks(self, sizes: Tensor) -> Tensor:
