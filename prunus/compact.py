@@ -17,6 +17,7 @@ from prunus import axes, gates, skeleton, weights
 from prunus.axes import Layout
 from prunus.errors import UserError
 from prunus.follow import set_attributes
+from prunus.gates import Gate
 from prunus.graph import Graph, Keep
 
 
@@ -35,9 +36,8 @@ class Compacted:
     def cut(self, keep: Keep, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Cut to `keep`, gates and the optimiser's state along with the weights; see `cut`."""
         keep = {**self.kept, **self.graph.checked(keep)}
-        if all(len(units) == len(self.left(name)) for name, units in keep.items()):
+        if all(units == self.left(name).tolist() for name, units in keep.items()):
             return
-        gates.replace_places(self.model, self.graph, keep)
         cut(self.model, self.graph, self.kept, keep, like=self.like, optimizer=optimizer)
         self.kept = keep
 
@@ -68,27 +68,38 @@ def cut(
     like: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
-    """Cut `model`, in place, from the units in `before` to those in `after`, which are among them.
+    """Cut `model`, in place, from the units in `before` to those in `after`, which are among them; gates follow.
 
     like: the model at full size, or its skeleton, from which layers' statements of their sizes follow.
-    optimizer: state shaped like its parameter is cut too. Gradients are dropped.
-    Raises UserError if a unit of `after` is gone already, or a weight stands behind another parametrisation
-    (weight_norm), whose own tensors cannot be cut.
+    optimizer: its state is cut too, where it has the parameter's dimensions, or 1 in their place. Gradients are
+    dropped.
+    Raises UserError if a unit of `after` is gone already, a weight stands behind another parametrisation
+    (weight_norm), whose own tensors cannot be cut, or the optimiser's state does not follow; then nothing is changed.
     """
     before, after = graph.checked(before), graph.checked({**before, **after})
     for name, units in before.items():
         gone = sorted(set(after[name]) - set(units))
         if gone:
             raise UserError(f"axis {name} has lost units {gone[:5]} already; they cannot be kept.")
+    states = optimizer.state if optimizer else {}
+    smaller = []
     for name, tensor in _behind(model, graph).items():
-        old, new = tensor.data, _recut(tensor.data, graph.layouts[name], before, after)
-        if new is old:
-            continue
-        tensor.grad = None
-        for key, value in (optimizer.state.get(tensor, {}) if optimizer else {}).items():
-            if isinstance(value, Tensor) and value.shape == old.shape:
-                optimizer.state[tensor][key] = _recut(value, graph.layouts[name], before, after)
-        tensor.data = new
+        layouts = graph.layouts[name]
+        new = _recut(tensor.data, layouts, before, after)
+        if new.shape != tensor.shape:
+            state = {
+                key: _recut(
+                    value, _layouts_of_state(value, tensor, layouts, f"{key} of {name}"), before, after
+                )
+                for key, value in states.get(tensor, {}).items()
+                if isinstance(value, Tensor) and value.numel() > 1
+            }
+            smaller.append((tensor, new, state))
+    for tensor, new, state in smaller:
+        tensor.data, tensor.grad = new, None
+        if state:
+            states[tensor].update(state)
+    gates.replace_places(model, graph, after)
     set_attributes(model, graph.attributes, graph.widths(after))
     weights.describe(like, model)
 
@@ -102,10 +113,25 @@ def _behind(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
             for attribute, steps in module.parametrizations.items():
                 name = f"{path}.{attribute}" if path else attribute
                 if name in graph.layouts:
-                    if not steps.is_tensor:
-                        raise UserError(f"{name} stands behind a parametrisation of more than one tensor.")
+                    others = [type(step).__name__ for step in steps if type(step) is not Gate]
+                    if others:
+                        raise UserError(
+                            f"{name} stands behind {', '.join(others)}, which cannot be cut while it is trained; make "
+                            "it plain first (torch's remove_parametrizations)."
+                        )
                     found[name] = steps.original
     return found
+
+
+def _layouts_of_state(value: Tensor, parameter: Tensor, layouts: list[Layout], what: str) -> list[Layout]:
+    """The layout of each dimension of an optimiser's tensor: that of the parameter, or 1 where it holds but one."""
+    sizes = list(zip(value.shape, parameter.shape, strict=False))
+    if value.dim() != parameter.dim() or any(own not in (1, size) for own, size in sizes):
+        raise UserError(
+            f"the optimiser's {what} has shape {tuple(value.shape)}, which does not follow the parameter's "
+            f"{tuple(parameter.shape)}; take another optimiser, or do not cut while it is in use (compact=False)."
+        )
+    return [1 if n == 1 else layout for n, layout in zip(value.shape, layouts, strict=True)]
 
 
 def _recut(tensor: Tensor, layouts: list[Layout], before: Keep, after: Keep) -> Tensor:

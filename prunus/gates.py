@@ -179,8 +179,9 @@ def _behind_others(model: nn.Module, made: Mapping[str, Gate]) -> dict[str, Tens
 def replace_places(model: nn.Module, graph: Graph, keep: Keep) -> None:
     """Bring the gates of a model that was cut to `keep` up to date, in place."""
     for weight in parametrised.found(model, Gate):
-        step = weight.step(Gate)
-        step.places = places_of(graph, step.gates, weight.name, keep)
+        if weight.name in graph.layouts:  # tied weights have their step under their first name
+            step = weight.step(Gate)
+            step.places = places_of(graph, step.gates, weight.name, keep)
 
 
 def places_of(graph: Graph, gates: Gates, name: str, keep: Keep) -> list[Place]:
