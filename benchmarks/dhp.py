@@ -26,7 +26,7 @@ from prunus import registry, zoo
 from prunus.data import load_data
 from prunus.methods.dhp import DHP, Beside, Config
 from prunus.models import load_weights
-from prunus.recover import RENEW_BATCH_SIZE, RENEW_BATCHES, recover, renew_norms
+from prunus.recover import recover, renew_norms, renewing_batches
 from prunus.runfolder import Run
 from prunus.tasks.classification import Classification
 from prunus.train import fit
@@ -91,7 +91,7 @@ def run_arm(arm: str, base, data, asked: argparse.Namespace, seed: int) -> dict:
         if scratch:
             teacher, epochs = None, asked.search_epochs + asked.epochs - len(history)
     row |= {"after": tested(small), "share": prunus.macs(graph, keep) / prunus.macs(graph)}
-    renew_norms(small, islice(data.train.batches(RENEW_BATCH_SIZE, seed=seed), RENEW_BATCHES))
+    renew_norms(small, renewing_batches(data.train, seed))
     row["renewed"] = tested(small)
     recipe = replace(task.recipe("recover"), epochs=epochs)
     recover(small, Classification(small, data), recipe, teacher=teacher, seed=seed)
@@ -136,7 +136,12 @@ def main() -> None:
         base, task, replace(task.recipe("tune"), epochs=asked.base_epochs), folder=Path(asked.folder) / "base"
     )
     if not board.has(arm="base"):
-        board.add({"arm": "base", "recovered": task.evaluate(base, data.test)["accuracy"]})
+        row = {"arm": "base", "recovered": task.evaluate(base, data.test)["accuracy"]}
+        for name, augment in (("renewed", True), ("renewed_as_they_are", False)):
+            again, batches = copy.deepcopy(base), data.train.batches(256, seed=0, augment=augment)
+            renew_norms(again, islice(batches, 16))
+            row[name] = task.evaluate(again, data.test)["accuracy"]
+        board.add(row)
     for seed in asked.seeds:
         for arm in asked.arms:
             if not board.has(arm=arm, seed=seed):

@@ -30,10 +30,18 @@ def recover(
 
     teacher: the unpruned model, whose answers count by recipe.distill_weight.
     """
-    batches = task.data.train.batches(RENEW_BATCH_SIZE, seed=seed)
-    renew_norms(small, islice(batches, RENEW_BATCHES))
+    renew_norms(small, renewing_batches(task.data.train, seed))
     where = {"folder": folder, "progress": progress, "label": "recovering"}
     return fit(small, task, recipe, seed=seed, teacher=teacher, **where)
+
+
+def renewing_batches(train, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of a training set to renew norms with, always the same for a seed.
+
+    Augmented, for the weights were trained under the statistics of augmented pictures; under those of the pictures as
+    they are even an unpruned network may lose points (benchmarks/dhp.py measures it).
+    """
+    return islice(train.batches(RENEW_BATCH_SIZE, seed=seed, augment=True), RENEW_BATCHES)
 
 
 @torch.no_grad()
