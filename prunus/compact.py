@@ -96,7 +96,7 @@ def cut(
             }
             smaller.append((tensor, new, state))
     for tensor, new, state in smaller:
-        tensor.data, tensor.grad = new, None
+        _exchange(tensor, new)
         if state:
             states[tensor].update(state)
     gates.replace_places(model, graph, after)
@@ -132,6 +132,18 @@ def _layouts_of_state(value: Tensor, parameter: Tensor, layouts: list[Layout], w
             f"{tuple(parameter.shape)}; take another optimiser, or do not cut while it is in use (compact=False)."
         )
     return [1 if n == 1 else layout for n, layout in zip(value.shape, layouts, strict=True)]
+
+
+def _exchange(tensor: Tensor, new: Tensor) -> None:
+    """Let `tensor` hold the data `new`, of another shape.
+
+    Autograd would go on expecting gradients of the old shape as long as a loss of before is alive, as it is in most
+    loops until the next one is there; it forgets where the type changes.
+    """
+    tensor.grad = None
+    if tensor.requires_grad:
+        tensor.data = new.new_empty(0, dtype=torch.float32 if new.dtype == torch.float64 else torch.float64)
+    tensor.data = new
 
 
 def _recut(tensor: Tensor, layouts: list[Layout], before: Keep, after: Keep) -> Tensor:

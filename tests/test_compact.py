@@ -384,3 +384,22 @@ def test_i4_cut_at_once_or_removed_at_the_end_is_the_same_network():
     Compacted(model, graph).cut(keep)
     parametrised.take_off(model, Gate)
     assert_same_network(model, small, example)
+
+
+def test_a_loss_that_is_still_alive_does_not_hold_on_to_the_old_shapes():
+    """In most loops a loss lives until the next one is there, and with it what autograd knows of the parameters."""
+    model, example = build("residual")
+    graph = prunus.trace(model, example)
+    attach(model, graph, list(graph.axes))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    cut, losses = Compacted(model, graph), []
+    for count in (6, 4, 2):
+        loss = model(example).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        cut.cut({"stem": range(count), "c": range(count)}, optimizer)
+        losses.append(loss)
+    loss = model(example).square().mean()
+    loss.backward()
+    assert model.a.parametrizations.weight.original.grad.shape == (6, 2, 3, 3)
