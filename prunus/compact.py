@@ -142,7 +142,7 @@ def _exchange(tensor: Tensor, new: Tensor) -> None:
     """
     tensor.grad = None
     if tensor.requires_grad:
-        tensor.data = new.new_empty(0, dtype=torch.float32 if new.dtype == torch.float64 else torch.float64)
+        tensor.data = new.new_empty(0, dtype=torch.float32 if new.dtype == torch.float16 else torch.float16)
     tensor.data = new
 
 
