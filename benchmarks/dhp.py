@@ -33,9 +33,8 @@ from prunus.train import fit
 
 SEARCHES = {
     "dhp": Config(),
-    "dhp-ones": Config(latents="ones"),
-    "dhp-cost": Config(cost_aware=True),
-    "dhp-random": Config(latents="normal"),  # and the loss has no say
+    "dhp-all": Config(pressure="all"),
+    "dhp-random": Config(pressure="all", latents="normal"),  # and the loss has no say
     "dhp-scratch": Config(start="scratch"),
     "dhp-paper": Config(mode="paper", strength=8e-3, floor=4),
 }
@@ -113,14 +112,12 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--budget", default="macs=0.5")
     parser.add_argument("--base-epochs", type=int, default=3)
-    parser.add_argument("--search-epochs", type=int, default=3)
+    parser.add_argument("--search-epochs", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--round-to", type=int)
+    parser.add_argument("--round-to", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument(
-        "--arms", nargs="+", default=["dhp", "dhp-scratch", "dhp-paper", "dhp-random", "uniform", "l1"]
-    )
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--arms", nargs="+", default=[*SEARCHES, "uniform", "l1", "taylor"])
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", default="runs/dhp", help="for the base, which is tuned once")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()

@@ -24,13 +24,14 @@ from prunus.limits import least
 from prunus.selection import GRIDS, Budget, Selection, blocks, price_of, select
 from prunus.thresholds import Thresholds, soft_threshold
 
+FELT = 0.02  # the share of the last step in how much the loss is said to feel a latent
 CHECKS = 200  # of a search: latents are counted, the strength is set, dead units are cut out
 HORIZON = 20  # what is to go next should be gone in a 20th of the search
 PATIENCE = 2  # checks for which a latent has to be zero before its unit is cut out
 NEAR = 0.02  # of the cost before: so near the budget what is left over is cut; the paper's stopping rule
 NOTED = 100  # latents that are noted at every check, to show what became of them
 CHANGES = ("done", "push", "strength", "moved", "finished", "keep", "left_over", "records")
-COUNTED = ("zero_checks", "must_stay", "resting")  # tensors
+COUNTED = ("zero_checks", "felt", "factor", "least_size")  # tensors (N,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +39,13 @@ class Config(Selection):
     """What they mean:
 
     mode        exact: removing units changes nothing; paper: for reproduction. See above
+    pressure    least: on the latents the plan has no room for, those that the loss feels least for what their units
+                cost; all: on all latents alike, as in the paper. None: least, in mode paper all
     start       given: from the weights the network has; scratch: drawn anew. None: given, in mode paper scratch
-    latents     ones; norms: in proportion to the norms of the units' weights; normal: N(0, 1). None: norms, from
-                scratch ones, in mode paper normal. The weights are divided by them, so that nothing changes
+    latents     ones; norms: in proportion to the norms of the units' weights; normal: N(0, 1). None: ones, with
+                pressure=all norms, in mode paper normal. The weights are divided by them, so that nothing changes
     strength    of the soft threshold, which is the learning rate times this; None: follows the plan, in mode paper 2e-4
-    cost_aware  shrink a latent in proportion to what its unit costs
+    cost_aware  shrink latents, and rank them, in proportion to what their units cost. None: with pressure=least
     ramp        share of the search in which the budget is reached; the rest trains what is left
     compact     cut units that are gone out of the weights during the search (mode exact, one process)
     mixed       also prune axes over which a norm takes statistics (the stream of a transformer): removal then is not
@@ -52,10 +55,11 @@ class Config(Selection):
     """
 
     mode: Literal["exact", "paper"] = "exact"
+    pressure: Literal["least", "all"] | None = None
     start: Literal["given", "scratch"] | None = None
     latents: Literal["ones", "norms", "normal"] | None = None
     strength: float | None = None
-    cost_aware: bool = False
+    cost_aware: bool | None = None
     ramp: float = 0.7
     compact: bool = True
     mixed: bool = False
@@ -78,9 +82,14 @@ class Config(Selection):
         """The same with every None that depends on another option filled in."""
         paper = self.mode == "paper"
         start = self.start or ("scratch" if paper else "given")
-        latents = self.latents or ("normal" if paper else "norms" if start == "given" else "ones")
         strength = self.strength or (2e-4 if paper else None)
-        return replace(self, start=start, latents=latents, strength=strength)
+        pressure = self.pressure or ("all" if strength else "least")
+        latents = self.latents or ("normal" if paper else "norms" if pressure == "all" else "ones")
+        aware = pressure == "least" if self.cost_aware is None else self.cost_aware
+        if pressure == "least" and strength:
+            raise UserError("a constant strength goes with pressure=all; leave one of the two out.")
+        chosen = {"start": start, "latents": latents, "strength": strength, "pressure": pressure}
+        return replace(self, cost_aware=aware, **chosen)
 
     def whole(self, graph: Graph) -> dict[str, str]:
         """The axes that are left alone because removing their units would not be exact, and why."""
@@ -154,16 +163,18 @@ class DHP:
         self.threshold = 0.0 if config.mode == "exact" else 5e-3
         steps_of = blocks(graph, config.round_to or GRIDS[0], halve=config.round_to is None)
         self.blocks = dict(zip(graph.axes, steps_of.tolist(), strict=True))
-        self.check_every = max(1, steps // CHECKS)
+        self.check_every, self.horizon = max(1, steps // CHECKS), max(1, steps // HORIZON)
         self.noted = torch.linspace(0, len(self.owners) - 1, min(NOTED, len(self.owners))).long()
         # What follows is what changes: `state` and `restore`.
         self.done, self.push, self.strength = 0, 1.0, config.strength or 0.0
         self.moved = self.finished = False
-        self.zero_checks = torch.zeros(len(self.owners), dtype=torch.long)
+        self.zero_checks = torch.zeros(len(self.owners), dtype=torch.long, device=self.device)
         self.keep: dict[str, list[int]] | None = None
         self.left_over = 0  # units in use that were cut to meet the budget
         self.records: list[dict] = []
         self.stays = torch.ones_like(self.latents.values.data)
+        self.felt = torch.zeros_like(self.stays)
+        self.factor = torch.zeros_like(self.stays)
         self.protect()
 
     # ------------------------------------------------------------------------------- the user's loop
@@ -181,13 +192,16 @@ class DHP:
 
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Shrink the latents: to be called after each optimizer.step(). Now and then, cut out what is gone.
+        """Shrink the latents: to be called after each optimizer.step(), while there are gradients still.
 
-        Raises UserError if the optimiser does not hold the latents, or its learning rate was zero throughout;
-        TrainingError if a latent is NaN or infinite.
+        Now and then it cuts out what is gone. Raises UserError if the latents have no gradient, the optimiser does not
+        hold them, or its learning rate was zero throughout; TrainingError if a latent is NaN or infinite.
         """
         values, lr = self.latents.values, learning_rate(optimizer, self.latents.values)
+        if values.grad is None:
+            raise UserError("the latents have no gradient; call step after backward and before zero_grad.")
         if self.keep is None:
+            self.felt.lerp_((values * values.grad).square(), FELT)
             values.copy_(self.shrunk(values, lr * self.strength))
         values.mul_(self.stays)  # momentum would still move what is gone
         self.done, self.moved = self.done + 1, self.moved or lr > 0
@@ -195,14 +209,14 @@ class DHP:
             self.check(optimizer, lr)
 
     def shrunk(self, values: Tensor, amount: float) -> Tensor:
-        """The latents after the soft threshold; in mode exact then scaled back, axis by axis.
+        """The latents after the soft threshold; where it is on all of them, in mode exact, scaled back axis by axis.
 
         What all latents of an axis lose alike says nothing about which to remove: norms undo it, and weights made from
         small latents hardly learn, for their gradients carry the latents squared. So those that are left keep their
         mean size (ours).
         """
         new = soft_threshold(values, amount * self.factor, self.least_size)
-        if self.config.mode == "paper":
+        if self.config.mode == "paper" or self.config.pressure == "least":
             return new
         sums = values.new_zeros(2, len(self.latents.places))
         sums.index_add_(1, self.owners, torch.stack([values.abs() * (new != 0), new.abs()]))
@@ -252,8 +266,20 @@ class DHP:
         return self.sizes() > self.threshold
 
     def plan(self, step: int) -> float:
-        """The share of the cost at which the network should be after `step` steps: straight down to the target."""
-        return 1 - (1 - self.target) * min(1.0, step / (self.config.ramp * self.steps))
+        """The share of the cost at which the network should be after `step` steps: whole for a HORIZON, to see what
+        the loss feels, then straight down to the target."""
+        done = (step - self.horizon) / max(1.0, self.config.ramp * self.steps - self.horizon)
+        return 1 - (1 - self.target) * min(1.0, max(0.0, done))
+
+    def scores(self) -> Tensor:
+        """(N,): what the latents are ranked by, zero for those that are gone or leaving.
+
+        How much the loss feels a latent: the mean square of its first-order change without it (Molchanov et al.,
+        arXiv:1906.10771), over the last steps.
+        """
+        if self.config.pressure == "all":
+            return self.sizes() * self.alive() / self.costs
+        return self.felt.cpu() * self.alive() * (self.factor.cpu() == 0) / self.costs
 
     # ---------------------------------------------------------------------------------------- checks
     def check(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -265,7 +291,7 @@ class DHP:
             )
         alive, ratio = self.alive(), self.ratio()
         self.records.append(self.record(ratio))
-        self.zero_checks = torch.where(alive, 0, self.zero_checks + 1)
+        self.zero_checks = torch.where(alive.to(self.device), 0, self.zero_checks + 1)
         self.protect()
         if self.is_time(ratio):
             self.decide()
@@ -291,20 +317,22 @@ class DHP:
         While the cost is above the plan the push grows, so that no gradient can hold the latents up for ever.
         """
         self.push = self.push * 1.1 if ratio > self.plan(self.done) else max(1.0, self.push / 1.1)
-        horizon = max(1, self.steps // HORIZON)
-        size = self.units.at_share(self.sizes() / self.costs, self.plan(self.done + horizon))
-        self.strength = self.push * size / (horizon * lr)
+        scores = self.scores()
+        least = self.units.at_share(scores, self.plan(self.done + self.horizon))
+        if self.config.pressure == "all":
+            self.strength = self.push * least / (self.horizon * lr)
+            return
+        leaves = (scores > 0) & (scores <= least) & (self.least_size.cpu() == 0)
+        self.factor += (leaves * self.sizes() / self.horizon).to(self.device)  # once leaving, for good
+        self.strength = self.push / lr
 
     def protect(self) -> None:
-        """Let the largest latents of each axis, as many as its floor, keep from zero, and axes at the floor rest."""
-        self.must_stay = self.units.ranks(self.sizes()) < self.units.floors[self.units.owners]
-        self.resting = self.units.counts(self.alive()[None])[0] <= self.units.floors
-        self.guard()
-
-    def guard(self) -> None:
-        """What must_stay and resting mean for the soft threshold."""
-        self.factor = (self.costs * ~self.resting[self.units.owners]).to(self.device)
-        self.least_size = (self.must_stay * (self.threshold + 1e-6)).to(self.device)
+        """Let the best of each axis, as many as its floor, keep from zero; all press on others, unless at the floor."""
+        must_stay = self.units.ranks(self.scores()) < self.units.floors[self.units.owners]
+        self.least_size = (must_stay * (self.threshold + 1e-6)).to(self.device)
+        if self.config.pressure == "all":
+            resting = self.units.counts(self.alive()[None])[0] <= self.units.floors
+            self.factor = (self.costs * ~resting[self.units.owners]).to(self.device)
 
     def decide(self) -> None:
         """Choose what stays: the largest latents that fit the budget."""
@@ -314,9 +342,9 @@ class DHP:
             raise UserError(
                 "the learning rate has been 0 in every step, so no latent has moved; give one above 0."
             )
-        alive, ratio, sizes = self.alive(), self.ratio(), self.sizes() / self.costs
+        alive, ratio, scores = self.alive(), self.ratio(), self.scores()
         ranked = {name: torch.ones(axis.size) for name, axis in self.graph.axes.items()}
-        ranked |= {name: sizes[place] for name, place in self.latents.places.items()}
+        ranked |= {name: scores[place] for name, place in self.latents.places.items()}
         self.keep = self.config.select(self.graph, ranked, self.budget, within=self.compacted.kept)
         self.left_over = int((alive & ~self.among(self.keep)).sum())
         if ratio > self.target + NEAR:
@@ -330,12 +358,12 @@ class DHP:
     # --------------------------------------------------------------------------------------- cutting
     def without_gone(self) -> dict[str, list[int]]:
         """What to cut the weights to: units whose latents have been zero for a while go, in whole blocks."""
-        sizes, kept = self.sizes(), {}
+        scores, kept = self.scores(), {}
         for name, place in self.latents.places.items():
             left = self.compacted.left(name)
-            used, block = int((self.zero_checks[place][left] < PATIENCE).sum()), self.blocks[name]
+            used, block = int((self.zero_checks[place].cpu()[left] < PATIENCE).sum()), self.blocks[name]
             wanted = min(len(left), max(1, -(used // -block)) * block)
-            best = sizes[place][left].argsort(descending=True, stable=True)[:wanted]
+            best = scores[place][left].argsort(descending=True, stable=True)[:wanted]
             kept[name] = left[best].sort().values.tolist()
         return kept
 
@@ -363,8 +391,7 @@ class DHP:
         for name in CHANGES:
             setattr(self, name, state[name])
         for name in COUNTED:
-            setattr(self, name, torch.tensor(state[name]))
-        self.guard()
+            setattr(self, name, torch.tensor(state[name], device=self.device))
         self.compacted.cut(state["kept"])
         if self.compacted.kept or self.keep:
             self.stays.copy_(self.among(self.keep or self.compacted.kept))
