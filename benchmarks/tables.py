@@ -213,6 +213,64 @@ def patterns() -> str:
 """
 
 
+DHP_ARMS = {
+    "dhp": "dhp",
+    "dhp-all": "dhp, pressure on all latents",
+    "dhp-random": "the same, latents drawn by lot, the loss without a say",
+    "dhp-scratch": "dhp, from scratch",
+    "dhp-paper": "dhp, as in the paper, from scratch",
+    "taylor": "taylor",
+    "l1": "L1",
+    "uniform": "uniform widths, L2",
+}
+
+
+def dhp() -> str:
+    result, overhead = read("dhp_resnet20"), read("dhp_overhead")
+    setup, rows = result["setup"], {row["arm"]: row for row in result["rows"] if row.get("seed", 0) == 0}
+    base = rows["base"]
+    lines = [
+        [words, *(f"{100 * row[key]:.1f}" for key in ("before", "after", "renewed", "recovered"))]
+        + [f"{row['auc']:.2f}" if "auc" in row else "", f"{100 * row['share']:.1f} %"]
+        for arm, words in DHP_ARMS.items()
+        if (row := rows.get(arm))
+    ]
+    head = ["", "before removal", "after", "norms renewed", "recovered", "AUC", "multiply-adds"]
+    steps = [
+        [name, *(f"{found[label]['wall_to_dense']:.3f}" for label in OVERHEAD)]
+        for name, found in overhead["networks"].items()
+    ]
+    return f"""## DHP
+
+ResNet-20, CIFAR-10 (JPEG), {setup["budget"]}, widths in multiples of {setup["round_to"]}, one seed
+(`python benchmarks/dhp.py`). The base has {100 * base["recovered"]:.1f} %. Every arm has
+{setup["search_epochs"]} + {setup["epochs"]} epochs: searching and recovering, or recovering all the time. Accuracy in %
+on the test set, which no choice was made on, before units go, right after, with norm statistics renewed, and after
+recovery (last epoch). AUC: how well the sizes of the first latents foretell which units stay; 0.5 where all begin equal.
+
+{table(head, lines)}
+
+{DHP_READING}
+### What latents add to a training step
+
+`python benchmarks/dhp_overhead.py`: time over that of the plain network, side by side, medians of
+{overhead["setup"]["rounds"]} rounds, batch 128, {overhead["setup"]["threads"]} threads, load before
+{overhead["machine"]["load_before"]:.1f}. `plain again` is the noise. The whole search, of
+{overhead["setup"]["search_steps"]} steps to half the multiply-adds, cuts units out as it goes.
+
+{table(["", *OVERHEAD.values()], steps)}
+"""
+
+
+OVERHEAD = {
+    "plain again": "plain again",
+    "latents": "latents, nothing cut out",
+    "paper": "the paper's hypernetwork",
+    "whole search": "the whole search",
+}
+DHP_READING = """"""
+
+
 def single_weights() -> str:
     parts = [
         "## Single weights: magnitude against lookahead\n",
@@ -246,7 +304,7 @@ tables. What we read in them:
 def main() -> None:
     PAGE.parent.mkdir(exist_ok=True)
     parts = ["# Benchmarks\n\nWritten by `python benchmarks/tables.py` from `benchmarks/results/`.\n"]
-    PAGE.write_text("\n".join([*parts, core(), round_to(), resnet56(), single_weights()]))
+    PAGE.write_text("\n".join([*parts, core(), round_to(), resnet56(), dhp(), single_weights()]))
 
 
 if __name__ == "__main__":
