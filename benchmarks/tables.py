@@ -230,8 +230,12 @@ def dhp() -> str:
     setup, rows = result["setup"], {row["arm"]: row for row in result["rows"] if row.get("seed", 0) == 0}
     base = rows["base"]
     lines = [
-        [words, *(f"{100 * row[key]:.1f}" for key in ("before", "after", "renewed", "recovered"))]
-        + [f"{row['auc']:.2f}" if "auc" in row else "", f"{100 * row['share']:.1f} %"]
+        [
+            words,
+            *(f"{100 * row[key]:.1f}" for key in ("before", "after", "renewed", "recovered")),
+            f"{row['auc']:.2f}" if "auc" in row else "",
+            f"{100 * row['share']:.1f} %",
+        ]
         for arm, words in DHP_ARMS.items()
         if (row := rows.get(arm))
     ]
@@ -244,9 +248,10 @@ def dhp() -> str:
 
 ResNet-20, CIFAR-10 (JPEG), {setup["budget"]}, widths in multiples of {setup["round_to"]}, one seed
 (`python benchmarks/dhp.py`). The base has {100 * base["recovered"]:.1f} %. Every arm has
-{setup["search_epochs"]} + {setup["epochs"]} epochs: searching and recovering, or recovering all the time. Accuracy in %
-on the test set, which no choice was made on, before units go, right after, with norm statistics renewed, and after
-recovery (last epoch). AUC: how well the sizes of the first latents foretell which units stay; 0.5 where all begin equal.
+{setup["search_epochs"]} + {setup["epochs"]} epochs: searching and recovering, or recovering all the time. Accuracy
+in % on the test set, which no choice was made on, before units go, right after, with norm statistics renewed, and after
+recovery (last epoch). AUC: how well the sizes of the first latents foretell which units stay; 0.5 where all begin
+equal.
 
 {table(head, lines)}
 
