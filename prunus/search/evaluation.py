@@ -8,6 +8,7 @@ many processes there are. Source: ours; the test is McNemar's, on the images tha
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -157,5 +158,7 @@ class Ranks:
 def _heard(told: tuple[Answer, Exception | None]) -> Answer:
     answer, error = told
     if error is not None:
-        raise error
+        raise copy(
+            error
+        ) from error  # the one itself would keep the frames that hold it, and the group, alive
     return answer

@@ -32,8 +32,8 @@ class Room:
     """A space, and the part of it that a budget allows.
 
     before, limit: costs in the budget's unit. price: what widths cost, if not by `selection.price_of`. strict: reject
-    what costs too much, and mend nothing. missing, drawn: proposals that could not be found, and all networks that were
-    looked at. Raises BudgetError: the budget is above the original, or below the least that can be reached.
+    what costs too much, and mend nothing. missing, drawn: networks that could not be found, and all that were drawn.
+    Raises BudgetError: the budget is above the original, or below the least that can be reached.
     """
 
     def __init__(self, space: Space, budget: Budget, *, price: Price | None = None, strict: bool = False):
@@ -80,19 +80,18 @@ class Room:
             found += self._unseen(self._admitted(draw(count, rng), rng), count - len(found))
             if len(found) == count:
                 break
-        return self._counted(found, count)
+        return found
 
     def random(self, count: int, rng: np.random.Generator) -> list[np.ndarray]:
         """As `fresh`, of networks each of whose widths is drawn by itself."""
         draw = partial(drawn, self.space.counts)
-        if not self.strict:
-            return self.fresh(draw, count, rng)
-        found: list[np.ndarray] = []
-        for _ in range(STRICT_ROUNDS):
+        found = [] if self.strict else self.fresh(draw, count, rng)
+        for _ in range(STRICT_ROUNDS if self.strict else 0):
             if len(found) == count:
                 break
             found += self._unseen(self._admitted(draw(STRICT_DRAWS, rng), rng), count - len(found))
-        return self._counted(found, count)
+        self.missing += count - len(found)
+        return found
 
     def claim(self, genes: np.ndarray) -> bool:
         """Whether a network (G,) was not given before; from now on it was."""
@@ -113,15 +112,11 @@ class Room:
                 found.append(row)
         return found
 
-    def _counted(self, found: list[np.ndarray], count: int) -> list[np.ndarray]:
-        self.missing += count - len(found)
-        return found
-
     def _scaled(self, genes: np.ndarray) -> np.ndarray:
         """Each network (C, G) times the largest factor that fits."""
         widths = self.space.chosen(genes)
         low = np.zeros(len(genes))
-        high = (self.space.sizes[self.space.columns] / widths).max(1)  # all whole
+        high = 2 * (self.space.sizes[self.space.columns] / widths).max(1)  # with the half of it all are whole
         best = np.zeros_like(genes)  # the least, which fits
         for _ in range(HALVINGS):
             middle = (low + high) / 2

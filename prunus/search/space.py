@@ -18,7 +18,6 @@ from prunus.errors import UserError, unknown
 from prunus.graph import Graph
 from prunus.limits import CAP, FLOOR, Rule, least
 from prunus.selection import GRIDS, blocks
-from prunus.selection import _sorted as falling
 
 RATIOS = 31  # 0.10, 0.13, ... 1.00, the paper's
 LEAST_RATIO = 0.1
@@ -145,8 +144,20 @@ class Space:
 
 
 def best_first(graph: Graph, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The units of every axis by falling score, as `select` ranks them. scores: axis -> (size,). Raises UserError."""
-    return {name: falling(name, scores, axis.size)[1] for name, axis in graph.axes.items()}
+    """The units of every axis by falling score, equal ones by rising unit, as `select` takes them.
+
+    scores: axis -> (size,). Raises UserError if some are missing, NaN or infinite.
+    """
+    order = {}
+    for name, axis in graph.axes.items():
+        score = scores.get(name, torch.empty(0)).detach().double().cpu()
+        if score.shape != (axis.size,) or not score.isfinite().all():
+            finite = int(score.isfinite().sum())
+            raise UserError(
+                f"scores of axis {name}: expected {axis.size} finite numbers, got {finite} of {len(score)}."
+            )
+        order[name] = score.sort(descending=True, stable=True).indices
+    return order
 
 
 def ladder(count: int, least_ratio: float = LEAST_RATIO) -> list[Fraction]:
