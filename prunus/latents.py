@@ -31,7 +31,7 @@ PATIENCE = 2  # checks for which a latent has to be zero before its unit is cut 
 NEAR = 0.02  # of the cost before: so near the budget what is left over is cut; the paper's stopping rule
 NOTED = 100  # latents that are noted at every check, to show what became of them
 CHANGES = ("done", "push", "strength", "moved", "finished", "keep", "left_over", "records")
-COUNTED = ("zero_checks", "felt", "factor", "least_size")  # tensors (N,)
+ON_DEVICE = ("stays", "felt", "factor", "least_size")  # tensors (N,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +157,7 @@ class DHP:
         begun = {"start": config.start, "latents": config.latents, "seed": seed}
         factors = config.factors if config.mode == "paper" else None
         self.latents = attach(model, graph, list(free), factors=factors, **begun)
-        self.device = self.latents.values.device
-        self.owners = self.units.owners.to(self.device)
+        self.owners = self.units.owners
         self.costs = self.units.unit_costs() if config.cost_aware else torch.ones(len(self.owners))
         self.threshold = 0.0 if config.mode == "exact" else 5e-3
         steps_of = blocks(graph, config.round_to or GRIDS[0], halve=config.round_to is None)
@@ -168,7 +167,7 @@ class DHP:
         # What follows is what changes: `state` and `restore`.
         self.done, self.push, self.strength = 0, 1.0, config.strength or 0.0
         self.moved = self.finished = False
-        self.zero_checks = torch.zeros(len(self.owners), dtype=torch.long, device=self.device)
+        self.zero_checks = torch.zeros(len(self.owners), dtype=torch.long)
         self.keep: dict[str, list[int]] | None = None
         self.left_over = 0  # units in use that were cut to meet the budget
         self.records: list[dict] = []
@@ -176,6 +175,11 @@ class DHP:
         self.felt = torch.zeros_like(self.stays)
         self.factor = torch.zeros_like(self.stays)
         self.protect()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the latents are."""
+        return self.latents.values.device
 
     # ------------------------------------------------------------------------------- the user's loop
     def groups(self, weight_decay: float) -> list[dict]:
@@ -198,6 +202,9 @@ class DHP:
         hold them, or its learning rate was zero throughout; TrainingError if a latent is NaN or infinite.
         """
         values, lr = self.latents.values, learning_rate(optimizer, self.latents.values)
+        if self.stays.device != self.device:  # the model was moved after the latents were put on it
+            for name in (*ON_DEVICE, "owners"):
+                setattr(self, name, getattr(self, name).to(self.device))
         if values.grad is None:
             raise UserError("the latents have no gradient; call step after backward and before zero_grad.")
         if self.keep is None:
@@ -272,14 +279,17 @@ class DHP:
         return 1 - (1 - self.target) * min(1.0, max(0.0, done))
 
     def scores(self) -> Tensor:
-        """(N,): what the latents are ranked by, zero for those that are gone or leaving.
+        """(N,): what the latents are ranked by, zero for those that are gone.
 
         How much the loss feels a latent: the mean square of its first-order change without it (Molchanov et al.,
         arXiv:1906.10771), over the last steps.
         """
-        if self.config.pressure == "all":
-            return self.sizes() * self.alive() / self.costs
-        return self.felt.cpu() * self.alive() * (self.factor.cpu() == 0) / self.costs
+        felt = self.sizes() if self.config.pressure == "all" else self.felt.cpu()
+        return felt * self.alive() / self.costs
+
+    def staying(self) -> Tensor:
+        """(N,) bool: the units that are in use and that no pressure drives out."""
+        return self.alive() & ((self.factor.cpu() == 0) | (self.config.pressure == "all"))
 
     # ---------------------------------------------------------------------------------------- checks
     def check(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -289,9 +299,9 @@ class DHP:
             raise TrainingError(
                 f"a latent is NaN or infinite after {self.done} steps; lower the learning rate."
             )
-        alive, ratio = self.alive(), self.ratio()
+        ratio = self.ratio()
         self.records.append(self.record(ratio))
-        self.zero_checks = torch.where(alive.to(self.device), 0, self.zero_checks + 1)
+        self.zero_checks = torch.where(self.alive(), 0, self.zero_checks + 1)
         self.protect()
         if self.is_time(ratio):
             self.decide()
@@ -317,18 +327,18 @@ class DHP:
         While the cost is above the plan the push grows, so that no gradient can hold the latents up for ever.
         """
         self.push = self.push * 1.1 if ratio > self.plan(self.done) else max(1.0, self.push / 1.1)
-        scores = self.scores()
+        scores = self.scores() * self.staying()
         least = self.units.at_share(scores, self.plan(self.done + self.horizon))
         if self.config.pressure == "all":
             self.strength = self.push * least / (self.horizon * lr)
             return
-        leaves = (scores > 0) & (scores <= least) & (self.least_size.cpu() == 0)
+        leaves = self.staying() & (scores <= least) & (self.least_size.cpu() == 0)
         self.factor += (leaves * self.sizes() / self.horizon).to(self.device)  # once leaving, for good
         self.strength = self.push / lr
 
     def protect(self) -> None:
         """Let the best of each axis, as many as its floor, keep from zero; all press on others, unless at the floor."""
-        must_stay = self.units.ranks(self.scores()) < self.units.floors[self.units.owners]
+        must_stay = self.units.ranks(self.scores() * self.staying()) < self.units.floors[self.units.owners]
         self.least_size = (must_stay * (self.threshold + 1e-6)).to(self.device)
         if self.config.pressure == "all":
             resting = self.units.counts(self.alive()[None])[0] <= self.units.floors
@@ -358,13 +368,12 @@ class DHP:
     # --------------------------------------------------------------------------------------- cutting
     def without_gone(self) -> dict[str, list[int]]:
         """What to cut the weights to: units whose latents have been zero for a while go, in whole blocks."""
-        scores, kept = self.scores(), {}
+        in_use, kept = self.zero_checks < PATIENCE, {}
         for name, place in self.latents.places.items():
-            left = self.compacted.left(name)
-            used, block = int((self.zero_checks[place].cpu()[left] < PATIENCE).sum()), self.blocks[name]
-            wanted = min(len(left), max(1, -(used // -block)) * block)
-            best = scores[place][left].argsort(descending=True, stable=True)[:wanted]
-            kept[name] = left[best].sort().values.tolist()
+            left, block = self.compacted.left(name), self.blocks[name]
+            wanted = max(1, -(int(in_use[place][left].sum()) // -block)) * block
+            first = in_use[place][left].int().argsort(descending=True, stable=True)[:wanted]
+            kept[name] = left[first].sort().values.tolist()
         return kept
 
     def cut(self, keep: dict[str, list[int]], optimizer: torch.optim.Optimizer) -> None:
@@ -384,14 +393,13 @@ class DHP:
     def state(self) -> dict:
         """All that changes beside the model's tensors, as plain JSON."""
         found = {name: getattr(self, name) for name in CHANGES} | {"kept": self.compacted.kept}
-        return found | {name: getattr(self, name).tolist() for name in COUNTED}
+        return found | {name: getattr(self, name).tolist() for name in (*ON_DEVICE, "zero_checks")}
 
     def restore(self, state: dict) -> None:
         """Go to where `state` stands, with a model as it was at first: it is cut as it was then, but not filled."""
         for name in CHANGES:
             setattr(self, name, state[name])
-        for name in COUNTED:
+        for name in ON_DEVICE:
             setattr(self, name, torch.tensor(state[name], device=self.device))
+        self.zero_checks = torch.tensor(state["zero_checks"])
         self.compacted.cut(state["kept"])
-        if self.compacted.kept or self.keep:
-            self.stays.copy_(self.among(self.keep or self.compacted.kept))
