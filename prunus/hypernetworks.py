@@ -17,6 +17,8 @@ from prunus.gates import Gate, Gates, Place
 from prunus.graph import Graph
 from prunus.rules import CONSUMES
 
+Start = Literal["given", "scratch"]
+Latents = Literal["ones", "norms", "normal"]
 LEAST_LATENT = 0.05  # of the mean of its axis; the weight is divided by it
 
 
@@ -85,8 +87,8 @@ def attach(
     graph: Graph,
     names: Sequence[str],
     *,
-    start: Literal["given", "scratch"],
-    latents: Literal["ones", "norms", "normal"],
+    start: Start,
+    latents: Latents,
     factors: int | None,
     seed: int,
 ) -> Gates:
@@ -110,7 +112,7 @@ def attach(
             values = {name: torch.randn(graph.axes[name].size) for name in names}
 
         def hypernetwork(name: str, made: Gates, shape: torch.Size, places: list[Place]) -> Hypernetwork:
-            return Hypernetwork(made, shape, places, fan_in(graph, name), factors).to(made.values.device)
+            return Hypernetwork(made, shape, places, fan_in(graph, name), factors).to(made.values)
 
         made = gates.attach(model, graph, names, values=values, step=hypernetwork if factors else None)
     if start == "scratch":

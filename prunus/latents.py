@@ -9,17 +9,17 @@ and what departs from it.
 import math
 import warnings
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from prunus import gates, parametrised, scores, surgery
 from prunus.compact import Compacted, can_be_cut
-from prunus.errors import TrainingError, UserError
+from prunus.errors import TrainingError, UserError, unknown
 from prunus.gates import Gate
 from prunus.graph import Graph, trace
-from prunus.hypernetworks import attach
+from prunus.hypernetworks import Latents, Start, attach
 from prunus.limits import least
 from prunus.selection import GRIDS, Budget, Selection, blocks, price_of, select
 from prunus.thresholds import Thresholds, soft_threshold
@@ -32,6 +32,11 @@ NEAR = 0.02  # of the cost before: so near the budget what is left over is cut; 
 NOTED = 100  # latents that are noted at every check, to show what became of them
 CHANGES = ("done", "push", "strength", "moved", "finished", "keep", "left_over", "records")
 ON_DEVICE = ("stays", "felt", "factor", "least_size")  # tensors (N,)
+
+
+Mode = Literal["exact", "paper"]
+Pressure = Literal["least", "all"]
+CHOICES = {"mode": Mode, "pressure": Pressure, "start": Start, "latents": Latents}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +59,10 @@ class Config(Selection):
     factors     of the hypernetwork's embedding (mode paper)
     """
 
-    mode: Literal["exact", "paper"] = "exact"
-    pressure: Literal["least", "all"] | None = None
-    start: Literal["given", "scratch"] | None = None
-    latents: Literal["ones", "norms", "normal"] | None = None
+    mode: Mode = "exact"
+    pressure: Pressure | None = None
+    start: Start | None = None
+    latents: Latents | None = None
     strength: float | None = None
     cost_aware: bool | None = None
     ramp: float = 0.7
@@ -67,6 +72,10 @@ class Config(Selection):
     factors: int = 8
 
     def __post_init__(self):
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in get_args(choices):
+                raise unknown(name, str(value), get_args(choices))
         for name, least_value, most in (
             ("ramp", 0.05, 1.0),
             ("epochs", 1, math.inf),
