@@ -53,7 +53,9 @@ class Place(NamedTuple):
 
 
 class Gates(nn.Module):
-    """The gates of the units of some axes: `values` (N,), float32, axis after axis; all one at first."""
+    """The gates of the units of some axes: `values` (N,), axis after axis; all one at first.
+
+    Of float32, and float64 where the weights are: many small steps have to add up."""
 
     def __init__(self, graph: Graph, names: Collection[str]):
         super().__init__()
@@ -132,7 +134,8 @@ def attach(
     gates = Gates(graph, names)
     if not len(gates.values):
         raise UserError("no axis was named, so there is nothing to gate.")
-    gates.to(next(model.parameters()).device)
+    own = next(model.parameters())
+    gates.to(own.device, torch.promote_types(own.dtype, torch.float32))
     with torch.no_grad():
         for name, start in (values or {}).items():
             gates.of(name).copy_(start)

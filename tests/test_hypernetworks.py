@@ -90,12 +90,19 @@ def test_i1_three_layers_are_z_z_a_plus_c(name, factors):
 
 
 # ---------------------------------------------------------------------------- I2: how large weights start
-@pytest.mark.parametrize(("factors", "latents"), [(8, "normal"), (None, "ones")])
-@pytest.mark.parametrize("name", LAYERS)
-def test_i2_weights_start_with_a_variance_of_one_over_fan_in(name, factors, latents):
+@pytest.mark.parametrize(
+    ("name", "factors", "latents", "draws"),
+    [
+        *((name, factors, "ones", 10) for name in LAYERS for factors in (8, None)),
+        *(
+            (name, 8, "normal", 100) for name in ("conv2d", "depthwise", "grouped transposed")
+        ),  # a few heavy tails
+    ],
+)
+def test_i2_weights_start_with_a_variance_of_one_over_fan_in(name, factors, latents, draws):
     model, example = around(name)
     graph, squares = prunus.trace(model, example), []
-    for seed in range(100 if factors else 10):
+    for seed in range(draws):
         drawn = copy.deepcopy(model)
         attached(drawn, graph, latents=latents, factors=factors, seed=seed)
         squares.append(weights.effective(drawn)["2.weight"].detach().square().mean())
