@@ -128,11 +128,11 @@ def _operator(op: Op) -> Operator | None:
         layouts if independent else list(dict.fromkeys(a for lay in layouts for a in axes.leaves(lay)))
     )
     names = {variable: f"w{i}" for i, variable in enumerate(variables)}
-    arguments = [_words(value, names) for value in op.inputs[0]]
+    values = [list(value) if isinstance(value, list) else value for value in op.inputs[0]]
     for layout, argument, element in op.follows:
-        arguments[argument] += (
-            f"<{'' if element is None else element}:{_formula(axes.normal(layout), names)}>"
-        )
+        holder, place = (values, argument) if element is None else (values[argument], element)
+        holder[place] = _formula(layout, names)
+    arguments = [_words(value, names) for value in values]
     arguments += [f"{k}={_words(v, names)}" for k, v in op.inputs[1].items() if k != "device"]
     key = f"{op.func}({', '.join(arguments)})"
     if len(variables) > 2:

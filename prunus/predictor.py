@@ -38,7 +38,7 @@ SECONDS = 60.0  # for a table
 NETWORKS, LEAST_NETWORKS = 21, 12  # random ones; of three, two are fitted on and one is held out
 OPERATORS = 0.4  # of the time, for single operators; the rest is for networks
 MOST_WEIGHTS = 10**9  # of all of them together
-PRIOR = 0.05  # how strongly kinds of operators are drawn to one common factor
+PRIOR = 0.02  # how strongly kinds of operators are drawn to one factor: a factor off by 1 weighs like a time off by 2 %
 
 
 # -------------------------------------------------------------------------------------- prediction
@@ -61,7 +61,7 @@ class Predictor:
 
     def __init__(self, graph: Graph, data: Mapping[str, Any]):
         """data: plain values, as `measured_data` gives them; the same on all processes."""
-        self.graph, self.data = graph, data
+        self.graph = graph
         self.original_ms: float = data["original_ms"]
         self.circumstances: dict = data["circumstances"]
         self.left_out: list[str] = data["left_out"]
@@ -70,12 +70,13 @@ class Predictor:
         widths = torch.tensor([each["widths"] for each in data["samples"]], dtype=torch.float64)
         whole = torch.tensor([[axis.size for axis in graph.axes.values()]], dtype=torch.float64)
         kinds = self._by_kind(torch.cat([whole, widths]))
-        ms = self.original_ms * torch.tensor([1.0, *(each["share"] for each in data["samples"])])
+        shares = [1.0, *(each["share"] for each in data["samples"])]
+        ms = self.original_ms * torch.tensor(shares, dtype=torch.float64)
         held = torch.arange(len(ms)) % 3 == 2
         self._factors, self._constant = corrected(kinds[~held], ms[~held])
         self._scale = (
             self.original_ms / self._raw(kinds[:1]).item()
-        )  # a share of the original is one of its own time
+        )  # so that shares are of what was measured
         self.fit = judged(self._scale * self._raw(kinds[held]), ms[held], int((~held).sum()))
 
     def price(self, widths: Tensor) -> Tensor:
@@ -145,14 +146,13 @@ def grouped(graph: Graph) -> dict[tuple[str, optables.Sizes], list[Operator]]:
 def corrected(kinds: Tensor, ms: Tensor) -> tuple[Tensor, Tensor]:
     """Factors (K,) and a constant, none below zero, with which the sums (N, K) are nearest to ms (N,), relatively.
 
-    Kinds that hardly vary by themselves take the factor that is best for all together.
+    Kinds that hardly vary by themselves, or are a small part, take nearly the factor that is best for all together.
     """
     together = torch.stack([kinds.sum(1), torch.ones_like(ms)], 1) / ms[:, None]
     common = scipy.optimize.nnls(together.numpy(), torch.ones_like(ms).numpy())[0][0]
     apart = torch.cat([kinds, torch.ones_like(ms)[:, None]], 1) / ms[:, None]
-    drawn = PRIOR * apart.mean(0)[:-1].diag()
-    rows = torch.cat([apart, torch.nn.functional.pad(drawn, (0, 1))])
-    wanted = torch.cat([torch.ones_like(ms), common * drawn.sum(1)])
+    drawn = PRIOR * torch.nn.functional.pad(torch.eye(kinds.shape[1], dtype=ms.dtype), (0, 1))
+    rows, wanted = torch.cat([apart, drawn]), torch.cat([torch.ones_like(ms), common * drawn.sum(1)])
     found = torch.from_numpy(scipy.optimize.nnls(rows.numpy(), wanted.numpy())[0])
     return found[:-1], found[-1]
 
@@ -259,7 +259,7 @@ def _affordable(timings: Timings, runtime: Runtime, known: Any, seconds: float) 
             ms = timings.get(op, op.full)
             for sizes in optables.points(op, level):
                 share = torch.tensor([n / most for n, most in zip(sizes, op.full, strict=True)]).prod().item()
-                expected += runtime.seconds_a_point + runtime.rounds * max(ms * share, runtime.least_ms) / 1e3
+                expected += runtime.seconds_a_point + runtime.rounds * ms * share / 1e3
         if expected <= seconds:
             break
     return level
