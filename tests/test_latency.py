@@ -357,8 +357,9 @@ def test_the_limit_holds_for_what_is_measured(tmp_path, how, share):
     assert measured(runtime, keep) <= share
     assert figures["measured_ms"] / figures["original_ms"] == pytest.approx(measured(runtime, keep))
     # it uses what it may: one more block of every axis would not hold
-    wider = {name: list(range(min(GRAPH.axes[name].size, len(units) + 8))) for name, units in keep.items()}
-    assert measured(runtime, wider) > share - latency.NEAR
+    sizes = GRAPH.widths()
+    wider = {name: list(range(min(sizes[name], len(units) + 4))) for name, units in keep.items()}
+    assert measured(runtime, wider) > share or share - measured(runtime, keep) <= latency.NEAR
 
 
 def test_a_right_prediction_needs_one_proposal(tmp_path):
