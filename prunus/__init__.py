@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from prunus import latency as latency
 from prunus import scores as scores
 from prunus import sparse as sparse
 from prunus.cost import latency_ms as latency_ms
@@ -36,6 +37,7 @@ __all__ = [
     "Sparsity",
     "carry_over",
     "crop",
+    "latency",
     "latency_ms",
     "load",
     "load_masks",

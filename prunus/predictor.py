@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import scipy.optimize
 import torch
 from torch import Tensor, nn
 
@@ -148,12 +147,14 @@ def corrected(kinds: Tensor, ms: Tensor) -> tuple[Tensor, Tensor]:
 
     Kinds that hardly vary by themselves, or are a small part, take nearly the factor that is best for all together.
     """
+    from scipy.optimize import nnls  # takes long to import
+
     together = torch.stack([kinds.sum(1), torch.ones_like(ms)], 1) / ms[:, None]
-    common = scipy.optimize.nnls(together.numpy(), torch.ones_like(ms).numpy())[0][0]
+    common = nnls(together.numpy(), torch.ones_like(ms).numpy())[0][0]
     apart = torch.cat([kinds, torch.ones_like(ms)[:, None]], 1) / ms[:, None]
     drawn = PRIOR * torch.nn.functional.pad(torch.eye(kinds.shape[1], dtype=ms.dtype), (0, 1))
     rows, wanted = torch.cat([apart, drawn]), torch.cat([torch.ones_like(ms), common * drawn.sum(1)])
-    found = torch.from_numpy(scipy.optimize.nnls(rows.numpy(), wanted.numpy())[0])
+    found = torch.from_numpy(nnls(rows.numpy(), wanted.numpy())[0])
     return found[:-1], found[-1]
 
 
