@@ -249,12 +249,10 @@ def ungateable(graph: Graph) -> dict[str, str]:
 
 
 def _gated(graph: Graph, name: str) -> set[Axis]:
-    """The axes all of whose gates act on a parameter, wherever in it they are."""
-    acts = [graph.role(name, dim) in (PRODUCES, CONSUMES) for dim in range(len(graph.layouts[name]))]
-    found: dict[bool, set[Axis]] = {True: set(), False: set()}
-    for layout, gated in zip(graph.layouts[name], acts, strict=True):
-        found[gated].update(axes.leaves(layout))
-    return found[True] - found[False]
+    """The axes whose gates act on a parameter."""
+    layouts = graph.layouts[name]
+    acts = [layout for dim, layout in enumerate(layouts) if graph.role(name, dim) in (PRODUCES, CONSUMES)]
+    return {axis for layout in acts for axis in axes.leaves(layout)}
 
 
 def _tags(things: Iterable) -> Iterator[Tag]:

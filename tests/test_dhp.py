@@ -140,6 +140,18 @@ def test_the_documented_loop(kind):
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("compact", [False, True])
+def test_i4_whatever_trains_on_after_the_decision_what_goes_stays_at_zero(compact):
+    """Momentum would move it, and where nothing is cut, gradients too."""
+    search = searched(Budget(macs=0.5), Config(round_to=1, ramp=0.3, compact=compact), optimizer=adamw)
+    stays = search.among(search.keep)
+    assert torch.equal(search.latents.values != 0, stays) and not stays.all()
+    searching = copy.deepcopy(search.model).eval()
+    x, _ = next(batches(1, seed=9))
+    with torch.no_grad():
+        torch.testing.assert_close(search.finish().eval()(x), searching(x), rtol=1e-4, atol=1e-5)
+
+
 def test_networks_without_norms_are_searched_too():
     search = searched(Budget(macs=0.5), model=small(norm=lambda _: nn.Identity()), optimizer=adamw)
     found = search.finish()
