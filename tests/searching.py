@@ -66,6 +66,11 @@ class Noting(Pictures):
 
 def small_search(folder, pause_s=0.0, workers=None):
     """A short search with everything in it, in a folder."""
+
+    def measured(widths):  # about every second one holds by it
+        assert workers is None or workers.leads
+        return 13.0 * sum(widths.values())
+
     return search(
         Space(GRAPH, ratios=11),
         Budget(macs=0.4),
@@ -76,7 +81,7 @@ def small_search(folder, pause_s=0.0, workers=None):
         chunks=(50, 100),
         confirm=Pictures(300, seed=1),
         top=3,
-        measured=lambda widths: 13.0 * sum(widths.values()),  # about every second one holds by it
+        measured=measured,
         journal=Path(folder) / "journal.jsonl",
         settings=SETTINGS,
         workers=workers,
@@ -140,5 +145,7 @@ def search_and_fail(folder):
             small_search(Path(folder) / each, workers=workers)
         except PrunusError as error:
             told.append(str(error))
+            if workers.rank:
+                told.append(f"from {error.__cause__.__cause__!r}")
         Noting.score = score
     (Path(folder) / f"told{workers.rank}").write_text("\n".join(told))

@@ -592,6 +592,14 @@ def test_races_save_pictures_and_neither_win_nor_breed():
     assert len(dropped) == sum(each.dropped for each in result.history) > 20
     assert not [each for each in (*result.front, result.winner) if not each.complete]
     assert result.best.score == max(each.score for each in result.candidates if each.complete)
+    for each in result.candidates:  # against the fifth of all before its own generation
+        before = [other for other in result.candidates if other.generation < each.generation]
+        if each.generation:
+            rival = ranked(before)[4].correct
+            lost_at = [
+                end for end in (200, 600, 1500) if end <= each.images and behind(each.correct[:end], rival)
+            ]
+            assert lost_at == ([] if each.complete else [each.images])
     assert max(each.generation for each in result.candidates if each.complete) == 7
 
 

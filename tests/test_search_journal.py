@@ -300,5 +300,13 @@ def test_errors_are_raised_in_all_processes(tmp_path):
     (tmp_path / "other" / "journal.jsonl").write_text('{"hash": "0", "settings": {"given": {}}}\n')
     launched([script_of(tmp_path, "search_and_fail")])
     told = [(tmp_path / f"told{rank}").read_text() for rank in range(2)]
-    assert told[0] == told[1] and "journal of another search" in told[0]
-    assert told[0].endswith("process 1 failed: ZeroDivisionError: of process 1 alone")
+    own = [
+        "from None",
+        "from ZeroDivisionError('of process 1 alone')",
+    ]  # where it happened the cause is there
+    other, failed = told[0].splitlines()
+    assert (
+        "journal of another search" in other
+        and failed == "process 1 failed: ZeroDivisionError: of process 1 alone"
+    )
+    assert told[1].splitlines() == [other, own[0], failed, own[1]]

@@ -179,7 +179,7 @@ class Greedy:
         return path
 
     @staticmethod
-    def dearness(whole: Candidate, less: Candidate, before: float) -> tuple[bool, float]:
-        """What a step loses for what it saves, to be compared; gains are counted by what comes with them."""
+    def dearness(whole: Candidate, less: Candidate, before: float) -> float:
+        """What a step loses for what it saves; below zero, by what it saves, where nothing is lost."""
         loss, saved = whole.score - less.score, max((whole.cost - less.cost) / before, 1e-9)
-        return (loss > 0, loss / saved if loss > 0 else -saved)
+        return loss / saved if loss > 0 else -saved
