@@ -34,7 +34,7 @@ from prunus.train import fit
 SEARCHES = {
     "dhp": Config(),
     "dhp-all": Config(pressure="all"),
-    "dhp-random": Config(pressure="all", latents="normal"),  # and the loss has no say
+    "dhp-random": Config(),  # ByLot
     "dhp-scratch": Config(start="scratch"),
     "dhp-paper": Config(mode="paper", strength=8e-3, floor=4),
 }
@@ -44,6 +44,14 @@ AT_ONCE = {
     "taylor": ("taylor", ()),
     "random": ("random", ("how=uniform",)),
 }
+
+
+class ByLot(DHP):
+    """The same search, but which units go is drawn by lot."""
+
+    def scores(self) -> torch.Tensor:
+        lots = torch.rand(len(self.owners), generator=torch.Generator().manual_seed(0))
+        return lots * self.alive()
 
 
 def auc(first: torch.Tensor, stayed: torch.Tensor) -> float:
@@ -76,10 +84,9 @@ def run_arm(arm: str, base, data, asked: argparse.Namespace, seed: int) -> dict:
         model, epochs = copy.deepcopy(base), asked.epochs
         recipe = replace(task.recipe("scratch" if scratch else "tune"), epochs=asked.search_epochs)
         steps = recipe.epochs * data.train.steps(recipe.batch_size)
-        search = DHP(model, data.example, budget, steps=steps, config=config, seed=seed)
+        kind = ByLot if arm == "dhp-random" else DHP
+        search = kind(model, data.example, budget, steps=steps, config=config, seed=seed)
         first = search.sizes()
-        if arm == "dhp-random":
-            search.latents.values.register_hook(torch.zeros_like)
         history = fit(model, Classification(model, data), recipe, seed=seed, along=Beside(search))
         row |= {"search_seconds": [epoch["seconds"] for epoch in history], "before": tested(model)}
         with warnings.catch_warnings(record=True) as said:
@@ -113,7 +120,7 @@ def main() -> None:
     parser.add_argument("--budget", default="macs=0.5")
     parser.add_argument("--base-epochs", type=int, default=3)
     parser.add_argument("--search-epochs", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--round-to", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", default=[*SEARCHES, "uniform", "l1", "taylor"])

@@ -216,7 +216,7 @@ def patterns() -> str:
 DHP_ARMS = {
     "dhp": "dhp",
     "dhp-all": "dhp, pressure on all latents",
-    "dhp-random": "the same, latents drawn by lot, the loss without a say",
+    "dhp-random": "dhp, but lots say which units go",
     "dhp-scratch": "dhp, from scratch",
     "dhp-paper": "dhp, as in the paper, from scratch",
     "taylor": "taylor",

@@ -97,6 +97,10 @@ class Config(Selection):
         aware = pressure == "least" if self.cost_aware is None else self.cost_aware
         if pressure == "least" and strength:
             raise UserError("a constant strength goes with pressure=all; leave one of the two out.")
+        if not paper and start == "given" and latents == "normal":
+            raise UserError(
+                "latents=normal would divide given weights by numbers near zero; take latents=norms, or start=scratch."
+            )
         chosen = {"start": start, "latents": latents, "strength": strength, "pressure": pressure}
         return replace(self, cost_aware=aware, **chosen)
 

@@ -299,7 +299,7 @@ def test_i7_the_latents_own_learning_rate_counts():
 
 
 def test_i7_in_mode_exact_what_is_left_of_an_axis_keeps_its_mean_size():
-    search, optimizer = still(Config(latents="normal", strength=1.0), budget=Budget(macs=0.1))
+    search, optimizer = still(Config(latents="norms", strength=1.0), budget=Budget(macs=0.1))
     for _ in range(4):
         before = search.latents.values.data.clone()
         step_alone(search, optimizer)
@@ -611,7 +611,7 @@ def train_two(folder):
     for compact in (False, True):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-        config = Config(round_to=1, latents="normal", compact=compact)
+        config = Config(round_to=1, latents="norms", compact=compact)
         search = DHP(model, data.example, Budget(macs=0.5), steps=20, config=config)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -863,8 +863,9 @@ def test_weights_behind_a_norm_are_searched_without_cutting():
         ({"mode": "papr"}, "mode"),
         ({"start": "pretrained"}, "start"),
         ({"latents": "zeros"}, "latents"),
+        ({"latents": "normal", "start": "given"}, "numbers near zero"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(wrong, words):
     with pytest.raises(UserError, match=words):
-        Config(**wrong)
+        Config(**wrong).settled()
