@@ -10,6 +10,7 @@ holds. Source: ours.
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -130,6 +131,13 @@ class Meter:
             _ = self.table
             self._figures[widths] = self.agree(lambda: self._told(self._measured(keep)))
         return self._figures[widths]
+
+    def alone(self) -> "Meter":
+        """A meter that knows what this one does, for one of several processes to measure with: it tells nobody."""
+        _ = self.table
+        own = copy(self)
+        own.agree, own._figures = lambda action: action(), {}
+        return own
 
     # ---------------------------------------------------------------------------- in one process
     def _settled(self, budget: Budget, propose: Callable[[Price], dict]) -> tuple[dict, dict]:

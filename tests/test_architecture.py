@@ -27,7 +27,10 @@ WITHIN = {  # the order of the files of a part
 }
 LEARNING = "zoo models readers pictures data guards checkpoint train recover"
 # Here the columns meet: each may import both columns and the parts to its left.
-MEETING = "charts tasks methods registry runfolder report stages run export bench describe cli __main__"
+MEETING = (
+    "charts tasks candidates providers methods registry runfolder report stages run export bench describe cli "
+    "__main__"
+)
 PRINTING = {"cli", "progress", "report"}
 
 

@@ -46,6 +46,10 @@ class Classification:
         """Mean cross-entropy in nats of output (B, classes) against y int64 (B,)."""
         return F.cross_entropy(logits(output).float(), y, label_smoothing=smoothing)
 
+    def right(self, output: Tensor, y: Tensor) -> Tensor:
+        """Of each picture whether the class that output (B, classes) holds likeliest is its own: bool (B,)."""
+        return logits(output).argmax(1) == y
+
     def distill_loss(self, output: Tensor, teacher_output: Tensor, temperature: float) -> Tensor:
         """How far the softened answers are from the teacher's: KL divergence times temperature squared.
 
