@@ -73,6 +73,8 @@ def run_arm(arm: str, base, data, asked: argparse.Namespace, seed: int) -> dict:
     if arm in AT_ONCE:
         name, options = AT_ONCE[arm]
         method = registry.find(name)
+        if asked.round_to:
+            options = (*options, f"round_to={asked.round_to}")
         config = registry.configure(method.config_class, options, "option")
         run = Run(Path(asked.folder) / f"{arm}_{seed}", {"seed": seed})
         keep, row["before"] = method.prune(task, budget, config, run).keep, tested(base)
