@@ -76,11 +76,8 @@ class Config(Selection):
             value = getattr(self, name)
             if value is not None and value not in get_args(choices):
                 raise unknown(name, str(value), get_args(choices))
-        for name, least_value, most in (
-            ("ramp", 0.05, 1.0),
-            ("epochs", 1, math.inf),
-            ("factors", 1, math.inf),
-        ):
+        ranges = {"ramp": (0.05, 1.0), "epochs": (1, math.inf), "factors": (1, math.inf)}
+        for name, (least_value, most) in ranges.items():
             value = getattr(self, name)
             if value is not None and not least_value <= value <= most:
                 raise UserError(f"{name} should lie in {least_value}..{most}, but is {value}.")
@@ -96,7 +93,7 @@ class Config(Selection):
         latents = self.latents or ("normal" if paper else "norms" if pressure == "all" else "ones")
         aware = pressure == "least" if self.cost_aware is None else self.cost_aware
         if pressure == "least" and strength:
-            raise UserError("a constant strength goes with pressure=all; leave one of the two out.")
+            raise UserError("pressure=least sets the strength itself; leave out strength and mode=paper.")
         if not paper and start == "given" and latents == "normal":
             raise UserError(
                 "latents=normal would divide given weights by numbers near zero; take latents=norms, or start=scratch."
@@ -115,7 +112,8 @@ class Config(Selection):
         budget: Budget,
         within: dict[str, list[int]] | None = None,
     ) -> dict[str, list[int]]:
-        """The keep, of the units in `within`; axes left alone count as frozen."""
+        """The keep, of the units in `within`; axes left alone count as frozen. Raises UserError as `settled` does."""
+        self.settled()  # before anything is trained
         options = {field.name: getattr(self, field.name) for field in fields(Selection)}
         options["freeze"] = (*self.freeze, *self.whole(graph))
         return select(graph, scores, budget, within=within, **options)
@@ -126,9 +124,7 @@ def learning_rate(optimizer: torch.optim.Optimizer, values: Tensor) -> float:
     for group in optimizer.param_groups:
         if any(parameter is values for parameter in group["params"]):
             return float(group["lr"])
-    raise UserError(
-        "the optimiser does not hold the latents; make it after DHP(...), from search.groups(...)."
-    )
+    raise UserError("the optimiser does not hold the latents; make it after DHP(...), of search.groups().")
 
 
 class DHP:
@@ -158,6 +154,8 @@ class DHP:
         config: Config | None = None,
         seed: int = 0,
     ):
+        if not isinstance(steps, int) or steps < 1:
+            raise UserError(f"steps should be a whole number from 1, but is {steps!r}.")
         self.model, self.budget, self.steps = model, budget, steps
         self.config = config = (config or Config()).settled()
         self.graph = graph = trace(model, example)
@@ -189,11 +187,6 @@ class DHP:
         self.factor = torch.zeros_like(self.stays)
         self.protect()
 
-    @property
-    def device(self) -> torch.device:
-        """Where the latents are."""
-        return self.latents.values.device
-
     # ------------------------------------------------------------------------------- the user's loop
     def groups(self, weight_decay: float) -> list[dict]:
         """Parameter groups for an optimiser, with decay on what `decays`."""
@@ -215,13 +208,16 @@ class DHP:
         hold them, or its learning rate was zero throughout; TrainingError if a latent is NaN or infinite.
         """
         values, lr = self.latents.values, learning_rate(optimizer, self.latents.values)
-        if self.stays.device != self.device:  # the model was moved after the latents were put on it
+        if self.stays.device != values.device:  # the model was moved after the latents were put on it
             for name in (*ON_DEVICE, "owners"):
-                setattr(self, name, getattr(self, name).to(self.device))
+                setattr(self, name, getattr(self, name).to(values.device))
         if values.grad is None:
             raise UserError("the latents have no gradient; call step after backward and before zero_grad.")
         if self.keep is None:
-            self.felt.lerp_((values * values.grad).square(), FELT)
+            felt = (values * values.grad).square().to(self.felt)
+            self.felt.lerp_(
+                torch.where(felt.isfinite().all(), felt, self.felt), FELT
+            )  # else GradScaler skipped it
             values.copy_(self.shrunk(values, lr * self.strength))
         values.mul_(self.stays)  # momentum would still move what is gone
         self.done, self.moved = self.done + 1, self.moved or lr > 0
@@ -238,7 +234,7 @@ class DHP:
         new = soft_threshold(values, amount * self.factor, self.least_size)
         if self.config.mode == "paper" or self.config.pressure == "least":
             return new
-        sums = values.new_zeros(2, len(self.latents.places))
+        sums = new.new_zeros(2, len(self.latents.places))
         sums.index_add_(1, self.owners, torch.stack([values.abs() * (new != 0), new.abs()]))
         return new * (sums[0] / sums[1].clamp_min(1e-12))[self.owners]
 
@@ -249,12 +245,15 @@ class DHP:
     def full(self) -> nn.Module:
         """A plain copy of the original's shapes: zeros where units are gone. The model that was given becomes plain."""
         parametrised.take_off(self.model, Gate)
-        return self.compacted.full()
+        full = self.compacted.full()
+        self.refuse_nan("a weight", full)
+        return full
 
     def finish(self) -> nn.Module:
         """The small network: plain, of the model's class, proved. The model that was given becomes plain, too.
 
-        Warns if units that were in use had to be cut to meet the budget. Raises PruningError if the proof fails.
+        Warns if units in use had to be cut to meet the budget. Raises PruningError if the proof fails, TrainingError
+        if a latent or weight is NaN or infinite.
         """
         self.decide()
         return surgery.shrink(self.full(), self.graph, self.keep)
@@ -278,8 +277,15 @@ class DHP:
         return free
 
     def sizes(self) -> Tensor:
-        """(N,): how large the latents are."""
+        """(N,): how large the latents are. Raises TrainingError if one is NaN or infinite."""
+        self.refuse_nan("a latent", self.latents)
         return self.latents.values.detach().abs().cpu()
+
+    def refuse_nan(self, what: str, module: nn.Module) -> None:
+        """Raise TrainingError if a parameter of the module is NaN or infinite."""
+        if not all(parameter.isfinite().all() for parameter in module.parameters()):
+            after = f"after {self.done} steps; lower the learning rate."
+            raise TrainingError(f"{what} is NaN or infinite {after}")
 
     def alive(self) -> Tensor:
         """(N,) bool: the latents above the threshold."""
@@ -307,11 +313,6 @@ class DHP:
     # ---------------------------------------------------------------------------------------- checks
     def check(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
         """See how far the search is: set the strength, cut out what is gone, or decide."""
-        values = self.latents.values
-        if not values.isfinite().all():
-            raise TrainingError(
-                f"a latent is NaN or infinite after {self.done} steps; lower the learning rate."
-            )
         ratio = self.ratio()
         self.records.append(self.record(ratio))
         self.zero_checks = torch.where(self.alive(), 0, self.zero_checks + 1)
@@ -346,16 +347,16 @@ class DHP:
             self.strength = self.push * least / (self.horizon * lr)
             return
         leaves = self.staying() & (scores <= least) & (self.least_size.cpu() == 0)
-        self.factor += (leaves * self.sizes() / self.horizon).to(self.device)  # once leaving, for good
+        self.factor += (leaves * self.sizes() / self.horizon).to(self.stays.device)  # once leaving, for good
         self.strength = self.push / lr
 
     def protect(self) -> None:
         """Let the best of each axis, as many as its floor, keep from zero; all press on others, unless at the floor."""
         must_stay = self.units.ranks(self.scores() * self.staying()) < self.units.floors[self.units.owners]
-        self.least_size = (must_stay * (self.threshold + 1e-6)).to(self.device)
+        self.least_size = (must_stay * (self.threshold + 1e-6)).to(self.stays.device)
         if self.config.pressure == "all":
             resting = self.units.counts(self.alive()[None])[0] <= self.units.floors
-            self.factor = (self.costs * ~resting[self.units.owners]).to(self.device)
+            self.factor = (self.costs * ~resting[self.units.owners]).to(self.stays.device)
 
     def decide(self) -> None:
         """Choose what stays: the largest latents that fit the budget."""
@@ -363,7 +364,7 @@ class DHP:
             return
         if not self.moved:
             raise UserError(
-                "the learning rate has been 0 in every step, so no latent has moved; give one above 0."
+                f"no latent has moved in {self.done} steps: the learning rate has been 0, or step was not called."
             )
         alive, ratio, scores = self.alive(), self.ratio(), self.scores()
         ranked = {name: torch.ones(axis.size) for name, axis in self.graph.axes.items()}
@@ -413,6 +414,6 @@ class DHP:
         for name in CHANGES:
             setattr(self, name, state[name])
         for name in ON_DEVICE:
-            setattr(self, name, torch.tensor(state[name], device=self.device))
+            setattr(self, name, torch.tensor(state[name], device=self.stays.device))
         self.zero_checks = torch.tensor(state["zero_checks"])
         self.compacted.cut(state["kept"])
