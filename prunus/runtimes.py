@@ -1,9 +1,9 @@
 """Programs that run a model, and how they are timed: side by side, in turns.
 
 Machines are noisy, and slow for seconds at a time. So whatever is compared takes turns, in an order drawn anew each
-round, and what is said of one is said relative to another in the same rounds. And a call in which the system let
-another program go first is timed again: long calls meet that more often than short ones, so shares would be wrong, too.
-Source: ours.
+round, and what is said of one is said relative to another in the same rounds. The time in which the system lets another
+program go first does not count: long calls meet that more often than short ones, so shares would be wrong, too. (Linux
+alone tells it.) Source: ours.
 """
 
 import importlib.util
@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,14 +24,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from prunus import skeleton
 from prunus.errors import PrunusError, UserError
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
-
 WARMUP = 3
 LEAST_MS = 1.0  # of one measurement: shorter calls are repeated within it
-ATTEMPTS, LONG_MS = 5, 20.0  # to time a call without another program between; from where on that is in vain
+ATTEMPTS, LONG_MS = 3, 10.0  # to time a call without another program between; from where on that is in vain
+WAITED = Path("/proc/thread-self/schedstat")  # nanoseconds of running, of waiting to run, turns
 ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
 
 Call = Callable[[], object]
@@ -85,21 +82,25 @@ def milliseconds(call: Call, repeats: int = 1) -> float:
 
 
 def undisturbed(call: Call, repeats: int = 1) -> float:
-    """`milliseconds` in which no other program went first, if one of a few tries was so; else of the last.
+    """`milliseconds`, less what the system gave to others meanwhile; of a few tries the first without.
 
-    Long ones are tried once: where others go first they all meet it, and in proportion to what they take.
+    What other threads of the call waited for is not known, so a try without is better. Long calls are tried once.
     """
     for _ in range(ATTEMPTS):
-        before = _interruptions()
+        before = _waited_ms()
         ms = milliseconds(call, repeats)
-        if _interruptions() == before or ms * repeats > LONG_MS:
+        waited = _waited_ms() - before
+        if not waited or ms * repeats > LONG_MS:
             break
-    return ms
+    return ms - waited / repeats if waited < ms * repeats else ms  # it may have waited just before or after
 
 
-def _interruptions() -> int:
-    """How often this process had to stop for another; always 0 where the system does not tell."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0
+def _waited_ms() -> float:
+    """How long this thread was ready and another had its processor, ever; always 0 where the system does not tell."""
+    try:
+        return int(WAITED.read_bytes().split()[1]) / 1e6
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def repeats_of(call: Call, least_ms: float = LEAST_MS) -> int:

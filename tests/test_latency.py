@@ -568,6 +568,38 @@ def test_one_process_measures_and_all_choose_the_same(tmp_path):
 
 
 # ---------------------------------------------------------------------------------- a real clock
+@pytest.mark.parametrize(
+    ("takes_ms", "waits_ms", "counts_ms", "tries"),
+    [
+        (4.0, [0.0], 4.0, 1),
+        (4.0, [8.0, 0.0], 4.0, 2),  # the second was left alone
+        (4.0, [8.0, 6.0, 2.0, 0.0], 4.0, 3),  # none was: it is reckoned
+        (40.0, [25.0, 0.0], 40.0, 1),  # the rest of a long one is its own
+    ],
+)
+def test_time_that_went_to_other_programs_does_not_count(
+    monkeypatch, tmp_path, takes_ms, waits_ms, counts_ms, tries
+):
+    told, waited = tmp_path / "schedstat", list(waits_ms)
+    told.write_text("5 0 1\n")
+    monkeypatch.setattr(runtimes, "WAITED", told)
+
+    def milliseconds(call, repeats):
+        wait = waited.pop(0)
+        told.write_text(f"5 {int(told.read_text().split()[1]) + int(1e6 * wait)} 1\n")
+        return takes_ms + wait
+
+    monkeypatch.setattr(runtimes, "milliseconds", milliseconds)
+    assert runtimes.undisturbed(print) == pytest.approx(counts_ms)
+    assert len(waits_ms) - len(waited) == tries
+
+
+def test_systems_that_do_not_tell_are_believed(monkeypatch, tmp_path):
+    monkeypatch.setattr(runtimes, "WAITED", tmp_path / "none")
+    monkeypatch.setattr(runtimes, "milliseconds", lambda call, repeats: 7.0)
+    assert runtimes.undisturbed(print) == 7.0
+
+
 def test_measuring_takes_turns_and_restores_the_mode():
     first, second = Net().train(), Net(8, 8).train()
     found = latency.measure({"first": first, "second": second}, EXAMPLE, seconds=0.05)
