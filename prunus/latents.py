@@ -49,9 +49,9 @@ class Config(Selection):
     start       given: from the weights the network has; scratch: drawn anew. None: given, in mode paper scratch
     latents     ones; norms: in proportion to the norms of the units' weights; normal: N(0, 1). None: ones, with
                 pressure=all norms, in mode paper normal. The weights are divided by them, so that nothing changes
-    strength    of the soft threshold, which is the learning rate times this; None: follows the plan, in mode paper 2e-4
+    strength    of the soft threshold on all, which is the learning rate times this; None: the plan, in mode paper 2e-4
     cost_aware  shrink latents, and rank them, in proportion to what their units cost. None: with pressure=least
-    ramp        share of the search in which the budget is reached; the rest trains what is left
+    ramp        share of the search in which the plan reaches the budget; the rest trains what is left
     compact     cut units that are gone out of the weights during the search (mode exact, one process)
     mixed       also prune axes over which a norm takes statistics (the stream of a transformer): removal then is not
                 exact, for what is left is normalised differently
@@ -95,9 +95,7 @@ class Config(Selection):
         if pressure == "least" and strength:
             raise UserError("pressure=least sets the strength itself; leave out strength and mode=paper.")
         if not paper and start == "given" and latents == "normal":
-            raise UserError(
-                "latents=normal would divide given weights by numbers near zero; take latents=norms, or start=scratch."
-            )
+            raise UserError("latents=normal would divide given weights by numbers near zero; take norms.")
         chosen = {"start": start, "latents": latents, "strength": strength, "pressure": pressure}
         return replace(self, cost_aware=aware, **chosen)
 
@@ -342,6 +340,8 @@ class DHP:
         """
         self.push = self.push * 1.1 if ratio > self.plan(self.done) else max(1.0, self.push / 1.1)
         scores = self.scores() * self.staying()
+        if not scores.any():  # nothing is felt yet: all would leave
+            return
         least = self.units.at_share(scores, self.plan(self.done + self.horizon))
         if self.config.pressure == "all":
             self.strength = self.push * least / (self.horizon * lr)
@@ -374,8 +374,7 @@ class DHP:
         if ratio > self.target + NEAR:
             warnings.warn(
                 f"dhp: {self.left_over} units still in use were cut to meet the budget, for after {self.done} steps "
-                f"the network was at {ratio:.3f} of its cost, not at {self.target:.3f}; give the search "
-                "more epochs.",
+                f"the network was at {ratio:.3f} of its cost, not at {self.target:.3f}; give it more epochs.",
                 stacklevel=2,
             )
 
@@ -410,7 +409,9 @@ class DHP:
         return found | {name: getattr(self, name).tolist() for name in (*ON_DEVICE, "zero_checks")}
 
     def restore(self, state: dict) -> None:
-        """Go to where `state` stands, with a model as it was at first: it is cut as it was then, but not filled."""
+        """Go to where `state` stands: a model as at first is cut, not filled. Raises UserError if it does not fit."""
+        if len(state["felt"]) != len(self.felt):
+            raise UserError(f"a state of {len(state['felt'])} latents does not fit one of {len(self.felt)}.")
         for name in CHANGES:
             setattr(self, name, state[name])
         for name in ON_DEVICE:

@@ -586,6 +586,8 @@ def test_the_method_gives_units_weights_of_full_size_and_pictures(mode, tiny, tm
 
     cost, widths, fates = found.charts
     (points,) = cost.series.values()
+    assert set(cost.references) == ({"plan", "budget"} if mode == "exact" else {"budget"})
+    assert all(line[-1][0] == widths.x[-1] for lines in fates.thin.values() for line in lines)  # to the end
     assert points[0][1] > 0.9 and len(points) == len(widths.x) == len(widths.values[0]) > 5
     assert widths.rows == list(graph.axes) and all(0 < v <= 1 for row in widths.values for v in row)
     assert fates.thin["kept"] and fates.thin["removed"]
@@ -755,6 +757,28 @@ def test_gradients_that_are_gone_already_are_missed():
         search.step(optimizer)
 
 
+def test_where_the_loss_feels_nothing_nothing_leaves():
+    """As where gradients are zeroed before the step: all at once would leave, and what is left would be arbitrary."""
+    model = small()
+    search = DHP(model, X, Budget(macs=0.5), steps=60)
+    optimizer = sgd(search.groups(weight_decay=5e-4))
+    with pytest.warns(UserWarning, match="the network was at 1.000 of its cost"):
+        for x, y in batches(60):
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+            search.step(optimizer)
+
+
+def test_the_state_of_another_networks_search_is_refused():
+    state = DHP(small(), X, Budget(macs=0.5), steps=60).state()
+    other = DHP(*build("concat"), Budget(macs=0.5), steps=60)
+    before = other.state()
+    with pytest.raises(UserError, match="a state of 60 latents does not fit"):
+        other.restore(state)
+    assert other.state() == before
+
+
 def test_a_learning_rate_that_is_always_zero_is_refused():
     with pytest.raises(UserError, match="learning rate has been 0"):
         searched(Budget(macs=0.5), steps=20, optimizer=lambda groups: sgd(groups, lr=0.0))
@@ -811,9 +835,8 @@ def test_a_step_that_a_scaler_skipped_for_its_gradients_leaves_no_trace_in_what_
         return search
 
     search = train({0, 7})
-    assert search.felt.isfinite().all() and search.left_over == train(()).left_over
+    assert search.felt.isfinite().all() and min(record["ratio"] for record in search.records) > 0.4
     search.finish()
-    assert min(len(units) for units in search.keep.values()) < 16
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
