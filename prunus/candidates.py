@@ -162,3 +162,13 @@ def labels_hash(*splits: Split) -> str:
             np.ascontiguousarray(split.members).tobytes() + np.ascontiguousarray(split.labels).tobytes()
         )
     return digest.hexdigest()[:16]
+
+
+def tensors_hash(tensors: dict[str, Tensor]) -> str:
+    """Differs for other values, names or shapes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

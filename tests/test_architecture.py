@@ -18,7 +18,7 @@ GROUND = "errors files progress"
 STRUCTURE = (
     "axes rules skeleton tracer follow graph runtimes cost budget limits scores selection weights "
     "parametrised surgery optables optimes timings predictor latency "
-    "gates compact hypernetworks thresholds latents sparse store search"
+    "gates compact hypernetworks thresholds dhp_config latents sparse store search pruningnet"
 )
 WITHIN = {  # the order of the files of a part
     "sparse": "ranking squares products neighbours observed scores gradients patterns selection reach masks "
@@ -28,8 +28,8 @@ WITHIN = {  # the order of the files of a part
 LEARNING = "zoo models readers pictures data guards checkpoint train recover"
 # Here the columns meet: each may import both columns and the parts to its left.
 MEETING = (
-    "charts tasks candidates providers methods registry runfolder report stages run export bench describe cli "
-    "__main__"
+    "charts searched tasks candidates supernets providers methods registry runfolder report stages run export bench "
+    "describe cli __main__"
 )
 PRINTING = {"cli", "progress", "report"}
 

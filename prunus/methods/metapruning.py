@@ -5,43 +5,90 @@ paper's search, an evolution over the widths of all layers in which nothing is t
 weights of the networks that are tried come from:
 
     inherit   the trained network's own, its best units first (EagleEye's way); nothing to train, so the first choice
+    shared    one set of weights, trained for a while as networks of many widths at once (Slimmable networks' way)
+    hypernet  the paper's PruningNet, which makes the weights of any widths; the winner is trained from scratch
 
 Departs from the paper, whose faults its specification lists: networks that cost too much are mended, not drawn until
-one fits; the uniform network and what the scores alone would choose are looked at first, so the winner is no worse than
-they are on the pictures it was chosen on; norm statistics are pooled exactly over a thousand pictures; networks that
-fall behind for certain are dropped early; the last few are compared once more on pictures that chose nothing. Both
-sets of pictures are held out of train for whatever the method trains; a network trained before has seen them. The
-search is kept in prune/search.jsonl, a line for each network, and a killed one goes on there.
+one fits; the uniform network and what the scores alone would choose are looked at first; norm statistics are pooled
+exactly over a thousand pictures; networks that fall behind for certain are dropped early; the last few are compared
+once more on pictures that chose nothing. strict_paper=True undoes all that. A weight's block is given the widths of
+that weight alone, not of its whole residual block. Both sets of pictures are held out of train for whatever is trained
+here; a network trained before has seen them. The search is kept in prune/search.jsonl, a line for each network, and a
+killed one goes on there; with milliseconds it measures anew, so it may then propose others.
 
     prunus run ... --method metapruning --budget macs=0.5
     prunus run ... --method metapruning --set search=greedy --set stride=1
     prunus run ... --method metapruning --budget latency_ms=0.5
+    prunus run ... --method metapruning --set weights=hypernet --set generations=20 --set population=50 \\
+        --set parents=10 --base-epochs 0 --epochs 100 --lr 0.1 --distill-weight 0
 """
 
-import hashlib
+import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from prunus import scores
+from prunus import scores, searched
 from prunus.budget import Metered
-from prunus.candidates import Maker, Parts, labels_hash, parted, to_renew_with, tried_on
-from prunus.charts import Bars, Chart, Lines, Points
+from prunus.candidates import (
+    Maker,
+    Parts,
+    labels_hash,
+    moving_norms,
+    parted,
+    tensors_hash,
+    to_renew_with,
+    tried_on,
+)
+from prunus.checkpoint import distinct
 from prunus.errors import UserError, unknown
 from prunus.graph import Graph, trace
 from prunus.methods import Pruned
-from prunus.providers import Inherit
+from prunus.providers import Inherit, drawn_anew, put_back
+from prunus.pruningnet import HIDDEN, Form, PruningNet
+from prunus.recover import renew_norms
 from prunus.search import Evolution, Greedy, Random, Ranks, Result, Room, Space, best_first, search
+from prunus.search.evaluation import CHUNKS
+from prunus.search.space import Orders
 from prunus.search.strategies import Strategy
 from prunus.selection import Budget, Price, Selection, select
+from prunus.supernets import Sampling, Stepping, Supernet, Together
+from prunus.train import fit
 
 Search = Literal["evolution", "greedy", "random"]
 Order = Literal["taylor", "magnitude", "none"]
-CHOICES = {"search": Search, "order": Order}
+Weights = Literal["inherit", "shared", "hypernet"]
+Start = Literal["given", "scratch"]
+Winner = Literal["base", "provider", "anew"]
+CHOICES = {
+    "search": Search,
+    "order": Order,
+    "weights": Weights,
+    "start": Start,
+    "form": Form,
+    "sampling": Sampling,
+    "winner": Winner,
+}
+QUARTER = (
+    4  # part of the epochs of a training from scratch that a supernet from scratch gets, as in the paper
+)
+SMOOTHING = 0.1  # of labels, for a PruningNet; the paper's
+COUNTS = (
+    "images",
+    "calibration",
+    "top",
+    "generations",
+    "population",
+    "parents",
+    "stride",
+    "epochs",
+    "hidden",
+)
 SCORED_BATCHES, SCORED_BATCH_SIZE = 32, 64  # pictures that the order of units is scored on
 
 
@@ -49,9 +96,20 @@ SCORED_BATCHES, SCORED_BATCH_SIZE = 32, 64  # pictures that the order of units i
 class Config(Selection):
     """What they mean:
 
+    weights      where those of the networks that are tried come from, see above. Of shared and hypernet:
+    start          given: begin with the weights the network has; scratch: drawn anew. None: given; hypernet: scratch
+    form           of hypernet: paper; residual: added to shared weights; factored: multiplied with them, far smaller
+    hidden         of hypernet: numbers between its two layers, which set its size
+    sampling       what is trained in a step: sandwich: the largest network, the least, and two between, which learn
+                   from the largest; uniform: one of random widths; budget: one that just fits. None: sandwich;
+                   hypernet: uniform
+    epochs         of that training; None: as the task advises for tuning; from scratch a quarter of a training
+    winner       whose weights the winner is recovered with: the base's, those it was tried with (provider), or drawn
+                 anew, for which give --epochs and --lr of a training. None: base; shared: provider; hypernet: anew
     search       evolution: the best so far are mutated and crossed; greedy: from the whole network down, the step that
                  loses least first; random: what both have to beat
-    order        which units of a layer stay: those with the best scores (taylor, magnitude), or none: the first
+    order        which units of a layer stay: those with the best scores (taylor, magnitude), or none: the first.
+                 None: taylor; none with start=scratch
     generations  of evolution: the paper has 20
     population   networks in a generation: the paper has 50. search=random looks at as many in all
     parents      so many of the best have children: the paper has 10
@@ -65,11 +123,19 @@ class Config(Selection):
     images       pictures networks are compared on, and as many again to compare the last few; of small sets 15 % each
     calibration  pictures to renew the statistics of norms with, for each network
     top          how many are compared once more
+    strict_paper of hypernet: as the paper's code does it, for comparison; see above
     how          how the scores alone would choose (see select): that network is looked at first, beside the uniform one
     """
 
+    weights: Weights = "inherit"
+    start: Start | None = None
+    form: Form = "paper"
+    hidden: int = HIDDEN
+    sampling: Sampling | None = None
+    epochs: int | None = None
+    winner: Winner | None = None
     search: Search = "evolution"
-    order: Order = "taylor"
+    order: Order | None = None
     generations: int = 8
     population: int = 25
     parents: int = 8
@@ -82,15 +148,42 @@ class Config(Selection):
     images: int = 5000
     calibration: int = 1000
     top: int = 5
+    strict_paper: bool = False
     round_to: int | None = 1
 
     def __post_init__(self):
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in get_args(choices):
-                raise unknown(name, str(getattr(self, name)), get_args(choices))
-        for name in ("images", "calibration", "top", "generations", "population", "parents", "stride"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} should be 1 at least, but is {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value not in get_args(choices):
+                raise unknown(name, str(value), get_args(choices))
+        for name in COUNTS:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} should be 1 at least, but is {value}.")
+
+    def settled(self) -> "Config":
+        """The same with every None that depends on another option filled in. Raises UserError if options conflict."""
+        hypernet = self.weights == "hypernet"
+        if self.strict_paper and (not hypernet or self.form != "paper"):
+            raise UserError(
+                "strict_paper=True goes with weights=hypernet and form=paper, which are the paper's."
+            )
+        usual = {"inherit": "base", "shared": "provider", "hypernet": "anew"}
+        start = "given" if self.weights == "inherit" else self.start or ("scratch" if hypernet else "given")
+        filled = replace(
+            self,
+            start=start,
+            sampling=self.sampling or ("uniform" if hypernet else "sandwich"),
+            winner=self.winner or usual[self.weights],
+            order=self.order or ("taylor" if start == "given" else "none"),
+            floor=0 if self.strict_paper else self.floor,
+        )
+        if filled.start == "scratch" and filled.order != "none":
+            raise UserError(
+                "start=scratch leaves no weights that could be scored: give order=none, or start=given."
+            )
+        filled.strategy()
+        return filled
 
     def strategy(self) -> Strategy:
         """How the search goes. Raises UserError for numbers that do not go together."""
@@ -110,8 +203,7 @@ class Config(Selection):
 
     def select(self, graph: Graph, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, list[int]]:
         """What the scores alone would choose; a run asks before it begins, so it sees to the other options, too."""
-        self.strategy()
-        self.space(graph)
+        self.settled().space(graph)
         return super().select(graph, scores, budget)
 
     def space(self, graph: Graph) -> Space:
@@ -121,24 +213,34 @@ class Config(Selection):
 
 
 def prune(task, budget: Budget, config: Config, run) -> Pruned:
-    """Search, and keep the winner's units."""
+    """Get weights for all networks, search, and keep the winner's units."""
+    config = config.settled()
     graph = trace(task.model, task.example)
     space, parts = config.space(graph), parted(task.data.train, config.images, run.seed)
     ranks = unit_scores(task, graph, parts, config, run)
     order = ranks and best_first(graph, ranks)
-    provider = Inherit(task.model, space, order)
-    price, measured = priced(space, budget, provider.keep)
+    room, measured = admitted(space, budget, order)
     calibration = to_renew_with(parts.train, config.calibration, run.seed)
-    maker = Maker(provider.network, calibration)
+    renew = moving_norms if config.strict_paper else renew_norms
+    history = []
+    if config.weights == "inherit":
+        provider = Inherit(task.model, space, order)
+    else:
+        provider = supernet(task, room, order, config, run.seed)
+        ready = Maker(provider.network, calibration, renew)
+        history = trained(provider, Together(task, parts.train, ready), config, run)
+    maker = Maker(provider.network, calibration, renew)
     found = search(
         space,
         budget,
         tried_on(task, maker, parts.search),
         how=config.strategy(),
         seed=run.seed,
-        seeds=alone(graph, ranks, budget, price, config),
-        price=price,
-        confirm=tried_on(task, maker, parts.confirm),
+        seeds=alone(graph, ranks, budget, room.price, config),
+        strict_paper=config.strict_paper,
+        price=room.price,
+        chunks=() if config.strict_paper else CHUNKS,
+        confirm=None if config.strict_paper else tried_on(task, maker, parts.confirm),
         top=config.top,
         measured=measured,
         journal=run.folder("prune") / "search.jsonl",
@@ -151,8 +253,57 @@ def prune(task, budget: Budget, config: Config, run) -> Pruned:
         workers=Ranks() if dist.is_initialized() and dist.get_world_size() > 1 else None,
         progress=run.progress,
     )
-    note(found, run)
-    return Pruned(keep=provider.keep(found.winner.widths), charts=list(drawn(found, budget, space)))
+    searched.note(found, run)
+    return Pruned(
+        keep=provider.keep(found.winner.widths),
+        weights=handed_on(task, space, provider.keep(found.winner.widths), maker, found, config, run.seed),
+        charts=[*searched.learned(history, task.metric), *searched.drawn(found, budget, space)],
+    )
+
+
+def supernet(task, room: Room, order: Orders | None, config: Config, seed: int) -> Supernet:
+    """Weights for all networks, not trained yet."""
+    graph, names = room.space.graph, room.space.names
+    net, maker = copy.deepcopy(task.model), None
+    if config.start == "scratch":
+        drawn_anew(net, task.example, names, seed)
+    if config.weights == "hypernet":
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            maker = PruningNet(graph, names, form=config.form, hidden=config.hidden)
+    return Supernet(net, room, order=order, maker=maker, sampling=config.sampling, seed=seed)
+
+
+def trained(net: Supernet, task: Together, config: Config, run) -> list[dict]:
+    """Train the supernet; goes on where a killed run was."""
+    recipe = task.task.recipe("tune" if config.start == "given" else "scratch")
+    part = QUARTER if config.start == "scratch" else 1
+    epochs = config.epochs or math.ceil(recipe.epochs / part)
+    warmup = recipe.warmup_epochs * min(1, epochs / recipe.epochs)
+    recipe = replace(recipe, epochs=epochs, warmup_epochs=warmup, ema_decay=0.0)
+    if config.weights == "hypernet":
+        recipe = replace(recipe, label_smoothing=SMOOTHING)
+    where = {
+        "folder": run.folder("prune") / "supernet",
+        "progress": run.progress,
+        "label": "training the supernet",
+    }
+    history = fit(net, task, recipe, seed=run.seed, along=Stepping(net), **where)
+    for row in history:
+        run.log("epoch", stage="prune", **row)
+    return history
+
+
+def handed_on(
+    task, space: Space, keep: dict, maker: Maker, found: Result, config: Config, seed: int
+) -> dict[str, Tensor] | None:
+    """The weights the winner is recovered with, as those of the whole model; None: the base's."""
+    if config.winner == "base":
+        return None
+    small = maker(found.winner.widths)
+    if config.winner == "anew":
+        drawn_anew(small, task.example, space.names, seed)
+    return distinct(put_back(task.model, space.graph, keep, small))
 
 
 def unit_scores(task, graph: Graph, parts: Parts, config: Config, run) -> dict[str, Tensor] | None:
@@ -173,105 +324,34 @@ def unit_scores(task, graph: Graph, parts: Parts, config: Config, run) -> dict[s
 
 
 def alone(
-    graph: Graph, ranks: dict[str, Tensor] | None, budget: Budget, price: Price | None, config: Config
+    graph: Graph, ranks: dict[str, Tensor] | None, budget: Budget, price: Price, config: Config
 ) -> list[dict[str, int]]:
     """The widths that the scores alone would choose, to begin with."""
-    if ranks is None:
+    if ranks is None or config.strict_paper:
         return []
     options = {name: getattr(config, name) for name in ("how", "round_to", "floor", "cap", "freeze")}
     return [graph.widths(select(graph, ranks, budget, price=price, **options))]
 
 
-def priced(
-    space: Space, budget: Budget, keep: Callable
-) -> tuple[Price | None, Callable[[dict[str, int]], float] | None]:
-    """What widths cost as predicted, and as measured, where a budget has no closed form.
-
-    The prediction is first corrected by what uniform networks are measured to take.
-    """
+def admitted(
+    space: Space, budget: Budget, order: Orders | None
+) -> tuple[Room, Callable[[dict[str, int]], float] | None]:
+    """The part of the space that the budget allows, and what its networks cost as measured, where there is no closed
+    form: what is predicted is first corrected by what uniform networks are measured to take."""
     if not isinstance(budget, Metered):
-        return None, None
-    prices: list[Price] = []
+        return Room(space, budget), None
+    rooms: list[Room] = []
 
     def uniform(price: Price) -> dict[str, list[int]]:
-        prices.append(price)
-        room = Room(space, budget, price=price)
-        return keep(space.widths(room.uniform()))
+        rooms.append(Room(space, budget, price=price))
+        return space.keep(space.widths(rooms[-1].uniform()), order)
 
     budget.meter.settle(budget, uniform)
-    price, meter = prices[-1], budget.meter.alone()
-    before = price(space.batch(space.whole[None])).item()
+    room, meter = rooms[-1], budget.meter.alone()
 
     def measured(widths: dict[str, int]) -> float:
-        figures = meter.figures(keep(widths))
+        figures = meter.figures(space.keep(widths, order))
         share = figures["measured_ms"] / figures["original_ms"]
-        return share * before if budget.is_fraction else figures["measured_ms"]
+        return share * room.before if budget.is_fraction else figures["measured_ms"]
 
-    return price, measured
-
-
-def tensors_hash(tensors: dict[str, Tensor]) -> str:
-    """Differs for other values, names or shapes."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def note(found: Result, run) -> None:
-    """The search in the log."""
-    for generation in found.history:
-        run.log("generation", **asdict(generation))
-    uniform = found.uniform and found.uniform.score
-    run.log(
-        "searched",
-        networks=len(found.candidates),
-        missing=found.missing,
-        winner=found.winner.plain(),
-        best_score=found.best.score,
-        uniform_score=uniform,
-    )
-
-
-def drawn(found: Result, budget: Budget, space: Space) -> Iterator[Chart]:
-    """The search in pictures: every network, how it went on, what came of it."""
-    groups: dict[str, list] = {}
-    for each in found.candidates:
-        label = f"{each.origin}, generation {each.generation}, {each.images} pictures"
-        group = each.origin if each.complete else "dropped early"
-        groups.setdefault(group, []).append((each.cost / found.before, each.score, label))
-    yield Points(
-        title="Networks that were tried",
-        note="Each as it was, nothing trained. The line runs through the best for their cost within the budget.",
-        x_label=f"{budget.name}, share of before",
-        y_label="score on the pictures searched on",
-        groups=groups,
-        front=[(each.cost / found.before, each.score) for each in found.front],
-    )
-    yield Lines(
-        title="How the search went on",
-        note="The mean is over all networks of a generation, also those dropped early. Dashed: the uniform network.",
-        x_label="generation",
-        y_label="score",
-        series={
-            "best so far": [(each.number, each.best) for each in found.history],
-            "mean": [(each.number, each.mean) for each in found.history],
-        },
-        references={
-            "uniform": [(each.number, found.uniform.score) for each in found.history] if found.uniform else []
-        },
-    )
-    networks = {"winner": found.winner} | ({"uniform": found.uniform} if found.uniform else {})
-    sizes = {name: space.graph.axes[name].size for name in space.names}
-    yield Bars(
-        title="Widths of the winner",
-        note="The share of each axis that stays, beside the uniform network's.",
-        labels=list(sizes),
-        value_label="share kept",
-        series={
-            name: [network.widths[axis] / size for axis, size in sizes.items()]
-            for name, network in networks.items()
-        },
-    )
+    return room, measured

@@ -1,0 +1,142 @@
+"""Supernets: one set of weights that is trained as networks of many widths at once, each cut from it for one step.
+
+    sandwich   the whole network, the least one, and two of random widths; the smaller ones learn the answers of the
+               whole one (Yu and Huang, Universally Slimmable Networks, ICCV 2019, arXiv:1903.05134)
+    uniform    one network a step, each width drawn by itself (MetaPruning, Liu et al., ICCV 2019, arXiv:1903.10258)
+    budget     the same, mended to the budget: what is searched in is what is trained (ours)
+
+Which networks a step trains depends on the seed and the number of the step alone, so all processes train the same.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prunus import surgery
+from prunus.checkpoint import Training
+from prunus.graph import Graph
+from prunus.pictures import Split
+from prunus.pruningnet import PruningNet
+from prunus.search import Room
+from prunus.search.proposals import drawn
+from prunus.search.space import Orders, Widths
+from prunus.train import Along
+from prunus.weights import checked_tensors, resized
+
+Sampling = Literal["sandwich", "uniform", "budget"]
+RANDOM = 2  # networks in a sandwich besides the largest and the least, as Yu and Huang have it
+TEMPERATURE = 1.0  # the smaller networks learn the answers as they are
+
+
+class Supernet(nn.Module):
+    """Weights for all networks of a room. net: holds them, and is trained in place.
+
+    order: the units of each axis, the best first; a network keeps the first of them. maker: a PruningNet, which makes
+    weights in place of net's own. Its forward pass gives the answers of all networks of a step, the largest first.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        room: Room,
+        *,
+        order: Orders | None = None,
+        maker: PruningNet | None = None,
+        sampling: Sampling = "sandwich",
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.net, self.maker = net, maker
+        self.room, self.order, self.sampling, self.seed = room, order, sampling, seed
+        self.step = 0
+        for name, parameter in net.named_parameters():
+            if maker is not None and maker.form == "paper" and name in maker.context:
+                parameter.requires_grad_(False)  # nothing reads it
+
+    @property
+    def graph(self) -> Graph:
+        """The axes of net."""
+        return self.room.space.graph
+
+    def sampled(self, step: int) -> list[dict[str, int]]:
+        """The widths of the networks that a step trains."""
+        space, rng = self.room.space, np.random.default_rng([self.seed, step])
+        if self.sampling == "sandwich":
+            genes = [space.whole, 0 * space.whole, *drawn(space.counts, RANDOM, rng)]
+        else:
+            genes = drawn(space.counts, 1, rng)
+            genes = self.room.mended(genes, rng) if self.sampling == "budget" else genes
+        return [space.widths(each) for each in genes]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.answers(widths, x) for widths in self.sampled(self.step)]
+
+    def answers(self, widths: Widths, x: Any) -> Any:
+        """What the network of these widths makes of x; gradients reach all that its weights come from."""
+        return surgery.crop(self.net, self.graph, self.keep(widths), x, weights=self.made(widths))
+
+    def keep(self, widths: Widths) -> dict[str, list[int]]:
+        """The units that stay."""
+        return self.room.space.keep(widths, self.order)
+
+    def made(self, widths: Widths) -> dict[str, Tensor]:
+        """The weights that are made for a network, in full size."""
+        return {} if self.maker is None else self.maker(widths, checked_tensors(self.net, self.graph))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the weights of networks depend on, by name."""
+        return self.state_dict()
+
+    @torch.no_grad()
+    def network(self, widths: Widths) -> nn.Module:
+        """A module of these widths, of its own; its norms are to be renewed."""
+        tensors = checked_tensors(self.net, self.graph) | self.made(widths)
+        return resized(self.net, self.graph, self.keep(widths), tensors)
+
+
+class Stepping(Along):
+    """Tells a supernet which step of its training it is at."""
+
+    def __init__(self, supernet: Supernet):
+        self.supernet = supernet
+
+    def after_step(self, at: Training, step: int, lr: float) -> None:
+        """The next step's networks are others."""
+        self.supernet.step = step + 1
+
+    def state(self) -> dict:
+        """The step."""
+        return {"step": self.supernet.step}
+
+    def restore(self, state: dict) -> None:
+        """Go on there."""
+        self.supernet.step = state["step"]
+
+
+class Together:
+    """A task as `train.fit` takes it, for a supernet: one loss of many answers. The largest network learns from the
+    labels, those after it from its answers.
+
+    train: the pictures to learn from. ready: makes a network of some widths ready to be tried (see candidates.Maker);
+    after each epoch the uniform network at the budget is.
+    """
+
+    def __init__(self, task, train: Split, ready):
+        self.task, self.ready = task, ready
+        self.metric, self.data = task.metric, replace(task.data, train=train)
+
+    def loss(self, answers: list[Tensor], y: Tensor, smoothing: float = 0.0) -> Tensor:
+        """The mean over the networks."""
+        largest, *others = answers
+        learn = partial(self.task.distill_loss, teacher_output=largest.detach(), temperature=TEMPERATURE)
+        losses = [self.task.loss(largest, y, smoothing), *map(learn, others)]
+        return sum(losses) / len(losses)
+
+    def evaluate(self, supernet: Supernet, split: Split) -> dict[str, float]:
+        """Of the uniform network at the budget, its norms renewed: those of the supernet fit no network."""
+        room = supernet.room
+        return self.task.evaluate(self.ready(room.space.widths(room.uniform())), split)
