@@ -52,7 +52,7 @@ class Runtime:
     """A program, and how it is timed. Subclassed by those who have another, or another clock (tests)."""
 
     name = "torch"
-    seconds_a_point = 1e-3  # to get one operator ready
+    seconds_a_point = 5e-3  # to get one operator ready
     rounds = ROUNDS[0] + runtimes.WARMUP  # in which it is at least measured
 
     def operators(

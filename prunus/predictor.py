@@ -14,8 +14,9 @@ import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ SECONDS = 60.0  # for a table
 NETWORKS, LEAST_NETWORKS = 21, 12  # random ones; of three, two are fitted on and one is held out
 OPERATORS = 0.4  # of the time, for single operators; the rest is for networks
 MOST_WEIGHTS = 10**9  # of all of them together
+MOST_SLOWER = 4.0  # than expected: beginning takes time, too
 PRIOR = 0.02  # how strongly kinds of operators are drawn to one factor: a factor off by 1 weighs like a time off by 2 %
 
 
@@ -211,15 +213,25 @@ def measured_data(
     if not groups:
         raise UserError("no operator of this model depends on widths, so none of its time can be saved.")
     count = _time_points(timings, runtime, like, [(op, op.full) for op in groups.values()], 0, silent)
+    took = time.monotonic() - begun if count else 0.0
     known = {key: op for key, op in groups.items() if timings.get(op, op.full) is not None}
-    level = _affordable(timings, runtime, known.values(), OPERATORS * seconds)
+    networks = timings.networks.get(_code(graph))
+    if networks and any(len(each["widths"]) != len(graph.axes) for each in networks["samples"]):
+        networks = None
+    if networks:
+        level = networks["level"]
+    else:
+        level = _affordable(timings, runtime, known.values(), OPERATORS * seconds, took)
     wanted = {key: optables.points(op, level) for key, op in known.items()}
     missing = [(op, sizes) for key, op in known.items() for sizes in wanted[key]]
     count += _time_points(timings, runtime, like, missing, OPERATORS * seconds, progress)
     points = {key: [[list(s), timings.get(op, s)] for s in wanted[key]] for key, op in known.items()}
     whole_tables = {key: of for key, of in points.items() if all(ms is not None for _, ms in of)}
     left = seconds - (time.monotonic() - begun)
-    networks = _random_networks(timings, runtime, whole, graph, max(left, seconds / 4), progress)
+    if networks is None:
+        networks = _random_networks(runtime, whole, graph, max(left, seconds / 4), progress)
+        networks["level"] = level
+        timings.networks[_code(graph)] = networks
     timings.write()
     return {
         "circumstances": timings.given,
@@ -251,33 +263,40 @@ def _time_points(
     return len(missing)
 
 
-def _affordable(timings: Timings, runtime: Runtime, known: Any, seconds: float) -> str:
-    """The finest grid that can be measured in time, by what the operators take in the whole model."""
-    known = list(known)
-    for level in optables.GRIDS:
-        expected = 0.0
-        for op in known:
-            ms = timings.get(op, op.full)
-            for sizes in optables.points(op, level):
-                share = torch.tensor([n / most for n, most in zip(sizes, op.full, strict=True)]).prod().item()
-                expected += runtime.seconds_a_point + runtime.rounds * ms * share / 1e3
-        if expected <= seconds:
-            break
-    return level
+def _affordable(
+    timings: Timings, runtime: Runtime, known: Collection[Operator], seconds: float, took: float
+) -> str:
+    """The finest grid that can be measured in time. took: seconds that the whole model's sizes did, if measured."""
+    slower = min(max(1.0, took / _expected_s(timings, runtime, known, None)), MOST_SLOWER)
+    levels = list(optables.GRIDS)
+    fit = [level for level in levels if slower * _expected_s(timings, runtime, known, level) <= seconds]
+    return (fit or levels[-1:])[0]
 
 
-def _random_networks(
-    timings: Timings, runtime: Runtime, whole: nn.Module, graph: Graph, seconds: float, progress: Callable
-) -> dict:
-    """Times of random sub-networks as shares of the whole model's: {original_ms, samples: [{widths, share}]}."""
+def _expected_s(timings: Timings, runtime: Runtime, known: Iterable[Operator], level: str | None) -> float:
+    """How long a grid (None: the whole model's sizes alone) takes, by what operators take in the whole model."""
+    expected = 0.0
+    for op in known:
+        ms = timings.get(op, op.full)
+        for sizes in optables.points(op, level) if level else [op.full]:
+            share = prod(n / most for n, most in zip(sizes, op.full, strict=True))
+            expected += runtime.seconds_a_point + runtime.rounds * ms * share / 1e3
+    return expected
+
+
+def _code(graph: Graph) -> str:
+    """Under which a model's networks are known: the same for models whose operators are the same."""
     described = [
         [(name, axis.size) for name, axis in graph.axes.items()],
         sorted(operator.key for operator in optables.operators(graph)),
     ]
-    code = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
-    found = timings.networks.get(code)
-    if found and all(len(each["widths"]) == len(graph.axes) for each in found["samples"]):
-        return found
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
+
+
+def _random_networks(
+    runtime: Runtime, whole: nn.Module, graph: Graph, seconds: float, progress: Callable
+) -> dict:
+    """Times of random sub-networks as shares of the whole model's: {original_ms, samples: [{widths, share}]}."""
     begun, calls, widths = time.monotonic(), [runtime.ready(whole, graph.example)], []
     weights = 0
     for each in random_widths(graph, NETWORKS):
@@ -293,8 +312,7 @@ def _random_networks(
     with progress(f"timing {len(widths)} random sub-networks in {runtime.name}", round(left)) as step:
         rounds = runtime.race(calls, left, step)
     samples = [{"widths": each, "share": share} for each, share in zip(widths, shares(rounds), strict=True)]
-    timings.networks[code] = {"original_ms": statistics.median(rounds[0]), "samples": samples}
-    return timings.networks[code]
+    return {"original_ms": statistics.median(rounds[0]), "samples": samples}
 
 
 def random_widths(graph: Graph, number: int) -> list[list[int]]:

@@ -90,7 +90,7 @@ def undisturbed(call: Call, repeats: int = 1) -> float:
         before = _waited_ms()
         ms = milliseconds(call, repeats)
         waited = _waited_ms() - before
-        if not waited or ms * repeats > LONG_MS:
+        if not waited or ms * repeats - waited > LONG_MS:
             break
     return ms - waited / repeats if waited < ms * repeats else ms  # it may have waited just before or after
 

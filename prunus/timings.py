@@ -19,7 +19,7 @@ from torch.backends.cpu import get_cpu_capability
 
 from prunus.errors import FileError, PrunusError
 from prunus.files import read_json, write_json
-from prunus.optables import Operator, Sizes
+from prunus.optables import GRIDS, Operator, Sizes
 from prunus.optimes import Like
 
 
@@ -73,11 +73,12 @@ class Timings:
         self.path = Path(folder) / f"times-{given['runtime']}-{code}.json"
         self.operators: dict[str, dict[str, float | None]] = {}
         self.networks: dict[str, dict] = {}
+        self.damaged = False
         self.read()
 
     def read(self) -> None:
         """Take in what is on disk; what is in memory holds where both know something."""
-        if not self.path.exists():
+        if self.damaged or not self.path.exists():
             return
         try:
             found = read_json(self.path)
@@ -85,6 +86,7 @@ class Timings:
         except FileError as error:
             problem = str(error)
         if problem:
+            self.damaged = True
             warnings.warn(f"{self.path} is measured again: {problem}", stacklevel=2)
             return
         for key, times in found["operators"].items():
@@ -136,9 +138,13 @@ def fault(found: dict, given: dict) -> str:
             return f"the times of {key} are not numbers"
     for key, of in networks.items():
         ok = isinstance(of, dict) and is_time(of.get("original_ms")) and isinstance(of.get("samples"), list)
-        if not ok or not all(
-            isinstance(each, dict) and isinstance(each.get("widths"), list) and is_time(each.get("share"))
-            for each in of["samples"]
+        if (
+            not ok
+            or of.get("level") not in GRIDS
+            or not all(
+                isinstance(each, dict) and isinstance(each.get("widths"), list) and is_time(each.get("share"))
+                for each in of["samples"]
+            )
         ):
             return f"the networks of {key} are not widths and times"
     return ""
