@@ -75,14 +75,7 @@ class PruningNet(nn.Module):
         if form not in get_args(Form):
             raise unknown("form", form, get_args(Form))
         self.graph, self.form = graph, form
-        self.context = dict(made_weights(graph, names, form))
-        if not self.context:
-            raise UserError(
-                "form=paper makes the weights that a norm follows, and this network has none such on an axis that may "
-                "shrink; take form=residual."
-            )
-        allowed = available_bytes() if memory_bytes is None else memory_bytes
-        check_memory(graph, self.context, form, hidden, allowed)
+        self.context = refuse_too_large(graph, names, form, hidden, memory_bytes)
         self.blocks = nn.ModuleList(
             PruningBlock(graph.shapes[name], len(near), form, hidden) for name, near in self.context.items()
         )
@@ -129,10 +122,18 @@ def size_bytes(graph: Graph, context: Mapping[str, list[str]], form: Form, hidde
     return 4 * COPIES * numbers
 
 
-def check_memory(
-    graph: Graph, context: Mapping[str, list[str]], form: Form, hidden: int, allowed: float
-) -> None:
-    """Raise UserError, saying what would fit, if the blocks need more than is allowed."""
+def refuse_too_large(
+    graph: Graph, names: Collection[str], form: Form, hidden: int, memory_bytes: float | None = None
+) -> dict[str, list[str]]:
+    """What a PruningNet would make, see `made_weights`. Raises UserError if that is nothing, or if it needs more memory
+    than there is, saying what would fit."""
+    context = dict(made_weights(graph, names, form))
+    if not context:
+        raise UserError(
+            "form=paper makes the weights that a norm follows, and this network has none such on an axis that may "
+            "shrink; take form=residual."
+        )
+    allowed = available_bytes() if memory_bytes is None else memory_bytes
     needed = size_bytes(graph, context, form, hidden)
     if needed > allowed:
         small = size_bytes(graph, context, "factored", hidden)
@@ -141,6 +142,7 @@ def check_memory(
             f"hidden={hidden}), and there are {allowed / GB:.2g} GB. form=factored takes {small / GB:.2g} GB; or give "
             "a smaller hidden, or weights=shared, which takes nothing."
         )
+    return context
 
 
 def available_bytes() -> float:

@@ -213,6 +213,30 @@ def test_milliseconds_hold_as_measured(trained, tmp_path):
         assert lines(tmp_path / str(share), "measured")
 
 
+def measured_in_ranks(folder):
+    """In one of two processes, only the first of which has a clock that works."""
+    run = begun(folder)
+    task = fresh(load_data("digits"))
+    runtime = Fake(of_network=lambda total: 3.0 * total + 0.002)
+    if not run.processes.is_main_process:
+        runtime.race = runtime.operators = None
+    graph = trace(task.model, EXAMPLE)
+    cache = Path(folder) / "cache"
+    meter = latency.Meter(task.model, graph, runtime=runtime, cache=cache, agree=run.agreed)
+    found = prune(task, Metered(latency_ms=0.6, meter=meter), SMALL, run)
+    figures = meter.figures(found.keep)
+    assert figures["measured_ms"] <= 0.6 * figures["original_ms"]
+    (Path(folder) / f"keep{run.processes.process_index}").write_text(json.dumps(found.keep))
+
+
+def test_milliseconds_are_measured_by_one_process_for_all(tmp_path):
+    script = tmp_path / "script.py"
+    names = {"module": __name__, "name": "measured_in_ranks", "folder": str(tmp_path / "two")}
+    script.write_text(SCRIPT.format(paths=PATHS, **names))
+    launched([str(script)])
+    assert (tmp_path / "two" / "keep0").read_text() == (tmp_path / "two" / "keep1").read_text()
+
+
 # ------------------------------------------------------------------------- going on, and refusals
 @pytest.mark.timeout(240)
 def test_killed_it_goes_on_and_looks_at_nothing_twice(undisturbed, tmp_path):

@@ -50,7 +50,7 @@ from prunus.errors import UserError, unknown
 from prunus.graph import Graph, trace
 from prunus.methods import Pruned
 from prunus.providers import Inherit, drawn_anew, put_back
-from prunus.pruningnet import HIDDEN, Form, PruningNet
+from prunus.pruningnet import HIDDEN, Form, PruningNet, refuse_too_large
 from prunus.recover import renew_norms
 from prunus.search import Evolution, Greedy, Random, Ranks, Result, Room, Space, best_first, search
 from prunus.search.evaluation import CHUNKS
@@ -77,6 +77,7 @@ CHOICES = {
 QUARTER = (
     4  # part of the epochs of a training from scratch that a supernet from scratch gets, as in the paper
 )
+LEAST_GAIN = 0.02  # of the time predicted to be saved, at least so much is hoped for
 SMOOTHING = 0.1  # of labels, for a PruningNet; the paper's
 COUNTS = (
     "images",
@@ -203,7 +204,9 @@ class Config(Selection):
 
     def select(self, graph: Graph, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, list[int]]:
         """What the scores alone would choose; a run asks before it begins, so it sees to the other options, too."""
-        self.settled().space(graph)
+        space = self.settled().space(graph)
+        if self.weights == "hypernet":
+            refuse_too_large(graph, space.names, self.form, self.hidden)
         return super().select(graph, scores, budget)
 
     def space(self, graph: Graph) -> Space:
@@ -340,18 +343,25 @@ def admitted(
     form: what is predicted is first corrected by what uniform networks are measured to take."""
     if not isinstance(budget, Metered):
         return Room(space, budget), None
-    rooms: list[Room] = []
 
     def uniform(price: Price) -> dict[str, list[int]]:
-        rooms.append(Room(space, budget, price=price))
-        return space.keep(space.widths(rooms[-1].uniform()), order)
+        return space.keep(space.widths(Room(space, budget, price=price).uniform()), order)
 
-    budget.meter.settle(budget, uniform)
-    room, meter = rooms[-1], budget.meter.alone()
+    meter = budget.meter
+    figures = meter.figures(meter.settle(budget, uniform))  # the same in all processes
+    before = figures["original_ms"]
+    predicted, saved = 1 - figures["predicted_ms"] / before, 1 - figures["measured_ms"] / before
+    gain = max(saved / predicted, LEAST_GAIN) if predicted > 0 else 1.0
+    whole = meter.price(space.batch(space.whole[None]))
+
+    def price(widths: Tensor) -> Tensor:
+        return before * (1 - gain * (1 - meter.price(widths) / whole))
+
+    meter = meter.alone()  # one process measures for all
 
     def measured(widths: dict[str, int]) -> float:
         figures = meter.figures(space.keep(widths, order))
         share = figures["measured_ms"] / figures["original_ms"]
-        return share * room.before if budget.is_fraction else figures["measured_ms"]
+        return share * before if budget.is_fraction else figures["measured_ms"]
 
-    return room, measured
+    return Room(space, budget, price=price), measured
