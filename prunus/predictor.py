@@ -38,7 +38,7 @@ SECONDS = 60.0  # for a table
 NETWORKS, LEAST_NETWORKS = 21, 12  # random ones; of three, two are fitted on and one is held out
 OPERATORS = 0.4  # of the time, for single operators; the rest is for networks
 MOST_WEIGHTS = 10**9  # of all of them together
-MOST_SLOWER = 4.0  # than expected: beginning takes time, too
+MOST_SLOWER = 2.0  # than expected: beginning takes time, too
 PRIOR = 0.02  # how strongly kinds of operators are drawn to one factor: a factor off by 1 weighs like a time off by 2 %
 
 

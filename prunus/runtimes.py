@@ -6,6 +6,7 @@ program go first does not count: long calls meet that more often than short ones
 alone tells it.) Source: ours.
 """
 
+import copy
 import importlib.util
 import math
 import random
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunus import skeleton
@@ -140,7 +141,7 @@ def in_torch(model: nn.Module, example: Any) -> Call:
     Not in inference mode: sparse matrices cannot multiply in it, and what models cache could not be trained on.
     """
     device = device_of(model)
-    example = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), example)
+    example = tree_map_only(Tensor, lambda tensor: tensor.to(device), example)
 
     def call() -> object:
         with torch.no_grad():
@@ -204,11 +205,13 @@ def in_onnxruntime(model: nn.Module, example: Any) -> Call:
     """
     if missing := missing_for_onnx():
         raise UserError(f"onnxruntime cannot run here: {missing}.")
+    model = model if device_of(model).type == "cpu" else copy.deepcopy(model).cpu()
+    example = tree_map_only(Tensor, Tensor.cpu, example)
     onnx = as_onnx(exported(model, example)).model_proto.SerializeToString()
     running = session(onnx)
-    leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, torch.Tensor)]
+    leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
     names = [each.name for each in running.get_inputs()]
-    feed = {name: leaf.detach().cpu().numpy() for name, leaf in zip(names, leaves, strict=True)}
+    feed = {name: leaf.detach().numpy() for name, leaf in zip(names, leaves, strict=True)}
     return partial(running.run, None, feed)
 
 

@@ -32,7 +32,7 @@ def circumstances(runtime: str, like: Like) -> dict:
     """Whatever changes times."""
     return {
         "runtime": runtime,
-        "device": device_name(like.device),
+        "device": device_name(torch.device("cpu") if runtime == "onnxruntime" else like.device),
         "threads": torch.get_num_threads(),
         "versions": {
             name: version_of(name) for name in ("torch", "onnxruntime") if name in ("torch", runtime)
