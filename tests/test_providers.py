@@ -168,7 +168,7 @@ def test_a_pruning_net_that_does_not_fit_is_refused_before_it_is_made(monkeypatc
         PruningNet(graph, names, memory_bytes=1e8)
     monkeypatch.setattr(pruningnet, "available_bytes", lambda: 1e8)
     zeros = {name: torch.zeros(axis.size) for name, axis in graph.axes.items()}
-    with pytest.raises(UserError, match="0.87 GB"):  # a run asks this before it trains anything
+    with pytest.raises(UserError, match=r"0\.87 GB"):  # a run asks this before it trains anything
         Config(weights="hypernet").select(graph, zeros, HALF)
 
 

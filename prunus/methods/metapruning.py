@@ -350,8 +350,9 @@ def admitted(
     meter = budget.meter
     figures = meter.figures(meter.settle(budget, uniform))  # the same in all processes
     before = figures["original_ms"]
-    predicted, saved = 1 - figures["predicted_ms"] / before, 1 - figures["measured_ms"] / before
-    gain = max(saved / predicted, LEAST_GAIN) if predicted > 0 else 1.0
+    # By the corrected price that network is just within the limit, so that the search begins with one that holds.
+    predicted, saved = 1 - figures["predicted_ms"] / before, 1 - budget.limit(before) / before
+    gain = max(saved / predicted, LEAST_GAIN) * (1 + 1e-6) if predicted > 0 else 1.0
     whole = meter.price(space.batch(space.whole[None]))
 
     def price(widths: Tensor) -> Tensor:
