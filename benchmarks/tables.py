@@ -267,6 +267,39 @@ equal.
 """
 
 
+def latency() -> str:
+    result = read("latency")
+    rows = [
+        [
+            row["network"],
+            row["runtime"],
+            f"{row['original_ms']:.2f}",
+            f"{row['r2']:.3f}",
+            f"{row['worst_error']:.0%}",
+        ]
+        + [
+            f"{limit[key]:.2f}"
+            for limit in row["limits"]
+            for key in ("predicted", "measured", "again", "macs")
+        ]
+        for row in result["rows"]
+    ]
+    limits = result["setup"]["limits"]
+    head = ["network", "in", "ms", "R2", "worst error"]
+    head += [
+        f"{limit}: {what}" for limit in limits for what in ("predicted", "measured", "again", "multiply-adds")
+    ]
+    return f"""## Milliseconds as a budget
+
+`python benchmarks/latency.py`: tables of operators, a prediction fitted to whole random sub-networks, R2 and worst
+error on others; then `select` for each limit, a share of the original's time, by L2 scores: what was predicted, what
+was measured in turns with the original when it was kept, and measured again after. One picture,
+{result["setup"]["threads"]} thread, {result["machine"]["device"]}, load before {result["load_before"]:.1f}.
+
+{table(head, rows)}
+"""
+
+
 OVERHEAD = {
     "plain again": "plain again",
     "latents": "latents, nothing cut out",
@@ -309,7 +342,7 @@ tables. What we read in them:
 def main() -> None:
     PAGE.parent.mkdir(exist_ok=True)
     parts = ["# Benchmarks\n\nWritten by `python benchmarks/tables.py` from `benchmarks/results/`.\n"]
-    PAGE.write_text("\n".join([*parts, core(), round_to(), resnet56(), dhp(), single_weights()]))
+    PAGE.write_text("\n".join([*parts, core(), round_to(), resnet56(), dhp(), latency(), single_weights()]))
 
 
 if __name__ == "__main__":

@@ -8,20 +8,21 @@ and what departs from it.
 
 import math
 import warnings
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunus import gates, parametrised, scores, surgery
+from prunus import parametrised, scores, surgery
+from prunus.budget import Budget, Metered
 from prunus.compact import Compacted, can_be_cut
-from prunus.errors import TrainingError, UserError, unknown
+from prunus.dhp_config import Config as Config
+from prunus.errors import TrainingError, UserError
 from prunus.gates import Gate
-from prunus.graph import Graph, trace
-from prunus.hypernetworks import Latents, Start, attach
+from prunus.graph import trace
+from prunus.hypernetworks import attach
 from prunus.limits import least
-from prunus.selection import GRIDS, Budget, Selection, blocks, price_of, select
+from prunus.selection import GRIDS, TOLERANCE, Price, blocks, price_of
 from prunus.thresholds import Thresholds, soft_threshold
 
 FELT = 0.02  # the share of the last step in how much the loss is said to feel a latent
@@ -30,91 +31,19 @@ HORIZON = 20  # what is to go next should be gone in a 20th of the search
 PATIENCE = 2  # checks for which a latent has to be zero before its unit is cut out
 NEAR = 0.02  # of the cost before: so near the budget what is left over is cut; the paper's stopping rule
 NOTED = 100  # latents that are noted at every check, to show what became of them
-CHANGES = ("done", "push", "strength", "moved", "finished", "keep", "left_over", "records")
+CHANGES = (
+    "settled",
+    "done",
+    "push",
+    "amount",
+    "strength",
+    "moved",
+    "finished",
+    "keep",
+    "left_over",
+    "records",
+)
 ON_DEVICE = ("stays", "felt", "factor", "least_size")  # tensors (N,)
-
-
-Mode = Literal["exact", "paper"]
-Pressure = Literal["least", "all"]
-CHOICES = {"mode": Mode, "pressure": Pressure, "start": Start, "latents": Latents}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(Selection):
-    """What they mean:
-
-    mode        exact: removing units changes nothing; paper: for reproduction. See above
-    pressure    least: on the latents the plan has no room for, those that the loss feels least for what their units
-                cost; all: on all latents alike, as in the paper. None: least, in mode paper all
-    start       given: from the weights the network has; scratch: drawn anew. None: given, in mode paper scratch
-    latents     ones; norms: in proportion to the norms of the units' weights; normal: N(0, 1). None: ones, with
-                pressure=all norms, in mode paper normal. The weights are divided by them, so that nothing changes
-    strength    of the soft threshold on all, which is the learning rate times this; None: the plan, in mode paper 2e-4
-    cost_aware  shrink latents, and rank them, in proportion to what their units cost. None: with pressure=least
-    ramp        share of the search in which the plan reaches the budget; the rest trains what is left
-    compact     cut units that are gone out of the weights during the search (mode exact, one process)
-    mixed       also prune axes over which a norm takes statistics (the stream of a transformer): removal then is not
-                exact, for what is left is normalised differently
-    epochs      of the search; None: as the task advises for tuning, from scratch as for training
-    factors     of the hypernetwork's embedding (mode paper)
-    """
-
-    mode: Mode = "exact"
-    pressure: Pressure | None = None
-    start: Start | None = None
-    latents: Latents | None = None
-    strength: float | None = None
-    cost_aware: bool | None = None
-    ramp: float = 0.7
-    compact: bool = True
-    mixed: bool = False
-    epochs: int | None = None
-    factors: int = 8
-
-    def __post_init__(self):
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value is not None and value not in get_args(choices):
-                raise unknown(name, str(value), get_args(choices))
-        ranges = {"ramp": (0.05, 1.0), "epochs": (1, math.inf), "factors": (1, math.inf)}
-        for name, (least_value, most) in ranges.items():
-            value = getattr(self, name)
-            if value is not None and not least_value <= value <= most:
-                raise UserError(f"{name} should lie in {least_value}..{most}, but is {value}.")
-        if self.strength is not None and not 0 < self.strength < math.inf:
-            raise UserError(f"strength should be above 0, but is {self.strength}; None follows the plan.")
-
-    def settled(self) -> "Config":
-        """The same with every None that depends on another option filled in."""
-        paper = self.mode == "paper"
-        start = self.start or ("scratch" if paper else "given")
-        strength = self.strength or (2e-4 if paper else None)
-        pressure = self.pressure or ("all" if strength else "least")
-        latents = self.latents or ("normal" if paper else "norms" if pressure == "all" else "ones")
-        aware = pressure == "least" if self.cost_aware is None else self.cost_aware
-        if pressure == "least" and strength:
-            raise UserError("pressure=least sets the strength itself; leave out strength and mode=paper.")
-        if not paper and start == "given" and latents == "normal":
-            raise UserError("latents=normal would divide given weights by numbers near zero; take norms.")
-        chosen = {"start": start, "latents": latents, "strength": strength, "pressure": pressure}
-        return replace(self, cost_aware=aware, **chosen)
-
-    def whole(self, graph: Graph) -> dict[str, str]:
-        """The axes that are left alone because removing their units would not be exact, and why."""
-        return {} if self.mixed or self.mode == "paper" else gates.ungateable(graph)
-
-    def select(
-        self,
-        graph: Graph,
-        scores: dict[str, Tensor],
-        budget: Budget,
-        within: dict[str, list[int]] | None = None,
-    ) -> dict[str, list[int]]:
-        """The keep, of the units in `within`; axes left alone count as frozen. Raises UserError as `settled` does."""
-        self.settled()  # before anything is trained
-        options = {field.name: getattr(self, field.name) for field in fields(Selection)}
-        options["freeze"] = (*self.freeze, *self.whole(graph))
-        return select(graph, scores, budget, within=within, **options)
 
 
 def learning_rate(optimizer: torch.optim.Optimizer, values: Tensor) -> float:
@@ -174,9 +103,10 @@ class DHP:
         self.check_every, self.horizon = max(1, steps // CHECKS), max(1, steps // HORIZON)
         self.noted = torch.linspace(0, len(self.owners) - 1, min(NOTED, len(self.owners))).long()
         # What follows is what changes: `state` and `restore`.
-        self.done, self.push, self.strength = 0, 1.0, config.strength or 0.0
+        self.done, self.push, self.amount, self.strength = 0, 1.0, 0.0, config.strength or 0.0
         self.moved = self.finished = False
         self.zero_checks = torch.zeros(len(self.owners), dtype=torch.long)
+        self.settled: list[bool] | None = None  # the units that will stay, if nothing else comes up
         self.keep: dict[str, list[int]] | None = None
         self.left_over = 0  # units in use that were cut to meet the budget
         self.records: list[dict] = []
@@ -216,7 +146,8 @@ class DHP:
             self.felt.lerp_(
                 torch.where(felt.isfinite().all(), felt, self.felt), FELT
             )  # else GradScaler skipped it
-            values.copy_(self.shrunk(values, lr * self.strength))
+            amount = lr * self.strength if self.config.strength else self.amount * (lr > 0)
+            values.copy_(self.shrunk(values, amount))
         values.mul_(self.stays)  # momentum would still move what is gone
         self.done, self.moved = self.done + 1, self.moved or lr > 0
         if self.keep is None and (self.done % self.check_every == 0 or self.done == self.steps):
@@ -334,21 +265,60 @@ class DHP:
         return self.done >= end or ratio <= self.target
 
     def follow(self, ratio: float, lr: float) -> None:
-        """Set the strength so that the units the plan has no room for are gone after a HORIZON of steps.
+        """Set the threshold so that the units the plan has no room for are gone after a HORIZON of steps.
 
         While the cost is above the plan the push grows, so that no gradient can hold the latents up for ever.
         """
         self.push = self.push * 1.1 if ratio > self.plan(self.done) else max(1.0, self.push / 1.1)
-        scores = self.scores() * self.staying()
+        scores, share = self.scores() * self.staying(), self.plan(self.done + self.horizon)
         if not scores.any():  # nothing is felt yet: all would leave
             return
-        least = self.units.at_share(scores, self.plan(self.done + self.horizon))
         if self.config.pressure == "all":
-            self.strength = self.push * least / (self.horizon * lr)
-            return
-        leaves = self.staying() & (scores <= least) & (self.least_size.cpu() == 0)
-        self.factor += (leaves * self.sizes() / self.horizon).to(self.stays.device)  # once leaving, for good
-        self.strength = self.push / lr
+            self.amount = self.push * self.units.at_share(scores, share) / self.horizon
+        else:
+            final = self.final(share)
+            least = self.units.at_share(scores.masked_fill(final, math.inf), share)
+            leaves = self.staying() & ~final & (scores <= least)
+            self.factor += (leaves * self.sizes() / self.horizon).to(
+                self.stays.device
+            )  # once leaving, for good
+            self.amount = self.push
+        self.strength = self.amount / lr
+
+    def final(self, share: float) -> Tensor:
+        """(N,) bool: the units that would stay if it were decided now, none of them leaving, in whole blocks.
+
+        Once the plan has come to the target, that is settled.
+        """
+        if self.settled is not None:
+            return torch.tensor(self.settled)
+        budget, price = self.budget, None
+        if isinstance(self.budget, Metered):  # as predicted: to measure is for the end
+            budget, price = Budget(**{self.budget.name: self.target}), self.units.price
+        for left in (self.whole_blocks(), self.staying()):  # rather odd widths than much less than the budget
+            final = self.among(self.chosen(budget, left, price))
+            if self.units.shares(final[None]).item() >= self.target - TOLERANCE:
+                break
+        if share <= self.target + 1e-9:
+            self.settled = final.tolist()
+        return final
+
+    def whole_blocks(self) -> Tensor:
+        """(N,) bool: of the units that stay, in axes that have lost some, so many of the best as make whole blocks."""
+        stays, ranks = self.staying(), self.units.ranks(self.scores() * self.staying())
+        for name, place in self.latents.places.items():
+            left, block = int(stays[place].sum()), self.blocks[name]
+            if block <= left < len(stays[place]):
+                stays[place] &= ranks[place] < left // block * block
+        return stays
+
+    def chosen(self, budget: Budget, left: Tensor, price: Price | None = None) -> dict[str, list[int]]:
+        """The keep of the best of the units (N,) bool that are left; those that are leaving come last."""
+        scores = self.scores() * self.staying()
+        ranked = {name: torch.ones(axis.size) for name, axis in self.graph.axes.items()}
+        ranked |= {name: scores[place] for name, place in self.latents.places.items()}
+        within = {n: left[place].nonzero().flatten().tolist() for n, place in self.latents.places.items()}
+        return self.config.select(self.graph, ranked, budget, within, price)
 
     def protect(self) -> None:
         """Let the best of each axis, as many as its floor, keep from zero; all press on others, unless at the floor."""
@@ -359,17 +329,20 @@ class DHP:
             self.factor = (self.costs * ~resting[self.units.owners]).to(self.stays.device)
 
     def decide(self) -> None:
-        """Choose what stays: the largest latents that fit the budget."""
+        """Choose what stays: the best of what is left that fit the budget."""
         if self.keep is not None:
             return
         if not self.moved:
             raise UserError(
                 f"no latent has moved in {self.done} steps: the learning rate has been 0, or step was not called."
             )
-        alive, ratio, scores = self.alive(), self.ratio(), self.scores()
-        ranked = {name: torch.ones(axis.size) for name, axis in self.graph.axes.items()}
-        ranked |= {name: scores[place] for name, place in self.latents.places.items()}
-        self.keep = self.config.select(self.graph, ranked, self.budget, within=self.compacted.kept)
+        alive, ratio = self.alive(), self.ratio()
+        left = alive
+        if self.config.pressure == "all" or ratio < self.target - TOLERANCE:  # what went last may come back
+            left = self.among({name: self.compacted.left(name).tolist() for name in self.latents.places})
+        if self.settled is not None and not isinstance(self.budget, Metered):
+            left = torch.tensor(self.settled)
+        self.keep = self.chosen(self.budget, left)
         self.left_over = int((alive & ~self.among(self.keep)).sum())
         if ratio > self.target + NEAR:
             warnings.warn(

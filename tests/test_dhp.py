@@ -84,7 +84,11 @@ def searched(budget, config=None, steps=60, optimizer=sgd, model=None, example=X
         loss.backward()
         optimizer.step()
         if search.keep is None:
-            search.were_left = {name: search.compacted.left(name).tolist() for name in search.latents.places}
+            alive = search.alive() & search.stays.bool()  # the optimiser may have moved what is gone
+            search.were_left = {
+                name: alive[place].nonzero().flatten().tolist()
+                for name, place in search.latents.places.items()
+            }
         search.step(optimizer)
         if each:
             each(search, optimizer)

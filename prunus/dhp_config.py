@@ -1,0 +1,97 @@
+"""The options of DHP, and what follows from them; see methods/dhp.py."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from prunus import gates
+from prunus.errors import UserError, unknown
+from prunus.graph import Graph
+from prunus.hypernetworks import Latents, Start
+from prunus.selection import Budget, Price, Selection, select
+
+Mode = Literal["exact", "paper"]
+Pressure = Literal["least", "all"]
+CHOICES = {"mode": Mode, "pressure": Pressure, "start": Start, "latents": Latents}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Selection):
+    """What they mean:
+
+    mode        exact: removing units changes nothing; paper: for reproduction. See above
+    pressure    least: on the latents the plan has no room for, those that the loss feels least for what their units
+                cost; all: on all latents alike, as in the paper. None: least, in mode paper all
+    start       given: from the weights the network has; scratch: drawn anew. None: given, in mode paper scratch
+    latents     ones; norms: in proportion to the norms of the units' weights; normal: N(0, 1). None: ones, with
+                pressure=all norms, in mode paper normal. The weights are divided by them, so that nothing changes
+    strength    of the soft threshold on all, which is the learning rate times this; None: the plan, in mode paper 2e-4
+    cost_aware  shrink latents, and rank them, in proportion to what their units cost. None: with pressure=least
+    ramp        share of the search in which the plan reaches the budget; the rest trains what is left
+    compact     cut units that are gone out of the weights during the search (mode exact, one process)
+    mixed       also prune axes over which a norm takes statistics (the stream of a transformer): removal then is not
+                exact, for what is left is normalised differently
+    epochs      of the search; None: as the task advises for tuning, from scratch as for training
+    factors     of the hypernetwork's embedding (mode paper)
+    """
+
+    mode: Mode = "exact"
+    pressure: Pressure | None = None
+    start: Start | None = None
+    latents: Latents | None = None
+    strength: float | None = None
+    cost_aware: bool | None = None
+    ramp: float = 0.7
+    compact: bool = True
+    mixed: bool = False
+    epochs: int | None = None
+    factors: int = 8
+
+    def __post_init__(self):
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in get_args(choices):
+                raise unknown(name, str(value), get_args(choices))
+        ranges = {"ramp": (0.05, 1.0), "epochs": (1, math.inf), "factors": (1, math.inf)}
+        for name, (least_value, most) in ranges.items():
+            value = getattr(self, name)
+            if value is not None and not least_value <= value <= most:
+                raise UserError(f"{name} should lie in {least_value}..{most}, but is {value}.")
+        if self.strength is not None and not 0 < self.strength < math.inf:
+            raise UserError(f"strength should be above 0, but is {self.strength}; None follows the plan.")
+
+    def settled(self) -> "Config":
+        """The same with every None that depends on another option filled in."""
+        paper = self.mode == "paper"
+        start = self.start or ("scratch" if paper else "given")
+        strength = self.strength or (2e-4 if paper else None)
+        pressure = self.pressure or ("all" if strength else "least")
+        latents = self.latents or ("normal" if paper else "norms" if pressure == "all" else "ones")
+        aware = pressure == "least" if self.cost_aware is None else self.cost_aware
+        if pressure == "least" and strength:
+            raise UserError("pressure=least sets the strength itself; leave out strength and mode=paper.")
+        if not paper and start == "given" and latents == "normal":
+            raise UserError("latents=normal would divide given weights by numbers near zero; take norms.")
+        chosen = {"start": start, "latents": latents, "strength": strength, "pressure": pressure}
+        return replace(self, cost_aware=aware, **chosen)
+
+    def whole(self, graph: Graph) -> dict[str, str]:
+        """The axes that are left alone because removing their units would not be exact, and why."""
+        return {} if self.mixed or self.mode == "paper" else gates.ungateable(graph)
+
+    def select(
+        self,
+        graph: Graph,
+        scores: dict[str, Tensor],
+        budget: Budget,
+        within: Mapping[str, Sequence[int]] | None = None,
+        price: Price | None = None,
+    ) -> dict[str, list[int]]:
+        """The keep, of the units in `within`; axes left alone count as frozen. Raises UserError as `settled` does."""
+        self.settled()  # before anything is trained
+        options = {field.name: getattr(self, field.name) for field in fields(Selection)}
+        options["freeze"] = (*self.freeze, *self.whole(graph))
+        return select(graph, scores, budget, within=within, price=price, **options)
