@@ -130,7 +130,8 @@ def run(
         weights: A .safetensors file, or a .pt of tensors, to fine-tune from.
         seed: Of weights, order and choices; the same seed gives the same numbers on the same CPU.
         resume: Go on with the run in --out; it must have been begun with the same settings.
-        dry_run: Show what would be removed from the model as it is, and stop; nothing is trained or written.
+        dry_run: Show what would be removed from the model as it is, and stop; nothing is trained or written. Methods
+            that find it by training or searching have nothing to show.
         base_epochs: How long the model is trained before pruning; 0 takes the weights as they are.
         base_lr: Highest learning rate before pruning.
         epochs: How long the pruned model is trained on.

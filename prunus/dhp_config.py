@@ -63,6 +63,13 @@ class Config(Selection):
         if self.strength is not None and not 0 < self.strength < math.inf:
             raise UserError(f"strength should be above 0, but is {self.strength}; None follows the plan.")
 
+    def at_once(self) -> "Config":
+        """There is none: what goes is found by training."""
+        raise UserError(
+            "dhp finds what goes by training, so there is nothing to show before. See what can go at all with "
+            "`prunus inspect`, or preview another method, such as --method taylor."
+        )
+
     def settled(self) -> "Config":
         """The same with every None that depends on another option filled in."""
         paper = self.mode == "paper"

@@ -11,6 +11,7 @@ import importlib
 import io
 import keyword
 import pkgutil
+import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
 
@@ -105,7 +106,9 @@ def fields(config_class: type, prefix: str = "") -> Iterator[tuple[str, object]]
 
 
 def words(hint: object) -> str:
-    """A field's type in words: `int`, `l1 | l2`, `float | None`."""
+    """A field's type in words: `int`, `l1 | l2`, `float | None`, `ones | norms | None`."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join("None" if part is type(None) else words(part) for part in typing.get_args(hint))
     if typing.get_origin(hint) is typing.Literal:
         return " | ".join(map(str, typing.get_args(hint)))
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)

@@ -122,7 +122,7 @@ def preview(
     with tempfile.TemporaryDirectory() as folder:
         run = Run(folder, asdict(settings), progress=progress)
         work = prepared(run, model, example, data, budget, settings)
-        if work.method.limit is Sparsity:
+        if hasattr(work.config, "at_once"):
             work = replace(work, config=work.config.at_once())
         return work.graph(), work.choice(work.fresh())
 

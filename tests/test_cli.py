@@ -4,6 +4,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -119,6 +120,14 @@ def test_dry_run_shows_the_plan_and_writes_nothing(capsys, tmp_path):
     arguments = ["--model", "zoo:digits_resnet", "--data", "digits", "--method", "magnitude", "--dry-run"]
     assert "macs" in said(capsys, "run", *arguments, "--out", str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["dhp", "metapruning"])
+def test_a_dry_run_of_a_method_that_searches_says_what_to_do_instead(capsys, method):
+    arguments = ["--model", "zoo:digits_resnet", "--data", "digits", "--out", "unused", "--method", method]
+    assert cli.main(["run", *arguments, "--dry-run"]) == 2
+    assert "nothing to show before" in capsys.readouterr().err
+    assert not Path("unused").exists()
 
 
 def test_dry_run_shows_the_survivors_of_each_layer(capsys, tmp_path):

@@ -162,6 +162,13 @@ class Config(Selection):
             if value is not None and value < 1:
                 raise UserError(f"{name} should be 1 at least, but is {value}.")
 
+    def at_once(self) -> "Config":
+        """There is none: what goes is found by the search."""
+        raise UserError(
+            "metapruning finds what goes by a search, so there is nothing to show before. See what can go at all with "
+            "`prunus inspect`, or preview another method, such as --method taylor."
+        )
+
     def settled(self) -> "Config":
         """The same with every None that depends on another option filled in. Raises UserError if options conflict."""
         hypernet = self.weights == "hypernet"
