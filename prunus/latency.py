@@ -26,7 +26,7 @@ from prunus.errors import BudgetError, UserError
 from prunus.graph import Graph, Keep
 from prunus.optables import Table
 from prunus.optimes import Runtime
-from prunus.predictor import SECONDS, Predictor, first_units, measured_data, program
+from prunus.predictor import SECONDS, Predictor, first_units, measured_data, program, shares
 from prunus.predictor import tables as tables
 from prunus.progress import silent
 from prunus.runtimes import Call
@@ -161,6 +161,7 @@ class Meter:
                 elif limit - share <= NEAR or not is_new:
                     if best := self._best(proposed, budget):
                         return proposed[best], self._told(self._known[best])
+                    caution *= CAUTION
         raise BudgetError(
             f"{budget}: none of {len(proposed)} networks that were tried held it for sure, the fastest took "
             f"{min(self._known[widths].share for widths in proposed):.3f} of the original's time. Times differ too "
@@ -168,12 +169,16 @@ class Meter:
         )
 
     def _best(self, proposed: Iterable[tuple[int, ...]], budget: Budget) -> tuple[int, ...] | None:
-        """The widest that holds; all race once more, for of several that hold by chance it would be the widest."""
-        found = {widths: self._known[widths] for widths in proposed}
-        self._race(found.values())
-        limit = self._limit(budget)
-        holding = [widths for widths, each in found.items() if each.share <= limit]
-        return max(holding, key=lambda widths: found[widths].predicted, default=None)
+        """The widest that holds, and does so again in a race of its own: of several, the widest that holds is often
+        one that was lucky."""
+        by_width = sorted(proposed, key=lambda widths: self._known[widths].predicted, reverse=True)
+        for widths in by_width:
+            found = self._known[widths]
+            if found.share <= self._limit(budget):
+                again = self._race([found])
+                if max([found.share, *again]) <= self._limit(budget):
+                    return widths
+        return None
 
     def _limit(self, budget: Budget) -> float:
         """As a share of the original's time."""
@@ -228,14 +233,15 @@ class Meter:
             self._race([self._known[widths]])
         return self._known[widths]
 
-    def _race(self, others: Iterable[_Measured]) -> None:
-        """One race of the original and others."""
+    def _race(self, others: Iterable[_Measured]) -> list[float]:
+        """One race of the original and others; the shares in it alone."""
         others = [each for each in others if each.call]
         calls = [self._original, *(each.call for each in others)]
         rounds = self.runtime.race(calls, self.race_s, lambda done: None)
         self._original_ms += rounds[0]
         for each, times in zip(others, rounds[1:], strict=True):
             each.rounds += [a / b for a, b in zip(times, rounds[0], strict=True)]
+        return shares(rounds)
 
     @cached_property
     def _original(self) -> Call:
