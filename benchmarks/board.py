@@ -1,14 +1,23 @@
-"""What boards share: rows kept in a file after every run, so that a killed board goes on where it was."""
+"""What boards share: rows kept in a file after every run, so that a killed board goes on where it was; one trained
+network that all arms begin with; what is measured once units are gone."""
 
 import json
 import os
 import platform
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import prunus
+from prunus import zoo
+from prunus.data import Data
 from prunus.files import write_json
+from prunus.models import load_weights
+from prunus.recover import recover, renew_norms, renewing_batches
+from prunus.tasks.classification import Classification
+from prunus.train import fit
 
 
 class Board:
@@ -39,3 +48,26 @@ class Board:
             self.path, {"setup": self.setup, "versions": versions, "machine": machine, "rows": self.rows}
         )
         print(json.dumps(row), flush=True)
+
+
+def tuned(network: str, weights: str, data: Data, epochs: int, folder: Path) -> nn.Module:
+    """A network of the zoo with weights from a file, tuned to the data; once, then read from `folder`."""
+    base = zoo.build(network, data.classes, tuple(data.example.shape[1:]))
+    load_weights(base, weights)
+    task = Classification(base, data)
+    fit(base, task, replace(task.recipe("tune"), epochs=epochs), folder=folder)
+    return base
+
+
+def recovered(small: nn.Module, data: Data, epochs: int, teacher: nn.Module | None, seed: int) -> dict:
+    """Recover `small` in place. Accuracy on test as it is, with its norms renewed, and after the last epoch."""
+    task = Classification(small, data)
+
+    def tested() -> float:
+        return task.evaluate(small, data.test)["accuracy"]
+
+    row = {"after": tested()}
+    renew_norms(small, renewing_batches(data.train, seed))
+    row["renewed"] = tested()
+    recover(small, task, replace(task.recipe("recover"), epochs=epochs), teacher=teacher, seed=seed)
+    return row | {"recovered": tested()}

@@ -19,14 +19,13 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from board import Board
+from board import Board, recovered, tuned
 
 import prunus
-from prunus import registry, zoo
+from prunus import registry
 from prunus.data import load_data
 from prunus.methods.dhp import DHP, Beside, Config
-from prunus.models import load_weights
-from prunus.recover import recover, renew_norms, renewing_batches
+from prunus.recover import renew_norms
 from prunus.runfolder import Run
 from prunus.tasks.classification import Classification
 from prunus.train import fit
@@ -98,13 +97,9 @@ def run_arm(arm: str, base, data, asked: argparse.Namespace, seed: int) -> dict:
         row["warned"], graph, keep = bool(said), search.graph, search.keep
         if scratch:
             teacher, epochs = None, asked.search_epochs + asked.epochs - len(history)
-    row |= {"after": tested(small), "share": prunus.macs(graph, keep) / prunus.macs(graph)}
-    renew_norms(small, renewing_batches(data.train, seed))
-    row["renewed"] = tested(small)
-    recipe = replace(task.recipe("recover"), epochs=epochs)
-    recover(small, Classification(small, data), recipe, teacher=teacher, seed=seed)
-    row |= {"recovered": tested(small), "seconds": time.perf_counter() - start}
-    return row | {"widths": graph.widths(keep)}
+    row |= {"share": prunus.macs(graph, keep) / prunus.macs(graph)}
+    row |= recovered(small, data, epochs, teacher, seed)
+    return row | {"seconds": time.perf_counter() - start, "widths": graph.widths(keep)}
 
 
 def kept(search: DHP, name: str) -> torch.Tensor:
@@ -135,12 +130,8 @@ def main() -> None:
     names = ("network", "budget", "base_epochs", "search_epochs", "epochs", "round_to", "threads")
     board = Board(out, {name: getattr(asked, name) for name in names})
     data = load_data(asked.data, seed=0)
-    base = zoo.build(asked.network, data.classes, tuple(data.example.shape[1:]))
-    load_weights(base, asked.weights)
+    base = tuned(asked.network, asked.weights, data, asked.base_epochs, Path(asked.folder) / "base")
     task = Classification(base, data)
-    fit(
-        base, task, replace(task.recipe("tune"), epochs=asked.base_epochs), folder=Path(asked.folder) / "base"
-    )
     if not board.has(arm="base"):
         row = {"arm": "base", "recovered": task.evaluate(base, data.test)["accuracy"]}
         for name, augment in (("renewed", True), ("renewed_as_they_are", False)):
