@@ -11,7 +11,7 @@ from prunus import gates
 from prunus.errors import UserError, unknown
 from prunus.graph import Graph
 from prunus.hypernetworks import Latents, Start
-from prunus.selection import Budget, Price, Selection, select
+from prunus.selection import Budget, Price, Selection, Unreachable, select
 
 Mode = Literal["exact", "paper"]
 Pressure = Literal["least", "all"]
@@ -97,8 +97,18 @@ class Config(Selection):
         within: Mapping[str, Sequence[int]] | None = None,
         price: Price | None = None,
     ) -> dict[str, list[int]]:
-        """The keep, of the units in `within`; axes left alone count as frozen. Raises UserError as `settled` does."""
+        """The keep, of the units in `within`; axes left alone count as frozen.
+
+        Raises UserError as `settled` does, Unreachable if the budget cannot be met.
+        """
         self.settled()  # before anything is trained
         options = {field.name: getattr(self, field.name) for field in fields(Selection)}
-        options["freeze"] = (*self.freeze, *self.whole(graph))
-        return select(graph, scores, budget, within=within, price=price, **options)
+        whole = self.whole(graph)
+        options["freeze"] = (*self.freeze, *whole)
+        try:
+            return select(graph, scores, budget, within=within, price=price, **options)
+        except Unreachable as error:
+            if whole:
+                name, why = next(iter(whole.items()))
+                error.args = (f"{error} dhp leaves {name} whole, for {why}; mixed=True takes such axes, too.",)
+            raise

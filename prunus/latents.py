@@ -376,15 +376,20 @@ class DHP:
             found[place][keep[name]] = True
         return found
 
+    def identity(self) -> str:
+        """What a state has to agree in with the search that goes on from it."""
+        return f"{len(self.owners)} latents, {self.steps} steps, {self.budget}"
+
     def state(self) -> dict:
         """All that changes beside the model's tensors, as plain JSON."""
         found = {name: getattr(self, name) for name in CHANGES} | {"kept": self.compacted.kept}
+        found["of"] = self.identity()
         return found | {name: getattr(self, name).tolist() for name in (*ON_DEVICE, "zero_checks")}
 
     def restore(self, state: dict) -> None:
         """Go to where `state` stands: a model as at first is cut, not filled. Raises UserError if it does not fit."""
-        if len(state["felt"]) != len(self.felt):
-            raise UserError(f"a state of {len(state['felt'])} latents does not fit one of {len(self.felt)}.")
+        if state["of"] != self.identity():
+            raise UserError(f"a state of {state['of']} does not fit a search of {self.identity()}.")
         for name in CHANGES:
             setattr(self, name, state[name])
         for name in ON_DEVICE:

@@ -778,9 +778,17 @@ def test_the_state_of_another_networks_search_is_refused():
     state = DHP(small(), X, Budget(macs=0.5), steps=60).state()
     other = DHP(*build("concat"), Budget(macs=0.5), steps=60)
     before = other.state()
-    with pytest.raises(UserError, match="a state of 60 latents does not fit"):
+    with pytest.raises(UserError, match="a state of 60 latents, .* does not fit"):
         other.restore(state)
     assert other.state() == before
+
+
+@pytest.mark.parametrize("asked", [{"budget": Budget(macs=0.6)}, {"steps": 61}])
+def test_the_state_of_a_search_for_something_else_is_refused(asked):
+    state = DHP(small(), X, Budget(macs=0.5), steps=60).state()
+    other = DHP(small(), X, **({"budget": Budget(macs=0.5), "steps": 60} | asked))
+    with pytest.raises(UserError, match=r"0.5 of before does not fit .*(0.6 of before|61 steps)"):
+        other.restore(state)
 
 
 def test_a_learning_rate_that_is_always_zero_is_refused():
@@ -905,6 +913,12 @@ def test_where_no_axis_can_go_exactly_the_reasons_are_named():
     assert untouched(model)
     with pytest.raises(UserError, match=r"can prune no axis .*frozen"):
         DHP(small(), X, Budget(macs=0.9), steps=10, config=Config(freeze=("*",)))
+
+
+def test_axes_left_whole_are_named_where_they_keep_a_budget_from_being_met():
+    model, example = build("attention")
+    with pytest.raises(BudgetError, match=r"leaves \w+ whole, for .* takes statistics over it; mixed=True"):
+        DHP(model, example, Budget(macs=0.05), steps=50)
 
 
 @pytest.mark.parametrize("mixed", [False, True])
