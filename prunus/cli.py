@@ -6,7 +6,8 @@ Exit status: 0 done, 2 something given is wrong (UserError), 1 anything else. A 
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from inspect import getdoc
 from pathlib import Path
 from typing import Annotated
@@ -305,7 +306,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         # Called by itself, so that its help can hold the examples, which tyro takes for a section to leave out.
         told = getdoc(command).partition("\nArgs:")[0]
-        tyro.cli(command, prog=f"prunus {arguments[0]}", description=told, args=arguments[1:], config=config)
+        with warnings.catch_warnings():
+            warnings.showwarning = plainly(warnings.showwarning)
+            tyro.cli(
+                command, prog=f"prunus {arguments[0]}", description=told, args=arguments[1:], config=config
+            )
     except KeyboardInterrupt:
         return complain("stopped. The same command with --resume goes on.", 130, debug)
     except PrunusError as error:
@@ -319,6 +324,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if torch.distributed.is_initialized():  # else its threads may abort a process that ends well
             torch.distributed.destroy_process_group()
     return 0
+
+
+def plainly(show: Callable) -> Callable:
+    """How a warning is shown: ours in a sentence, all others by `show`, with the line of code they come from."""
+
+    def shown(message, category, filename, *more) -> None:
+        if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent):
+            ERR.print(f"warning: {message}", markup=False, soft_wrap=True)
+        else:
+            show(message, category, filename, *more)
+
+    return shown
 
 
 def complain(text: str, status: int, debug: bool) -> int:

@@ -4,6 +4,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,19 @@ def test_the_demo_ends_well(capsys, tmp_path):
     assert "Proved" in text
     assert result["after"]["macs"] <= 0.5 * result["before"]["macs"]
     assert result["after"]["accuracy"] > 0.95
+
+
+def test_warnings_of_ours_are_a_sentence_and_others_say_where_they_come_from(capsys, monkeypatch):
+    def command() -> None:
+        """Warns."""
+        warnings.warn_explicit(
+            "too few epochs", UserWarning, str(Path(cli.__file__).with_name("latents.py")), 7
+        )
+        warnings.warn_explicit("this is old", FutureWarning, "elsewhere.py", 7)
+
+    monkeypatch.setitem(cli.COMMANDS, "warns", command)
+    with warnings.catch_warnings(record=True) as others:
+        warnings.simplefilter("always")
+        assert cli.main(["warns"]) == 0
+    assert capsys.readouterr().err == "warning: too few epochs\n"
+    assert [(str(each.message), each.filename) for each in others] == [("this is old", "elsewhere.py")]
