@@ -222,9 +222,27 @@ class Config(Selection):
         return Space(graph, **{name: getattr(self, name) for name in names})
 
 
-def prune(task, budget: Budget, config: Config, run) -> Pruned:
-    """Get weights for all networks, search, and keep the winner's units."""
-    config = config.settled()
+@dataclass(frozen=True)
+class Ready:
+    """What a search begins with. ranks: scores of the units, order: the best of each axis first; None: as they stand.
+    measured: see `search`. history: of the supernet's training, if there was one."""
+
+    space: Space
+    room: Room
+    measured: Callable[[dict[str, int]], float] | None
+    parts: Parts
+    ranks: dict[str, Tensor] | None
+    order: Orders | None
+    provider: Inherit | Supernet
+    maker: Maker
+    history: list[dict]
+
+
+def ready(task, budget: Budget, config: Config, run) -> Ready:
+    """Weights for all networks of a room, trained if they have to be, and what networks are tried on.
+
+    config: settled. Raises BudgetError if no network is within the budget.
+    """
     graph = trace(task.model, task.example)
     space, parts = config.space(graph), parted(task.data.train, config.images, run.seed)
     ranks = unit_scores(task, graph, parts, config, run)
@@ -235,28 +253,36 @@ def prune(task, budget: Budget, config: Config, run) -> Pruned:
     history = []
     if config.weights == "inherit":
         provider = Inherit(task.model, space, order)
+        maker = Maker(provider.network, calibration, renew)
     else:
         provider = supernet(task, room, order, config, run.seed)
-        ready = Maker(provider.network, calibration, renew)
-        history = trained(provider, Together(task, parts.train, ready), config, run)
-    maker = Maker(provider.network, calibration, renew)
+        maker = Maker(provider.network, calibration, renew)
+        history = trained(provider, Together(task, parts.train, maker), config, run)
+    return Ready(space, room, measured, parts, ranks, order, provider, maker, history)
+
+
+def prune(task, budget: Budget, config: Config, run) -> Pruned:
+    """Get weights for all networks, search, and keep the winner's units."""
+    config = config.settled()
+    at = ready(task, budget, config, run)
+    space, maker, parts = at.space, at.maker, at.parts
     found = search(
         space,
         budget,
         tried_on(task, maker, parts.search),
         how=config.strategy(),
         seed=run.seed,
-        seeds=alone(graph, ranks, budget, room.price, config),
+        seeds=alone(space.graph, at.ranks, budget, at.room.price, config),
         strict_paper=config.strict_paper,
-        price=room.price,
+        price=at.room.price,
         chunks=() if config.strict_paper else CHUNKS,
         confirm=None if config.strict_paper else tried_on(task, maker, parts.confirm),
         top=config.top,
-        measured=measured,
+        measured=at.measured,
         journal=run.folder("prune") / "search.jsonl",
         settings={
-            "weights": tensors_hash(provider.tensors()),
-            "pictures": labels_hash(parts.search, parts.confirm, calibration.split),
+            "weights": tensors_hash(at.provider.tensors()),
+            "pictures": labels_hash(parts.search, parts.confirm, maker.calibration.split),
             "data": task.data.name,
             "config": asdict(config),
         },
@@ -264,10 +290,11 @@ def prune(task, budget: Budget, config: Config, run) -> Pruned:
         progress=run.progress,
     )
     searched.note(found, run)
+    keep = at.provider.keep(found.winner.widths)
     return Pruned(
-        keep=provider.keep(found.winner.widths),
-        weights=handed_on(task, space, provider.keep(found.winner.widths), maker, found, config, run.seed),
-        charts=[*searched.learned(history, task.metric), *searched.drawn(found, budget, space)],
+        keep=keep,
+        weights=handed_on(task, space, keep, maker, found, config, run.seed),
+        charts=[*searched.learned(at.history, task.metric), *searched.drawn(found, budget, space)],
     )
 
 
