@@ -57,8 +57,9 @@ def renew_norms(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> N
 
     def watch(norm: _BatchNorm, args: tuple[Tensor]) -> None:
         x = args[0].transpose(0, 1).flatten(1).float()
-        variance, mean = (t.double() for t in torch.var_mean(x, 1, correction=0))
-        pooled[norm] = pool(pooled.get(norm), (x.shape[1], mean, variance * x.shape[1]))
+        mean = x.mean(1, keepdim=True)
+        variance = (x - mean).square_().mean(1).double()  # torch.var takes four times as long
+        pooled[norm] = pool(pooled.get(norm), (x.shape[1], mean[:, 0].double(), variance * x.shape[1]))
 
     with batch_statistics(model, norms), ExitStack() as hooks:
         for norm in norms:
