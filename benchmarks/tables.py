@@ -4,6 +4,8 @@ import json
 import statistics
 from pathlib import Path
 
+from scipy.stats import kendalltau
+
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "benchmarks.md"
 
@@ -298,6 +300,112 @@ was measured in turns with the original when it was kept, and measured again aft
 
 {table(head, rows)}
 """
+
+
+META_ARMS = {
+    "uniform": "uniform widths",
+    "l1-global": "L1 of all units together",
+    "random": "random search, the base's weights",
+    "inherit": "evolution, the base's weights",
+    "greedy": "greedy, the base's weights",
+    "shared": "evolution, shared weights",
+    "residual": "evolution, shared weights and a hypernetwork",
+    "hypernet": "evolution, the paper's hypernetwork",
+    "milliseconds": "evolution, the base's weights, milliseconds",
+}
+META_SCORES = {
+    "inherit": "the base's weights",
+    "shared": "shared",
+    "residual": "shared and a hypernetwork",
+    "hypernet": "the paper's hypernetwork",
+    "params": "parameters",
+    "macs": "multiply-adds",
+}
+
+
+def metapruning() -> str:
+    result = read("metapruning_resnet20")
+    setup = result["setup"]
+    of = {arm: [row for row in result["rows"] if row["arm"] == arm] for arm in (*META_ARMS, "base", "drawn")}
+    lines = [
+        [words, *searching(row), f"{100 * row['renewed']:.1f}", f"{100 * row['recovered']:.1f}", share(row)]
+        for arm, words in META_ARMS.items()
+        for row in of[arm]
+    ]
+    head = ["", "training, s", "search, s", "networks (dropped)", "pictures"]
+    head += ["search: winner", "uniform", "confirmed: winner", "uniform"]
+    head += ["norms renewed", "recovered", "multiply-adds"]
+    truth = {row["number"]: row["recovered"] for row in result["rows"] if row["arm"] == "truths"}
+    values = {name: [row["scores"].get(name, row.get(name)) for row in of["drawn"]] for name in META_SCORES}
+    known = [index for index, row in enumerate(of["drawn"]) if row["number"] in truth]
+    final = [truth[of["drawn"][index]["number"]] for index in known]
+    agreement = [
+        [
+            words,
+            *("" if other == name else f"{tau(values[name], values[other]):.2f}" for other in META_SCORES),
+            f"{tau([values[name][index] for index in known], final):.2f}",
+        ]
+        for name, words in META_SCORES.items()
+    ]
+    epochs = {name: options.get("epochs") for name, options in setup["searches"].items()}
+    return f"""## MetaPruning
+
+ResNet-20, CIFAR-10 (JPEG), {setup["budget"]}, widths in multiples of {setup["round_to"]}, one seed
+(`python benchmarks/metapruning.py`). Widths alone are compared: every arm ends as the base's own units (Taylor's best of
+each axis) at the widths it found, with {setup["epochs"]} epochs of recovery, taught by the base, which has
+{100 * of["base"][0]["recovered"]:.1f} %. Searches look at {setup["generations"]} x {setup["population"]} networks with
+{setup["calibration"]} pictures for the norms and {setup["images"]} for the score; the paper looks at 1000 networks with
+150,000. Shared weights were trained on for {epochs["shared"]} epoch of sandwiches, alone and with what a hypernetwork
+adds; the paper's hypernetwork for {epochs["hypernet"]} epochs from scratch, one random network a step (the paper: a quarter
+of a training). Scores, in %, of the winner and the uniform network are on the pictures searched on and on those kept to
+confirm, each with the search's own weights, so columns are not to be compared down. Norms renewed and recovered (last
+epoch): accuracy in % on the test set, which no choice was made on. Pictures: forward passes of the search. One thread
+on a machine that did other work, so seconds are rough.
+
+{table(head, lines)}
+
+{milliseconds(of["milliseconds"][0], setup["latency"])}
+How far scores agree: Kendall's tau over {len(of["drawn"])} random networks at the budget, with the parameters and
+multiply-adds as controls; last column: with the accuracy on test after an epoch of recovery, {len(known)} of them.
+
+{table(["", *META_SCORES.values(), "recovered"], agreement)}
+
+{META_READING}"""
+
+
+def searching(row: dict) -> list[str]:
+    """What a search cost and said, if there was one."""
+    if "networks" not in row:
+        return [""] * 8
+    seconds = row["seconds"]
+    scores = [row["scores"][on][of] for on in ("search", "confirm") for of in ("winner", "uniform")]
+    return [
+        f"{seconds['training']:.0f}",
+        f"{seconds['searching']:.0f}",
+        f"{row['networks']} ({row['dropped']})",
+        f"{row['pictures'] / 1e3:.0f} k",
+        *("-" if score is None else f"{100 * score:.1f}" for score in scores),
+    ]
+
+
+def share(row: dict) -> str:
+    return f"{100 * row['share']:.1f} %"
+
+
+def tau(a: list[float], b: list[float]) -> float:
+    return kendalltau(a, b).statistic
+
+
+def milliseconds(row: dict, limit: float) -> str:
+    found = row["figures"]
+    shares = [found[key] / found["original_ms"] for key in ("predicted_ms", "measured_ms")]
+    return f"""Milliseconds: at most {limit} of the base's {found["original_ms"]:.2f} ms were asked for, one picture in torch.
+The winner was predicted to take {shares[0]:.3f} of it, measured at {shares[1]:.3f} when it was chosen, and, measured again
+in a race of its own, at {row["again"]:.3f}; {found["measured"]} networks were measured.
+"""
+
+
+META_READING = """"""
 
 
 OVERHEAD = {
