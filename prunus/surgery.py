@@ -22,7 +22,7 @@ from prunus import axes, skeleton, tracer
 from prunus.errors import PruningError, UserError, unknown
 from prunus.follow import set_attributes
 from prunus.graph import Graph, Keep
-from prunus.weights import checked_tensors, clone, differences, effective, masked, resized, sliced
+from prunus.weights import checked_tensors, clone, cut, differences, effective, masked, resized, sliced
 
 # Relative errors allowed. Lower precisions are for devices and models that cannot compute in double.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -64,14 +64,14 @@ def crop(
             raise UserError(
                 f"weights[{name!r}] should be {tuple(tensors[name].shape)}, is {tuple(tensor.shape)}."
             )
-    cut = {n: sliced(weights.get(n, t), graph.layouts[n], keep) for n, t in tensors.items()}
-    cut |= {n: t.clone() for n, t in cut.items() if n not in graph.parameters}  # the call may write to them
+    part = cut({**tensors, **weights}, graph, keep)
+    part |= {n: t.clone() for n, t in part.items() if n not in graph.parameters}  # the call may write to them
     bare = skeleton.skeleton(model)
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in bare.named_modules():
         module.training = modes[name]
     set_attributes(bare, graph.attributes, graph.widths(keep))
-    return torch.func.functional_call(bare, cut, args, kwargs)
+    return torch.func.functional_call(bare, part, args, kwargs)
 
 
 def shrink(model: nn.Module, graph: Graph, keep: Keep, *, verify: str = "on") -> nn.Module:
@@ -143,8 +143,9 @@ def verify(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module | None =
 
 
 def _check_weights(graph: Graph, keep: Keep, tensors: dict, small: dict) -> None:
+    places: dict = {}
     for name, tensor in tensors.items():
-        expected = sliced(tensor, graph.layouts[name], keep)
+        expected = sliced(tensor, graph.layouts[name], keep, places)
         parametrised = not isinstance(tensor, nn.Parameter) and name in graph.parameters
         same = torch.allclose if parametrised else torch.equal
         if (

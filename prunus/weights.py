@@ -18,13 +18,31 @@ from prunus.errors import FileError
 from prunus.follow import set_attributes
 from prunus.graph import Graph, Keep
 
+Places = dict[tuple[axes.Layout, torch.device], torch.Tensor | None]  # None: everything stays
 
-def sliced(tensor: torch.Tensor, layouts: list[axes.Layout], keep: Keep) -> torch.Tensor:
-    """The part of a parameter or buffer that stays; differentiable. Untouched ones are returned as they are."""
+
+def sliced(
+    tensor: torch.Tensor, layouts: list[axes.Layout], keep: Keep, places: Places | None = None
+) -> torch.Tensor:
+    """The part of a parameter or buffer that stays; differentiable. Untouched ones are returned as they are.
+
+    places: indices found for other tensors under the same keep; what is found here is added.
+    """
+    places = {} if places is None else places
     for dim, layout in enumerate(layouts):
-        if any(axis.name in keep for axis in axes.leaves(layout)):
-            tensor = tensor.index_select(dim, axes.positions(layout, keep).to(tensor.device))
+        key = axes.normal(layout), tensor.device
+        if key not in places:
+            cuts = any(axis.name in keep for axis in axes.leaves(layout))
+            places[key] = axes.positions(layout, keep).to(tensor.device) if cuts else None
+        if places[key] is not None:
+            tensor = tensor.index_select(dim, places[key])
     return tensor
+
+
+def cut(tensors: Mapping[str, torch.Tensor], graph: Graph, keep: Keep) -> dict[str, torch.Tensor]:
+    """The part of each of a model's tensors that stays; the indices of an axis are found once for all of them."""
+    places: Places = {}
+    return {name: sliced(tensor, graph.layouts[name], keep, places) for name, tensor in tensors.items()}
 
 
 def zeroed(tensor: torch.Tensor, layouts: list[axes.Layout], keep: Keep) -> torch.Tensor:
@@ -163,8 +181,7 @@ def masked(tensors: dict[str, torch.Tensor], graph: Graph, keep: Keep) -> dict[s
 
 def resized(model: nn.Module, graph: Graph, keep: Keep, tensors: dict[str, torch.Tensor]) -> nn.Module:
     """`model` shrunk, its weights cut from `tensors`; the integers in its modules follow."""
-    kept = {name: torch.tensor(indices) for name, indices in keep.items()}  # once, not for every tensor
-    small = clone(model, {n: sliced(t, graph.layouts[n], kept) for n, t in tensors.items()})
+    small = clone(model, cut(tensors, graph, keep))
     set_attributes(small, graph.attributes, graph.widths(keep))
     describe(model, small)
     return small
