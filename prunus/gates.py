@@ -26,6 +26,8 @@ from prunus.errors import UserError, unknown
 from prunus.graph import Graph, Keep
 from prunus.rules import CONSUMES, PRODUCES, Op, Tag
 
+ACT = (PRODUCES, CONSUMES)  # the roles of the dimensions that gates act on, if nothing else is said
+
 # A zero in a weight is a zero in what they make of it.
 MOVES = {
     *(
@@ -55,11 +57,13 @@ class Place(NamedTuple):
 class Gates(nn.Module):
     """The gates of the units of some axes: `values` (N,), axis after axis; all one at first.
 
-    Of float32, and float64 where the weights are: many small steps have to add up."""
+    Of float32, and float64 where the weights are: many small steps have to add up.
+    roles: they act on the dimensions of parameters that have one of these (see `Graph.role`)."""
 
-    def __init__(self, graph: Graph, names: Collection[str]):
+    def __init__(self, graph: Graph, names: Collection[str], roles: Collection[str] = ACT):
         super().__init__()
         self.places: dict[str, slice] = {}
+        self.roles = tuple(roles)
         start = 0
         for name in names:
             if name not in graph.axes:
@@ -71,6 +75,11 @@ class Gates(nn.Module):
     def of(self, axis: str) -> Tensor:
         """(size,): the gates of one axis, a view."""
         return self.values[self.places[axis]]
+
+    def give(self, values: Tensor) -> None:
+        """From here on the gates are `values` (N,), which are made elsewhere, and no parameter of the model."""
+        self._parameters.pop("values", None)
+        self.values = values
 
     def owners(self) -> Tensor:
         """(N,): the place in `places` of the axis each gate belongs to."""
@@ -119,19 +128,21 @@ def attach(
     *,
     values: Mapping[str, Tensor] | None = None,
     step: Callable[[str, Gates, torch.Size, list[Place]], Gate] | None = None,
+    roles: Collection[str] = ACT,
 ) -> Gates:
     """Let every weight of `model` that writes to or reads from the axes `names` act through their gates, in place.
 
     The network stays the same function: weights are divided by their gates. The gates become parameters of the
     model: an optimiser made after this has them.
     values: axis -> (size,), gates to begin with, none of them zero; one where not given. step: makes what stands
-    behind a weight, of a subclass of Gate, from the weight's name, the gates, its shape and its places.
+    behind a weight, of a subclass of Gate, from the weight's name, the gates, its shape and its places. roles: see
+    `Gates`; ("consumes",): only weights that read.
     Raises UserError if there is nothing to gate, gates are there already, or a weight stands behind a parametrisation
     that undoes the division (spectral_norm); then nothing is changed.
     """
     if any(isinstance(module, Gates) for module in model.modules()):
         raise UserError("this model has gates already; finish with those first.")
-    gates = Gates(graph, names)
+    gates = Gates(graph, names, roles)
     if not len(gates.values):
         raise UserError("no axis was named, so there is nothing to gate.")
     own = next(model.parameters())
@@ -190,11 +201,11 @@ def replace_places(model: nn.Module, graph: Graph, keep: Keep) -> None:
 def places_of(graph: Graph, gates: Gates, name: str, keep: Keep) -> list[Place]:
     """Where the gates of a parameter's dimensions stand when the model is cut to `keep`.
 
-    Only dimensions that write or read: not biases, nor the scales of norms.
+    Only dimensions of the roles that the gates act on: else not biases, nor the scales of norms.
     """
     found = []
     for dim, layout in enumerate(graph.layouts[name] if name in graph.parameters else ()):
-        if graph.role(name, dim) in (PRODUCES, CONSUMES):
+        if graph.role(name, dim) in gates.roles:
             kept = axes.positions(layout, keep)
             for index in _indices(gates, layout):
                 all_gated = bool((index[kept] < len(gates.values)).all())
@@ -226,10 +237,11 @@ def _indices(gates: Gates, layout: Layout) -> list[Tensor]:
 
 
 # --------------------------------------------------------------------------------- where it is exact
-def ungateable(graph: Graph) -> dict[str, str]:
+def ungateable(graph: Graph, roles: Collection[str] = ACT) -> dict[str, str]:
     """The axes of which a unit with a zero gate still counts for something, and why: axis -> reason.
 
     A norm or softmax takes statistics over them, or activations are multiplied along them (queries by keys).
+    roles: see `Gates`.
     """
     found: dict[str, str] = {}
     weights = {tag: name for tag, name in graph.tensors.items() if name in graph.parameters}
@@ -241,17 +253,17 @@ def ungateable(graph: Graph) -> dict[str, str]:
             for axis in _mixed(op):
                 found.setdefault(axis.name, f"{op} takes statistics over it")
         elif op.contracts:
-            gated = {axis for tag in inputs if tag in weights for axis in _gated(graph, weights[tag])}
+            gated = {axis for tag in inputs if tag in weights for axis in _gated(graph, weights[tag], roles)}
             for axis in _summed(op):
                 if axis not in gated:
                     found.setdefault(axis.name, f"{op} multiplies activations along it")
     return {name: found[name] for name in graph.axes if name in found}
 
 
-def _gated(graph: Graph, name: str) -> set[Axis]:
+def _gated(graph: Graph, name: str, roles: Collection[str]) -> set[Axis]:
     """The axes whose gates act on a parameter."""
     layouts = graph.layouts[name]
-    acts = [layout for dim, layout in enumerate(layouts) if graph.role(name, dim) in (PRODUCES, CONSUMES)]
+    acts = [layout for dim, layout in enumerate(layouts) if graph.role(name, dim) in roles]
     return {axis for layout in acts for axis in axes.leaves(layout)}
 
 
@@ -282,4 +294,17 @@ def _mixed(op: Op) -> Iterable[Axis]:
 
 def _summed(op: Op) -> Iterable[Axis]:
     inputs, results = _leaves(_tags([*op.inputs[0], *op.inputs[1].values()])), _leaves(_tags(op.results))
-    return [*(axis for axis in inputs if axis not in results), *axes.leaves(op.over)]
+    return [*(axis for axis in inputs if axis not in results), *axes.leaves(_within_groups(op))]
+
+
+def _within_groups(op: Op) -> Layout:
+    """What is summed over: of a grouped convolution's channels those of one group, for groups do not meet."""
+    groups = op.inputs[0][8] if "convolution" in op.name else 1
+    layout = axes.normal(op.over)
+    if groups == 1 or axes.size(layout) == groups:
+        return layout if groups == 1 else 1
+    factors = list(layout.factors) if isinstance(layout, axes.Product) else []
+    for count in range(1, len(factors)):
+        if axes.size(axes.nest(*factors[:count])) == groups:
+            return axes.nest(*factors[count:])
+    return layout

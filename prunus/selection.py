@@ -251,7 +251,7 @@ def _fill(room: _Room, widths: Tensor, queue: Queue) -> Tensor:
     """Widths (A,) after taking blocks in order; an axis whose next block does not fit stays as it is."""
     axis, units = queue
     while len(axis):
-        taken = _longest(room, widths, (axis, units))
+        taken = longest(room.fits, widths, (axis, units))
         widths = widths.index_add(0, axis[:taken], units[:taken].double())
         axis, units = axis[taken:], units[taken:]
         following = torch.zeros_like(widths)
@@ -262,8 +262,11 @@ def _fill(room: _Room, widths: Tensor, queue: Queue) -> Tensor:
     return widths
 
 
-def _longest(room: _Room, widths: Tensor, queue: Queue, tries: int = 64) -> int:
-    """How many blocks from the front of the queue fit together."""
+def longest(fits: Callable[[Tensor], Tensor], widths: Tensor, queue: Queue, tries: int = 64) -> int:
+    """How many blocks from the front of the queue fit together on top of `widths` (A,).
+
+    fits: of widths (C, A) which do, (C,) bool; those of more blocks never do where those of fewer do not.
+    """
     axis, units = queue
     fit, most = 0, len(axis)
     while fit < most:
@@ -271,7 +274,7 @@ def _longest(room: _Room, widths: Tensor, queue: Queue, tries: int = 64) -> int:
         first = torch.searchsorted(counts, torch.arange(1, most + 1))  # the first try that holds each block
         added = torch.zeros(len(counts), len(widths), dtype=torch.float64)
         added.index_put_((first, axis[:most]), units[:most].double(), accumulate=True)
-        good = int(room.fits(widths + added.cumsum(0)).sum())
+        good = int(fits(widths + added.cumsum(0)).sum())
         most = int(counts[good]) - 1 if good < len(counts) else most
         fit = int(counts[good - 1]) if good else fit
     return fit

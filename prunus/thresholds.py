@@ -4,13 +4,14 @@ The sizes of all units stand in one flat tensor, axis after axis, as gates do. A
 floor. Source: ours. Shapes: N units, G axes that may shrink here, A axes of the graph, C candidates.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from prunus.graph import Graph
-from prunus.selection import FREE
+from prunus.selection import FREE, longest
 
 CANDIDATES = 256  # thresholds tried at once, at most
 
@@ -63,6 +64,20 @@ class Thresholds:
             fits = self.shares(sizes > tried[:, None]) <= share
             first += step * int((~fits).sum())
         return candidates[min(first, len(sizes))].item()
+
+    def front(self, scores: Tensor, limit: float) -> Tensor:
+        """(N,) bool: the units of the highest scores (N,), as many as the network can have for a cost of at most
+        `limit`; the next one would be too much. Of equal scores the one further ahead counts as higher.
+
+        As many of each axis as its floor come first, the best of it; they stay even where they cost too much already.
+        """
+        floored = self.ranks(scores) < self.floors[self.owners]
+        order = scores.masked_fill(floored, math.inf).argsort(descending=True, stable=True)
+        base, beyond = self.sizes.clone(), order[int(floored.sum()) :]
+        base[self.columns] = self.floors.double()
+        queue = self.columns[self.owners[beyond]], torch.ones_like(beyond)
+        taken = longest(lambda widths: self.price(widths) <= limit, base, queue)
+        return floored.index_fill(0, beyond[:taken], True)
 
     def unit_costs(self) -> Tensor:
         """(N,): what a unit costs, 1 on average; above 0 also where it is free (peak memory, away from the peak)."""

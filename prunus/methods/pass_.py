@@ -1,0 +1,159 @@
+"""Let a recurrent hypernetwork say which units a trained network can do without, and learn to say so.
+
+Huang et al., PASS: visual prompt locates good structure sparsity through a recurrent hypernetwork, arXiv:2407.17412.
+An LSTM walks through the network's axes, reads statistics of their weights, and scores their units; the best that fit
+the budget stay, the others are masked. A visual prompt, numbers added to every picture, sets the state from which the
+LSTM starts. Both learn by the loss of the masked network, whose own weights are frozen, with straight-through
+gradients. Then the units are removed, norms renewed and the weights fine-tuned, as in every run.
+
+Of the paper its abstract and introduction could be read, so much is decided here (docs/pass.md lists it): masks act on
+the weights that read a unit, for with masks on both sides, as the paper writes them, a unit that is out never feels a
+gradient again (masking=product); the scores begin as magnitudes, standardised axis by axis (init=random); what is added
+together shares a mask, for else nothing could be removed; the budget is met in every step; the best of several
+snapshots is kept, by the loss on pictures held out of training; the network that is returned has no prompt.
+
+    prunus run ... --method pass --budget macs=0.5
+    prunus run ... --method pass --set steps=1000 --set prompt=none
+    prunus run ... --method pass --set hypernetwork=runs/other/prune/hypernetwork.safetensors --set steps=50
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from prunus.channel_masks import PASS as PASS
+from prunus.channel_masks import Config as Config
+from prunus.charts import Chart, Heat, Lines, Picture
+from prunus.checkpoint import distinct
+from prunus.data import hold_out
+from prunus.errors import UserError
+from prunus.methods import Pruned
+from prunus.pictures import Split
+from prunus.selection import Budget
+from prunus.train import Along, Recipe, fit
+
+HEALTHY = 0.005, 0.02  # of all units whose masks change in a step: more than the second is flicker
+LEAST_HELD_OUT = 0.15  # of the training pictures, at the most
+
+
+class Beside(Along):
+    """A search beside a training."""
+
+    def __init__(self, search: PASS):
+        self.search, self.state, self.restore = search, search.state, search.restore
+
+    @property
+    def finished(self) -> bool:
+        """Whether the search has had its steps."""
+        return self.search.done >= self.search.steps
+
+    def after_step(self, at: Any, step: int, lr: float) -> None:
+        """Count, and now and then try the network that would be."""
+        self.search.step()
+
+
+def prune(task, budget: Budget, config: Config, run) -> Pruned:
+    """Let the hypernetwork learn, and keep what it scores best."""
+    if config.keep_prompt:
+        raise UserError(
+            "a run keeps networks without a prompt; for one use prunus.methods.pass_.PASS in your own loop."
+        )
+    task, held_out = copy.copy(task), None
+    if config.snapshots and config.steps:
+        task.data, held_out = set_aside(task.data, config.held_out, run.seed)
+    recipe = search_recipe(task, config)
+    score = held_out and tried_on(task, held_out, recipe)
+    search = PASS(task.model, task.example, budget, config=config, seed=run.seed, score=score)
+    run.log("searching", axes=len(search.names), units=len(search.kept), left_alone=search.left_alone)
+    if config.steps:
+        where = {
+            "folder": run.folder("prune") / "search",
+            "progress": run.progress,
+            "label": "searching units",
+        }
+        for row in fit(search, task, recipe, seed=run.seed, along=Beside(search), **where):
+            run.log("epoch", stage="prune", **row)
+    search.decide()
+    run.log("decided", steps=search.done, snapshots=search.tried, flips=sum(search.flips))
+    file = run.folder("prune") / "hypernetwork.safetensors"
+    run.write(lambda: search.save(file))
+    learned = distinct(search.full()) if config.train_also else None
+    return Pruned(keep=search.keep, weights=learned, charts=list(drawn(search)))
+
+
+def search_recipe(task, config: Config) -> Recipe:
+    """Adam without decay, a learning rate that falls to 0 in the steps there are, which need not be whole epochs."""
+    recipe = task.recipe("tune")
+    recipe = replace(recipe, batch_size=config.batch_size or recipe.batch_size)
+    epochs = config.steps / task.data.train.steps(recipe.batch_size)
+    adam = {"optimizer": "adamw", "lr": config.lr, "weight_decay": 0.0}
+    return replace(recipe, epochs=epochs, warmup_epochs=0.0, ema_decay=0.0, distill_weight=0.0, **adam)
+
+
+def set_aside(data, images: int, seed: int) -> tuple[Any, Split]:
+    """The data without `images` training pictures, and those, an equal share of each class."""
+    rest, held = hold_out(data.train.labels, min(LEAST_HELD_OUT, images / max(1, len(data.train))), seed)
+    return replace(data, train=data.train.take(rest)), data.train.take(held)
+
+
+def tried_on(task, split: Split, recipe: Recipe) -> Callable[[Callable], float]:
+    """How good a network is on a split: the loss, turned round, batches as in training but never changed."""
+
+    def score(network: Callable) -> float:
+        device, total = next(task.model.parameters()).device, 0.0
+        for x, y in split.batches(recipe.batch_size, seed=0):
+            x, y = x.to(device), y.to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                total += task.loss(network(x), y).item() * len(y)
+        return -total / len(split)
+
+    return score
+
+
+def drawn(search: PASS) -> Iterator[Chart]:
+    """The search in pictures: the widths, how restless the masks were, the snapshots, the prompt."""
+    units = len(search.kept)
+    if search.records:
+        sizes = [search.graph.axes[name].size for name in search.names]
+        yield Heat(
+            title="What stays of each axis",
+            note="The share of its units within the budget at that time: the darker, the more. Axes stand in the order "
+            "in which the network computes them.",
+            rows=search.names,
+            x=[record["step"] for record in search.records],
+            x_label="step",
+            values=[
+                [record["widths"][row] / size for record in search.records] for row, size in enumerate(sizes)
+            ],
+            value_label="kept",
+        )
+    if search.flips:
+        yield Lines(
+            title="Masks that changed in a step",
+            note=f"Of {units} units. Dashed: below the first line all is well, above the second the search flickers: "
+            "lower the learning rate.",
+            x_label="step",
+            y_label="units",
+            series={"changed": list(enumerate(search.flips))},
+            references={
+                f"{share:.1%}": [(0, share * units), (len(search.flips), share * units)] for share in HEALTHY
+            },
+        )
+    if search.tried:
+        yield Lines(
+            title="The network as it would be then",
+            note="Its loss on training pictures held out, in the widths that would be taken, without prompt, norms on "
+            "the statistics of the batch. The lowest is taken; at step 0 it is pruning by magnitude.",
+            x_label="step",
+            y_label="loss",
+            series={"held out": [(step, -score) for step, score in search.tried]},
+        )
+    if search.prompt:
+        yield Picture(
+            title="The prompt",
+            note="What was added to every picture in the search; gray is zero.",
+            png=search.prompt.png(),
+        )

@@ -1,0 +1,136 @@
+"""The options of PASS, and what follows from them; see methods/pass_.py."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from prunus import gates
+from prunus.errors import UserError, unknown
+from prunus.graph import Graph
+from prunus.recurrent import STATISTICS
+from prunus.selection import Budget, Price, Selection, select
+
+Prompt = Literal["pad", "fixed", "random", "none"]
+How = Literal["add", "replace"]
+Masking = Literal["consumer", "product", "product_norms"]
+Scope = Literal["global", "per_axis"]
+Init = Literal["magnitude", "random"]
+Straight = Literal["identity", "clipped"]
+Statistic = Literal["rms", "magnitude", "fpgm", "bn_scale"]
+CHOICES = {
+    "prompt": Prompt,
+    "prompt_how": How,
+    "masking": Masking,
+    "scope": Scope,
+    "init": Init,
+    "straight_through": Straight,
+    "statistic": Statistic,
+}
+ROLES = {  # of the dimensions of parameters that masks act on
+    "consumer": ("consumes",),
+    "product": ("produces", "consumes"),
+    "product_norms": ("produces", "consumes", "scales", "shifts"),
+}
+assert set(STATISTICS) == set(get_args(Statistic))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Selection):
+    """What they mean:
+
+    prompt      pad: a frame along the border; fixed: a square in the corner; random: a square, elsewhere in every
+                step; none: pictures as they are, also for inputs that are no pictures
+    prompt_size of the frame's width or the square's side, in pixels; None: 16 of 224, a quarter of the side
+    prompt_how  add the prompt to what is there, or replace it
+    prompt_speed  how many times as fast as the hypernetwork the prompt learns
+    prompted    share of a batch's pictures that get the prompt; 0.5 is the two passes of VPNs in one
+    keep_prompt the network that is returned has the prompt before it (in your own loop)
+    statistic   what the hypernetwork reads of a unit's weights, and the start where init=magnitude: rms of all that
+                write to it or read from it, or one of Prunus's scores
+    recurrent   False: every axis is read alone
+    hidden      size of the LSTM's state
+    init        magnitude: begin with the statistic as the scores; random: with what a fresh hypernetwork says
+    masking     consumer: on the weights that read a unit; product: also on those that write it, as the paper's formula
+                says; product_norms: also on norms and biases. The network is the same, its gradients are not: with
+                products a unit that is out feels nothing, and comes back only if others fall below it
+    scope       global: one threshold over all units; per_axis: the same share of every axis
+    straight_through  identity: scores get the gradients of their masks; clipped: those within 1 of the threshold do
+    steps       of the search; 0 only with a hypernetwork that was loaded
+    lr          of the hypernetwork, at first: half a cosine leads to 0. Above 3e-4 masks flicker
+    batch_size  None: as the task advises
+    snapshots   how often the network as it would be now is tried on held_out pictures of the training set; the best is
+                returned. 0: the last
+    held_out    pictures
+    train_also  patterns of parameters that learn too, such as a new head.*
+    hypernetwork  file of one that was learned on other data with the same network; the search goes on from it
+    """
+
+    prompt: Prompt = "pad"
+    prompt_size: int | None = None
+    prompt_how: How = "add"
+    prompt_speed: float = 100.0
+    prompted: float = 1.0
+    keep_prompt: bool = False
+    statistic: Statistic = "rms"
+    recurrent: bool = True
+    hidden: int = 64
+    init: Init = "magnitude"
+    masking: Masking = "consumer"
+    scope: Scope = "global"
+    straight_through: Straight = "identity"
+    steps: int = 300
+    lr: float = 1e-4
+    batch_size: int | None = None
+    snapshots: int = 10
+    held_out: int = 2000
+    train_also: tuple[str, ...] = ()
+    hypernetwork: str | None = None
+
+    def __post_init__(self):
+        if self.prompt is None:
+            object.__setattr__(self, "prompt", "none")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in get_args(choices):
+                raise unknown(name, str(getattr(self, name)), get_args(choices))
+        ranges = {"prompt_size": 1, "prompt_speed": 0, "prompted": 0, "hidden": 1, "steps": 0, "lr": 0}
+        ranges |= {"batch_size": 1, "snapshots": 0, "held_out": 1}
+        for name, least in ranges.items():
+            value, most = getattr(self, name), 1 if name == "prompted" else math.inf
+            if value is not None and not least <= value <= most:
+                raise UserError(f"{name} should lie in {least}..{'' if most > 1 else most}, but is {value}.")
+        if not self.steps and not self.hypernetwork:
+            raise UserError("steps=0 learns nothing: give steps, or a hypernetwork that was learned before.")
+        if self.how != "global":
+            raise UserError(
+                f"how={self.how}: pass ranks by its own scores; scope=per_axis keeps equal shares."
+            )
+        if self.keep_prompt and self.prompt == "none":
+            raise UserError("keep_prompt=True needs a prompt; leave out prompt=none.")
+
+    def at_once(self) -> "Config":
+        """There is none: what goes is found by training."""
+        raise UserError(
+            "pass finds what goes by training, so there is nothing to show before. See what can go at all with "
+            "`prunus inspect`, or preview the magnitudes that it begins with: --method magnitude."
+        )
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Of the dimensions of parameters that masks act on."""
+        return ROLES[self.masking]
+
+    def whole(self, graph: Graph) -> dict[str, str]:
+        """The axes that are left alone because masks at those who read them would not be exact, and why."""
+        return gates.ungateable(graph, ROLES["consumer"])
+
+    def select(
+        self, graph: Graph, scores: Mapping[str, Tensor], budget: Budget, price: Price | None = None
+    ) -> dict[str, list[int]]:
+        """The keep of some scores; axes left alone count as frozen."""
+        options = {field.name: getattr(self, field.name) for field in fields(Selection)}
+        options["freeze"] = (*self.freeze, *self.whole(graph))
+        options["how"] = "uniform" if self.scope == "per_axis" else "global"
+        return select(graph, scores, budget, price=price, **options)
