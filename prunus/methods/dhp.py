@@ -6,10 +6,10 @@ soft-thresholded. Units whose latents are zero go, until the budget is met.
 
 mode=exact (ours, the default): the paper's hypernetwork is linear, W = z_out z_in A + C, with A and C free; here it is
 W = z_out z_in A. A unit whose latent is zero then has no part in anything, so removing it changes nothing; it is cut
-out of the weights while training goes on, which makes the search cheaper than plain training. Starts from a trained
-network. The cost follows a plan, straight down to the budget; the threshold is on the latents that it has no room for,
-those that the loss feels least for what their units cost, and so strong that they are gone in time. pressure=all: on
-all latents alike, as in the paper, and then they are scaled back, for only proportions matter under norms.
+out of the weights while training goes on, so that steps get cheaper. Starts from a trained network. The cost follows a
+plan, straight down to the budget; the threshold is on the latents that it has no room for, those that the loss feels
+least for what their units cost, and so strong that they are gone in time. pressure=all: on all latents alike, as in the
+paper, and then they are scaled back, for only proportions matter under norms.
 
 mode=paper: the hypernetwork with all its factors and biases, latents drawn from N(0, 1), a constant strength, weight
 decay on everything, stopped when the cost comes near the budget, which is then met by a higher threshold. From
