@@ -1,0 +1,219 @@
+r"""What a search for widths costs, beside the passes through the networks that it cannot do without.
+
+    python benchmarks/search_speed.py --data parquet:../shared/data/cifar10 \
+        --weights ../shared/weights/cifar10_resnet20.safetensors
+
+queries     width vectors whose multiply-adds are computed in a second, in one query.
+candidate   one network of the budget after another is tried in four ways, in turn, on the same `images` pictures: in
+            passes alone (of the network made before: the `calibration` pictures and the `images`), by a search with
+            the weights of the base, by one with a PruningNet's, and in the original's way: the PruningNet makes the
+            weights anew for each batch, and moving averages over `original` pictures renew the norms. Pictures are
+            kept in memory for all four, batches are of one size, and nobody drops a network early. `to_passes` is the
+            time over that of the passes alone, `original_to_ours` the original's over that of our PruningNet's.
+search      a whole search, its race and the comparison of the last few included: how long, on how many pictures, and
+            which share of the time is spent outside of calls of networks. (The sums that renew norms are spent inside
+            of them; `candidate` shows what they cost.) `original_to_search` is the original's time for a network,
+            as above, over the search's for one of its networks.
+Medians over the networks, of the wall's clock and of processor time. Goes to benchmarks/results/search_speed.json.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from round_to import cpu
+
+import prunus
+from prunus import zoo
+from prunus.budget import Budget
+from prunus.candidates import Maker, Trial, moving_norms, to_renew_with
+from prunus.data import load_data
+from prunus.files import write_json
+from prunus.guards import in_mode
+from prunus.methods.metapruning import Config, Ready, alone, ready, supernet
+from prunus.models import load_weights
+from prunus.progress import bar
+from prunus.runfolder import Run
+from prunus.search import search
+from prunus.search.evaluation import CHUNKS
+from prunus.search.proposals import drawn
+from prunus.search.space import Widths
+from prunus.supernets import Supernet
+from prunus.tasks.classification import Classification
+from prunus.weights import cut
+
+SEED, BUDGET, QUERIES = 0, Budget(macs=0.5), 100_000
+Timed = tuple[float, float]  # seconds of the wall's clock and of processor time
+
+
+def timed(work: Callable[[], object]) -> Timed:
+    """How long it takes."""
+    wall, busy = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - busy
+
+
+def query_rate(at: Ready, rounds: int) -> float:
+    """Width vectors priced in a second."""
+    genes = drawn(at.space.counts, QUERIES, np.random.default_rng(SEED))
+    at.room.costs(genes[:2])
+    return QUERIES / statistics.median(timed(lambda: at.room.costs(genes))[0] for _ in range(rounds))
+
+
+def passes(small: torch.nn.Module, trial: Trial) -> None:
+    """What nobody can do without."""
+    with torch.no_grad(), in_mode(small, False):
+        for pictures in (trial.maker.calibration, trial.pictures):
+            for x, _ in pictures.between(0, len(pictures)):
+                small(x)
+
+
+def tried(trial: Trial, widths: Widths) -> None:
+    """A network made, its norms renewed, and scored on all pictures, in a search's parts."""
+    ends = [0, *(end for end in CHUNKS if end < trial.images), trial.images]
+    for first, end in pairwise(ends):
+        trial.score(widths, first, end)
+
+
+def made_each_time(net: Supernet, widths: Widths) -> torch.nn.Module:
+    """A network whose weights a PruningNet makes anew whenever it is called."""
+    small, keep = net.network(widths), net.keep(widths)
+
+    @torch.no_grad()
+    def made(*_) -> None:
+        for name, weight in cut(net.made(widths), net.graph, keep).items():
+            small.get_parameter(name).copy_(weight)
+
+    small.register_forward_pre_hook(made)
+    return small
+
+
+def side_by_side(task, at: Ready, config: Config, networks: int, original: int) -> dict[str, list[Timed]]:
+    """The seconds of each way for each network, in turn, after one network to warm up."""
+    net = supernet(task, at.room, None, replace(config, weights="hypernet", start="given"), SEED)
+    far = to_renew_with(at.parts.train, original, SEED)
+    makers = {
+        "inherit": at.maker,
+        "hypernet": Maker(net.network, at.maker.calibration),
+        "original": Maker(lambda widths: made_each_time(net, widths), far, moving_norms),
+    }
+    trials = {name: Trial(task, maker, at.parts.search) for name, maker in makers.items()}
+    times = {name: [] for name in ("passes", *trials)}
+    for genes in at.room.random(networks + 1, np.random.default_rng(SEED)):
+        widths = at.space.widths(genes)
+        small = at.maker(widths)
+        ways = {"passes": lambda small=small: passes(small, trials["inherit"])}
+        ways |= {name: lambda trial=trial, w=widths: tried(trial, w) for name, trial in trials.items()}
+        for name in list(ways)[:: 1 if len(times["passes"]) % 2 else -1]:
+            times[name].append(timed(ways[name]))
+    return {name: each[1:] for name, each in times.items()}
+
+
+def ratio(ours: list[Timed], others: list[Timed]) -> dict[str, float]:
+    """The median over networks of one time over the other."""
+    pairs = list(zip(ours, others, strict=True))
+    return {
+        clock: statistics.median(a[i] / b[i] for a, b in pairs) for i, clock in enumerate(("wall", "cpu"))
+    }
+
+
+def whole_search(task, at: Ready, config: Config) -> dict:
+    """A search, with a clock in every call of a network."""
+    inside = [0.0, 0.0]
+
+    def network(widths: Widths) -> torch.nn.Module:
+        small, began = at.provider.network(widths), []
+
+        def start(*_) -> None:
+            began[:] = time.perf_counter(), time.process_time()
+
+        def stop(*_) -> None:
+            inside[0] += time.perf_counter() - began[0]
+            inside[1] += time.process_time() - began[1]
+
+        small.register_forward_pre_hook(start)
+        small.register_forward_hook(stop)
+        return small
+
+    maker = Maker(network, at.maker.calibration)
+    trials = [Trial(task, maker, part) for part in (at.parts.search, at.parts.confirm)]
+    seeds = alone(at.space.graph, at.ranks, BUDGET, at.room.price, config)
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"seeds": seeds, "confirm": trials[1], "journal": Path(folder) / "search.jsonl"}
+        wall, busy = timed(
+            lambda: found.append(
+                search(at.space, BUDGET, trials[0], how=config.strategy(), progress=bar, **options)
+            )
+        )
+    looked_at = [*found[0].candidates, *found[0].confirmed]
+    images = len(found[0].candidates) * trials[0].images + len(found[0].confirmed) * trials[1].images
+    calibrated = len(looked_at) * len(maker.calibration)
+    return {
+        "networks": len(found[0].candidates),
+        "confirmed": len(found[0].confirmed),
+        "dropped": sum(not each.complete for each in looked_at),
+        "pictures": sum(each.images for each in looked_at) + calibrated,
+        "pictures_without_race": images + calibrated,
+        "seconds": wall,
+        "outside_of_calls": {"wall": 1 - inside[0] / wall, "cpu": 1 - inside[1] / busy},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", default="resnet20")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", help="a file; random ones if not given")
+    for name in ("images", "calibration", "generations", "population"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Config, name))
+    parser.add_argument("--original", type=int, default=20_000, help="pictures, as in the paper")
+    parser.add_argument("--networks", type=int, default=7, help="that are tried in all ways")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "search_speed.json")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    load, data = os.getloadavg()[0], load_data(asked.data, seed=SEED)
+    torch.manual_seed(SEED)
+    model = zoo.build(asked.network, data.classes, tuple(data.example.shape[1:]))
+    if asked.weights:
+        load_weights(model, asked.weights)
+    task = Classification(model, data)
+    names = ("images", "calibration", "generations", "population")
+    config = Config(**{name: getattr(asked, name) for name in names}).settled()
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder), {"seed": SEED})
+        run.begin()
+        at = ready(task, BUDGET, config, run)
+    found = {"queries_a_second": query_rate(at, asked.networks)}
+    times = side_by_side(task, at, config, asked.networks, asked.original)
+    found["candidate"] = {
+        "seconds": {name: statistics.median(wall for wall, _ in each) for name, each in times.items()},
+        "to_passes": {name: ratio(each, times["passes"]) for name, each in times.items()},
+        "original_to_ours": ratio(times["original"], times["hypernet"]),
+    }
+    print(found, flush=True)
+    found["search"] = each = whole_search(task, at, config)
+    each["original_to_search"] = found["candidate"]["seconds"]["original"] / (
+        each["seconds"] / each["networks"]
+    )
+    print(each)
+    left_out = ("data", "weights", "out")
+    setup = {name: value for name, value in vars(asked).items() if name not in left_out}
+    setup |= {"data": data.name, "pictures": len(at.parts.search), "budget": str(BUDGET), "seed": SEED}
+    setup |= {"chunks": CHUNKS, "trained": bool(asked.weights)}
+    machine = {"processor": cpu(), "cores": os.cpu_count(), "load_before": load}
+    machine |= {"torch": torch.__version__, "prunus": prunus.__version__}
+    write_json(asked.out, {"setup": setup, "machine": machine} | found)
+
+
+if __name__ == "__main__":
+    main()
