@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -243,6 +244,16 @@ def ungateable(graph: Graph, roles: Collection[str] = ACT) -> dict[str, str]:
     A norm or softmax takes statistics over them, or activations are multiplied along them (queries by keys).
     roles: see `Gates`.
     """
+    known = _known.setdefault(graph, {})  # searches ask at every check
+    if tuple(roles) not in known:
+        known[tuple(roles)] = _ungateable(graph, roles)
+    return known[tuple(roles)]
+
+
+_known: WeakKeyDictionary[Graph, dict[tuple[str, ...], dict[str, str]]] = WeakKeyDictionary()
+
+
+def _ungateable(graph: Graph, roles: Collection[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     weights = {tag: name for tag, name in graph.tensors.items() if name in graph.parameters}
     for op in graph.ops:
