@@ -424,8 +424,8 @@ DHP_READING = """One seed; differences of half a point are noise. What we read i
   least. Where it begins says where it ends: the first sizes of latents foretell who stays with an AUC of 0.93; in the
   paper's mode, where they are drawn by lot, with 0.99. There the draw chooses the units, not the data.
 - In the paper's mode removal costs 32 points (67.4 to 34.9 %), for the bias of the hypernetwork leaves something in
-  every removed unit, and because the search stops near the budget: 60 units in use had to go. Four epochs from scratch are too few for either
-  of the two that start there; they are to be compared with each other.
+  every removed unit, and because the search stops near the budget: 60 units in use had to go. Four epochs from scratch
+  are too few for either of the two that start there; they are to be compared with each other.
 - Norm statistics have to be renewed on pictures changed as in training: on pictures as they are, renewing alone costs
   the untouched base 3.6 points.
 """
