@@ -28,6 +28,7 @@ import copy
 import json
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -109,19 +110,21 @@ class Arms:
         """Search, and what the search says of itself."""
         task, run, budget = self.task(), self.run(arm), self.budget
         journal = run.path / "prune" / "search.jsonl"
-        resumed, began, meter = journal.exists(), time.perf_counter(), None
+        resumed, meter = journal.exists(), None
         if arm == "milliseconds":
             meter = latency.Meter(task.model, self.graph)
             budget = Metered(latency_ms=self.asked.latency, meter=meter)
+        began = time.process_time()
+        self.ready(arm)  # trains a supernet, which the search then finds
+        training = time.process_time() - began
+        began = time.process_time()
         keep = prune(task, budget, self.config(arm), run).keep
-        seconds = time.perf_counter() - began
-        events = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
-        training = sum(event["seconds"] for event in events if event["event"] == "epoch")
+        seconds = time.process_time() - began
         lines = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
         tried = {on: [line for line in lines if line["on"] == on] for on in ("search", "confirm")}
         row = {
             "widths": self.graph.widths(keep),
-            "seconds": {"searching": seconds - training, "training": training, "resumed": resumed},
+            "processor_seconds": {"training": training, "searching": seconds, "resumed": resumed},
             "networks": len(tried["search"]),
             "dropped": sum(not line["complete"] for line in tried["search"]),
             "pictures": sum(
@@ -144,8 +147,9 @@ class Arms:
             }
         return row
 
+    @cached_property
     def drawn(self) -> list[dict[str, int]]:
-        """The widths of random networks at the budget."""
+        """The widths of random networks at the budget; a room never gives one twice."""
         rng = np.random.default_rng([self.seed, 1])
         return list(map(self.at.space.widths, self.at.room.random(self.asked.drawn, rng)))
 
@@ -153,7 +157,7 @@ class Arms:
         """What every provider makes of the drawn networks of these numbers."""
         ready = {name: self.ready(name) for name in PROVIDERS if wanted}
         trials = {name: tried_on(self.task(), at.maker, at.parts.search) for name, at in ready.items()}
-        networks = self.drawn()
+        networks = self.drawn
         for number in wanted:
             widths = networks[number]
             keep = self.at.space.keep(widths, self.at.order)
@@ -166,7 +170,7 @@ class Arms:
 
     def true(self, wanted: list[int]) -> Iterator[dict]:
         """What becomes of the drawn networks of these numbers."""
-        networks = self.drawn()
+        networks = self.drawn
         for number in wanted:
             keep = self.at.space.keep(networks[number], self.at.order)
             small = prunus.shrink(self.base, self.graph, keep, verify="off")

@@ -359,8 +359,8 @@ each axis) at the widths it found, with {setup["epochs"]} epochs of recovery, ta
 adds; the paper's hypernetwork for {epochs["hypernet"]} epochs from scratch, one random network a step (the paper: a quarter
 of a training). Scores, in %, of the winner and the uniform network are on the pictures searched on and on those kept to
 confirm, each with the search's own weights, so columns are not to be compared down. Norms renewed and recovered (last
-epoch): accuracy in % on the test set, which no choice was made on. Pictures: forward passes of the search. One thread
-on a machine that did other work, so seconds are rough.
+epoch): accuracy in % on the test set, which no choice was made on. Pictures: forward passes of the search. Seconds are of
+a processor, one thread, on a machine that did other work.
 
 {table(head, lines)}
 
@@ -377,7 +377,7 @@ def searching(row: dict) -> list[str]:
     """What a search cost and said, if there was one."""
     if "networks" not in row:
         return [""] * 8
-    seconds = row["seconds"]
+    seconds = row["processor_seconds"]
     scores = [row["scores"][on][of] for on in ("search", "confirm") for of in ("winner", "uniform")]
     return [
         f"{seconds['training']:.0f}",
