@@ -351,16 +351,16 @@ def metapruning() -> str:
     return f"""## MetaPruning
 
 ResNet-20, CIFAR-10 (JPEG), {setup["budget"]}, widths in multiples of {setup["round_to"]}, one seed
-(`python benchmarks/metapruning.py`). Widths alone are compared: every arm ends as the base's own units (Taylor's best of
-each axis) at the widths it found, with {setup["epochs"]} epochs of recovery, taught by the base, which has
+(`python benchmarks/metapruning.py`). Widths alone are compared: every arm ends as the base's own units, Taylor's best
+of each axis, at the widths it found, with {setup["epochs"]} epochs of recovery, taught by the base, which has
 {100 * of["base"][0]["recovered"]:.1f} %. Searches look at {setup["generations"]} x {setup["population"]} networks with
-{setup["calibration"]} pictures for the norms and {setup["images"]} for the score; the paper looks at 1000 networks with
-150,000. Shared weights were trained on for {epochs["shared"]} epoch of sandwiches, alone and with what a hypernetwork
-adds; the paper's hypernetwork for {epochs["hypernet"]} epochs from scratch, one random network a step (the paper: a quarter
-of a training). Scores, in %, of the winner and the uniform network are on the pictures searched on and on those kept to
-confirm, each with the search's own weights, so columns are not to be compared down. Norms renewed and recovered (last
-epoch): accuracy in % on the test set, which no choice was made on. Pictures: forward passes of the search. Seconds are of
-a processor, one thread, on a machine that did other work.
+{setup["calibration"]} pictures for the norms and {setup["images"]} for the score; the paper looks at 1000 networks
+with 150,000. Shared weights were trained on for {epochs["shared"]} epoch of sandwiches, alone and with what a
+hypernetwork adds; the paper's hypernetwork for {epochs["hypernet"]} epochs from scratch, one random network a step
+(the paper: a quarter of a training). Scores, in %, of the winner and the uniform network are on the pictures searched
+on and on those kept to confirm, each with the search's own weights, so columns are not to be compared down. Norms
+renewed and recovered (last epoch): accuracy in % on the test set, which no choice was made on. Pictures: forward
+passes of the search. Seconds are of a processor, one thread, on a machine that did other work.
 
 {table(head, lines)}
 
@@ -399,9 +399,9 @@ def tau(a: list[float], b: list[float]) -> float:
 def milliseconds(row: dict, limit: float) -> str:
     found = row["figures"]
     shares = [found[key] / found["original_ms"] for key in ("predicted_ms", "measured_ms")]
-    return f"""Milliseconds: at most {limit} of the base's {found["original_ms"]:.2f} ms were asked for, one picture in torch.
-The winner was predicted to take {shares[0]:.3f} of it, measured at {shares[1]:.3f} when it was chosen, and, measured again
-in a race of its own, at {row["again"]:.3f}; {found["measured"]} networks were measured.
+    return f"""Milliseconds: at most {limit} of the base's {found["original_ms"]:.2f} ms were asked for, one picture in
+torch. The winner was predicted to take {shares[0]:.3f} of it, measured at {shares[1]:.3f} when it was chosen, and,
+measured again in a race of its own, at {row["again"]:.3f}; {found["measured"]} networks were measured.
 """
 
 
