@@ -4,7 +4,6 @@ The sizes of all units stand in one flat tensor, axis after axis, as gates do. A
 floor. Source: ours. Shapes: N units, G axes that may shrink here, A axes of the graph, C candidates.
 """
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -71,9 +70,9 @@ class Thresholds:
 
         As many of each axis as its floor come first, the best of it; they stay even where they cost too much already.
         """
-        floored = self.ranks(scores) < self.floors[self.owners]
-        order = scores.masked_fill(floored, math.inf).argsort(descending=True, stable=True)
-        base, beyond = self.sizes.clone(), order[int(floored.sum()) :]
+        order = scores.argsort(descending=True, stable=True)
+        floored = self._places(order) < self.floors[self.owners]
+        base, beyond = self.sizes.clone(), order[~floored[order]]
         base[self.columns] = self.floors.double()
         queue = self.columns[self.owners[beyond]], torch.ones_like(beyond)
         taken = longest(lambda widths: self.price(widths) <= limit, base, queue)
@@ -87,7 +86,10 @@ class Thresholds:
 
     def ranks(self, sizes: Tensor) -> Tensor:
         """(N,): the place of each unit in its axis by falling size (N,), the largest 0."""
-        order = sizes.argsort(descending=True, stable=True)
+        return self._places(sizes.argsort(descending=True, stable=True))
+
+    def _places(self, order: Tensor) -> Tensor:
+        """(N,): the place of each unit in its axis, if all units stand in this order (N,)."""
         order = order[self.owners[order].argsort(stable=True)]  # axis after axis, falling within each
         ranks = torch.empty_like(order)
         ranks[order] = torch.arange(len(order)) - self.starts
