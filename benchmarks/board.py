@@ -59,7 +59,7 @@ def tuned(network: str, weights: str, data: Data, epochs: int, folder: Path) -> 
     return base
 
 
-def recovered(small: nn.Module, data: Data, epochs: int, teacher: nn.Module | None, seed: int) -> dict:
+def recovered(small: nn.Module, data: Data, epochs: float, teacher: nn.Module | None, seed: int) -> dict:
     """Recover `small` in place. Accuracy on test as it is, with its norms renewed, and after the last epoch."""
     task = Classification(small, data)
 

@@ -5,7 +5,7 @@ r"""PASS against its ablations and controls, and what it learned on one task put
 
 The base is the network with the weights given, tuned to the data. Every arm says which of its units stay within a
 budget; then norms are renewed and the same epochs of recovery follow, taught by the base. Arms of PASS have their
-search on top: its seconds stand beside. Accuracy on the test set, which no choice was made on: right after the cut,
+search on top; l1-longer recovers for as many steps more. Accuracy on the test set, which no choice was made on: right after the cut,
 with norms renewed, after recovery (last epoch).
 
 Transfer: the classes are split in halves, which are two tasks. The base of each has the rows of the classifier for its
@@ -45,12 +45,14 @@ SEARCHES = {
 }
 AT_ONCE = {
     "l1": ("magnitude", ("p=1",)),
+    "l1-longer": ("magnitude", ("p=1",)),
     "bn-scale": ("bn_scale", ()),
     "taylor": ("taylor", ()),
     "random": ("random", ("how=uniform",)),
     "uniform": ("magnitude", ("how=uniform",)),
 }
 TRANSFERS = ("own", "structure", "hypernetwork", "hypernetwork-tuned", "l1")
+BATCH = 128  # pictures a step of recovery
 SHORT = 50  # steps of a search that goes on from another task's hypernetwork
 
 
@@ -89,17 +91,19 @@ class Arms:
         run = Run(Path(self.asked.folder) / f"{arm}_{self.name}_{self.seed}", {"seed": self.seed})
         return method.prune(Classification(base, data), self.budget, config, run).keep
 
-    def measured(self, base: nn.Module, data: Data, keep: dict) -> dict:
+    def measured(self, base: nn.Module, data: Data, keep: dict, more_steps: int = 0) -> dict:
         """What becomes of the base with the units in `keep`."""
         graph = prunus.trace(base, data.example)
         row = {"share": prunus.macs(graph, keep) / prunus.macs(graph), "widths": graph.widths(keep)}
         small = prunus.shrink(base, graph, keep)
-        return row | recovered(small, data, self.asked.epochs, base, self.seed)
+        epochs = self.asked.epochs + more_steps / data.train.steps(BATCH)
+        return row | recovered(small, data, epochs, base, self.seed)
 
     def row(self, base: nn.Module, arm: str) -> dict:
         """One arm on all classes."""
         if arm in AT_ONCE:
-            return self.measured(base, self.data, self.at_once(base, self.data, arm))
+            more_steps = self.asked.steps if arm == "l1-longer" else 0
+            return self.measured(base, self.data, self.at_once(base, self.data, arm), more_steps)
         keep, row = self.searched(base, self.data, arm, **SEARCHES[arm])
         return row | self.measured(base, self.data, keep)
 
@@ -174,7 +178,7 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", default=["macs=0.5", "macs=0.25"])
     parser.add_argument("--base-epochs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300, help="of a search")
-    parser.add_argument("--epochs", type=int, default=2, help="of recovery")
+    parser.add_argument("--epochs", type=int, default=1, help="of recovery")
     parser.add_argument("--round-to", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", default=[*SEARCHES, *AT_ONCE])
