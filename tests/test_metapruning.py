@@ -111,6 +111,11 @@ def test_other_searches(how, trained, tmp_path):
     graph = trace(trained.model, EXAMPLE)
     assert cost.macs(graph, found.keep) <= HALF.limit(cost.macs(graph))
     assert {line["origin"] for line in lines(tmp_path)} == {"uniform", "seed", how}
+    down = [chart for chart in found.charts if chart.title == "The way down"]
+    assert len(down) == (how == "greedy")
+    for chart in down:
+        costs = [share for share, _ in chart.series["networks gone through"]]
+        assert costs[0] == 1 and costs == sorted(costs, reverse=True) and costs[-1] <= 0.5
 
 
 def test_without_scores_the_first_units_stay(trained, tmp_path):
@@ -120,9 +125,17 @@ def test_without_scores_the_first_units_stay(trained, tmp_path):
 
 
 def test_it_draws_what_it_did(undisturbed, trained, tmp_path):
-    points, curve, bars = prune(trained, HALF, SMALL, begun(tmp_path)).charts
+    points, curve, again, bars = prune(trained, HALF, SMALL, begun(tmp_path)).charts
     assert isinstance(points, Points) and isinstance(curve, Lines) and isinstance(bars, Bars)
-    assert sum(map(len, points.groups.values())) == len(lines(tmp_path))
+    tried = [point for name, group in points.groups.items() if name != "winner" for point in group]
+    assert len(tried) == len(lines(tmp_path)) and points.groups["winner"][0] in tried
+    once_more = again.series["once more"]
+    assert once_more == [
+        line["score"] for line in sorted(lines(tmp_path, "confirm"), key=lambda x: -x["score"])
+    ]
+    assert max(again.series["in the search"]) == max(
+        line["score"] for line in lines(tmp_path) if line["complete"]
+    )
     best = [score for _, score in curve.series["best so far"]]
     assert best == sorted(best) and len(best) == SMALL.generations
     assert all(0 < share <= 1 for values in bars.series.values() for share in values)
@@ -311,5 +324,5 @@ def test_a_whole_run(tmp_path):
     settings = prunus.run.Settings(method="metapruning", options=options, base_epochs=2, epochs=1)
     result = prunus.prune("zoo:digits_resnet", data="digits", out=tmp_path, settings=settings)
     assert result.values["after"]["macs"] <= 0.5 * result.values["before"]["macs"]
-    assert [chart["kind"] for chart in result.values["charts"]] == ["points", "lines", "bars"]
+    assert [chart["kind"] for chart in result.values["charts"]] == ["points", "lines", "bars", "bars"]
     assert "Networks that were tried" in (tmp_path / "report.html").read_text()

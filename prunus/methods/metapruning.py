@@ -291,10 +291,11 @@ def prune(task, budget: Budget, config: Config, run) -> Pruned:
     )
     searched.note(found, run)
     keep = at.provider.keep(found.winner.widths)
+    score = task.metric if task.higher_is_better else f"minus {task.metric}"
     return Pruned(
         keep=keep,
         weights=handed_on(task, space, keep, maker, found, config, run.seed),
-        charts=[*searched.learned(at.history, task.metric), *searched.drawn(found, budget, space)],
+        charts=[*searched.learned(at.history, task.metric), *searched.drawn(found, budget, space, score)],
     )
 
 
