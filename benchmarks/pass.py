@@ -5,8 +5,8 @@ r"""PASS against its ablations and controls, and what it learned on one task put
 
 The base is the network with the weights given, tuned to the data. Every arm says which of its units stay within a
 budget; then norms are renewed and the same epochs of recovery follow, taught by the base. Arms of PASS have their
-search on top; l1-longer recovers for as many steps more. Accuracy on the test set, which no choice was made on: right after the cut,
-with norms renewed, after recovery (last epoch).
+search on top; l1-longer recovers for as many steps more. Accuracy on the test set, which no choice was made on: right
+after the cut, with norms renewed, after recovery (last epoch).
 
 Transfer: the classes are split in halves, which are two tasks. The base of each has the rows of the classifier for its
 classes, and is tuned to it. On the second: its own search, the structure that was found on the first, the hypernetwork
