@@ -111,7 +111,7 @@ def _key(network: Candidate) -> tuple[int, ...]:
 def _named(network: Candidate) -> str:
     """How it came about."""
     name = NAMES.get(network.origin, network.origin)
-    return f"{name}, generation {network.generation}" if network.origin not in NAMES else name
+    return name if network.origin in NAMES else f"{name}, gen. {network.generation}"
 
 
 def _point(network: Candidate, before: float) -> tuple[float, float, str]:
