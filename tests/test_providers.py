@@ -11,11 +11,10 @@ from nets import NETS, build
 from test_graph import torchvision_models
 from test_metapruning import EXAMPLE, HALF, SMALL, begun, fresh
 from torch import nn
-from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 from two_processes import assert_trains_as_one
 
-from prunus import cost, pruningnet, skeleton, surgery, train, zoo
+from prunus import cost, pruningnet, surgery, train, zoo
 from prunus.budget import Budget
 from prunus.candidates import Maker, parted, to_renew_with
 from prunus.data import load_data
@@ -29,11 +28,9 @@ from prunus.search import Room, Space, best_first
 from prunus.supernets import Stepping, Supernet, Together
 from prunus.tasks.classification import Classification
 from prunus.train import Recipe, fit
-from prunus.weights import effective, masked
+from prunus.weights import effective
 
 FORMS = ("shared", "paper", "residual", "factored")
-ZOO = ("resnet20", "resnet110_bottleneck", "mobilenet_v1", "mobilenet_v2", "vgg11_bn", "densenet40", "conv6")
-OWN = ("residual", "concat", "shuffle", "attention", "decoder")
 
 
 def network(name):
@@ -63,62 +60,6 @@ def supernet(model, example, form="shared", order=None, **options):
 def some_widths(net, seed=0):
     space = net.room.space
     return space.widths(np.random.default_rng(seed).integers(0, space.counts))
-
-
-# ------------------------------------------------------------------------------ three ways, one network
-@pytest.mark.parametrize("name", [*ZOO, *OWN])
-def test_cropped_masked_and_made_small_answer_alike(name):
-    torch.manual_seed(0)
-    model, example = network(name)
-    net = supernet(model, example, order=True)
-    widths = some_widths(net)
-    with torch.no_grad():
-        cropped = net.answers(widths, example)
-        small = skeleton.call(net.network(widths), example)
-    assert torch.allclose(cropped, small, rtol=1e-9, atol=1e-9)
-    if name in ("attention", "decoder"):
-        return  # norms over an axis take their statistics over what is kept
-    with torch.no_grad():
-        whole = skeleton.call(surgery.mask(model, net.graph, net.keep(widths)), example)
-    assert torch.allclose(cropped, whole, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["digits", "mobilenet_v2"])
-def test_gradients_are_those_of_the_masked_network_and_nothing_outside_the_crop_has_any(name, form):
-    torch.manual_seed(0)
-    model, example = network(name)
-    net = supernet(model, example, form)
-    widths = some_widths(net, seed=1)
-    keep = net.keep(widths)
-    learn = [p for p in net.parameters() if p.requires_grad]
-
-    def gradients(answers):
-        return torch.autograd.grad(answers.square().sum(), learn, allow_unused=True)
-
-    whole = masked(effective(model) | net.made(widths), net.graph, keep)
-    ours = gradients(net.answers(widths, example))
-    theirs = gradients(functional_call(model, whole, (example,)))
-    for a, b in zip(ours, theirs, strict=True):
-        assert torch.allclose(a, b, rtol=1e-6, atol=1e-9 * b.abs().max())
-    assert any(a.abs().max() > 0 for a in ours)
-    names = {id(p): n for n, p in model.named_parameters()}
-    for parameter, gradient in zip(learn, ours, strict=True):
-        if id(parameter) in names:
-            ones = {names[id(parameter)]: torch.ones_like(gradient)}
-            outside = masked(ones, net.graph, keep)[names[id(parameter)]] == 0
-            assert not gradient[outside].any()
-
-
-def test_a_paper_block_has_no_gradient_outside_the_crop():
-    model, example = network("digits")
-    net = supernet(model, example, "paper")
-    widths = some_widths(net, seed=1)
-    net.answers(widths, example).sum().backward()
-    for name, block in zip(net.maker.context, net.maker.blocks, strict=True):
-        inside = masked({name: torch.ones(block.shape)}, net.graph, net.keep(widths))[name].flatten() > 0
-        assert not block.second.weight.grad[~inside].any() and not block.second.bias.grad[~inside].any()
-        assert block.second.bias.grad[inside].any()
 
 
 # ------------------------------------------------------------------------------------ the PruningNet
