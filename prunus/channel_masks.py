@@ -19,7 +19,7 @@ from prunus.errors import FileError, TrainingError, UserError
 from prunus.graph import trace
 from prunus.limits import least
 from prunus.pass_config import Config as Config
-from prunus.prompts import Prompt, Prompted, picture_shape
+from prunus.prompts import Prompt, Prompted
 from prunus.recurrent import STATISTICS, Hypernetwork
 from prunus.selection import price_of
 from prunus.thresholds import Thresholds
@@ -70,10 +70,9 @@ class PASS(nn.Module):
         self.steps = config.steps if steps is None else steps
         if not isinstance(self.steps, int) or self.steps < (0 if config.hypernetwork else 1):
             raise UserError(f"steps should be a whole number from 1, but is {self.steps!r}.")
-        shape = picture_shape(example) if config.prompt != "none" else None
         graph = self.graph = trace(model, example)
-        self.left_alone = config.whole(graph)
-        self.names = recurrent.in_order(graph, [name for name in graph.axes if name not in self.left_alone])
+        shape = config.pictures(graph)
+        self.left_alone, self.names = config.whole(graph), config.names(graph)
         floors = least(graph, config.floor, config.cap, config.freeze)
         if all(floors[name][0] == graph.axes[name].size for name in self.names):
             whys = self.left_alone | {name: floors[name][1] for name in self.names}
@@ -298,25 +297,17 @@ class PASS(nn.Module):
         return weights.clone(model, tensors | {name: own[name].to(device) for name in also})
 
     # ------------------------------------------------------------------------------ files and states
-    def described(self) -> dict:
-        """What a file of the hypernetwork belongs to."""
-        config = self.config
-        prompt = self.prompt and [config.prompt, self.prompt.size, config.prompt_how, *self.prompt.shape]
-        signature = [[name, self.graph.axes[name].size] for name in self.names]
-        options = {name: getattr(config, name) for name in ("hidden", "recurrent", "init", "statistic")}
-        return {"axes": signature, "prompt": prompt, **options}
-
     def save(self, path: str) -> None:
         """Write the hypernetwork and the prompt, to go on from with other data (config.hypernetwork)."""
         tensors = {f"hypernetwork.{name}": t for name, t in self.hypernetwork.state_dict().items()}
         if self.prompt:
             tensors["prompt"] = self.prompt.canvas().detach()
-        recurrent.save(path, tensors, self.described())
+        recurrent.save(path, tensors, self.config.described(self.graph))
 
     @torch.no_grad()
     def load(self, path: str) -> None:
         """Fill the hypernetwork and the prompt from a file. Raises FileError if it does not fit."""
-        tensors = recurrent.load(path, self.described())
+        tensors = recurrent.load(path, self.config.described(self.graph))
         try:
             if self.prompt:
                 self.prompt.values.copy_(tensors.pop("prompt") / self.prompt.speed)

@@ -7,9 +7,10 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from prunus import gates
+from prunus import gates, recurrent
 from prunus.errors import UserError, unknown
 from prunus.graph import Graph
+from prunus.prompts import fitting, picture_shape
 from prunus.recurrent import STATISTICS
 from prunus.selection import Budget, Price, Selection, select
 
@@ -101,6 +102,17 @@ class Config(Selection):
             value, most = getattr(self, name), 1 if name == "prompted" else math.inf
             if value is not None and not least <= value <= most:
                 raise UserError(f"{name} should lie in {least}..{'' if most > 1 else most}, but is {value}.")
+
+    def at_once(self) -> "Config":
+        """There is none: what goes is found by training."""
+        raise UserError(
+            "pass finds what goes by training, so there is nothing to show before. See what can go at all with "
+            "`prunus inspect`, or preview the magnitudes that it begins with: --method magnitude."
+        )
+
+    def check(self, graph: Graph) -> None:
+        """Raise UserError for options that do not go together or with this network, FileError for a hypernetwork that
+        does not fit it."""
         if not self.steps and not self.hypernetwork:
             raise UserError("steps=0 learns nothing: give steps, or a hypernetwork that was learned before.")
         if self.how != "global":
@@ -109,13 +121,30 @@ class Config(Selection):
             )
         if self.keep_prompt and self.prompt == "none":
             raise UserError("keep_prompt=True needs a prompt; leave out prompt=none.")
+        described = self.described(graph)
+        if self.hypernetwork:
+            recurrent.load(self.hypernetwork, described)
 
-    def at_once(self) -> "Config":
-        """There is none: what goes is found by training."""
-        raise UserError(
-            "pass finds what goes by training, so there is nothing to show before. See what can go at all with "
-            "`prunus inspect`, or preview the magnitudes that it begins with: --method magnitude."
-        )
+    def pictures(self, graph: Graph) -> tuple[int, int, int] | None:
+        """The shape (C, H, W) of the pictures that get a prompt; None: there is none. Raises UserError if the network
+        reads no pictures."""
+        return None if self.prompt == "none" else picture_shape(graph.example)
+
+    def names(self, graph: Graph) -> list[str]:
+        """The axes that are searched, in the order of their computation."""
+        whole = self.whole(graph)
+        return recurrent.in_order(graph, [name for name in graph.axes if name not in whole])
+
+    def described(self, graph: Graph) -> dict:
+        """What a hypernetwork for this network belongs to, as plain JSON. Raises UserError for a prompt that does not
+        fit on the pictures."""
+        prompt, shape = None, self.pictures(graph)
+        if shape:
+            size = fitting(shape, self.prompt, self.prompt_size)
+            prompt = [self.prompt, size, self.prompt_how, *shape]
+        signature = [[name, graph.axes[name].size] for name in self.names(graph)]
+        options = {name: getattr(self, name) for name in ("hidden", "recurrent", "init", "statistic")}
+        return {"axes": signature, "prompt": prompt, **options}
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -129,7 +158,9 @@ class Config(Selection):
     def select(
         self, graph: Graph, scores: Mapping[str, Tensor], budget: Budget, price: Price | None = None
     ) -> dict[str, list[int]]:
-        """The keep of some scores; axes left alone count as frozen."""
+        """The keep of some scores; axes left alone count as frozen. Raises also what `check` does: a run asks before it
+        begins."""
+        self.check(graph)
         options = {field.name: getattr(self, field.name) for field in fields(Selection)}
         options["freeze"] = (*self.freeze, *self.whole(graph))
         options["how"] = "uniform" if self.scope == "per_axis" else "global"

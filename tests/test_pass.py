@@ -858,7 +858,7 @@ def test_budgets_that_cannot_be_met_are_refused_at_once():
     [
         ({"prompt": "frame"}, "prompt"),
         ({"masking": "producer"}, "masking"),
-        ({"steps": 0}, "hypernetwork"),
+        ({"steps": 0}, "steps"),
         ({"prompted": 2}, "prompted"),
         ({"how": "isomorphic"}, "scope"),
         ({"keep_prompt": True, "prompt": "none"}, "keep_prompt"),
@@ -866,7 +866,7 @@ def test_budgets_that_cannot_be_met_are_refused_at_once():
 )
 def test_options_that_make_no_sense(options, said):
     with pytest.raises(UserError, match=said):
-        Config(**options)
+        PASS(small(), X, HALF, config=Config(**options))
 
 
 def test_a_loop_that_goes_wrong_is_told_so(tiny, tmp_path):
