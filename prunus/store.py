@@ -72,10 +72,25 @@ def _check_masks(tensors: dict[str, torch.Tensor], masks: Masks) -> None:
             )
 
 
-def load_keep(folder: str | Path) -> dict[str, list[int]]:
-    """The keep of a saved model: {axis name: indices}. Raises FileError if the file is missing or damaged."""
-    record = _record(folder)
-    return {name: list(entry["keep"]) for name, entry in record["axes"].items()}
+def load_keep(folder: str | Path, graph: Graph | None = None) -> dict[str, list[int]]:
+    """The keep of a saved model: {axis name: indices}. graph: of another model that is to be cut alike.
+
+    Raises FileError if the file is missing or damaged, or the graph has not the same axes.
+    """
+    axes = _record(folder)["axes"]
+    if graph is not None:
+        there = {name: entry["size"] for name, entry in axes.items()}
+        here = {name: axis.size for name, axis in graph.axes.items()}
+        wrong = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+        if wrong:
+            words = (
+                f"{n} has {there.get(n, 'no')} units there, {here.get(n, 'none')} here" for n in wrong[:3]
+            )
+            raise FileError(
+                f"{folder}/keep.json is of a network with other axes: {'; '.join(words)}. A structure goes with "
+                "the one architecture it was found on."
+            )
+    return {name: list(entry["keep"]) for name, entry in axes.items()}
 
 
 def load_masks(folder: str | Path) -> dict[str, torch.Tensor]:

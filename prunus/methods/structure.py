@@ -1,0 +1,49 @@
+"""Keep the units that another run kept, of a network of the same architecture with other weights or on other data.
+
+The first kind of transfer in PASS (Huang et al., arXiv:2407.17412); it takes the result of any method. Reads no data.
+
+    prunus run ... --method structure --set of=runs/first
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunus.budget import short
+from prunus.errors import BudgetError, UserError
+from prunus.graph import Graph, trace
+from prunus.methods import Pruned
+from prunus.selection import Budget, price_of
+from prunus.store import load_keep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """of: the folder of the run, or of a model that was saved, whose units are kept; it has to meet the budget."""
+
+    of: str = ""
+
+    def select(self, graph: Graph, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, list[int]]:
+        """The keep in the folder, whatever the scores.
+
+        Raises FileError if it is of another architecture, BudgetError if it costs more than the budget.
+        """
+        if not self.of:
+            raise UserError("structure takes the units from another run: --set of=FOLDER says from which.")
+        keep = load_keep(self.of, graph)
+        widths = graph.widths(keep)
+        sizes = torch.tensor([[axis.size, widths[name]] for name, axis in graph.axes.items()]).double().T
+        before, after = price_of(graph, budget)(sizes).tolist()
+        if after > budget.limit(before):
+            raise BudgetError(
+                f"{budget}: what {self.of} kept comes to {short(after)}, {after / before:.4f} of the {short(before)} "
+                "before. Give that budget, or take a smaller network's."
+            )
+        return keep
+
+
+def prune(task, budget: Budget, config: Config, run) -> Pruned:
+    """The units that the other run kept."""
+    return Pruned(keep=config.select(trace(task.model, task.example), {}, budget))

@@ -1,0 +1,83 @@
+"""A structure that another run found, put to use: the same units, or a refusal that says what differs."""
+
+import copy
+
+import pytest
+import torch
+from nets import build
+
+import prunus
+from prunus import Budget, cli
+from prunus.errors import BudgetError, FileError, UserError
+from prunus.methods.structure import Config
+from prunus.store import load_keep
+
+
+@pytest.fixture
+def first(tmp_path):
+    """A network, its graph, and the folder in which a half of it is."""
+    torch.manual_seed(0)
+    model, example = build("residual")
+    graph = prunus.trace(model, example)
+    keep = prunus.select(graph, prunus.scores.magnitude(model, graph), Budget(macs=0.5))
+    prunus.save(tmp_path / "first", prunus.shrink(model, graph, keep), keep, graph)
+    return model, example, keep, tmp_path / "first"
+
+
+def test_another_network_keeps_the_same_units(first):
+    model, example, keep, folder = first
+    other = copy.deepcopy(model)
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter)
+    graph = prunus.trace(other, example)
+    found = Config(of=str(folder)).select(graph, prunus.scores.random(graph, 0), Budget(macs=0.5))
+    assert found == {name: list(kept) for name, kept in keep.items()}
+
+
+def test_what_costs_more_than_the_budget_is_refused(first):
+    model, example, _, folder = first
+    graph = prunus.trace(model, example)
+    with pytest.raises(BudgetError, match=r"comes to .*, 0\.4\d+ of the .* before"):
+        Config(of=str(folder)).select(graph, {}, Budget(macs=0.4))
+
+
+def test_another_architecture_is_refused_with_what_differs(first):
+    other, example = build("concat")
+    graph = prunus.trace(other, example)
+    with pytest.raises(FileError, match=r"of a network with other axes: \w.* has (no|\d+) units there"):
+        Config(of=str(first[3])).select(graph, {}, Budget(macs=0.5))
+
+
+def test_a_folder_has_to_be_named_and_to_hold_a_keep(first, tmp_path):
+    graph = prunus.trace(*first[:2])
+    with pytest.raises(UserError, match="of=FOLDER"):
+        Config().select(graph, {}, Budget(macs=0.5))
+    with pytest.raises(FileError):
+        Config(of=str(tmp_path / "nothing")).select(graph, {}, Budget(macs=0.5))
+
+
+def test_two_runs_end_in_the_same_widths(tmp_path):
+    common = [
+        "run",
+        "--model",
+        "zoo:digits_resnet",
+        "--data",
+        "digits",
+        "--base-epochs",
+        "0",
+        "--epochs",
+        "0",
+    ]
+    assert cli.main([*common, "--method", "magnitude", "--out", str(tmp_path / "a")]) == 0
+    again = [
+        "--method",
+        "structure",
+        "--set",
+        f"of={tmp_path / 'a'}",
+        "--seed",
+        "1",
+        "--out",
+        str(tmp_path / "b"),
+    ]
+    assert cli.main([*common, *again]) == 0
+    assert load_keep(tmp_path / "b") == load_keep(tmp_path / "a")
