@@ -11,7 +11,7 @@ import prunus
 from prunus import zoo
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ["dhp.md", "sparsity.md"]
+PAGES = ["dhp.md", "pass.md", "sparsity.md"]
 
 
 def shown(page: str) -> str:
