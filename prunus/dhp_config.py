@@ -110,5 +110,7 @@ class Config(Selection):
         except Unreachable as error:
             if whole:
                 name, why = next(iter(whole.items()))
-                error.args = (f"{error} dhp leaves {name} whole, for {why}; mixed=True takes such axes, too.",)
+                error.args = (
+                    f"{error} dhp leaves {name} whole, for {why}; mixed=True takes such axes, too.",
+                )
             raise
