@@ -339,13 +339,18 @@ def metapruning() -> str:
     setup = result["setup"]
     of = {arm: [row for row in result["rows"] if row["arm"] == arm] for arm in (*META_ARMS, "base", "drawn")}
     lines = [
-        [words, *searching(row), f"{100 * row['renewed']:.1f}", f"{100 * row['recovered']:.1f}", share(row)]
+        [
+            words,
+            str(row["seed"]),
+            *searching(row),
+            *(f"{100 * row[key]:.1f}" for key in ("renewed", "recovered", "share")),
+        ]
         for arm, words in META_ARMS.items()
         for row in of[arm]
     ]
-    head = ["", "training, s", "search, s", "networks (dropped)", "pictures"]
+    head = ["", "seed", "training, s", "search, s", "networks (dropped)", "pictures"]
     head += ["search: winner", "uniform", "confirmed: winner", "uniform"]
-    head += ["norms renewed", "recovered", "multiply-adds"]
+    head += ["norms renewed", "recovered", "multiply-adds, %"]
     truth = {row["number"]: row["recovered"] for row in result["rows"] if row["arm"] == "truths"}
     values = {name: [row["scores"].get(name, row.get(name)) for row in of["drawn"]] for name in META_SCORES}
     known = [index for index, row in enumerate(of["drawn"]) if row["number"] in truth]
@@ -361,7 +366,7 @@ def metapruning() -> str:
     epochs = {name: options.get("epochs") for name, options in setup["searches"].items()}
     return f"""## MetaPruning
 
-ResNet-20, CIFAR-10 (JPEG), {setup["budget"]}, widths in multiples of {setup["round_to"]}, one seed
+ResNet-20, CIFAR-10 (JPEG), {setup["budget"]}, widths in multiples of {setup["round_to"]}
 (`python benchmarks/metapruning.py`). Widths alone are compared: every arm ends as the base's own units, Taylor's best
 of each axis, at the widths it found, with {setup["epochs"]} epochs of recovery, taught by the base, which has
 {100 * of["base"][0]["recovered"]:.1f} %. Searches look at {setup["generations"]} x {setup["population"]} networks with
@@ -397,10 +402,6 @@ def searching(row: dict) -> list[str]:
         f"{row['pictures'] / 1e3:.0f} k",
         *("-" if score is None else f"{100 * score:.1f}" for score in scores),
     ]
-
-
-def share(row: dict) -> str:
-    return f"{100 * row['share']:.1f} %"
 
 
 def tau(a: list[float], b: list[float]) -> float:
@@ -475,7 +476,9 @@ tables. What we read in them:
 def main() -> None:
     PAGE.parent.mkdir(exist_ok=True)
     parts = ["# Benchmarks\n\nWritten by `python benchmarks/tables.py` from `benchmarks/results/`.\n"]
-    PAGE.write_text("\n".join([*parts, core(), round_to(), resnet56(), dhp(), latency(), single_weights()]))
+    PAGE.write_text(
+        "\n".join([*parts, core(), round_to(), resnet56(), dhp(), metapruning(), latency(), single_weights()])
+    )
 
 
 if __name__ == "__main__":
