@@ -5,15 +5,17 @@ with the others masked where they are read (gates.py). The gradient of a mask is
 no threshold between them. methods/pass_.py names the paper and what is decided here.
 """
 
+import copy
 from collections.abc import Callable
-from fnmatch import fnmatchcase
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parametrize
 
-from prunus import gates, recurrent, scores, skeleton, surgery, weights
+from prunus import gates, recurrent, scores, skeleton, surgery
 from prunus.budget import Budget, Metered
 from prunus.errors import FileError, TrainingError, UserError
 from prunus.graph import trace
@@ -25,6 +27,7 @@ from prunus.selection import price_of
 from prunus.thresholds import Thresholds
 
 NOTED = 60  # times that widths are noted in a search
+HOOKS = "_forward_hooks", "_backward_hooks", "_backward_pre_hooks"
 CHANGES = ("done", "records", "flips", "tried", "best")
 Score = Callable[
     [Callable], float
@@ -45,8 +48,9 @@ class PASS(nn.Module):
 
     The search runs on a copy of the model whose norms use the statistics of the batch. steps: how many there will be,
     for the pace of snapshots; None: config's. score: how good the network would be now, for snapshots (see `Config`);
-    without one the last scores count. statistic: (model, graph) -> {axis: (size,)} in place of config's. seed: of what
-    is drawn. keep: the units that stay, once that is decided.
+    without one the last scores count. statistic: (model, graph) -> {axis: (size,)} in place of config's. keep_prompt:
+    the network that `finish` returns has the prompt before it, to be trained on. seed: of what is drawn. keep: the
+    units that stay, once that is decided.
     Raises UserError if nothing in the network can be pruned so, or the prompt does not go with the example; BudgetError
     if the budget cannot be met; FileError if config.hypernetwork does not fit.
     Shapes: N units on the axes `names`, in the order of their computation.
@@ -63,10 +67,15 @@ class PASS(nn.Module):
         seed: int = 0,
         score: Score | None = None,
         statistic: Callable[[nn.Module, Any], dict[str, Tensor]] | None = None,
+        keep_prompt: bool = False,
     ):
         super().__init__()
-        self.budget, self.config = budget, config or Config()
+        self.budget, self.config, self.keep_prompt = budget, config or Config(), keep_prompt
         config = self.config
+        if keep_prompt and config.prompt in ("none", "random"):
+            raise UserError(
+                f"keep_prompt=True needs a prompt that stays where it is, not prompt={config.prompt}."
+            )
         self.steps = config.steps if steps is None else steps
         if not isinstance(self.steps, int) or self.steps < (0 if config.hypernetwork else 1):
             raise UserError(f"steps should be a whole number from 1, but is {self.steps!r}.")
@@ -101,12 +110,11 @@ class PASS(nn.Module):
     def _build(self, model: nn.Module, shape: tuple | None, seed: int, statistic: Callable) -> None:
         """The copy of the network with its masks, the prompt, and the hypernetwork."""
         config, graph, names = self.config, self.graph, self.names
-        device = next(model.parameters()).device
-        sizes = [graph.axes[name].size for name in names]
+        sizes = {name: graph.axes[name].size for name in names}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.hypernetwork = Hypernetwork(
-                sizes,
+                list(sizes.values()),
                 hidden=config.hidden,
                 recurrent=config.recurrent,
                 init=config.init,
@@ -117,44 +125,38 @@ class PASS(nn.Module):
             self.prompt = Prompt(
                 shape, config.prompt, config.prompt_size, config.prompt_how, config.prompt_speed
             )
-        statistics = recurrent.standardised(statistic(model, graph), names)
+        statistics = recurrent.standardised(statistic(model, graph), sizes)
         self.register_buffer("statistics", statistics, persistent=False)
         self.register_buffer("inputs", recurrent.inputs_of(graph, names, statistics), persistent=False)
-        self.register_buffer("kept", torch.ones(sum(sizes), dtype=torch.bool))
+        self.register_buffer("kept", torch.ones(len(statistics), dtype=torch.bool))
         self.network = skeleton.copied(model, {})
         for module in self.network.modules():
-            module._forward_hooks.clear()  # the user's own hooks are not for these passes
-        also = self._also(self.network)
-        for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(name in also)
+            for hooks in HOOKS:  # the user's own are not for these passes
+                getattr(module, hooks).clear()
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(False)
             parameter.grad = None
+        for name in config.learning(graph):
+            for parameter in behind(self.network, name):
+                parameter.requires_grad_(True)
         self.gates = gates.attach(self.network, graph, names, roles=config.roles)
         self.gates.give(torch.ones_like(self.gates.values.data))
-        self.to(device)
+        self.to(next(model.parameters()).device)
         if config.hypernetwork:
             self.load(config.hypernetwork)
         self.train()
 
-    def _also(self, model: nn.Module) -> list[str]:
-        """The parameters that config.train_also names. Raises UserError for a pattern that names none."""
-        found = []
-        for pattern in self.config.train_also:
-            matching = [name for name, _ in model.named_parameters() if fnmatchcase(name, pattern)]
-            if not matching:
-                raise UserError(f"train_also pattern {pattern!r} matches no parameter.")
-            found += matching
-        return found
-
     # ------------------------------------------------------------------------------- the user's loop
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the network makes of a batch, called as the model is, with the prompt on it and all units masked but
-        the best that fit."""
+        """What the network makes of a batch, called as the model is, with the prompt on its first argument and all
+        units masked but the best that fit."""
         found = self.scores()
         kept = self.chosen(found)
         if self.training:
             self.kept_now = kept
         if self.prompt:
-            args, kwargs = (self.with_prompt(*args, **kwargs),), {}
+            by_name = {name: self.with_prompt(kwargs[name]) for name in [*kwargs][: not args]}
+            args, kwargs = [*map(self.with_prompt, args[:1]), *args[1:]], kwargs | by_name
         return self.run(self.straight_through(found, kept), *args, **kwargs)
 
     def learned(self) -> list[nn.Parameter]:
@@ -174,7 +176,7 @@ class PASS(nn.Module):
             )
         self.flips.append(int((self.kept_now != self.kept).sum()))
         self.kept.copy_(self.kept_now)
-        if self.done % max(1, self.steps // NOTED) == 0:
+        if self._falls(self.done, NOTED):
             counts = self.units.counts(self.kept.cpu()[None])[0]
             ratio = self.units.shares(self.kept.cpu()[None]).item()
             self.records.append({"step": self.done, "widths": counts.tolist(), "ratio": ratio})
@@ -184,11 +186,13 @@ class PASS(nn.Module):
                 self.try_out(self.scores())
 
     def finish(self) -> nn.Module:
-        """The small network, plain and proved; with config.keep_prompt behind its prompt. Norms still have the
-        statistics of before: renew them, then train on. Raises PruningError if the proof fails."""
+        """The small network, plain and proved; with keep_prompt behind a copy of its prompt. Norms still have
+        the statistics of before: renew them, then train on. Raises PruningError if the proof fails."""
         self.decide()
         small = surgery.shrink(self.full(), self.graph, self.keep)
-        return Prompted(self.prompt, small) if self.config.keep_prompt else small
+        if not self.keep_prompt:
+            return small
+        return Prompted(copy.deepcopy(self.prompt).to(next(small.parameters()).device), small)
 
     # ------------------------------------------------------------------------------------- the masks
     def scores(self) -> Tensor:
@@ -215,9 +219,17 @@ class PASS(nn.Module):
         """(N,): ones and zeros, whose gradients are those of the scores."""
         slope = found - found.detach()  # zeros
         if self.config.straight_through == "clipped":
-            threshold = found.detach()[kept].min()
-            slope = slope * ((found.detach() - threshold).abs() <= 1)
+            slope = slope * (self._distance(found.detach(), kept) <= 1)
         return kept.to(slope.dtype) + slope
+
+    def _distance(self, found: Tensor, kept: Tensor) -> Tensor:
+        """(N,): how far scores are from the threshold, the best score that is out; infinite where none is."""
+        out = found.masked_fill(kept, -torch.inf)  # not the least that is kept: some are by their floor
+        if self.config.scope == "global":
+            return (found - out.max()).abs()
+        owners = self.hypernetwork.owners
+        best = out.new_full((len(self.names),), -torch.inf).scatter_reduce(0, owners, out, "amax")
+        return (found - best[owners]).abs()
 
     def run(self, masks: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The network's output with the given masks (N,)."""
@@ -237,7 +249,7 @@ class PASS(nn.Module):
         super().train(mode)
         self.network.eval()
         for module in self.network.modules():
-            if isinstance(module, _BatchNorm):
+            if isinstance(module, _NormBase):
                 module.train()
                 module.momentum = 0.0
         return self
@@ -256,22 +268,30 @@ class PASS(nn.Module):
             found[place][keep[name]] = True
         return found.to(self.kept.device)
 
+    def _falls(self, step: int, times: int) -> bool:
+        """Whether one of so many times, spread over the search, is at this step; one more is at 0."""
+        steps = max(1, self.steps)
+        return not step or step * times // steps > (step - 1) * times // steps
+
     def _due(self, step: int) -> bool:
         """Whether to try the network after so many steps."""
         count = self.config.snapshots
-        every = max(1, self.steps // count) if count else 0
-        return bool(self._score and every) and (step % every == 0 or step == self.steps)
+        return bool(self._score and count) and self._falls(step, count)
 
     @torch.no_grad()
     def try_out(self, found: Tensor) -> None:
-        """See how good the network of the scores `found` would be, in the widths that would be taken."""
+        """See how good the network of the scores `found` (N,) would be, in the widths that would be taken.
+
+        Raises TrainingError if that is NaN or infinite.
+        """
         if isinstance(self.budget, Metered):  # as predicted: to measure is for the end
             kept = self.chosen(found)
         else:
-            kept = self.among(self.config.select(self.graph, self.of_axes(found), self.budget))
-        masks = kept.to(found.dtype)
-        prompted = self.config.keep_prompt
-        value = self._score(lambda x: self.run(masks, self.prompt(x) if prompted else x))
+            kept = self.among(self.config.choose(self.graph, self.of_axes(found), self.budget))
+        masks, on = kept.to(found.dtype), self.prompt if self.keep_prompt else nn.Identity()
+        value = float(self._score(lambda x: self.run(masks, on(x))))
+        if not isfinite(value):
+            raise TrainingError(f"the score of the masked network is {value} after {self.done} steps.")
         if not self.tried or value > max(score for _, score in self.tried):
             self.best = found.detach().cpu().tolist()
         self.tried.append((self.done, value))
@@ -281,20 +301,18 @@ class PASS(nn.Module):
         if self.keep is None:
             found = self.scores() if self.best is None else torch.tensor(self.best)
             self.chosen(found)  # refuses what is not finite
-            self.keep = self.config.select(self.graph, self.of_axes(found), self.budget)
+            self.keep = self.config.choose(self.graph, self.of_axes(found), self.budget)
 
     @torch.no_grad()
     def full(self) -> nn.Module:
         """The model that was given, or where config.train_also let parameters learn, a copy with those."""
-        model = self._given[0]
-        also = self._also(model)
-        if not also:
-            return model
-        tensors = weights.effective(model)
-        device = next(iter(tensors.values())).device
-        self.gates.give(torch.ones_like(self.gates.values))
-        own = weights.effective(self.network)
-        return weights.clone(model, tensors | {name: own[name].to(device) for name in also})
+        model, learned = self._given[0], self.config.learning(self.graph)
+        if learned:
+            model = skeleton.copied(model, {})
+        for name in learned:
+            for parameter, own in zip(behind(model, name), behind(self.network, name), strict=True):
+                parameter.copy_(own)
+        return model
 
     # ------------------------------------------------------------------------------ files and states
     def save(self, path: str) -> None:
@@ -310,7 +328,8 @@ class PASS(nn.Module):
         tensors = recurrent.load(path, self.config.described(self.graph))
         try:
             if self.prompt:
-                self.prompt.values.copy_(tensors.pop("prompt") / self.prompt.speed)
+                own = self.prompt.values
+                own.copy_(tensors.pop("prompt").view_as(own) / self.prompt.speed)
             own = {name.removeprefix("hypernetwork."): tensor for name, tensor in tensors.items()}
             self.hypernetwork.load_state_dict(own)
         except (KeyError, RuntimeError) as error:
@@ -326,3 +345,12 @@ class PASS(nn.Module):
         """Go to where `state` stands."""
         for name in CHANGES:
             setattr(self, name, state[name])
+
+
+def behind(model: nn.Module, name: str) -> list[nn.Parameter]:
+    """The parameters that the weight `name` of a graph is made from: itself, or those of its parametrisation."""
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    if parametrize.is_parametrized(module, attribute):
+        return list(module.parametrizations[attribute].parameters())
+    return [module.get_parameter(attribute)]

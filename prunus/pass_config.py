@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -10,12 +11,11 @@ from torch import Tensor
 from prunus import gates, recurrent
 from prunus.errors import UserError, unknown
 from prunus.graph import Graph
-from prunus.prompts import fitting, picture_shape
+from prunus.prompts import How, Kind, fitting, picture_shape
 from prunus.recurrent import STATISTICS
 from prunus.selection import Budget, Price, Selection, select
 
-Prompt = Literal["pad", "fixed", "random", "none"]
-How = Literal["add", "replace"]
+Prompt = Literal[Kind, "none"]
 Masking = Literal["consumer", "product", "product_norms"]
 Scope = Literal["global", "per_axis"]
 Init = Literal["magnitude", "random"]
@@ -35,6 +35,11 @@ ROLES = {  # of the dimensions of parameters that masks act on
     "product": ("produces", "consumes"),
     "product_norms": ("produces", "consumes", "scales", "shifts"),
 }
+IDLE = {  # with these nothing is left for those to act on
+    ("prompt", "none"): ("prompt_size", "prompt_how", "prompt_speed", "prompted"),
+    ("snapshots", 0): ("held_out",),
+    ("steps", 0): ("lr", "batch_size", "snapshots", "held_out", "masking", "straight_through", "train_also"),
+}
 assert set(STATISTICS) == set(get_args(Statistic))
 
 
@@ -48,7 +53,6 @@ class Config(Selection):
     prompt_how  add the prompt to what is there, or replace it
     prompt_speed  how many times as fast as the hypernetwork the prompt learns
     prompted    share of a batch's pictures that get the prompt; 0.5 is the two passes of VPNs in one
-    keep_prompt the network that is returned has the prompt before it (in your own loop)
     statistic   what the hypernetwork reads of a unit's weights, and the start where init=magnitude: rms of all that
                 write to it or read from it, or one of Prunus's scores
     recurrent   False: every axis is read alone
@@ -62,11 +66,14 @@ class Config(Selection):
     steps       of the search; 0 only with a hypernetwork that was loaded
     lr          of the hypernetwork, at first: half a cosine leads to 0. Above 3e-4 masks flicker
     batch_size  None: as the task advises
-    snapshots   how often the network as it would be now is tried on held_out pictures of the training set; the best is
-                returned. 0: the last
-    held_out    pictures
+    snapshots   how many times, beside the start, the network as it would be then is tried on held_out pictures of the
+                training set; the best is returned. 0: the last
+    held_out    pictures; 15 % of the training set at most
     train_also  patterns of parameters that learn too, such as a new head.*
     hypernetwork  file of one that was learned on other data with the same network; the search goes on from it
+
+    lr, batch_size and held_out are a run's: your own loop has its optimiser, its batches and its `score`.
+    Raises UserError for an option that is out of range or not known.
     """
 
     prompt: Prompt = "pad"
@@ -74,7 +81,6 @@ class Config(Selection):
     prompt_how: How = "add"
     prompt_speed: float = 100.0
     prompted: float = 1.0
-    keep_prompt: bool = False
     statistic: Statistic = "rms"
     recurrent: bool = True
     hidden: int = 64
@@ -102,6 +108,10 @@ class Config(Selection):
             value, most = getattr(self, name), 1 if name == "prompted" else math.inf
             if value is not None and not least <= value <= most:
                 raise UserError(f"{name} should lie in {least}..{'' if most > 1 else most}, but is {value}.")
+        if not self.prompt_speed:
+            raise UserError("prompt_speed should be above 0; to go without a prompt, say prompt=none.")
+        if isinstance(self.train_also, str):
+            raise UserError(f"train_also: expected a list of patterns, got the text {self.train_also!r}.")
 
     def at_once(self) -> "Config":
         """There is none: what goes is found by training."""
@@ -119,8 +129,14 @@ class Config(Selection):
             raise UserError(
                 f"how={self.how}: pass ranks by its own scores; scope=per_axis keeps equal shares."
             )
-        if self.keep_prompt and self.prompt == "none":
-            raise UserError("keep_prompt=True needs a prompt; leave out prompt=none.")
+        usual = {field.name: field.default for field in fields(self)}
+        for (option, value), others in IDLE.items():
+            idle = [name for name in others if getattr(self, name) != usual[name]]
+            if getattr(self, option) == value and idle:
+                raise UserError(
+                    f"with {option}={value} there is no use for {', '.join(idle)}; leave that out."
+                )
+        self.learning(graph)
         described = self.described(graph)
         if self.hypernetwork:
             recurrent.load(self.hypernetwork, described)
@@ -129,6 +145,16 @@ class Config(Selection):
         """The shape (C, H, W) of the pictures that get a prompt; None: there is none. Raises UserError if the network
         reads no pictures."""
         return None if self.prompt == "none" else picture_shape(graph.example)
+
+    def learning(self, graph: Graph) -> list[str]:
+        """The parameters that train_also names, as the graph does. Raises UserError for a pattern that names none."""
+        found: dict[str, None] = {}
+        for pattern in self.train_also:
+            matching = [n for n in graph.layouts if n in graph.parameters and fnmatchcase(n, pattern)]
+            if not matching:
+                raise UserError(f"train_also pattern {pattern!r} matches no parameter.")
+            found |= dict.fromkeys(matching)
+        return list(found)
 
     def names(self, graph: Graph) -> list[str]:
         """The axes that are searched, in the order of their computation."""
@@ -158,9 +184,14 @@ class Config(Selection):
     def select(
         self, graph: Graph, scores: Mapping[str, Tensor], budget: Budget, price: Price | None = None
     ) -> dict[str, list[int]]:
-        """The keep of some scores; axes left alone count as frozen. Raises also what `check` does: a run asks before it
-        begins."""
+        """`choose`, and raises also what `check` does: a run asks before it begins."""
         self.check(graph)
+        return self.choose(graph, scores, budget, price)
+
+    def choose(
+        self, graph: Graph, scores: Mapping[str, Tensor], budget: Budget, price: Price | None = None
+    ) -> dict[str, list[int]]:
+        """The keep of some scores; axes left alone count as frozen."""
         options = {field.name: getattr(self, field.name) for field in fields(Selection)}
         options["freeze"] = (*self.freeze, *self.whole(graph))
         options["how"] = "uniform" if self.scope == "per_axis" else "global"

@@ -9,7 +9,7 @@ Shapes: pictures (B, C, H, W).
 """
 
 import io
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from prunus.errors import UserError, unknown
 
 Kind = Literal["pad", "fixed", "random"]
-KINDS = ("pad", "fixed", "random")
+How = Literal["add", "replace"]
 PAD = 16 / 224  # of a picture's shorter side: 16 pixels of 224, 2 of 32 (VPNs' best)
 PATCH = 1 / 4  # of a picture's shorter side (ours)
 
@@ -38,12 +38,12 @@ class Prompt(nn.Module):
         shape: tuple[int, int, int],
         kind: Kind = "pad",
         size: int | None = None,
-        how: Literal["add", "replace"] = "add",
+        how: How = "add",
         speed: float = 1.0,
     ):
         super().__init__()
-        if kind not in KINDS:
-            raise unknown("prompt", kind, KINDS)
+        if kind not in get_args(Kind):
+            raise unknown("prompt", kind, get_args(Kind))
         self.shape, self.kind, self.how, self.speed = tuple(shape), kind, how, speed
         self.size = fitting(self.shape, kind, size)
         planes, height, width = self.shape
@@ -78,7 +78,7 @@ class Prompt(nn.Module):
                 )
                 for t in (canvas, frame)
             )
-        under = x if self.how == "add" else x * (1 - frame)
+        under = x if self.how == "add" else x * (1 - frame).to(x.dtype)
         return under + canvas.to(x.dtype)
 
     @torch.no_grad()
@@ -106,8 +106,10 @@ class Prompted(nn.Module):
 
 def picture_shape(example: Any) -> tuple[int, int, int]:
     """The shape (C, H, W) of the pictures in an example of a network's input. Raises UserError if it is none."""
-    if isinstance(example, (tuple, list)) and len(example) == 1:
-        example = example[0]
+    if (
+        isinstance(example, (tuple, list, dict)) and len(example) == 1
+    ):  # arguments of the network, by place or name
+        example = next(iter(example.values() if isinstance(example, dict) else example))
     if isinstance(example, Tensor) and example.dim() == 4 and example.is_floating_point():
         return tuple(example.shape[1:])
     seen = (

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from prunus import axes, cost, scores
-from prunus.errors import FileError
+from prunus.errors import FileError, UserError
 from prunus.files import read_tensors, write_tensors
 from prunus.graph import Graph
 from prunus.rules import CONSUMES, PRODUCES, Tag
@@ -24,6 +24,7 @@ from prunus.weights import effective
 FORMAT = 1
 HEADER = "prunus_hypernetwork"
 EXTRA = 3  # numbers about an axis beside those about its units
+SAME = 1e-6  # of the largest: units that differ by less are the same but for rounding
 
 
 class Hypernetwork(nn.Module):
@@ -55,7 +56,8 @@ class Hypernetwork(nn.Module):
         self.register_buffer("owners", owners, persistent=False)
 
     def forward(self, inputs: Tensor, statistics: Tensor, canvas: Tensor | None = None) -> Tensor:
-        """(N,): scores. inputs (G, C_max + 3) and statistics (N,): see `Statistics`; canvas (C, H, W): the prompt."""
+        """(N,): scores. inputs (G, C_max + 3): see `inputs_of`. statistics (N,): see `standardised`. canvas (C, H, W):
+        the prompt."""
         with torch.autocast(inputs.device.type, enabled=False):  # what is compared has to be exact
             steps = self.read(inputs)
             if self.encoder is None:
@@ -121,10 +123,24 @@ def rms(model: nn.Module, graph: Graph) -> scores.Scores:
     return found
 
 
-def standardised(values: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
-    """(N,): the values of each axis less their mean, over their standard deviation; 0 where all are the same."""
-    apart = [values[name].float() - values[name].float().mean() for name in names]
-    return torch.cat([each / each.square().mean().sqrt().clamp_min(1e-12) for each in apart])
+def standardised(values: Mapping[str, Tensor], sizes: Mapping[str, int]) -> Tensor:
+    """(N,): the values of each axis less their mean, over their standard deviation; 0 where all are the same.
+
+    sizes: of the axes, in order. Raises UserError for an axis without its values (size,), or with others than numbers.
+    """
+    found = []
+    for name, size in sizes.items():
+        value = torch.as_tensor(values.get(name, ())).detach().double().cpu()
+        if value.shape != (size,) or not value.isfinite().all():
+            seen = f"{tuple(value.shape)}" if name in values else "none"
+            raise UserError(
+                f"the statistic of axis {name} should be {size} finite numbers, but is of shape {seen}"
+                f"{'' if value.isfinite().all() else ', with NaN or infinity'}. Are the model's weights whole?"
+            )
+        apart = value - value.mean()
+        spread = apart.square().mean().sqrt()
+        found.append(apart / spread if spread > SAME * value.abs().max() else torch.zeros(size))
+    return torch.cat(found).float()
 
 
 def inputs_of(graph: Graph, names: Sequence[str], statistics: Tensor) -> Tensor:
@@ -161,14 +177,10 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], described: Mapping) ->
 def load(path: str | Path, described: Mapping) -> dict[str, Tensor]:
     """The tensors of a hypernetwork that was saved. Raises FileError, naming what differs, if it was made for other
     axes or with other options than are `described`, or is damaged."""
-    tensors = read_tensors(Path(path))
-    with safe_open(path, "pt") as opened:
-        text = (opened.metadata() or {}).get(HEADER)
-    there = json.loads(text) if text else {}
-    if there.get("format") != FORMAT:
-        raise FileError(
-            f"{path} is no hypernetwork of format {FORMAT}; give a hypernetwork.safetensors of a run of pass."
-        )
+    tensors, there = read_tensors(Path(path)), _header(path)
+    spoilt = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if spoilt:
+        raise FileError(f"{path} holds NaN or infinity in {spoilt[0]}; learn a new one.")
     wanted = json.loads(json.dumps(dict(described)))
     ours, theirs = wanted.pop("axes"), there.pop("axes")
     wrong = [
@@ -188,6 +200,22 @@ def load(path: str | Path, described: Mapping) -> dict[str, Tensor]:
             "architecture it was learned on, with the same options; else learn a new one."
         )
     return tensors
+
+
+def _header(path: str | Path) -> dict:
+    """What the file says it belongs to. Raises FileError if it does not say so."""
+    with safe_open(path, "pt") as opened:
+        text = (opened.metadata() or {}).get(HEADER, "null")
+    try:
+        there = json.loads(text)
+        whole = there["format"] == FORMAT and all(len(pair) == 2 for pair in there["axes"])
+    except (ValueError, TypeError, KeyError):  # no JSON, or another thing
+        whole = False
+    if not whole:
+        raise FileError(
+            f"{path} is no hypernetwork of format {FORMAT}; give a hypernetwork.safetensors of a run of pass."
+        )
+    return there
 
 
 def _words(signature: list, number: int) -> str:

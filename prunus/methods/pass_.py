@@ -29,7 +29,6 @@ from prunus.channel_masks import Config as Config
 from prunus.charts import Chart, Heat, Lines, Picture
 from prunus.checkpoint import distinct
 from prunus.data import hold_out
-from prunus.errors import UserError
 from prunus.methods import Pruned
 from prunus.pictures import Split
 from prunus.selection import Budget
@@ -57,10 +56,6 @@ class Beside(Along):
 
 def prune(task, budget: Budget, config: Config, run) -> Pruned:
     """Let the hypernetwork learn, and keep what it scores best."""
-    if config.keep_prompt:
-        raise UserError(
-            "a run keeps networks without a prompt; for one use prunus.methods.pass_.PASS in your own loop."
-        )
     task, held_out = copy.copy(task), None
     if config.snapshots and config.steps:
         task.data, held_out = set_aside(task.data, config.held_out, run.seed)
@@ -146,7 +141,8 @@ def drawn(search: PASS) -> Iterator[Chart]:
         yield Lines(
             title="The network as it would be then",
             note="Its loss on training pictures held out, in the widths that would be taken, without prompt, norms on "
-            "the statistics of the batch. The lowest is taken; at step 0 it is pruning by magnitude.",
+            "the statistics of the batch. The lowest is taken. Step 0 is what the search began with: pruning by "
+            "magnitude, if no option says otherwise.",
             x_label="step",
             y_label="loss",
             series={"held out": [(step, -score) for step, score in search.tried]},

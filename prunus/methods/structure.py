@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunus.budget import short
+from prunus.budget import Metered, short
 from prunus.errors import BudgetError, UserError
 from prunus.graph import Graph, trace
 from prunus.methods import Pruned
@@ -28,14 +28,19 @@ class Config:
     def select(self, graph: Graph, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, list[int]]:
         """The keep in the folder, whatever the scores.
 
-        Raises FileError if it is of another architecture, BudgetError if it costs more than the budget.
+        Milliseconds are measured. Raises FileError if it is of another architecture, BudgetError if it costs more than
+        the budget.
         """
         if not self.of:
             raise UserError("structure takes the units from another run: --set of=FOLDER says from which.")
         keep = load_keep(self.of, graph)
-        widths = graph.widths(keep)
-        sizes = torch.tensor([[axis.size, widths[name]] for name, axis in graph.axes.items()]).double().T
-        before, after = price_of(graph, budget)(sizes).tolist()
+        if isinstance(budget, Metered):
+            figures = budget.meter.figures(keep)
+            before, after = figures["original_ms"], figures["measured_ms"]
+        else:
+            widths = graph.widths(keep)
+            sizes = torch.tensor([[axis.size, widths[name]] for name, axis in graph.axes.items()]).double().T
+            before, after = price_of(graph, budget)(sizes).tolist()
         if after > budget.limit(before):
             raise BudgetError(
                 f"{budget}: what {self.of} kept comes to {short(after)}, {after / before:.4f} of the {short(before)} "
