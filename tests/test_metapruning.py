@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from test_latency import Fake
+from test_run import ARGUMENTS, figures, kill_when_there, program, start
 from two_processes import PATHS, SCRIPT, launched
 
 import prunus
@@ -272,6 +274,45 @@ def test_killed_it_goes_on_and_looks_at_nothing_twice(undisturbed, tmp_path):
     after = journal(tmp_path / "killed").read_bytes()
     assert after == journal(undisturbed).read_bytes() and after.startswith(before)
     assert (tmp_path / "killed" / "keep").read_text() == (undisturbed / "keep").read_text()
+
+
+OPTIONS = ("generations=3", "population=6", "parents=3", "images=150", "calibration=128", "top=2")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("weights", [("weights=inherit",), ("weights=shared", "epochs=2")])
+def test_a_run_killed_at_any_moment_ends_in_the_same_bits_and_tries_no_network_twice(weights, tmp_path):
+    arguments = [*ARGUMENTS[:5], "--base-epochs", "1", "--epochs", "1", "--method", "metapruning"]
+    arguments += [each for option in (*OPTIONS, *weights) for each in ("--set", option)]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    program([*arguments, "--out", str(whole)])
+    if weights[0] == "weights=shared":
+        kill_when_there([*arguments, "--out", str(killed)], killed / "prune/supernet/checkpoint.safetensors")
+    lot, known, kills = random.Random(0), b"", 0
+    while kills < 4 and not (killed / "stages/prune.json").exists():
+        more = known.count(b"\n") + lot.randint(1, 8)
+        with start([*arguments, "--out", str(killed), "--resume"]) as process:
+            while process.poll() is None and kept(killed).count(b"\n") < more:
+                time.sleep(0.002)
+            time.sleep(lot.uniform(0, 0.1))
+            process.kill()
+        assert kept(killed).startswith(known)  # nothing that was known is found out once more, or differently
+        known, kills = kept(killed), kills + (process.returncode == -signal.SIGKILL)
+    program([*arguments, "--out", str(killed), "--resume"])
+    assert kills >= 2 and figures(killed) == figures(whole)
+    for name in ("model.safetensors", "keep.json", "prune/search.jsonl"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    networks = [
+        json.dumps([line["on"], line["widths"]]) for line in map(json.loads, kept(killed).splitlines()[1:])
+    ]
+    assert len(set(networks)) == len(networks) and kept(killed).startswith(known)
+
+
+def kept(folder):
+    """What is whole in a journal."""
+    text = journal(folder).read_bytes() if journal(folder).exists() else b""
+    return b"".join(text.rpartition(b"\n")[:2])
 
 
 def test_two_processes_find_what_one_does(undisturbed, tmp_path):

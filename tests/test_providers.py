@@ -1,7 +1,10 @@
 """Weights for all networks of a search: cut, shared, made. What is trained is what is tried, and what is handed on."""
 
 import json
+import shutil
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from nets import NETS, build
 from test_graph import torchvision_models
-from test_metapruning import EXAMPLE, HALF, SMALL, begun, fresh
+from test_metapruning import EXAMPLE, HALF, SMALL, begun, fresh, journal, lines
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from two_processes import assert_trains_as_one
+from two_processes import PATHS, SCRIPT, assert_trains_as_one, launched
 
 from prunus import cost, pruningnet, surgery, train, zoo
 from prunus.budget import Budget
-from prunus.candidates import Maker, parted, to_renew_with
+from prunus.candidates import Maker, parted, tensors_hash, to_renew_with
 from prunus.data import load_data
 from prunus.errors import UserError
 from prunus.graph import trace
@@ -187,6 +190,45 @@ def training_without_norms(folder):
     fit(net, task, replace(RECIPE, batch_size=40), folder=folder, along=Stepping(net))
 
 
+def searched_with(weights, folder):
+    """A short search with a supernet, always the same, whose winner keeps the weights it was tried with."""
+    config = replace(SMALL, weights=weights, epochs=1, generations=2, winner="provider")
+    run = begun(folder)
+    found = prune(fresh(load_data("digits")), HALF, config, run)
+    note = json.dumps([found.keep, tensors_hash(found.weights)])
+    (run.path / f"found{run.processes.process_index}").write_text(note)
+
+
+def searched_in_ranks(folder):
+    """In one of two processes: with a supernet that one has trained, and with one of their own."""
+    for weights in ("shared", "hypernet"):
+        for each in ("given", "own"):
+            searched_with(weights, Path(folder) / f"{weights}_{each}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_find_what_one_does_and_train_one_supernet(tmp_path):
+    """Trained in two, a supernet's weights are others, for each norms its own half of a batch; but of both the same."""
+    for weights in ("shared", "hypernet"):
+        searched_with(weights, tmp_path / f"{weights}_alone")
+        given = shutil.copytree(tmp_path / f"{weights}_alone", tmp_path / f"{weights}_given")
+        (given / "found0").unlink(), journal(given).unlink()
+    script = tmp_path / "script.py"
+    script.write_text(
+        SCRIPT.format(paths=PATHS, folder=str(tmp_path), module=__name__, name="searched_in_ranks")
+    )
+    launched([str(script)], timeout=800)
+    for weights in ("shared", "hypernet"):
+        alone, given, own = (tmp_path / f"{weights}_{each}" for each in ("alone", "given", "own"))
+        assert journal(given).read_bytes() == journal(alone).read_bytes()
+        assert (given / "found0").read_text() == (given / "found1").read_text()
+        assert (given / "found0").read_text() == (alone / "found0").read_text()
+        assert (own / "found0").read_text() == (own / "found1").read_text()
+        networks = [line["widths"] for line in lines(own)]
+        assert networks and all(networks.count(each) == 1 for each in networks)
+
+
 def test_networks_of_a_step_depend_on_seed_and_step_alone(digits):
     net, _, _ = ready_to_train(fresh(digits))
     space, room = net.room.space, net.room
@@ -298,9 +340,9 @@ def test_a_search_with_a_supernet(weights, digits, tmp_path):
     assert all(torch.equal(t, before[n]) for n, t in task.model.state_dict().items())
     graph = trace(task.model, EXAMPLE)
     assert cost.macs(graph, found.keep) <= HALF.limit(cost.macs(graph))
-    journal = (tmp_path / "prune" / "search.jsonl").read_bytes()
+    text = journal(tmp_path).read_bytes()
     again = prune(fresh(digits), HALF, config, begun(tmp_path))  # nothing is done twice
-    assert (tmp_path / "prune" / "search.jsonl").read_bytes() == journal and again.keep == found.keep
+    assert journal(tmp_path).read_bytes() == text and again.keep == found.keep
     assert all(torch.equal(t, again.weights[n]) for n, t in found.weights.items())
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [each["stage"] for each in events if each["event"] == "epoch"][:1] == ["prune"]
@@ -417,3 +459,49 @@ def test_resnet50_with_the_papers_widths_costs_what_it_says(expected):
             widths |= {f"layer{stage}.{block}.conv{conv}": base * n // 100 for conv in (1, 2)}
     macs = cost.macs(graph, first_of(graph, widths))
     assert round(macs / 1e6, 1) == pytest.approx(expected / 1e6)
+
+
+class WideMobileNetV2(nn.Module):
+    """The network that the paper searches in for MobileNetV2: 1.4 times as wide, each block's inside six times its
+    input's width, the first block's as wide as its input."""
+
+    STAGES = (44, 22, *[33] * 2, *[44] * 3, *[88] * 4, *[132] * 3, *[224] * 3, 448)
+    HALVED = (33, 44, 88, 224)  # the stages that begin with half the side
+
+    def __init__(self):
+        super().__init__()
+
+        def normed(*conv, **options):
+            return nn.Sequential(nn.Conv2d(*conv, bias=False, **options), nn.BatchNorm2d(conv[1]))
+
+        self.stem, self.blocks, self.head = normed(3, 44, 3, 2, 1), nn.ModuleList(), normed(448, 1280, 1)
+        self.linear = nn.Linear(1280, 1000)
+        for number, (a, b) in enumerate(pairwise(self.STAGES)):
+            inner, stride = 6 * a if number else a, 2 if a != b and b in self.HALVED else 1
+            depthwise = normed(inner, inner, 3, stride, 1, groups=inner)
+            self.blocks.append(nn.Sequential(normed(a, inner, 1), depthwise, normed(inner, b, 1)))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block, (a, b) in zip(self.blocks, pairwise(self.STAGES), strict=True):
+            y = F.relu6(block[1](F.relu6(block[0](x))))
+            x = block[2](y) + x if a == b else block[2](y)
+        return self.linear(F.relu6(self.head(x)).mean((2, 3)))
+
+
+def test_mobilenet_v2_with_the_papers_widths_costs_what_its_code_says():
+    """The vector that its code holds, as places among the 31 ratios: of the stages, and of the insides."""
+    stages = (14, 12, 11, 11, 8, 8, 8, 7, 7, 7, 7, 8, 8, 8, 14, 14, 14, 8)
+    inner = (6, 5, 2, 15, 7, 17, 14, 5, 11, 12, 12, 11, 6, 16, 14, 13, 14)
+    model = WideMobileNetV2()
+    graph = trace(model, torch.zeros(1, 3, 224, 224))
+    outputs = ["stem.0", *(f"blocks.{number}.2.0" for number in range(17))]
+    ids = dict(zip(outputs, stages, strict=True)) | {
+        f"blocks.{number}.0.0": n for number, n in enumerate(inner)
+    }
+    widths = {
+        name: axis.size * (10 + 3 * ids[name]) // 100 for name, axis in graph.axes.items() if name in ids
+    }
+    assert len(widths) == len(set(WideMobileNetV2.STAGES)) + 17  # stages whose blocks are added share one
+    macs = cost.macs(graph, first_of(graph, widths))
+    assert round(macs / 1e6, 1) == 104.9
