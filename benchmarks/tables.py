@@ -458,19 +458,19 @@ META_READING = """What we read in it, at 70 networks a search and two epochs of 
 
 - The search finds networks that are better as they are: with the base's weights 7 to 9 points above the uniform one on
   the pictures searched on, as much on those that confirm and on test. Recovery evens that out: uniform widths end at
-  84.9 %, and so does every evolution, within 0.1. Random search is 0.8 above and L1 0.5 below, about two standard
-  deviations of the test set (0.35 points) at the most. We cannot say that any of them beats uniform widths here.
+  84.9 %, and so does every evolution, within 0.1. Random search is 0.8 above and L1 0.5 below; a figure has a standard
+  deviation of 0.35 by the test set alone. We cannot say that any of them beats uniform widths here.
 - The hypernetwork does not earn its keep. Added to shared weights and trained like them it raises all scores, that of
   the uniform network more than that of the winner, ranks networks as shared weights do (tau 0.88), and its winner
   recovers to the same. The paper's own took longer to train than any other, and its search came back with the uniform
   network. It had 4 epochs; the 25 that the paper's rule gives were not tried.
-- Shared weights foretell recovery a little better than the base's own, for 50 times the preparation (259 s, 5 s), and
-  the networks they choose end the same. So `weights=inherit` is the default.
+- Shared weights may foretell recovery a little better than the base's own (the networks are too few to be sure), for
+  50 times the preparation, and the network they chose ends the same. So `weights=inherit` is the default.
 - Scores do foretell recovery among random networks, which lie 3 points apart after an epoch; multiply-adds and
   parameters foretell little. It is among the best, where searches end, that differences are too small to survive it.
 - Evolution does not beat random search at so few networks (the paper looks at 1000).
 - The budget of milliseconds holds as measured, with room to spare: what the uniform network corrected was too cautious
-  for the winner. It leaves a quarter of the multiply-adds, for most of this network's time is not in its layers.
+  for the winner. It leaves a quarter of the multiply-adds: much of this network's time does not shrink with them.
 """
 
 
