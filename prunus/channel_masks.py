@@ -148,15 +148,21 @@ class PASS(nn.Module):
 
     # ------------------------------------------------------------------------------- the user's loop
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the network makes of a batch, called as the model is, with the prompt on its first argument and all
-        units masked but the best that fit."""
+        """What the network makes of a batch, called as the model is, with the prompt on the first tensor it is
+        given and all units masked but the best that fit."""
         found = self.scores()
         kept = self.chosen(found)
         if self.training:
             self.kept_now = kept
         if self.prompt:
-            by_name = {name: self.with_prompt(kwargs[name]) for name in [*kwargs][: not args]}
-            args, kwargs = [*map(self.with_prompt, args[:1]), *args[1:]], kwargs | by_name
+            args = list(args)
+            for held, key in [
+                *((args, place) for place in range(len(args))),
+                *((kwargs, name) for name in kwargs),
+            ]:
+                if isinstance(held[key], Tensor):
+                    held[key] = self.with_prompt(held[key])
+                    break
         return self.run(self.straight_through(found, kept), *args, **kwargs)
 
     def learned(self) -> list[nn.Parameter]:

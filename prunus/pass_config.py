@@ -52,7 +52,7 @@ class Config(Selection):
     prompt_size of the frame's width or the square's side, in pixels; None: 16 of 224, a quarter of the side
     prompt_how  add the prompt to what is there, or replace it
     prompt_speed  how many times as fast as the hypernetwork the prompt learns
-    prompted    share of a batch's pictures that get the prompt; 0.5 is the two passes of VPNs in one
+    prompted    share of a batch's pictures, rounded, that get the prompt; 0.5 is the two passes of VPNs in one
     statistic   what the hypernetwork reads of a unit's weights, and the start where init=magnitude: rms of all that
                 write to it or read from it, or one of Prunus's scores
     recurrent   False: every axis is read alone
@@ -106,8 +106,10 @@ class Config(Selection):
         ranges |= {"batch_size": 1, "snapshots": 0, "held_out": 1}
         for name, least in ranges.items():
             value, most = getattr(self, name), 1 if name == "prompted" else math.inf
-            if value is not None and not least <= value <= most:
-                raise UserError(f"{name} should lie in {least}..{'' if most > 1 else most}, but is {value}.")
+            kind = (int, float) if name in ("prompt_speed", "prompted", "lr") else int
+            if value is not None and not (isinstance(value, kind) and least <= value <= most):
+                what = f"a {'whole ' if kind is int else ''}number in {least}..{'' if most > 1 else most}"
+                raise UserError(f"{name} should be {what}, but is {value!r}.")
         if not self.prompt_speed:
             raise UserError("prompt_speed should be above 0; to go without a prompt, say prompt=none.")
         if isinstance(self.train_also, str):

@@ -61,11 +61,12 @@ class Prompt(nn.Module):
         return self.speed * self.values * self.frame
 
     def forward(self, x: Tensor) -> Tensor:
-        """The pictures with the prompt on them. Raises UserError for pictures of another shape."""
-        if x.shape[1:] != self.shape:
+        """The pictures with the prompt on them. Raises UserError for pictures of another shape, or of whole numbers,
+        to which nothing small can be added."""
+        if x.shape[1:] != self.shape or not x.is_floating_point():
             raise UserError(
-                f"the prompt was made for pictures of shape {self.shape}, but got {tuple(x.shape[1:])}; bring all "
-                "pictures to one size (image_size), or go without (prompt=none)."
+                f"the prompt was made for float pictures of shape {self.shape}, but got {tuple(x.shape[1:])}, "
+                f"{x.dtype}; bring all pictures to one size (image_size), or go without (prompt=none)."
             )
         canvas, frame = self.canvas(), self.frame
         if self.kind == "random":

@@ -12,14 +12,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nets import NETS, build
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from test_dhp import small
+from test_run import kill_when_there
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 from two_processes import assert_trains_as_one
 
 import prunus
-from prunus import Budget, surgery
+from prunus import Budget, cli, surgery
 from prunus.channel_masks import PASS
 from prunus.charts import PNG, Heat, Lines, Picture
 from prunus.data import load_data
@@ -548,7 +551,7 @@ def test_the_search_is_called_as_the_model_is(example):
     expected = search(x)
     torch.testing.assert_close(search(pixel_values=x), expected)
     torch.testing.assert_close(search(x, 2.0), 2 * expected)
-    torch.testing.assert_close(search(pixel_values=x, scale=2.0), 2 * expected)
+    torch.testing.assert_close(search(scale=2.0, pixel_values=x), 2 * expected)
     bare = search.run(search.kept.float(), x)
     assert not torch.allclose(bare, expected)  # the prompt was on
 
@@ -687,8 +690,6 @@ def test_a_hypernetwork_of_another_network_is_refused(tmp_path, change, said):
 
 
 def test_files_that_are_no_hypernetworks_are_refused(tmp_path):
-    from safetensors.torch import save_file
-
     file = tmp_path / "weights.safetensors"
     save_file({"a": torch.ones(1)}, file)
     with pytest.raises(FileError, match="no hypernetwork"):
@@ -714,9 +715,6 @@ def test_files_that_are_no_hypernetworks_are_refused(tmp_path):
     ],
 )
 def test_hypernetworks_that_are_damaged_are_refused(tmp_path, spoil, said):
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
-
     file = tmp_path / "hypernetwork.safetensors"
     PASS(small(), X, HALF).save(file)
     with safe_open(file, "pt") as opened:
@@ -989,6 +987,33 @@ def test_a_head_that_learned_is_handed_on(tiny, tmp_path):
     assert torch.equal(found.weights["stem.weight"], model.stem.weight)
 
 
+def test_a_run_killed_in_its_search_ends_in_the_same_files(tmp_path):
+    common = [
+        "run",
+        "--model",
+        "zoo:digits_resnet",
+        "--data",
+        "digits",
+        "--base-epochs",
+        "0",
+        "--epochs",
+        "0",
+    ]
+    common += ["--method", "pass", "--set", "steps=30", "--set", "lr=0.01", "--set", "held_out=100", "--out"]
+    assert cli.main([*common, str(tmp_path / "straight")]) == 0
+    search = tmp_path / "killed/prune/search/checkpoint.safetensors"
+    kill_when_there([*common, str(tmp_path / "killed")], search)
+    with safe_open(search, "pt") as opened:
+        state = json.loads(opened.metadata()["state"])
+    assert 0 < state["along"]["done"] < 30 and not (tmp_path / "killed/keep.json").exists()
+    assert cli.main([*common, str(tmp_path / "killed"), "--resume"]) == 0
+    for file in ("keep.json", "prune/hypernetwork.safetensors", "model.safetensors"):
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()
+    page = (tmp_path / "killed/report.html").read_text()
+    for title in ("What stays of each axis", "Masks that changed in a step", "The prompt"):
+        assert title in page
+
+
 # ------------------------------------------------------------------------------------- what is refused
 def test_inputs_that_are_no_pictures_have_no_prompt():
     model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
@@ -1013,6 +1038,8 @@ def test_pictures_of_another_size_are_refused_and_the_search_goes_on():
     search = PASS(small(), X, HALF)
     with pytest.raises(UserError, match=r"\(1, 8, 8\).*\(1, 9, 9\)"):
         search(torch.zeros(2, 1, 9, 9))
+    with pytest.raises(UserError, match="uint8"):
+        search(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
     assert search(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
@@ -1031,6 +1058,8 @@ def test_budgets_that_cannot_be_met_are_refused_at_once():
         ({"steps": 0}, "steps"),
         ({"prompted": 2}, "prompted"),
         ({"how": "isomorphic"}, "scope"),
+        ({"hidden": 2.5}, "hidden should be a whole number in 1.., but is 2.5"),
+        ({"lr": "x"}, "lr should be a number"),
         ({"prompt_speed": 0}, "prompt_speed"),
         ({"prompt": "none", "prompt_size": 3, "prompted": 0.5}, "no use for prompt_size, prompted;"),
         ({"snapshots": 0, "held_out": 30}, "no use for held_out"),

@@ -8,6 +8,7 @@ from nets import build
 
 import prunus
 from prunus import Budget, cli
+from prunus.budget import Metered
 from prunus.errors import BudgetError, FileError, UserError
 from prunus.methods.structure import Config
 from prunus.store import load_keep
@@ -39,6 +40,24 @@ def test_what_costs_more_than_the_budget_is_refused(first):
     graph = prunus.trace(model, example)
     with pytest.raises(BudgetError, match=r"comes to .*, 0\.4\d+ of the .* before"):
         Config(of=str(folder)).select(graph, {}, Budget(macs=0.4))
+
+
+class Clock:
+    """A meter to which every network takes 9 of 10 ms, and which predicts 1."""
+
+    def price(self, widths):
+        return torch.ones(len(widths))
+
+    def figures(self, keep):
+        return {"original_ms": 10.0, "measured_ms": 9.0}
+
+
+def test_milliseconds_are_measured(first):
+    model, example, _, folder = first
+    graph, config = prunus.trace(model, example), Config(of=str(folder))
+    assert config.select(graph, {}, Metered(latency_ms=0.95, meter=Clock()))
+    with pytest.raises(BudgetError, match=r"0\.9000 of the 10 before"):
+        config.select(graph, {}, Metered(latency_ms=0.5, meter=Clock()))
 
 
 def test_another_architecture_is_refused_with_what_differs(first):

@@ -35,7 +35,7 @@ from prunus.selection import Budget
 from prunus.train import Along, Recipe, fit
 
 HEALTHY = 0.005, 0.02  # of all units whose masks change in a step: more than the second is flicker
-LEAST_HELD_OUT = 0.15  # of the training pictures, at the most
+MOST_HELD_OUT = 0.15  # of the training pictures
 
 
 class Beside(Along):
@@ -90,7 +90,7 @@ def search_recipe(task, config: Config) -> Recipe:
 
 def set_aside(data, images: int, seed: int) -> tuple[Any, Split]:
     """The data without `images` training pictures, and those, an equal share of each class."""
-    rest, held = hold_out(data.train.labels, min(LEAST_HELD_OUT, images / max(1, len(data.train))), seed)
+    rest, held = hold_out(data.train.labels, min(MOST_HELD_OUT, images / max(1, len(data.train))), seed)
     return replace(data, train=data.train.take(rest)), data.train.take(held)
 
 
