@@ -6,7 +6,7 @@ that chose a network flatter it; so the last few are scored once more on data th
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -205,6 +205,7 @@ class _Judge:
 
     journal: Journal
     workers: Workers
+    best: dict[str, float] = field(default_factory=dict)  # score so far, on "search" and on "confirm"
 
     def __call__(
         self, on: str, score: Score, batch: Batch, step: Step, chunks: Sequence[int] = ()
@@ -223,7 +224,8 @@ class _Judge:
                     )
                 self.journal.add(on, known)
             found.append(replace(known, cost=each.cost, origin=each.origin, generation=each.generation))
-            step(1, f"best {max(one.score for one in found):.4g}")
+            self.best[on] = max(known.score, self.best.get(on, known.score))
+            step(1, f"best {self.best[on]:.4g}")
         return found
 
     def cost(self, candidate: Candidate, measured: Callable[[dict[str, int]], float]) -> Candidate:
