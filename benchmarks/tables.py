@@ -454,6 +454,91 @@ for the norms, and with 50,000 pictures to score, as in the paper, that is less.
 """
 
 
+PASS_ARMS = {
+    "pass": "pass",
+    "pass-no-prompt": "pass, no prompt",
+    "pass-not-recurrent": "pass, every axis read alone",
+    "pass-product": "pass, masks on both sides",
+    "pass-random-init": "pass, scores begin at random",
+    "pass-per-axis": "pass, equal shares of every axis",
+    "l1": "L1",
+    "l1-longer": "L1, recovered for the steps of the search, too",
+    "bn-scale": "scales of norms",
+    "taylor": "taylor",
+    "uniform": "uniform widths, L2",
+    "random": "uniform widths, units by lot",
+}
+TRANSFERS = {
+    "own": "pass, its own search",
+    "structure": "the structure found on the other half",
+    "hypernetwork": "the hypernetwork learned on the other half, no search",
+    "hypernetwork-tuned": "the same, a sixth of a search",
+    "l1": "L1",
+}
+PASS_OVERHEAD = {"masked again": "masked again", "step": "a step of the search"}
+
+
+def passing() -> str:
+    result = read("pass_resnet20")
+    setup, rows = result["setup"], result["rows"]
+    base = next(row for row in rows if row.get("arm") == "base")
+    budgets = list(dict.fromkeys(row["budget"] for row in rows if "budget" in row))
+    of = {(row["arm"], row["budget"]): row for row in rows if "budget" in row and row["seed"] == 0}
+    lines = [
+        [words, *(figure for budget in budgets for figure in accuracies(of.get((arm, budget))))]
+        for arm, words in PASS_ARMS.items()
+        if any((arm, budget) in of for budget in budgets)
+    ]
+    seconds = [row["search_seconds"] for row in rows if "search_seconds" in row and "budget" in row]
+    moved = {row["transfer"]: row for row in rows if "transfer" in row and row["seed"] == 0}
+    there = [[words, *accuracies(moved.get(name))] for name, words in TRANSFERS.items() if name in moved]
+    stages = ("cut", "norms renewed", "recovered")
+    head = ["", *(f"{budget}: {stage}" for budget in budgets for stage in stages)]
+    costs = steps("pass_overhead") + steps("pass_overhead_1thread")
+    half = f"{100 * next(iter(moved.values()))['base']:.1f}" if moved else ""
+    return f"""## PASS
+
+ResNet-20, CIFAR-10 (JPEG), widths in multiples of {setup["round_to"]}, one seed (`python benchmarks/pass.py`). The
+base has {100 * base["recovered"]:.1f} %. All arms have {setup["epochs"]} epoch of recovery, taught by the base; those
+of pass {setup["steps"]} steps of search before it ({min(seconds):.0f} to {max(seconds):.0f} s on one thread of a
+machine that did other work). Accuracy in % on the test set, which no choice was made on, after the cut, with norms
+renewed, and after recovery (last epoch).
+
+{table(head, lines)}
+
+From one half of the classes to the other, {budgets[0]}; the network tuned to the other half has {half} %:
+
+{table(["", *stages], there)}
+
+{PASS_READING}
+### What a step of the search costs
+
+`python benchmarks/pass_overhead.py [--threads 1]`: time over that of forward and backward through the masked network,
+side by side, medians of rounds, batch 128; the goal was 1.10. Selection, from scores to exact masks: share of a step;
+the goal was 5 %.
+
+{table(["network", "threads", *PASS_OVERHEAD.values(), "selection"], costs)}
+"""
+
+
+def accuracies(row: dict | None) -> list[str]:
+    """After the cut, with norms renewed, after recovery."""
+    return [f"{100 * row[key]:.1f}" for key in ("after", "renewed", "recovered")] if row else [""] * 3
+
+
+def steps(name: str) -> list[list[str]]:
+    result = read(name)
+    return [
+        [network, str(result["setup"]["threads"])]
+        + [f"{found[label]['wall_to_dense']:.3f}" for label in PASS_OVERHEAD]
+        + [f"{found['selection']['share_of_step']:.1%}"]
+        for network, found in result["networks"].items()
+    ]
+
+
+PASS_READING = """"""
+
+
 META_READING = """What we read in it, at 70 networks a search and two epochs of recovery:
 
 - The search finds networks that are better as they are: with the base's weights 7 to 9 points above the uniform one on
