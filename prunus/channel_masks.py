@@ -82,7 +82,7 @@ class PASS(nn.Module):
         graph = self.graph = trace(model, example)
         shape = config.pictures(graph)
         self.left_alone, self.names = config.whole(graph), config.names(graph)
-        floors = least(graph, config.floor, config.cap, config.freeze)
+        floors = least(graph, config.floor, config.cap, config.frozen(graph))
         if all(floors[name][0] == graph.axes[name].size for name in self.names):
             whys = self.left_alone | {name: floors[name][1] for name in self.names}
             raise UserError(

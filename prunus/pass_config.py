@@ -1,5 +1,6 @@
 """The options of PASS, and what follows from them; see methods/pass_.py."""
 
+import glob
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -190,11 +191,15 @@ class Config(Selection):
         self.check(graph)
         return self.choose(graph, scores, budget, price)
 
+    def frozen(self, graph: Graph) -> tuple[str, ...]:
+        """Patterns of what keeps everything: `freeze`, and the axes left alone."""
+        return (*self.freeze, *map(glob.escape, self.whole(graph)))
+
     def choose(
         self, graph: Graph, scores: Mapping[str, Tensor], budget: Budget, price: Price | None = None
     ) -> dict[str, list[int]]:
         """The keep of some scores; axes left alone count as frozen."""
         options = {field.name: getattr(self, field.name) for field in fields(Selection)}
-        options["freeze"] = (*self.freeze, *self.whole(graph))
+        options["freeze"] = self.frozen(graph)
         options["how"] = "uniform" if self.scope == "per_axis" else "global"
         return select(graph, scores, budget, price=price, **options)

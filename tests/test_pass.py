@@ -245,6 +245,41 @@ def test_axes_that_cannot_be_masked_are_left_whole_and_named(name):
     assert all(len(search.keep[axis]) == search.graph.axes[axis].size for axis in search.left_alone)
 
 
+def test_names_of_axes_left_alone_are_no_patterns():
+    """Nor do they freeze, in the end, what the search masked: what hangs below a module of the name."""
+
+    class Stack(nn.Linear):
+        def __init__(self):
+            super().__init__(5, 6)
+            self.low, self.high = nn.Linear(6, 9), nn.Linear(9, 6)
+
+        def forward(self, x):
+            x = super().forward(x)
+            return x + self.high(F.relu(self.low(x)))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleDict({"[a]": Stack(), "b": nn.Linear(6, 12)})
+            self.middle, self.head = nn.Linear(12, 8), nn.Linear(8, 3)
+            self.norm = nn.LayerNorm(6)
+
+        def forward(self, x):
+            x = self.layers["b"](self.norm(self.layers["[a]"](x)))
+            return self.head(F.relu(self.middle(F.relu(x))))
+
+    config = Config(prompt="none", round_to=1)
+    search = PASS(Net(), torch.randn(2, 5), Budget(macs=0.7), config=config)
+    assert any("[a]" in name for name in search.left_alone) and len(search.names) > 1
+    masks = masks_of(search)
+    search.decide()
+    assert all(len(search.keep[name]) == search.graph.axes[name].size for name in search.left_alone)
+    assert any(len(search.keep[name]) < search.graph.axes[name].size for name in search.names)
+    for name, units in masks.items():
+        size = search.graph.axes[name].size
+        assert (len(units) == size) <= (len(search.keep[name]) == size)
+
+
 def test_axes_are_read_in_the_order_of_their_computation():
     class Backwards(nn.Module):
         def __init__(self):
