@@ -61,7 +61,8 @@ class Config(Selection):
     init        magnitude: begin with the statistic as the scores; random: with what a fresh hypernetwork says
     masking     consumer: on the weights that read a unit; product: also on those that write it, as the paper's formula
                 says; product_norms: also on norms and biases. The network is the same, its gradients are not: with
-                products a unit that is out feels nothing, and comes back only if others fall below it
+                products a unit that is out feels nothing, but what a bias or norm of its own lets through, and comes
+                back only if others fall below it
     scope       global: one threshold over all units; per_axis: the same share of every axis
     straight_through  identity: scores get the gradients of their masks; clipped: those within 1 of the threshold do
     steps       of the search; 0 only with a hypernetwork that was loaded
