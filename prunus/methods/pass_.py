@@ -8,9 +8,10 @@ gradients. Then the units are removed, norms renewed and the weights fine-tuned,
 
 Of the paper its abstract and introduction could be read, so much is decided here (docs/pass.md lists it): masks act on
 the weights that read a unit, for with masks on both sides, as the paper writes them, a unit that is out feels hardly
-any gradient again (masking=product; none with product_norms); the scores begin as magnitudes, standardised axis by axis (init=random); what is added
-together shares a mask, for else nothing could be removed; the budget is met in every step; the best of several
-snapshots is kept, by the loss on pictures held out of training; the network that is returned has no prompt.
+any gradient again (masking=product; none with product_norms); the scores begin as magnitudes, standardised axis by
+axis (init=random); what is added together shares a mask, for else nothing could be removed; the budget is met in every
+step; the best of several snapshots is kept, by the loss on pictures held out of training; the network that is returned
+has no prompt.
 
     prunus run ... --method pass --budget macs=0.5
     prunus run ... --method pass --set steps=1000 --set prompt=none
