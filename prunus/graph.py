@@ -249,6 +249,10 @@ def _trace(model: nn.Module, example: Any, real: bool) -> Graph | None:
         warnings.warn("traced with real tensors, for the meta device cannot run this model", stacklevel=3)
     attributes = [] if real else Follower(bare, example, traced, layouts).settle(name_axes)
     named = name_axes()
+    for layout in [layout for dims in layouts.values() for layout in dims]:
+        for axis in axes.leaves(layout):
+            if axis.name not in named:
+                axes.fix(axis, "only buffers lie along it")
     return Graph(
         axes=named,
         layouts=layouts,

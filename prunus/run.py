@@ -30,7 +30,7 @@ from prunus.methods import Pruned
 from prunus.models import load_model, load_weights
 from prunus.progress import silent
 from prunus.runfolder import Run
-from prunus.selection import Budget, Selection
+from prunus.selection import Budget
 from prunus.sparse.selection import Sparsity
 from prunus.stages import Work
 from prunus.tasks.classification import Classification
@@ -156,7 +156,7 @@ def prepared(
     # Refuse now what would be refused after the training.
     if isinstance(budget, Metered) and run.has("prune"):
         pass  # it was met, and measured again it might not be
-    elif isinstance(config, Selection):
+    elif hasattr(config, "select"):
         graph = trace(model, data.example)
         config.select(graph, scores.random(graph, settings.seed), budget)
     elif isinstance(budget, Sparsity):

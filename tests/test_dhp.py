@@ -778,7 +778,7 @@ def test_the_state_of_another_networks_search_is_refused():
     state = DHP(small(), X, Budget(macs=0.5), steps=60).state()
     other = DHP(*build("concat"), Budget(macs=0.5), steps=60)
     before = other.state()
-    with pytest.raises(UserError, match="a state of 60 latents, .* does not fit"):
+    with pytest.raises(UserError, match=r"a state of 60 latents, .* does not fit"):
         other.restore(state)
     assert other.state() == before
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import nets
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import prunus
@@ -200,3 +201,23 @@ def test_equal_structures_have_equal_topology():
     inner = [name for name in graph.axes if name.endswith("conv1") and name != "conv1"]
     assert len({graph.topology(name) for name in inner}) == 1
     assert graph.topology("conv1") != graph.topology(inner[0])
+
+
+def test_what_lies_between_two_buffers_stays_whole():
+    class Projected(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("first", torch.randn(10, 8))
+            self.register_buffer("second", torch.randn(12, 10))
+            self.head = nn.Linear(12, 5)
+
+        def forward(self, x):
+            return self.head(F.linear(F.linear(x, self.first).relu(), self.second).relu())
+
+    model, example = Projected(), torch.randn(2, 8)
+    graph = prunus.trace(model, example)
+    assert {name: axis.size for name, axis in graph.axes.items()} == {"head": 12}
+    assert {member.tensor for member in graph.members("head")} == {"head.weight", "second"}
+    assert "only buffers lie along it" in graph.explain("second")
+    small = prunus.shrink(model, graph, {"head": [0, 3, 4]})
+    assert small.second.shape == (3, 10) and small.first.shape == (10, 8)

@@ -75,6 +75,13 @@ def test_a_folder_has_to_be_named_and_to_hold_a_keep(first, tmp_path):
         Config(of=str(tmp_path / "nothing")).select(graph, {}, Budget(macs=0.5))
 
 
+def test_a_folder_without_a_structure_is_refused_before_anything_is_trained(tmp_path, capsys):
+    asked = ["--method", "structure", "--set", f"of={tmp_path / 'nothing'}", "--out", str(tmp_path / "run")]
+    assert cli.main(["run", "--model", "zoo:digits_resnet", "--data", "digits", *asked]) != 0
+    assert "keep.json" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "base").exists()
+
+
 def test_two_runs_end_in_the_same_widths(tmp_path):
     common = [
         "run",

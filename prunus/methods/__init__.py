@@ -8,9 +8,10 @@ A method's file holds a docstring with its paper, a frozen keyword-only dataclas
 The type of the second argument says which of the two it is (Budget if none is written there).
 task has .model (left as it is), .data, .example, .loss; run has .seed, .folder(name), .log(...) and .progress.
 
-The Config of a method that trains has `at_once()`, a copy that does not, for previews; it raises UserError where
-nothing is known before. That of a method of single weights also has `usual`, the Sparsity taken where none was asked
-for, and `check(graph, sparsity)`, which refuses what cannot be done.
+A Config that has `select(graph, scores, budget)` (see `Selection`) is asked before a run trains anything, and refuses
+what could not be met later. That of a method that trains has `at_once()`, a copy that does not, for previews; it raises
+UserError where nothing is known before. That of a method of single weights also has `usual`, the Sparsity taken where
+none was asked for, and `check(graph, sparsity)`, which refuses what cannot be done.
 """
 
 import math
