@@ -14,15 +14,13 @@ import argparse
 import copy
 import os
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from round_to import BATCH, CLASSES, IN_SHAPE, SEED, cpu, summary
+from round_to import BATCH, CLASSES, IN_SHAPE, SEED, summary, write_times
 
 import prunus
 from prunus import zoo
-from prunus.files import write_json
 from prunus.methods.dhp import DHP, Config
 
 LR, BUDGET = 0.02, prunus.Budget(macs=0.5)
@@ -93,11 +91,7 @@ def main() -> None:
         found[name]["whole search"] = {"wall_to_dense": ratios[0], "cpu_to_dense": ratios[1], "steps": steps}
         for label, row in found[name].items():
             print(f"{name:<10}{label:<14}", {key: round(value, 3) for key, value in row.items()}, flush=True)
-    machine = {"processor": cpu(), "cores": os.cpu_count(), "load_before": load, "torch": torch.__version__}
-    suffix = f"_{asked.threads}thread" * (asked.threads != 2)
-    path = Path(__file__).parent / "results" / f"dhp_overhead{suffix}.json"
-    setup = vars(asked) | {"batch": BATCH, "seed": SEED}
-    write_json(path, {"setup": setup, "machine": machine | {"prunus": prunus.__version__}, "networks": found})
+    write_times("dhp_overhead", asked, load, found)
 
 
 if __name__ == "__main__":

@@ -82,9 +82,7 @@ def board(asked: argparse.Namespace, path: Path) -> None:
     data = load_data(asked.data, seed=0)
     for seed in asked.seeds:
         if all(
-            rows.has(seed=seed, survivors=kept, arm=arm)
-            for kept in asked.survivors
-            for arm in asked.arms
+            rows.has(seed=seed, survivors=kept, arm=arm) for kept in asked.survivors for arm in asked.arms
         ):
             continue
         torch.manual_seed(seed)

@@ -13,15 +13,13 @@ import argparse
 import os
 import statistics
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from round_to import BATCH, CLASSES, IN_SHAPE, SEED, cpu, summary
+from round_to import BATCH, CLASSES, IN_SHAPE, SEED, summary, write_times
 
 import prunus
 from prunus import zoo
-from prunus.files import write_json
 from prunus.methods.pass_ import PASS, Config
 
 BUDGET, LR = prunus.Budget(macs=0.5), 1e-4
@@ -91,11 +89,7 @@ def main() -> None:
         found[name] = rows
         for label, row in rows.items():
             print(f"{name:<10}{label:<14}", {key: round(value, 4) for key, value in row.items()}, flush=True)
-    machine = {"processor": cpu(), "cores": os.cpu_count(), "load_before": load, "torch": torch.__version__}
-    suffix = f"_{asked.threads}thread" * (asked.threads != 2)
-    path = Path(__file__).parent / "results" / f"pass_overhead{suffix}.json"
-    setup = vars(asked) | {"batch": BATCH, "seed": SEED}
-    write_json(path, {"setup": setup, "machine": machine | {"prunus": prunus.__version__}, "networks": found})
+    write_times("pass_overhead", asked, load, found)
 
 
 if __name__ == "__main__":

@@ -96,21 +96,19 @@ def main() -> None:
     for label, each in times.items():
         facts[label] |= (row := summary(each, times["dense"]))
         print(f"{label:<12}{facts[label]['macs']:>13,}", *(f"{value:>9.3f}" for value in row.values()))
-    machine = {
-        "processor": cpu(),
-        "cores": os.cpu_count(),
-        "load_before": load,
-        "python": platform.python_version(),
-    }
-    machine |= {"torch": torch.__version__, "prunus": prunus.__version__}
-    suffix = f"_{asked.model}" * (asked.model != "resnet20") + f"_{asked.threads}thread" * (
-        asked.threads != 2
-    )
-    path = Path(__file__).parent / "results" / f"round_to{suffix}.json"
-    write_json(
-        path, {"setup": vars(asked) | {"batch": BATCH, "seed": SEED}, "machine": machine, "networks": facts}
-    )
-    print(f"{machine}\nwritten to {path}")
+    name = "round_to" + f"_{asked.model}" * (asked.model != "resnet20")
+    print(f"written to {write_times(name, asked, load, facts)}")
+
+
+def write_times(name: str, asked: argparse.Namespace, load: float, networks: dict) -> Path:
+    """Keep what was timed as results/NAME[_THREADSthread].json; where. load: of the machine before."""
+    machine = {"processor": cpu(), "cores": os.cpu_count(), "load_before": load}
+    machine |= {"python": platform.python_version(), "torch": torch.__version__, "prunus": prunus.__version__}
+    suffix = f"_{asked.threads}thread" * (asked.threads != 2)
+    path = Path(__file__).parent / "results" / f"{name}{suffix}.json"
+    setup = vars(asked) | {"batch": BATCH, "seed": SEED}
+    write_json(path, {"setup": setup, "machine": machine, "networks": networks})
+    return path
 
 
 def cpu() -> str:

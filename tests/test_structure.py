@@ -75,35 +75,19 @@ def test_a_folder_has_to_be_named_and_to_hold_a_keep(first, tmp_path):
         Config(of=str(tmp_path / "nothing")).select(graph, {}, Budget(macs=0.5))
 
 
+def ran(tmp_path, name, *options):
+    """A small run in the folder `name`: its exit status."""
+    asked = ["--model", "zoo:digits_resnet", "--data", "digits", "--base-epochs", "0", "--epochs", "0"]
+    return cli.main(["run", *asked, "--out", str(tmp_path / name), *options])
+
+
 def test_a_folder_without_a_structure_is_refused_before_anything_is_trained(tmp_path, capsys):
-    asked = ["--method", "structure", "--set", f"of={tmp_path / 'nothing'}", "--out", str(tmp_path / "run")]
-    assert cli.main(["run", "--model", "zoo:digits_resnet", "--data", "digits", *asked]) != 0
+    assert ran(tmp_path, "run", "--method", "structure", "--set", f"of={tmp_path / 'nothing'}") != 0
     assert "keep.json" in capsys.readouterr().err
     assert not (tmp_path / "run" / "base").exists()
 
 
 def test_two_runs_end_in_the_same_widths(tmp_path):
-    common = [
-        "run",
-        "--model",
-        "zoo:digits_resnet",
-        "--data",
-        "digits",
-        "--base-epochs",
-        "0",
-        "--epochs",
-        "0",
-    ]
-    assert cli.main([*common, "--method", "magnitude", "--out", str(tmp_path / "a")]) == 0
-    again = [
-        "--method",
-        "structure",
-        "--set",
-        f"of={tmp_path / 'a'}",
-        "--seed",
-        "1",
-        "--out",
-        str(tmp_path / "b"),
-    ]
-    assert cli.main([*common, *again]) == 0
+    assert ran(tmp_path, "a", "--method", "magnitude") == 0
+    assert ran(tmp_path, "b", "--method", "structure", "--set", f"of={tmp_path / 'a'}", "--seed", "1") == 0
     assert load_keep(tmp_path / "b") == load_keep(tmp_path / "a")
