@@ -352,7 +352,7 @@ def test_a_search_with_a_supernet(weights, digits, tmp_path):
     winner = next(each for each in events if each["event"] == "searched")["winner"]
     if weights == "shared":  # handed on as it was tried
         assert accuracy > 0.5 * winner["score"]
-    assert len(found.charts) == 4
+    assert len(found.charts) == 5
 
 
 def test_the_papers_way(digits, tmp_path):
