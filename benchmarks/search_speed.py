@@ -208,8 +208,8 @@ def main() -> None:
     print(each)
     left_out = ("data", "weights", "out")
     setup = {name: value for name, value in vars(asked).items() if name not in left_out}
-    setup |= {"data": data.name, "pictures": len(at.parts.search), "budget": str(BUDGET), "seed": SEED}
-    setup |= {"chunks": CHUNKS, "trained": bool(asked.weights)}
+    setup |= {"pictures": len(at.parts.search), "budget": str(BUDGET), "seed": SEED, "chunks": CHUNKS}
+    setup["trained"] = bool(asked.weights)
     machine = {"processor": cpu(), "cores": os.cpu_count(), "load_before": load}
     machine |= {"torch": torch.__version__, "prunus": prunus.__version__}
     write_json(asked.out, {"setup": setup, "machine": machine} | found)
