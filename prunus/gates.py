@@ -82,11 +82,6 @@ class Gates(nn.Module):
         self._parameters.pop("values", None)
         self.values = values
 
-    def owners(self) -> Tensor:
-        """(N,): the place in `places` of the axis each gate belongs to."""
-        sizes = [place.stop - place.start for place in self.places.values()]
-        return torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-
     def product(self, dims: int, places: Sequence[Place]) -> Tensor:
         """The gates along each dimension of a weight of `dims`, multiplied; of size one in dimensions without any."""
         product: Tensor | None = None
