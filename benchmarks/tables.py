@@ -536,8 +536,8 @@ def steps(name: str) -> list[list[str]]:
 
 
 PASS_READING = """A figure has a standard deviation of about 0.4 by the test set alone, and searches turn on a hair:
-before a change of rounding in its statistics, `pass` at a half came to 84.0 %, not 84.5. (The other arms of pass at a
-half are from before that change.) What we read in it:
+before the last corrections to the search, `pass` at a half came to 84.0 %, not 84.5. (At a half, the arms that begin at
+random or keep equal shares are from before those.) What we read in it:
 
 - As they are cut, norms renewed, the networks that pass finds are better than L1's: by 7 points at half the
   multiply-adds, by 14 at a quarter, after 300 steps in which no weight of the network changed. Taylor scores, without
