@@ -546,7 +546,7 @@ random or keep equal shares are from before those.) What we read in it:
   77.5, 79.9 and 78.1 at a quarter. The paper claims 1 to 3 points over its baselines at equal cost; we do not find
   them. With as many steps as pass spends on its search, L1 is 1.1 and 1.6 points ahead of it.
 - The prompt and the recurrence make no difference that one seed could show: without a prompt 83.7 and 79.2 %, with
-  every axis read alone 84.2 and 77.6 %.
+  every axis read alone 83.9 and 77.6 %.
 - What the specification decided against the formula's letter holds: masks on both sides find networks that are 11 to 12
   points worse as they are cut, and 1 once recovered. A beginning at random costs 1.4 and 4.2.
 - What is carried over from the other half of the classes is worse than what is done on the spot: the structure by 1.9
