@@ -1,6 +1,7 @@
 """What boards share: rows kept in a file after every run, so that a killed board goes on where it was; one trained
 network that all arms begin with; what is measured once units are gone."""
 
+import argparse
 import json
 import os
 import platform
@@ -18,6 +19,22 @@ from prunus.models import load_weights
 from prunus.recover import recover, renew_norms, renewing_batches
 from prunus.tasks.classification import Classification
 from prunus.train import fit
+
+
+def arguments(description: str, folder: str) -> argparse.ArgumentParser:
+    """What all boards of one network on one data set are asked with. folder: where theirs is kept, if not told."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--network", default="resnet20")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--base-epochs", type=int, default=3)
+    parser.add_argument("--round-to", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=Path(folder), help="for what the arms keep")
+    parser.add_argument("--base", type=Path, help="the folder of the base, tuned once; boards can share one")
+    parser.add_argument("--out", type=Path)
+    return parser
 
 
 class Board:
@@ -50,12 +67,13 @@ class Board:
         print(json.dumps(row), flush=True)
 
 
-def tuned(network: str, weights: str, data: Data, epochs: int, folder: Path) -> nn.Module:
-    """A network of the zoo with weights from a file, tuned to the data; once, then read from `folder`."""
-    base = zoo.build(network, data.classes, tuple(data.example.shape[1:]))
-    load_weights(base, weights)
+def tuned(asked: argparse.Namespace, data: Data) -> nn.Module:
+    """The network asked for with the weights from a file, tuned to the data; once, then read from its folder."""
+    base = zoo.build(asked.network, data.classes, tuple(data.example.shape[1:]))
+    load_weights(base, asked.weights)
     task = Classification(base, data)
-    fit(base, task, replace(task.recipe("tune"), epochs=epochs), folder=folder)
+    recipe = replace(task.recipe("tune"), epochs=asked.base_epochs)
+    fit(base, task, recipe, folder=asked.base or asked.folder / "base")
     return base
 
 

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from board import Board, recovered, tuned
+from board import Board, arguments, recovered, tuned
 
 import prunus
 from prunus import registry
@@ -75,7 +75,7 @@ def run_arm(arm: str, base, data, asked: argparse.Namespace, seed: int) -> dict:
         if asked.round_to:
             options = (*options, f"round_to={asked.round_to}")
         config = registry.configure(method.config_class, options, "option")
-        run = Run(Path(asked.folder) / f"{arm}_{seed}", {"seed": seed})
+        run = Run(asked.folder / f"{arm}_{seed}", {"seed": seed})
         keep, row["before"] = method.prune(task, budget, config, run).keep, tested(base)
         graph = prunus.trace(base, data.example)
         small = prunus.shrink(base, graph, keep)
@@ -110,27 +110,18 @@ def kept(search: DHP, name: str) -> torch.Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", default="resnet20")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--weights", required=True)
+    parser = arguments(__doc__.splitlines()[0], "runs/dhp")
     parser.add_argument("--budget", default="macs=0.5")
-    parser.add_argument("--base-epochs", type=int, default=3)
     parser.add_argument("--search-epochs", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--round-to", type=int, default=2)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", default=[*SEARCHES, "uniform", "l1", "taylor"])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--folder", default="runs/dhp", help="for the base, which is tuned once")
-    parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     out = asked.out or Path(__file__).parent / "results" / f"dhp_{asked.network}.json"
     names = ("network", "budget", "base_epochs", "search_epochs", "epochs", "round_to", "threads")
     board = Board(out, {name: getattr(asked, name) for name in names})
     data = load_data(asked.data, seed=0)
-    base = tuned(asked.network, asked.weights, data, asked.base_epochs, Path(asked.folder) / "base")
+    base = tuned(asked, data)
     task = Classification(base, data)
     if not board.has(arm="base"):
         row = {"arm": "base", "recovered": task.evaluate(base, data.test)["accuracy"]}

@@ -33,7 +33,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from board import Board, recovered, tuned
+from board import Board, arguments, recovered, tuned
 
 import prunus
 from prunus import latency, scores
@@ -80,7 +80,7 @@ class Arms:
 
     def run(self, arm: str) -> Run:
         """The folder of an arm: its journal, its supernet."""
-        run = Run(Path(self.asked.folder) / f"{arm}_{self.seed}", {"seed": self.seed}, resume=True)
+        run = Run(self.asked.folder / f"{arm}_{self.seed}", {"seed": self.seed}, resume=True)
         run.begin()
         return run
 
@@ -178,30 +178,18 @@ class Arms:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", default="resnet20")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--weights", required=True)
+    parser = arguments(__doc__.splitlines()[0], "runs/metapruning")
     parser.add_argument("--budget", default="macs=0.5")
     parser.add_argument("--latency", type=float, default=0.7, help="of the base's time, for milliseconds")
-    parser.add_argument("--base-epochs", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2, help="of recovery")
     parser.add_argument("--generations", type=int, default=5)
     parser.add_argument("--population", type=int, default=14)
     parser.add_argument("--parents", type=int, default=5)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--calibration", type=int, default=500)
-    parser.add_argument("--round-to", type=int, default=2)
     parser.add_argument("--drawn", type=int, default=24)
     parser.add_argument("--truths", type=int, default=10, help="so many of the drawn are recovered")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", default=[*AT_ONCE, *SEARCHES, "drawn", "truths"])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--folder", default="runs/metapruning", help="for journals and supernets")
-    parser.add_argument(
-        "--base", help="the folder of the base, which is tuned once; such as of benchmarks/dhp.py"
-    )
-    parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     out = asked.out or Path(__file__).parent / "results" / f"metapruning_{asked.network}.json"
@@ -209,8 +197,7 @@ def main() -> None:
     setup = {name: value for name, value in vars(asked).items() if name not in left_out}
     board = Board(out, setup | {"searches": SEARCHES})
     data = load_data(asked.data, seed=0)
-    folder = Path(asked.base or Path(asked.folder) / "base")
-    base = tuned(asked.network, asked.weights, data, asked.base_epochs, folder)
+    base = tuned(asked, data)
     if not board.has(arm="base"):
         board.add(
             {"arm": "base", "recovered": Classification(base, data).evaluate(base, data.test)["accuracy"]}

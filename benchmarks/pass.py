@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from board import Board, recovered, tuned
+from board import Board, arguments, recovered, tuned
 from torch import nn
 
 import prunus
@@ -65,9 +65,7 @@ class Arms:
 
     def searched(self, base: nn.Module, data: Data, label: str, **options: object) -> tuple[dict, dict]:
         """What PASS keeps of a base, and what its search says of itself."""
-        run = Run(
-            Path(self.asked.folder) / f"{label}_{self.name}_{self.seed}", {"seed": self.seed}, resume=True
-        )
+        run = Run(self.asked.folder / f"{label}_{self.name}_{self.seed}", {"seed": self.seed}, resume=True)
         run.begin()
         config = pass_.Config(round_to=self.asked.round_to, **{"steps": self.asked.steps} | options)
         start = time.perf_counter()
@@ -88,7 +86,7 @@ class Arms:
         config = registry.configure(
             method.config_class, (*options, f"round_to={self.asked.round_to}"), "option"
         )
-        run = Run(Path(self.asked.folder) / f"{arm}_{self.name}_{self.seed}", {"seed": self.seed})
+        run = Run(self.asked.folder / f"{arm}_{self.name}_{self.seed}", {"seed": self.seed})
         return method.prune(Classification(base, data), self.budget, config, run).keep
 
     def measured(self, base: nn.Module, data: Data, keep: dict, more_steps: int = 0) -> dict:
@@ -116,10 +114,7 @@ class Arms:
         keep, found = self.searched(first, halves[0], "first")
         if arm != "structure":
             learned = (
-                Path(self.asked.folder)
-                / f"first_{self.name}_{self.seed}"
-                / "prune"
-                / "hypernetwork.safetensors"
+                self.asked.folder / f"first_{self.name}_{self.seed}" / "prune" / "hypernetwork.safetensors"
             )
             options = {
                 "own": {},
@@ -138,7 +133,7 @@ class Arms:
         rows.load_state_dict({name: t[chosen] for name, t in layer.state_dict().items()})
         model.set_submodule(path, rows)
         task = Classification(model, half)
-        where = Path(self.asked.folder) / half.name
+        where = self.asked.folder / half.name
         fit(model, task, replace(task.recipe("tune"), epochs=1), folder=where)
         return model
 
@@ -171,32 +166,19 @@ def in_halves(data: Data) -> list[Data]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", default="resnet20")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--weights", required=True)
+    parser = arguments(__doc__.splitlines()[0], "runs/pass")
     parser.add_argument("--budgets", nargs="+", default=["macs=0.5", "macs=0.25"])
-    parser.add_argument("--base-epochs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300, help="of a search")
     parser.add_argument("--epochs", type=int, default=1, help="of recovery")
-    parser.add_argument("--round-to", type=int, default=2)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", default=[*SEARCHES, *AT_ONCE])
     parser.add_argument("--transfers", nargs="*", default=TRANSFERS, help="at the first budget")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--folder", default="runs/pass", help="for the searches and the bases of the halves")
-    parser.add_argument(
-        "--base", help="the folder of the base, which is tuned once; such as of benchmarks/dhp.py"
-    )
-    parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     out = asked.out or Path(__file__).parent / "results" / f"pass_{asked.network}.json"
     names = ("network", "base_epochs", "steps", "epochs", "round_to", "threads")
     board = Board(out, {name: getattr(asked, name) for name in names})
     data = load_data(asked.data, seed=0)
-    folder = Path(asked.base or Path(asked.folder) / "base")
-    base = tuned(asked.network, asked.weights, data, asked.base_epochs, folder)
+    base = tuned(asked, data)
     if not board.has(arm="base"):
         board.add({"arm": "base", "recovered": Arms.tested(base, data)})
     for seed in asked.seeds:

@@ -262,9 +262,9 @@ goes; it counts what is left two hundred times, however long it is, so a longer 
 
 {table(["network", "threads", *OVERHEAD.values()], overhead("dhp_overhead") + overhead("dhp_overhead_1thread"))}
 
-The goal was 2 % for a step, which is missed: latents add 3 to 5 %, by the clock. On one thread the search takes less
-than plain training; on two it hardly does, for there half the multiply-adds of these narrow networks take 0.86 of the
-time.
+The goal was 2 % for a step, which is missed: latents add 2.5 to 5.5 %, by the clock. On one thread the search takes
+less than plain training; on two it hardly does, for there half the multiply-adds of these narrow networks take 0.86 of
+the time.
 """
 
 
@@ -535,9 +535,9 @@ def steps(name: str) -> list[list[str]]:
     ]
 
 
-PASS_READING = """A figure has a standard deviation of about 0.4 by the test set alone, and searches turn on a hair:
-before the last corrections to the search, `pass` at a half came to 84.0 %, not 84.5. (At a half, the arms that begin at
-random or keep equal shares are from before those.) What we read in it:
+PASS_READING = """A figure has a standard deviation of about 0.4 by the test set alone, and a search made again after a
+change of rounding may differ by as much. (At a half, the arms that begin at random or keep equal shares are from before
+the last corrections to the search.) What we read in it:
 
 - As they are cut, norms renewed, the networks that pass finds are better than L1's: by 7 points at half the
   multiply-adds, by 14 at a quarter, after 300 steps in which no weight of the network changed. Taylor scores, without

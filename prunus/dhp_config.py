@@ -3,19 +3,19 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
 from prunus import gates
-from prunus.errors import UserError, unknown
+from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.hypernetworks import Latents, Start
+from prunus.options import check_choices, nothing_before, refuse_idle
 from prunus.selection import Budget, Price, Selection, Unreachable, select
 
 Mode = Literal["exact", "paper"]
 Pressure = Literal["least", "all"]
-CHOICES = {"mode": Mode, "pressure": Pressure, "start": Start, "latents": Latents}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +51,7 @@ class Config(Selection):
     factors: int = 8
 
     def __post_init__(self):
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value is not None and value not in get_args(choices):
-                raise unknown(name, str(value), get_args(choices))
+        check_choices(self)
         ranges = {"ramp": (0.05, 1.0), "epochs": (1, math.inf), "factors": (1, math.inf)}
         for name, (least_value, most) in ranges.items():
             value = getattr(self, name)
@@ -65,13 +62,10 @@ class Config(Selection):
 
     def at_once(self) -> "Config":
         """There is none: what goes is found by training."""
-        raise UserError(
-            "dhp finds what goes by training, so there is nothing to show before. See what can go at all with "
-            "`prunus inspect`, or preview another method, such as --method taylor."
-        )
+        raise nothing_before("dhp", "training", "another method, such as --method taylor")
 
     def settled(self) -> "Config":
-        """The same with every None that depends on another option filled in."""
+        """The same with every None that depends on another option filled in. Raises UserError if options conflict."""
         paper = self.mode == "paper"
         start = self.start or ("scratch" if paper else "given")
         strength = self.strength or (2e-4 if paper else None)
@@ -82,6 +76,14 @@ class Config(Selection):
             raise UserError("pressure=least sets the strength itself; leave out strength and mode=paper.")
         if not paper and start == "given" and latents == "normal":
             raise UserError("latents=normal would divide given weights by numbers near zero; take norms.")
+        refuse_idle(
+            self,
+            [
+                ("mode=exact", not paper, ("factors",)),
+                ("mode=paper", paper, ("ramp", "compact", "mixed")),
+                ("a strength", strength is not None, ("ramp",)),
+            ],
+        )
         chosen = {"start": start, "latents": latents, "strength": strength, "pressure": pressure}
         return replace(self, cost_aware=aware, **chosen)
 

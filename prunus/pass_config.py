@@ -10,8 +10,9 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from prunus import gates, recurrent
-from prunus.errors import UserError, unknown
+from prunus.errors import UserError
 from prunus.graph import Graph
+from prunus.options import check_choices, nothing_before, refuse_idle
 from prunus.prompts import How, Kind, fitting, picture_shape
 from prunus.recurrent import STATISTICS
 from prunus.selection import Budget, Price, Selection, select
@@ -22,24 +23,10 @@ Scope = Literal["global", "per_axis"]
 Init = Literal["magnitude", "random"]
 Straight = Literal["identity", "clipped"]
 Statistic = Literal["rms", "magnitude", "fpgm", "bn_scale"]
-CHOICES = {
-    "prompt": Prompt,
-    "prompt_how": How,
-    "masking": Masking,
-    "scope": Scope,
-    "init": Init,
-    "straight_through": Straight,
-    "statistic": Statistic,
-}
 ROLES = {  # of the dimensions of parameters that masks act on
     "consumer": ("consumes",),
     "product": ("produces", "consumes"),
     "product_norms": ("produces", "consumes", "scales", "shifts"),
-}
-IDLE = {  # with these nothing is left for those to act on
-    ("prompt", "none"): ("prompt_size", "prompt_how", "prompt_speed", "prompted"),
-    ("snapshots", 0): ("held_out",),
-    ("steps", 0): ("lr", "batch_size", "snapshots", "held_out", "masking", "straight_through", "train_also"),
 }
 assert set(STATISTICS) == set(get_args(Statistic))
 
@@ -101,9 +88,7 @@ class Config(Selection):
     def __post_init__(self):
         if self.prompt is None:
             object.__setattr__(self, "prompt", "none")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in get_args(choices):
-                raise unknown(name, str(getattr(self, name)), get_args(choices))
+        check_choices(self)
         ranges = {"prompt_size": 1, "prompt_speed": 0, "prompted": 0, "hidden": 1, "steps": 0, "lr": 0}
         ranges |= {"batch_size": 1, "snapshots": 0, "held_out": 1}
         for name, least in ranges.items():
@@ -119,10 +104,7 @@ class Config(Selection):
 
     def at_once(self) -> "Config":
         """There is none: what goes is found by training."""
-        raise UserError(
-            "pass finds what goes by training, so there is nothing to show before. See what can go at all with "
-            "`prunus inspect`, or preview the magnitudes that it begins with: --method magnitude."
-        )
+        raise nothing_before("pass", "training", "the magnitudes that it begins with: --method magnitude")
 
     def check(self, graph: Graph) -> None:
         """Raise UserError for options that do not go together or with this network, FileError for a hypernetwork that
@@ -133,13 +115,16 @@ class Config(Selection):
             raise UserError(
                 f"how={self.how}: pass ranks by its own scores; scope=per_axis keeps equal shares."
             )
-        usual = {field.name: field.default for field in fields(self)}
-        for (option, value), others in IDLE.items():
-            idle = [name for name in others if getattr(self, name) != usual[name]]
-            if getattr(self, option) == value and idle:
-                raise UserError(
-                    f"with {option}={value} there is no use for {', '.join(idle)}; leave that out."
-                )
+        of_search = ("lr", "batch_size", "snapshots", "held_out", "masking", "straight_through", "train_also")
+        of_prompt = ("prompt_size", "prompt_how", "prompt_speed", "prompted")
+        refuse_idle(
+            self,
+            [
+                ("prompt=none", self.prompt == "none", of_prompt),
+                ("snapshots=0", not self.snapshots, ("held_out",)),
+                ("steps=0", not self.steps, of_search),
+            ],
+        )
         self.learning(graph)
         described = self.described(graph)
         if self.hypernetwork:

@@ -572,7 +572,7 @@ def test_the_method_gives_units_weights_of_full_size_and_pictures(mode, tiny, tm
     model = small()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     task = Classification(model, tiny, settled={"epochs": 6, "batch_size": 32})
-    config = Config(mode=mode, strength=0.5 if mode == "paper" else None, factors=2)
+    config = Config(mode="paper", strength=0.5, factors=2) if mode == "paper" else Config()
     run = Folder(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -913,6 +913,19 @@ def test_where_no_axis_can_go_exactly_the_reasons_are_named():
     assert untouched(model)
     with pytest.raises(UserError, match=r"can prune no axis .*frozen"):
         DHP(small(), X, Budget(macs=0.9), steps=10, config=Config(freeze=("*",)))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"factors": 4}, "mode=exact there is no use for factors"),
+        ({"mode": "paper", "ramp": 0.5, "mixed": True}, "mode=paper there is no use for ramp, mixed"),
+        ({"strength": 1e-3, "ramp": 0.5}, "a strength there is no use for ramp"),
+    ],
+)
+def test_options_without_effect_are_refused(given, words):
+    with pytest.raises(UserError, match=words):
+        Config(**given).settled()
 
 
 def test_axes_left_whole_are_named_where_they_keep_a_budget_from_being_met():

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nets import build
 from test_latency import Fake
 from test_run import ARGUMENTS, figures, kill_when_there, program, start
 from two_processes import PATHS, SCRIPT, launched
 
 import prunus
-from prunus import candidates, cost, latency, surgery, zoo
+from prunus import candidates, cost, latency, scores, surgery, zoo
 from prunus.budget import Budget, Metered
 from prunus.charts import Bars, Lines, Points
 from prunus.data import load_data
@@ -367,3 +368,22 @@ def test_a_whole_run(tmp_path):
     assert result.values["after"]["macs"] <= 0.5 * result.values["before"]["macs"]
     assert [chart["kind"] for chart in result.values["charts"]] == ["points", "lines", "bars", "bars"]
     assert "Networks that were tried" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"start": "scratch", "epochs": 3}, "weights=inherit there is no use for start, epochs"),
+        ({"weights": "shared", "form": "residual"}, "weights=shared there is no use for form"),
+        ({"stride": 4}, "search=evolution there is no use for stride"),
+        ({"search": "greedy", "population": 9, "chance": 0.2}, "search=greedy .* population, chance"),
+        ({"search": "random", "mutants": 3}, "search=random there is no use for mutants"),
+        ({"order": "none", "how": "uniform"}, "order=none there is no use for how"),
+        ({"weights": "hypernet", "strict_paper": True, "floor": 3}, "strict_paper=True .* floor"),
+    ],
+)
+def test_options_without_effect_are_refused_before_a_run(given, words):
+    model, example = build("residual")
+    graph = trace(model, example)
+    with pytest.raises(UserError, match=words):
+        Config(**given).select(graph, scores.random(graph, 0), HALF)

@@ -84,10 +84,11 @@ def ran(tmp_path, name, *options):
 def test_a_folder_without_a_structure_is_refused_before_anything_is_trained(tmp_path, capsys):
     assert ran(tmp_path, "run", "--method", "structure", "--set", f"of={tmp_path / 'nothing'}") != 0
     assert "keep.json" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "base").exists()
+    assert not (tmp_path / "run" / "base.safetensors").exists()
 
 
 def test_two_runs_end_in_the_same_widths(tmp_path):
     assert ran(tmp_path, "a", "--method", "magnitude") == 0
+    assert (tmp_path / "a" / "base.safetensors").exists()
     assert ran(tmp_path, "b", "--method", "structure", "--set", f"of={tmp_path / 'a'}", "--seed", "1") == 0
     assert load_keep(tmp_path / "b") == load_keep(tmp_path / "a")

@@ -27,7 +27,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -46,9 +46,10 @@ from prunus.candidates import (
     tried_on,
 )
 from prunus.checkpoint import distinct
-from prunus.errors import UserError, unknown
+from prunus.errors import UserError
 from prunus.graph import Graph, trace
 from prunus.methods import Pruned
+from prunus.options import check_choices, nothing_before, refuse_idle
 from prunus.providers import Inherit, drawn_anew, put_back
 from prunus.pruningnet import HIDDEN, Form, PruningNet, refuse_too_large
 from prunus.recover import renew_norms
@@ -65,15 +66,6 @@ Order = Literal["taylor", "magnitude", "none"]
 Weights = Literal["inherit", "shared", "hypernet"]
 Start = Literal["given", "scratch"]
 Winner = Literal["base", "provider", "anew"]
-CHOICES = {
-    "search": Search,
-    "order": Order,
-    "weights": Weights,
-    "start": Start,
-    "form": Form,
-    "sampling": Sampling,
-    "winner": Winner,
-}
 QUARTER = (
     4  # part of the epochs of a training from scratch that a supernet from scratch gets, as in the paper
 )
@@ -153,10 +145,7 @@ class Config(Selection):
     round_to: int | None = 1
 
     def __post_init__(self):
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value is not None and value not in get_args(choices):
-                raise unknown(name, str(value), get_args(choices))
+        check_choices(self)
         for name in COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -164,10 +153,7 @@ class Config(Selection):
 
     def at_once(self) -> "Config":
         """There is none: what goes is found by the search."""
-        raise UserError(
-            "metapruning finds what goes by a search, so there is nothing to show before. See what can go at all with "
-            "`prunus inspect`, or preview another method, such as --method taylor."
-        )
+        raise nothing_before("metapruning", "a search", "another method, such as --method taylor")
 
     def settled(self) -> "Config":
         """The same with every None that depends on another option filled in. Raises UserError if options conflict."""
@@ -193,6 +179,23 @@ class Config(Selection):
         filled.strategy()
         return filled
 
+    def refuse_idle(self) -> None:
+        """Raise UserError for options that the others, as the user gave them, leave nothing to act on."""
+        of_training = ("start", "form", "hidden", "sampling", "epochs")
+        of_children = ("parents", "mutants", "crossovers", "chance")
+        refuse_idle(
+            self,
+            [
+                ("weights=inherit", self.weights == "inherit", of_training),
+                ("weights=shared", self.weights == "shared", ("form", "hidden")),
+                ("search=evolution", self.search == "evolution", ("stride",)),
+                ("search=greedy", self.search == "greedy", ("generations", "population", *of_children)),
+                ("search=random", self.search == "random", ("stride", *of_children)),
+                ("order=none", self.settled().order == "none", ("how",)),
+                ("strict_paper=True", self.strict_paper, ("floor",)),
+            ],
+        )
+
     def strategy(self) -> Strategy:
         """How the search goes. Raises UserError for numbers that do not go together."""
         if self.search == "greedy":
@@ -211,6 +214,7 @@ class Config(Selection):
 
     def select(self, graph: Graph, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, list[int]]:
         """What the scores alone would choose; a run asks before it begins, so it sees to the other options, too."""
+        self.refuse_idle()
         space = self.settled().space(graph)
         if self.weights == "hypernet":
             refuse_too_large(graph, space.names, self.form, self.hidden)
