@@ -80,7 +80,7 @@ class Config(Selection):
             self,
             [
                 ("mode=exact", not paper, ("factors",)),
-                ("mode=paper", paper, ("ramp", "compact", "mixed")),
+                ("mode=paper", paper, ("ramp", "mixed")),
                 ("a strength", strength is not None, ("ramp",)),
             ],
         )
