@@ -85,6 +85,8 @@ def of(graph: Graph, name: str, widths: Widths) -> Any:
         if widths.dim() != 2 or widths.shape[1] != len(graph.axes):
             raise UserError(f"widths should be (candidates, {len(graph.axes)}), are {tuple(widths.shape)}.")
         columns = widths.to(torch.float64).unbind(1)
+        if len(widths) == 1 and not widths.requires_grad:  # numbers are ten times as fast as tensors of one
+            columns = widths[0].tolist()
         value = _evaluate(graph, name, dict(zip(graph.axes, columns, strict=True)))
         return torch.as_tensor(value, dtype=torch.float64, device=widths.device).expand(widths.shape[0])
     return _evaluate(graph, name, widths)

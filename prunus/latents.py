@@ -26,7 +26,7 @@ from prunus.selection import GRIDS, TOLERANCE, Price, blocks, price_of
 from prunus.thresholds import Thresholds, soft_threshold
 
 FELT = 0.02  # the share of the last step in how much the loss is said to feel a latent
-CHECKS = 200  # of a search: latents are counted, the strength is set, dead units are cut out
+CHECKS = 200  # of a search, at most: latents are counted, the strength is set, dead units are cut out
 HORIZON = 20  # what is to go next should be gone in a 20th of the search
 PATIENCE = 2  # checks for which a latent has to be zero before its unit is cut out
 NEAR = 0.02  # of the cost before: so near the budget what is left over is cut; the paper's stopping rule
@@ -100,7 +100,7 @@ class DHP:
         self.threshold = 0.0 if config.mode == "exact" else 5e-3
         steps_of = blocks(graph, config.round_to or GRIDS[0], halve=config.round_to is None)
         self.blocks = dict(zip(graph.axes, steps_of.tolist(), strict=True))
-        self.check_every, self.horizon = max(1, steps // CHECKS), max(1, steps // HORIZON)
+        self.check_every, self.horizon = -(-steps // CHECKS), max(1, steps // HORIZON)
         self.noted = torch.linspace(0, len(self.owners) - 1, min(NOTED, len(self.owners))).long()
         # What follows is what changes: `state` and `restore`.
         self.done, self.push, self.amount, self.strength = 0, 1.0, 0.0, config.strength or 0.0

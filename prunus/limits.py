@@ -9,6 +9,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from weakref import WeakKeyDictionary
 
 from prunus.errors import UserError
 from prunus.graph import Graph
@@ -63,14 +64,19 @@ def _counts(
 
 def _names(graph: Graph) -> dict[str, set[str]]:
     """Axis -> every name it goes by; inputs with ":in" behind."""
-    return {
-        axis: {axis}.union(
-            f"{holder}:in" if member.role == "consumes" else holder
-            for member in graph.members(axis)
-            for holder in holders(member.tensor)
-        )
-        for axis in graph.axes
-    }
+    if graph not in _known:  # searches ask at every check
+        _known[graph] = {
+            axis: {axis}.union(
+                f"{holder}:in" if member.role == "consumes" else holder
+                for member in graph.members(axis)
+                for holder in holders(member.tensor)
+            )
+            for axis in graph.axes
+        }
+    return _known[graph]
+
+
+_known: WeakKeyDictionary[Graph, dict[str, set[str]]] = WeakKeyDictionary()
 
 
 def holders(tensor: str) -> list[str]:
