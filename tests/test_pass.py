@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from two_processes import assert_trains_as_one
 
 import prunus
-from prunus import Budget, cli, surgery
+from prunus import Budget, cli, surgery, zoo
 from prunus.channel_masks import PASS
 from prunus.charts import PNG, Heat, Lines, Picture
 from prunus.data import load_data
@@ -233,6 +233,29 @@ def test_masked_is_shrunk(name, masking):
         torch.testing.assert_close(masked, expected, rtol=1e-9, atol=1e-10)
         seen += expected.std().item() > 1e-6
     assert seen == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50", "vgg16_bn", "vit_tiny"])
+def test_networks_of_the_usual_sizes_are_searched_and_cut(name):
+    torch.manual_seed(0)
+    model, x = zoo.build(name).double().eval(), torch.randn(8, 3, 32, 32, dtype=torch.float64)
+    search = PASS(model, x[:1], HALF, config=Config(snapshots=0), steps=2).double()
+    optimizer = torch.optim.Adam(search.learned(), lr=1e-2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        search(x).square().mean().backward()
+        optimizer.step()
+        search.step()
+    found = search.finish().eval()
+    assert figure(search, search.keep) == pytest.approx(0.5 * figure(search), rel=0.02)
+    left = {axis for axis in search.left_alone if len(search.keep[axis]) == search.graph.axes[axis].size}
+    assert left == search.left_alone.keys() == ({"patches"} if name == "vit_tiny" else set())
+    for module in search.network.modules():
+        module.training = False
+    with torch.no_grad():
+        masked = search.run(search.among(search.keep).double(), x)
+        torch.testing.assert_close(masked, found(x), rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["attention", "decoder"])

@@ -33,6 +33,9 @@ SIZES = {
     "vgg11_bn": (9_491_530, 153.03e6),
     "vgg19_bn": (20_298_186, 398.40e6),
     "resnet18": (11_173_962, 555.42e6),
+    "resnet50": (23_520_842, 1297.8e6),
+    "resnext50": (22_992_714, 1344.0e6),
+    "vit_tiny": (5_362_762, 345.64e6),  # attention multiplies 19.47 M more, which are no layers
     "wrn_16_8": (10_961_370, 1548.1e6),
     "resnet110_bottleneck": (1_147_738, 167.43e6),
     "resnet164_bottleneck": (1_704_154, 247.65e6),
@@ -130,7 +133,7 @@ def test_zero_padded_shortcut_widens_and_halves():
 
 LEARNERS = (
     *("resnet20", "resnet18", "wrn_16_8", "vgg16_bn", "vgg19_bn", "densenet40", "mobilenet_v2"),
-    *("digits_resnet", "fcn", "conv6", "resnet110_bottleneck"),
+    *("digits_resnet", "fcn", "conv6", "resnet110_bottleneck", "resnext50", "vit_tiny"),
     *("mobilenet_v1", "mobilenet_v1_64", "mobilenet_v2_64", "mobilenet_v2_224"),
 )
 
@@ -185,7 +188,7 @@ def test_plain_networks_start_as_the_papers(name):
             assert not module.bias.any()
 
 
-@pytest.mark.parametrize("name", ["fcn", "conv6", "vgg11_bn", "resnet18", "wrn_16_8"])
+@pytest.mark.parametrize("name", ["fcn", "conv6", "vgg11_bn", "resnet18", "resnext50", "wrn_16_8"])
 def test_every_weight_but_the_outputs_can_shrink(name):
     """All axes are found: the picture's planes and the classes alone are fixed."""
     graph = trace(zoo.build(name).eval(), torch.zeros(1, *zoo.native_shape(name)))

@@ -9,8 +9,9 @@ from prunus.zoo.densenet import densenet40
 from prunus.zoo.digits import digits_resnet
 from prunus.zoo.mobilenet import MobileNetV1, MobileNetV2
 from prunus.zoo.plain import conv6, fcn
-from prunus.zoo.resnet import bottleneck_resnet, cifar_resnet, resnet18
+from prunus.zoo.resnet import bottleneck_resnet, cifar_resnet, resnet18, resnet50, resnext50
 from prunus.zoo.vgg import vgg_bn
+from prunus.zoo.vit import vit_tiny
 from prunus.zoo.wide_resnet import wide_resnet
 
 DEPTHS = (20, 32, 44, 56, 110)
@@ -22,6 +23,8 @@ NETWORKS = {
     **{f"resnet{depth}_projection": partial(cifar_resnet, depth, shortcut="projection") for depth in DEPTHS},
     **{f"resnet{depth}_bottleneck": partial(bottleneck_resnet, depth) for depth in (110, 164)},
     "resnet18": resnet18,
+    "resnet50": resnet50,
+    "resnext50": resnext50,
     "wrn_16_8": partial(wide_resnet, 16, 8),
     **{f"vgg{depth}_bn": partial(vgg_bn, depth) for depth in (11, 16, 19)},
     "densenet40": densenet40,
@@ -31,8 +34,8 @@ NETWORKS = {
     **{f"mobilenet_v2_{side}": partial(MobileNetV2, side=side) for side in SIDES},
     "digits_resnet": digits_resnet,
 }
-# name -> f(classes, in_shape): linear layers read the whole picture, so its size settles theirs
-PLAIN = {"fcn": fcn, "conv6": conv6}
+# name -> f(classes, in_shape): parameters whose size follows from the picture's
+OF_ONE_SIZE = {"fcn": fcn, "conv6": conv6, "vit_tiny": vit_tiny}
 NATIVE = {  # all others: (3, 32, 32)
     "digits_resnet": (1, 8, 8),
     "fcn": (1, 28, 28),
@@ -59,12 +62,12 @@ def build(name: str, classes: int = 10, in_shape: tuple[int, int, int] | None = 
             f"zoo:{name} needs larger pictures than {height}x{width}: sides of at least "
             f"{LEAST_SIDE.get(name, 8)}; give image_size=32."
         )
-    if name in PLAIN:
-        return PLAIN[name](classes, (planes, height, width))
+    if name in OF_ONE_SIZE:
+        return OF_ONE_SIZE[name](classes, (planes, height, width))
     return NETWORKS[name](classes, planes)
 
 
 def check(name: str) -> None:
     """Raise UserError, with the nearest names, unless the zoo has `name`."""
-    if name not in NETWORKS and name not in PLAIN:
-        raise unknown("zoo network", name, {**NETWORKS, **PLAIN})
+    if name not in NETWORKS and name not in OF_ONE_SIZE:
+        raise unknown("zoo network", name, {**NETWORKS, **OF_ONE_SIZE})

@@ -16,13 +16,19 @@ ResNet-110 and ResNet-164. Norm and ReLU stand behind the convolutions.
     resnet110_bottleneck  1,147,738 parameters   167.4 M multiply-adds
     resnet164_bottleneck  1,704,154              247.6 M
 
-`resnet18` is the network of four stages of widths 64 to 512 (table 1 of the paper) in the form that is used for small
-pictures: the 3x3 stem, no pooling, projection shortcuts. 11,173,962 parameters, 555.4 M multiply-adds.
+`resnet18` and `resnet50` are the networks of four stages of table 1 of the paper, `resnext50` the 32x4d of Xie et al.,
+CVPR 2017, arXiv:1611.05431, table 1, in the form that is used for small pictures: the 3x3 stem, no pooling, projection
+shortcuts.
+
+    resnet18    11,173,962 parameters     555.4 M multiply-adds
+    resnet50    23,520,842              1,297.8 M
+    resnext50   22,992,714              1,344.0 M
 
 Shapes: pictures (B, 3, 32, 32), or any (B, in_width, H, W); output (B, classes).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -73,14 +79,16 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Narrow to a quarter of `width` (1x1), filter (3x3, strided), widen (1x1); the input is carried around."""
+    """Narrow to `width` / `by` (1x1), filter (3x3, strided, in groups), widen (1x1); the input is carried around."""
 
-    def __init__(self, in_width: int, width: int, stride: int, shortcut: str):
+    def __init__(
+        self, in_width: int, width: int, stride: int, shortcut: str, *, by: int = 4, groups: int = 1
+    ):
         super().__init__()
-        narrow = width // 4
+        narrow = width // by
         self.conv1 = nn.Conv2d(in_width, narrow, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(narrow)
-        self.conv2 = nn.Conv2d(narrow, narrow, 3, stride=stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(narrow, narrow, 3, stride=stride, padding=1, groups=groups, bias=False)
         self.bn2 = nn.BatchNorm2d(narrow)
         self.conv3 = nn.Conv2d(narrow, width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
@@ -103,7 +111,7 @@ class ResNet(nn.Module):
         classes: int,
         in_width: int = 3,
         shortcut: str = "pad",
-        block: type[nn.Module] = BasicBlock,
+        block: Callable[..., nn.Module] = BasicBlock,
         stem: int | None = None,
     ):
         super().__init__()
@@ -151,3 +159,18 @@ def bottleneck_resnet(depth: int, classes: int, in_width: int) -> ResNet:
 def resnet18(classes: int, in_width: int) -> ResNet:
     """ResNet-18 for small pictures."""
     return ResNet((2, 2, 2, 2), (64, 128, 256, 512), classes, in_width, shortcut="projection")
+
+
+def resnet50(classes: int, in_width: int) -> ResNet:
+    """ResNet-50 for small pictures."""
+    return _four_stages(classes, in_width, Bottleneck)
+
+
+def resnext50(classes: int, in_width: int) -> ResNet:
+    """ResNeXt-50 (32x4d) for small pictures."""
+    return _four_stages(classes, in_width, partial(Bottleneck, by=2, groups=32))
+
+
+def _four_stages(classes: int, in_width: int, block: Callable[..., nn.Module]) -> ResNet:
+    blocks, widths = (3, 4, 6, 3), (256, 512, 1024, 2048)
+    return ResNet(blocks, widths, classes, in_width, shortcut="projection", block=block, stem=64)
