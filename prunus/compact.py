@@ -53,9 +53,7 @@ class Compacted:
 def can_be_cut(model: nn.Module) -> bool:
     """Whether weights can become smaller during training: not behind weight_norm and the like, nor in several
     processes, whose wrapper knows their sizes."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    alone = not distributed or torch.distributed.get_world_size() == 1
-    return alone and not any(map(parametrize.is_parametrized, model.modules()))
+    return not gates.several_processes() and not any(map(parametrize.is_parametrized, model.modules()))
 
 
 @torch.no_grad()

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus import parametrised, scores, surgery
+from prunus import gates, scores, surgery
 from prunus.budget import Budget, Metered
 from prunus.compact import Compacted, can_be_cut
 from prunus.dhp_config import Config as Config
 from prunus.errors import TrainingError, UserError
-from prunus.gates import Gate
 from prunus.graph import trace
 from prunus.hypernetworks import attach
 from prunus.limits import least
@@ -173,7 +172,7 @@ class DHP:
 
     def full(self) -> nn.Module:
         """A plain copy of the original's shapes: zeros where units are gone. The model that was given becomes plain."""
-        parametrised.take_off(self.model, Gate)
+        gates.take_off(self.model)
         full = self.compacted.full()
         self.refuse_nan("a weight", full)
         return full

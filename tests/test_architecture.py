@@ -18,8 +18,8 @@ GROUND = "errors files progress"
 STRUCTURE = (
     "axes rules skeleton tracer follow graph runtimes cost budget limits scores selection weights "
     "parametrised surgery optables optimes timings predictor latency "
-    "gates compact hypernetworks thresholds options dhp_config latents prompts recurrent pass_config channel_masks "
-    "sparse store search pruningnet"
+    "gating gates compact hypernetworks thresholds options dhp_config latents prompts recurrent pass_config "
+    "channel_masks sparse store search pruningnet"
 )
 WITHIN = {  # the order of the files of a part
     "sparse": "ranking squares products neighbours observed scores gradients patterns selection reach masks "

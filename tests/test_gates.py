@@ -21,9 +21,10 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 import prunus
-from prunus import gates, parametrised, surgery, weights, zoo
+from prunus import gates, gating, parametrised, surgery, weights, zoo
 from prunus.errors import TraceError, UserError
 from prunus.gates import Gate, attach, ungateable
+from prunus.gating import Place
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
 
@@ -433,6 +434,155 @@ def test_i6_the_gradient_of_a_shared_gate_is_the_sum_over_all_tensors_tied_to_it
         assert parts > 1
         place = made.places[axis]
         torch.testing.assert_close(made.values.grad[place].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------ all weights of a model at once
+def counted(monkeypatch):
+    """How many weights were made at once in each call."""
+    seen, usual = [], gating.gated
+    monkeypatch.setattr(gating, "gated", lambda v, w, p: seen.append(len(w)) or usual(v, w, p))
+    return seen
+
+
+def gradients(model, example):
+    model.zero_grad()
+    output = model(example)
+    output.square().sum().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None} | {"output": output}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_made_at_once_is_made_one_by_one(name, monkeypatch):
+    model, example = double(*build(name))
+    graph = prunus.trace(model, example)
+    made, seen = (
+        attach(model, graph, list(graph.axes), values=drawn_values(graph, graph.axes)),
+        counted(monkeypatch),
+    )
+    at_once = gradients(model, example)
+    alone = {w.steps for w in parametrised.found(model, Gate) if len(w.steps) == 1}
+    assert seen == [len(alone)] and at_once["output"].requires_grad
+    made.leave(model)
+    one_by_one = gradients(model, example)
+    assert len(seen) == 1 and one_by_one.keys() == at_once.keys()
+    assert torch.equal(one_by_one.pop("output"), at_once.pop("output"))
+    for tensor, grad in one_by_one.items():
+        torch.testing.assert_close(at_once[tensor], grad, rtol=1e-10, atol=1e-11)
+    assert (
+        not model._forward_pre_hooks and not model._forward_hooks and not model._forward_hooks_always_called
+    )
+
+
+def gated_residual():
+    model, example = double(*build("residual"))
+    graph = prunus.trace(model, example)
+    return (
+        model,
+        example,
+        attach(model, graph, list(graph.axes), values=drawn_values(graph, graph.axes)).double(),
+    )
+
+
+def test_gradients_of_gradients():
+    drawn = {"dtype": torch.float64, "generator": torch.Generator().manual_seed(0)}
+    values, *weights = (torch.randn(*s, **drawn).requires_grad_() for s in ((7,), (3, 4, 2), (4,), (6, 2)))
+    at = torch.tensor
+    nested = [Place(0, at([0, 0, 0, 1, 1, 1])), Place(0, at([2, 3, 4, 2, 3, 4])), Place(1, at([5, 7]))]
+    places = [[Place(0, at([0, 1, 2])), Place(1, at([3, 4, 5, 7]))], [Place(0, at([3, 4, 5, 6]))], nested]
+
+    def made(values, *weights):
+        return gating.gated(values, weights, places)
+
+    assert torch.autograd.gradcheck(made, (values, *weights))
+    assert torch.autograd.gradgradcheck(made, (values, *weights))
+
+
+def test_losses_of_one_pass_may_be_learned_from_one_after_the_other():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+            self.c, self.d = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.b(self.a(x)), self.d(self.c(x))
+
+    torch.manual_seed(0)
+    model, x = Two(), torch.randn(5, 3)
+    graph = prunus.trace(model, x)
+    made = attach(model, graph, list(graph.axes))
+    first, second = model(x)
+    first.square().sum().backward()
+    assert (
+        model.d.parametrizations.weight.original.grad is None
+    )  # no part in the first: an optimiser leaves it alone
+    assert model.b.parametrizations.weight.original.grad.abs().sum() > 0
+    second.square().sum().backward()
+    apart = made.values.grad.clone()
+    made.values.grad = None
+    sum(output.square().sum() for output in model(x)).backward()
+    torch.testing.assert_close(made.values.grad, apart)
+
+
+def test_weights_changed_between_the_passes_are_refused():
+    model, example, made = gated_residual()
+    loss = model(example).sum()
+    with torch.no_grad():
+        made.values.mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place between forward and backward"):
+        loss.backward()
+
+
+def test_nothing_made_outlives_its_pass():
+    model, example, made = gated_residual()
+    before = model(example).detach()
+    with pytest.raises(RuntimeError):
+        model(example[:, :1])
+    for tensor in (made.values, *(w.steps.original for w in parametrised.found(model, Gate))):
+        tensor.data *= 1.5  # which no version tells
+    assert not torch.allclose(model(example), before)
+    weight = next(parametrised.found(model, Gate))
+    assert torch.equal(getattr(weight.module, weight.attribute), weight.step(Gate)(weight.steps.original))
+
+
+def test_a_pass_that_was_interrupted_leaves_nothing_to_what_is_cut_or_taken_off_then():
+    model, example, made = gated_residual()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = model.c.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(example)
+    hook.remove()
+    made.values.data *= 2
+    expected = {w.name: w.step(Gate)(w.steps.original) for w in parametrised.found(model, Gate)}
+    gates.take_off(model)
+    assert all(torch.equal(model.get_parameter(name), value) for name, value in expected.items())
+
+
+def test_further_steps_behind_a_gate_act():
+    model, example, _ = gated_residual()
+
+    class Nothing(nn.Module):
+        def forward(self, weight):
+            return torch.zeros_like(weight)
+
+    parametrize.register_parametrization(model.c, "weight", Nothing())
+    seen = []
+    model.c.register_forward_hook(lambda module, args, output: seen.append(output))
+    model(example)
+    assert torch.equal(seen[0], model.c.bias.view(-1, 1, 1).expand_as(seen[0]))
+
+
+def test_functions_of_torch_func_see_the_weights_one_by_one(monkeypatch):
+    model, example, _ = gated_residual()
+    seen = counted(monkeypatch)
+    found = torch.func.grad(lambda x: model(x).square().sum())(example)
+    assert not seen
+    example = example.clone().requires_grad_()
+    model(example).square().sum().backward()
+    torch.testing.assert_close(found, example.grad)
 
 
 # ---------------------------------------------------------------------------- as modules, and bad input
