@@ -1,22 +1,21 @@
 """What a step of PASS's search costs beside the passes through the masked network that it needs.
 
-    python benchmarks/pass_overhead.py [--networks resnet20 resnet56] [--rounds 40] [--threads 2]
+    python benchmarks/pass_overhead.py [--networks resnet20 resnet56] [--rounds 15] [--processes 7] [--threads 2]
 
 `masked` is forward and backward of the frozen network with fixed masks, their gradients included (batch 128, bf16
 autocast, channels-last, random pictures, half the multiply-adds); `step` the whole of a step: prompt, scores,
-selection, the same passes, Adam, counting. Side by side: each round times all of them once, in turn, and a ratio is the
-median over rounds of that round's time over the masked one's; `masked again` is the noise. `selection` is from scores
-to exact masks, as a share of the step. Goes to benchmarks/results/pass_overhead[_THREADSthread].json.
+selection, the same passes, Adam, counting; `no prompt` the same of a search without one. All side by side; see
+timed.py. `masked again` is the noise. `selection` is from scores to exact masks, its ratio over the step. Goes to
+benchmarks/results/pass_overhead[_THREADSthread].json.
 """
 
 import argparse
 import os
-import statistics
-import time
+from functools import partial
 
+import timed
 import torch
 import torch.nn.functional as F
-from round_to import BATCH, CLASSES, IN_SHAPE, SEED, summary, write_times
 
 import prunus
 from prunus import zoo
@@ -28,11 +27,9 @@ BUDGET, LR = prunus.Budget(macs=0.5), 1e-4
 class Searched:
     """A search of its own on a network, and the ways to take a step of it."""
 
-    def __init__(self, network: torch.nn.Module):
-        network = network.to(memory_format=torch.channels_last)
-        self.search = PASS(
-            network, torch.zeros(1, *IN_SHAPE), BUDGET, steps=10_000, config=Config(snapshots=0)
-        )
+    def __init__(self, network: torch.nn.Module, config: Config):
+        example = torch.zeros(1, *timed.IN_SHAPE)
+        self.search = PASS(network, example, BUDGET, steps=10_000, config=config)
         self.optimizer = torch.optim.Adam(self.search.learned(), lr=LR)
         self.masks = self.search.kept.float().requires_grad_()
 
@@ -53,43 +50,33 @@ class Searched:
         self.search.step()
 
 
-def timed_ms(action, *args: object) -> tuple[float, float]:
-    """Milliseconds on the wall's clock and of processor time."""
-    wall, busy = time.perf_counter(), time.process_time()
-    action(*args)
-    return 1000 * (time.perf_counter() - wall), 1000 * (time.process_time() - busy)
+def of_steps(asked: argparse.Namespace, name: str) -> timed.Rows:
+    """What the steps take, in this process."""
+    torch.manual_seed(timed.SEED)
+    network = zoo.build(name, timed.CLASSES, timed.IN_SHAPE).to(memory_format=torch.channels_last)
+    searched = Searched(network, Config(snapshots=0))
+    without = Searched(network, Config(snapshots=0, prompt="none"))
+    x, y = timed.batch()
+    scores = searched.search.scores()
+    actions = {
+        "masked": partial(searched.masked, x, y),
+        "masked again": partial(searched.masked, x, y),
+        "step": partial(searched.step, x, y),
+        "no prompt": partial(without.step, x, y),
+        "selection": partial(searched.search.chosen, scores),
+    }
+    times = timed.side_by_side(actions, asked.rounds)
+    rows = timed.summary(times, to="masked")
+    return rows | {"selection": timed.summary(times, to="step")["selection"]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = timed.arguments(__doc__.splitlines()[0], rounds=15, processes=7)
     parser.add_argument("--networks", nargs="+", default=["resnet20", "resnet56"])
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    load, found = os.getloadavg()[0], {}
-    for name in asked.networks:
-        torch.manual_seed(SEED)
-        searched = Searched(zoo.build(name, CLASSES, IN_SHAPE))
-        x = torch.randn(BATCH, *IN_SHAPE).to(memory_format=torch.channels_last)
-        y = torch.randint(CLASSES, (BATCH,))
-        actions = {"masked": searched.masked, "masked again": searched.masked, "step": searched.step}
-        times: dict[str, list] = {label: [] for label in (*actions, "selection")}
-        for number in range(asked.rounds + 3):
-            for label in list(actions)[:: 1 if number % 2 else -1]:
-                times[label].append(timed_ms(actions[label], x, y))
-            times["selection"].append(timed_ms(searched.search.chosen, searched.search.scores()))
-        times = {label: each[3:] for label, each in times.items()}
-        rows = {label: summary(times[label], times["masked"]) for label in actions}
-        shares = [a[0] / b[0] for a, b in zip(times["selection"], times["step"], strict=True)]
-        rows["selection"] = {
-            "wall_ms": statistics.median(wall for wall, _ in times["selection"]),
-            "share_of_step": statistics.median(shares),
-        }
-        found[name] = rows
-        for label, row in rows.items():
-            print(f"{name:<10}{label:<14}", {key: round(value, 4) for key, value in row.items()}, flush=True)
-    write_times("pass_overhead", asked, load, found)
+    load = os.getloadavg()[0]
+    found = {name: timed.in_processes(asked, of_steps, name) for name in asked.networks}
+    timed.write("pass_overhead", asked, load, found)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from round_to import cpu
+from timed import cpu
 
 import prunus
 from prunus import zoo

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunus import axes, gates, skeleton, weights
+from prunus import axes, gates, gating, skeleton, weights
 from prunus.axes import Layout
 from prunus.errors import UserError
 from prunus.follow import set_attributes
@@ -53,7 +53,7 @@ class Compacted:
 def can_be_cut(model: nn.Module) -> bool:
     """Whether weights can become smaller during training: not behind weight_norm and the like, nor in several
     processes, whose wrapper knows their sizes."""
-    return not gates.several_processes() and not any(map(parametrize.is_parametrized, model.modules()))
+    return not gating.several_processes() and not any(map(parametrize.is_parametrized, model.modules()))
 
 
 @torch.no_grad()

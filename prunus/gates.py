@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,10 +24,8 @@ from prunus.axes import Axis, Layout
 from prunus.errors import UserError, unknown
 from prunus.gating import Place
 from prunus.graph import Graph, Keep
-from prunus.parametrised import Held
 from prunus.rules import CONSUMES, PRODUCES, Op, Tag
 
-MADE = "_made"  # where a module has the weights of the pass under way
 ACT = (PRODUCES, CONSUMES)  # the roles of the dimensions that gates act on, if nothing else is said
 
 # A zero in a weight is a zero in what they make of it.
@@ -66,7 +63,6 @@ class Gates(nn.Module):
             self.places[name] = slice(start, start + graph.axes[name].size)
             start += graph.axes[name].size
         self.values = nn.Parameter(torch.ones(start))
-        self._weights: list[Held] = []
 
     def of(self, axis: str) -> Tensor:
         """(size,): the gates of one axis, a view."""
@@ -76,65 +72,6 @@ class Gates(nn.Module):
         """From here on the gates are `values` (N,), which are made elsewhere, and no parameter of the model."""
         self._parameters.pop("values", None)
         self.values = values
-
-    def at_once(self, model: nn.Module, weights: list[Held]) -> None:
-        """From here on `model` makes these weights all at once when it is called (see gating.py). Who reads one of
-        them at another time gets it made alone."""
-        self._weights = weights
-        for weight in weights:
-            _read_made(type(weight.module), weight.attribute)
-        model.register_forward_pre_hook(self._make)
-        model.register_forward_hook(self.forget, always_call=True)
-
-    def _make(self, *_: Any) -> None:
-        self.forget()  # what a pass that was interrupted has left
-        # torch.func cannot look into it; a wrapper that waits for gradients would wait for those of idle weights, too.
-        if torch._C._are_functorch_transforms_active() or several_processes():
-            return
-        weights = [weight for weight in self._weights if _is_alone(weight)]
-        once = list(dict.fromkeys(weight.steps for weight in weights))  # tied weights are in several places
-        places = [steps[0].places for steps in once]
-        made = gating.gated(self.values, [steps.original for steps in once], places)
-        of = dict(zip(once, made, strict=True))
-        for weight in weights:
-            vars(weight.module).setdefault(MADE, {})[weight.attribute] = of[weight.steps]
-
-    def forget(self, *_: Any) -> None:
-        """From here on weights are made anew."""
-        for weight in self._weights:
-            vars(weight.module).pop(MADE, None)
-
-    def leave(self, model: nn.Module) -> None:
-        """Undo `at_once`."""
-        self.forget()
-        for hooks in (
-            model._forward_pre_hooks,
-            model._forward_hooks,
-        ):  # handles could not be copied with the model
-            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
-                del hooks[key]
-                model._forward_hooks_always_called.pop(key, None)
-
-
-def _is_alone(weight: Held) -> bool:
-    """Whether a gate, and nothing else, stands between the parameter and what the model computes with."""
-    if not parametrize.is_parametrized(weight.module, weight.attribute):  # a copy that was made plain
-        return False
-    return weight.steps.is_tensor and len(weight.steps) == 1 and type(weight.steps[0]) is Gate
-
-
-def _read_made(kind: type, attribute: str) -> None:
-    """Let the parametrised attribute of a class give what is there for the pass under way, if something is.
-
-    torch's way to it would take as long as a small layer, for what it touches is out of the cache between layers.
-    """
-    alone = vars(kind)[attribute]
-
-    def read(module: nn.Module) -> Tensor:
-        made = vars(module).get(MADE)
-        return made[attribute] if made and attribute in made else alone.fget(module)
-
-    setattr(kind, attribute, property(read, alone.fset))
 
 
 class Gate(nn.Module):
@@ -200,20 +137,15 @@ def attach(
         weight = parametrised.put(model, name, gate)
         if name in chained:
             weight.steps.right_inverse(chained[name])
-    gates.at_once(model, [weight for weight in parametrised.found(model, Gate) if _is_alone(weight)])
+    direct = [w for w in parametrised.found(model, Gate) if w.steps.is_tensor and type(w.steps[0]) is Gate]
+    if direct:
+        gating.AtOnce(model, gates, direct)
     return gates
-
-
-def several_processes() -> bool:
-    """Whether this process trains together with others."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return distributed and torch.distributed.get_world_size() > 1
 
 
 def take_off(model: nn.Module) -> None:
     """Make the weights of `model` that stand behind gates, in place, ordinary parameters of the value they had."""
-    for gates in [module for module in model.modules() if isinstance(module, Gates)]:
-        gates.leave(model)
+    gating.leave(model)
     parametrised.take_off(model, Gate)
 
 
@@ -249,7 +181,7 @@ def replace_places(model: nn.Module, graph: Graph, keep: Keep) -> None:
     for weight in parametrised.found(model, Gate):
         if weight.name in graph.layouts:  # tied weights have their step under their first name
             step = weight.step(Gate)
-            step.gates.forget()
+            gating.forget([weight.module])
             step.places = places_of(graph, step.gates, weight.name, keep)
 
 

@@ -7,13 +7,18 @@ a twentieth of a training step (benchmarks/dhp_overhead.py). Source: ours. Shape
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
+import torch.autograd.forward_ad
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from prunus.parametrised import Held
 
 
 class Place(NamedTuple):
@@ -31,8 +36,6 @@ def gate(values: Tensor, dims: int, places: Sequence[Place]) -> Tensor:
 
 def gated(values: Tensor, weights: Sequence[Tensor], places: Sequence[Sequence[Place]]) -> tuple[Tensor, ...]:
     """Each weight times its gates, of the gates (N,); `places` has those of each weight."""
-    if not weights:
-        return ()
     return _Gated.apply(places, values, *weights)
 
 
@@ -41,27 +44,33 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, places: Sequence[Sequence[Place]], values: Tensor, *weights: Tensor) -> tuple:
         # Not saved as autograd does it, which would let them go after the first of several losses; so `_unchanged`.
         ctx.places, ctx.given = places, [(tensor, tensor._version) for tensor in (values, *weights)]
-        ctx.gates, ctx.products = _gates(values, weights, places)
+        ctx.gates = _gates(values, weights, places)
         ctx.set_materialize_grads(False)
-        return tuple(w * product.to(w.dtype) for w, product in zip(weights, ctx.products, strict=True))
+        return tuple(
+            weight * _multiplied(gates).to(weight.dtype)
+            for weight, gates in zip(weights, ctx.gates, strict=True)
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        values, *weights = _unchanged(ctx.given)
-        gates, products = ctx.gates, ctx.products
+        (values, _), *weights = ctx.given
+        gates_of = ctx.gates
         if torch.is_grad_enabled():  # the gradient will be differentiated
-            gates, products = _gates(values, weights, ctx.places)
+            gates_of = _gates(_unchanged(ctx.given[0]), [weight for weight, _ in weights], ctx.places)
         needs_values, *needs = ctx.needs_input_grad[1:]
         of_weights: list[Tensor | None] = [None] * len(weights)
         changes: list[Tensor] = []  # what the gates at each place change: (length,)
-        for i, (weight, grad, product) in enumerate(zip(weights, grads, products, strict=True)):
-            if grad is None:
-                changes += [values.new_zeros(len(index)) for _, index in ctx.places[i]]
-                continue
-            if needs[i]:
-                of_weights[i] = grad * product.to(grad.dtype)
-            if needs_values:
-                changes += _changes((grad * weight).to(values.dtype).sum_to_size(product.shape), gates[i])
+        with torch.autocast(values.device.type, enabled=False):
+            for i, (weight, grad, gates) in enumerate(zip(weights, grads, gates_of, strict=True)):
+                if grad is None:
+                    changes += [values.new_zeros(len(index)) for _, index in ctx.places[i]]
+                    continue
+                product = _multiplied(gates)
+                if needs[i]:
+                    of_weights[i] = grad * product.to(grad.dtype)
+                if needs_values:
+                    felt = (grad * _unchanged(weight)).to(values.dtype).sum_to_size(product.shape)
+                    changes += _changes(felt, gates)
         of_values = None
         if needs_values:
             index = torch.cat([index for each in ctx.places for _, index in each])
@@ -71,27 +80,25 @@ class _Gated(torch.autograd.Function):
 
 def _gates(
     values: Tensor, weights: Sequence[Tensor], places: Sequence[Sequence[Place]]
-) -> tuple[list[list[Tensor]], list[Tensor]]:
-    """Of each weight the gates along each dimension that has some, and their product."""
+) -> list[list[Tensor]]:
+    """Of each weight the gates along each dimension that has some."""
     indices = [index for each in places for _, index in each]
-    pieces = iter(
-        _padded(values).index_select(0, torch.cat(indices)).split([len(index) for index in indices])
-    )
-    gates = [
+    lengths = [len(index) for index in indices]
+    pieces = iter(_padded(values).index_select(0, torch.cat(indices)).split(lengths))
+    return [
         [_along(next(pieces), weight.dim(), dim) for dim, _ in each]
         for weight, each in zip(weights, places, strict=True)
     ]
-    return gates, [_multiplied(each) for each in gates]
 
 
 def _changes(felt: Tensor, gates: list[Tensor]) -> list[Tensor]:
     """The gradients (length,) of the gates at each place of a weight, from that of their product."""
     if len(gates) == 2 and felt.numel() == gates[0].numel() * gates[1].numel():  # the usual case: a matrix
-        first, second = (each.flatten() for each in gates)
+        first, second = (each.reshape(-1) for each in gates)
         matrix = felt.reshape(len(first), len(second))
         return [matrix @ second, first @ matrix]
     others = [_multiplied([felt, *gates[:own], *gates[own + 1 :]]) for own in range(len(gates))]
-    return [each.sum_to_size(own.shape).flatten() for each, own in zip(others, gates, strict=True)]
+    return [each.sum_to_size(own.shape).reshape(-1) for each, own in zip(others, gates, strict=True)]
 
 
 def _padded(values: Tensor) -> Tensor:
@@ -108,11 +115,115 @@ def _multiplied(tensors: Sequence[Tensor]) -> Tensor:
     return reduce(torch.mul, tensors)
 
 
-def _unchanged(given: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
-    """The tensors. Raises RuntimeError, as autograd does, if one was changed in place since its version was noted."""
-    if any(tensor._version != version for tensor, version in given):
+def _unchanged(given: tuple[Tensor, int]) -> Tensor:
+    """The tensor. Raises RuntimeError, as autograd does, if it was changed in place since its version was noted."""
+    tensor, version = given
+    if tensor._version != version:
         raise RuntimeError(
             "a gated weight, or the gates, were changed in place between forward and backward pass; call backward "
             "before optimizer.step()."
         )
-    return [tensor for tensor, _ in given]
+    return tensor
+
+
+# --------------------------------------------------------------------------------- in the calls of a model
+class _Made(NamedTuple):
+    """A weight that was made for a call, and of what; versions count what is done to tensors in place."""
+
+    weight: Tensor
+    original: Tensor
+    values: Tensor
+    versions: tuple[int, int]
+
+
+_made: WeakKeyDictionary[nn.Module, dict[str, _Made]] = WeakKeyDictionary()  # of the calls that are under way
+
+
+class AtOnce:
+    """The hooks by which a model makes its gated weights all at once when it is called.
+
+    gates: a module whose `values` are the gates (N,). weights: behind each stands nothing but a step with `places`.
+    """
+
+    def __init__(self, model: nn.Module, gates: nn.Module, weights: Sequence[Held]):
+        self.gates, self.weights = gates, list(weights)
+        for weight in weights:
+            _read_made(type(weight.module), weight.attribute)
+        model.register_forward_pre_hook(self.make)
+        model.register_forward_hook(self.forget, always_call=True)
+
+    def make(self, *_: Any) -> None:
+        """Make the weights."""
+        self.forget()  # what a call that was interrupted has left
+        weights = [weight for weight in self.weights if _is_plain(weight)]
+        if not weights or not _plain_training():
+            return
+        values = self.gates.values
+        once = list(dict.fromkeys(weight.steps for weight in weights))  # tied weights are in several places
+        made = gated(values, [steps.original for steps in once], [steps[0].places for steps in once])
+        of = {
+            steps: _Made(weight, steps.original, values, (steps.original._version, values._version))
+            for steps, weight in zip(once, made, strict=True)
+        }
+        for weight in weights:
+            _made.setdefault(weight.module, {})[weight.attribute] = of[weight.steps]
+
+    def forget(self, *_: Any) -> None:
+        """From here on weights are made where they are read."""
+        forget(weight.module for weight in self.weights)
+
+
+def forget(modules: Iterable[nn.Module]) -> None:
+    """Let go of what calls have made of these modules' weights."""
+    for module in modules:
+        _made.pop(module, None)
+
+
+def leave(model: nn.Module) -> None:
+    """Take the hooks of AtOnce off a model; handles to them could not be copied with it."""
+    for hooks in (model._forward_pre_hooks, model._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if isinstance(owner := getattr(hook, "__self__", None), AtOnce):
+                owner.forget()
+                del hooks[key]
+                model._forward_hooks_always_called.pop(key, None)
+
+
+def several_processes() -> bool:
+    """Whether this process trains together with others."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return distributed and torch.distributed.get_world_size() > 1
+
+
+def _plain_training() -> bool:
+    # A wrapper of several processes would wait for the gradients of idle weights, too; the others cannot look inside.
+    return torch.is_grad_enabled() and not (
+        torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or several_processes()
+    )
+
+
+def _is_plain(weight: Held) -> bool:
+    """Whether one step stands behind it still: a copy may have been made plain, another step have been added."""
+    return parametrize.is_parametrized(weight.module, weight.attribute) and len(weight.steps) == 1
+
+
+def _read_made(kind: type, attribute: str) -> None:
+    """Let the parametrised attribute of a class be what was made for the call under way, if something was.
+
+    torch's way to it would take as long as a small layer, for what it touches is out of the cache between layers.
+    """
+    alone = vars(kind)[attribute]
+
+    def read(module: nn.Module) -> Tensor:
+        made = _made.get(module, {}).get(attribute)
+        if made and made.versions == (made.original._version, made.values._version):
+            # a checkpoint will read it again after the call, and has to find the same way to it
+            if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+                return made.weight
+        return alone.fget(module)
+
+    setattr(kind, attribute, property(read, alone.fset))

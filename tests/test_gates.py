@@ -19,6 +19,7 @@ from random_nets import programs
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
 
 import prunus
 from prunus import gates, gating, parametrised, surgery, weights, zoo
@@ -455,14 +456,12 @@ def gradients(model, example):
 def test_made_at_once_is_made_one_by_one(name, monkeypatch):
     model, example = double(*build(name))
     graph = prunus.trace(model, example)
-    made, seen = (
-        attach(model, graph, list(graph.axes), values=drawn_values(graph, graph.axes)),
-        counted(monkeypatch),
-    )
+    attach(model, graph, list(graph.axes), values=drawn_values(graph, graph.axes))
+    seen = counted(monkeypatch)
     at_once = gradients(model, example)
     alone = {w.steps for w in parametrised.found(model, Gate) if len(w.steps) == 1}
     assert seen == [len(alone)] and at_once["output"].requires_grad
-    made.leave(model)
+    gating.leave(model)
     one_by_one = gradients(model, example)
     assert len(seen) == 1 and one_by_one.keys() == at_once.keys()
     assert torch.equal(one_by_one.pop("output"), at_once.pop("output"))
@@ -525,12 +524,55 @@ def test_losses_of_one_pass_may_be_learned_from_one_after_the_other():
 
 
 def test_weights_changed_between_the_passes_are_refused():
-    model, example, made = gated_residual()
+    model, example, _ = gated_residual()
     loss = model(example).sum()
     with torch.no_grad():
-        made.values.mul_(2)
+        model.a.parametrizations.weight.original.mul_(2)
     with pytest.raises(RuntimeError, match="changed in place between forward and backward"):
         loss.backward()
+
+
+def test_what_is_recomputed_in_the_backward_pass_is_the_same():
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.c = nn.Linear(3, 8), nn.Linear(8, 2)
+            self.b = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.c(checkpoint(self.b, x, use_reentrant=False) if self.training else self.b(x))
+
+    torch.manual_seed(0)
+    model, x = Checkpointed(), torch.randn(5, 3)
+    graph = prunus.trace(model.eval(), x)
+    attach(model, graph, list(graph.axes))
+    found, expected = gradients(model.train(), x), gradients(model.eval(), x)
+    assert found.keys() == expected.keys()
+    for name, grad in expected.items():
+        torch.testing.assert_close(found[name], grad)
+
+
+def test_gradients_are_not_rounded_to_the_type_of_autocast():
+    torch.manual_seed(0)
+    values, weight = torch.rand(40, requires_grad=True), torch.rand(24, 16, requires_grad=True)
+    places = [[Place(0, torch.arange(24)), Place(1, torch.arange(24, 40))]]
+    (made,) = gating.gated(values, [weight], places)
+    plain = torch.autograd.grad(made.square().sum(), values, retain_graph=True)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(torch.autograd.grad(made.square().sum(), values)[0], plain)
+
+
+def test_without_gradients_weights_are_made_where_they_are_read(monkeypatch):
+    model, example, made = gated_residual()
+    expected, seen = model(example), counted(monkeypatch)
+    for quiet in (torch.no_grad, torch.inference_mode):
+        with quiet():
+            torch.testing.assert_close(model(example), expected, rtol=0, atol=0)
+    with torch.inference_mode():
+        made.give(made.values * 1)  # such tensors count no versions
+        torch.testing.assert_close(model(example), expected, rtol=0, atol=0)
+    assert not seen
 
 
 def test_nothing_made_outlives_its_pass():
@@ -555,6 +597,10 @@ def test_a_pass_that_was_interrupted_leaves_nothing_to_what_is_cut_or_taken_off_
     with pytest.raises(KeyboardInterrupt):
         model(example)
     hook.remove()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        model.a.parametrizations.weight.original.mul_(3)
+    torch.testing.assert_close(model.a.weight, 3 * other.a.weight)
     made.values.data *= 2
     expected = {w.name: w.step(Gate)(w.steps.original) for w in parametrised.found(model, Gate)}
     gates.take_off(model)
