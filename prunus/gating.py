@@ -219,7 +219,7 @@ def _read_made(kind: type, attribute: str) -> None:
     alone = vars(kind)[attribute]
 
     def read(module: nn.Module) -> Tensor:
-        made = _made.get(module, {}).get(attribute)
+        made = None if torch.compiler.is_compiling() else _made.get(module, {}).get(attribute)
         if made and made.versions == (made.original._version, made.values._version):
             # a checkpoint will read it again after the call, and has to find the same way to it
             if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:

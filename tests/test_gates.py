@@ -621,6 +621,15 @@ def test_further_steps_behind_a_gate_act():
     assert torch.equal(seen[0], model.c.bias.view(-1, 1, 1).expand_as(seen[0]))
 
 
+def test_parts_of_a_model_can_be_compiled():
+    model, example, _ = gated_residual()
+    expected = gradients(model, example)
+    for part in (model.a, model.b, model.c):
+        part.compile(backend="eager")
+    for name, found in gradients(model, example).items():
+        torch.testing.assert_close(found, expected[name])
+
+
 def test_functions_of_torch_func_see_the_weights_one_by_one(monkeypatch):
     model, example, _ = gated_residual()
     seen = counted(monkeypatch)
