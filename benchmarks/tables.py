@@ -263,10 +263,11 @@ times at most, however long it is, so a longer one costs less.
 
 {overhead("dhp_overhead", OVERHEAD)}
 
-The goal was 2 % for a step. On ResNet-20 other programs on the machine hide whether it is met (less than 1 % and 3.5
-%); on ResNet-56 it is missed: latents add about 5 %. All weights are made at once, before the first layer: where each is read, the same operations
-cost twice as much, for the layers between them run slower. The search takes less than plain training, but for ResNet-20
-on two threads, where it takes as long, for half the multiply-adds of so narrow a network still take most of the time.
+The goal was 2 % for a step. On ResNet-20 other programs on the machine hide whether it is met (0 % with two threads,
+3.5 % with one); on ResNet-56 it is missed: latents add about 5 %. All weights are made at once, before the first
+layer: where each is read, the same operations cost twice as much, for the layers between them run slower. The search
+takes less than plain training, but for ResNet-20 on two threads, where it takes as long, for half the multiply-adds
+of so narrow a network still take most of the time.
 """
 
 
