@@ -1,6 +1,6 @@
 """What latents add to a training step, and what a search that cuts units out as it goes costs against plain training.
 
-    python benchmarks/dhp_overhead.py [--networks resnet20 resnet56] [--rounds 15] [--processes 7] [--threads 2]
+    python benchmarks/dhp_overhead.py [--networks resnet20 resnet56] [--rounds 15] [--processes 5] [--threads 2]
 
 Steps (forward, backward, SGD; batch 128, bf16 autocast, channels-last, random pictures) of the plain network, of the
 same with latents (mode exact, nothing cut out) and of the paper's hypernetwork, side by side; see timed.py. The plain
@@ -81,9 +81,9 @@ def of_a_search(asked: argparse.Namespace, network: str) -> timed.Rows:
 
 
 def main() -> None:
-    parser = timed.arguments(__doc__.splitlines()[0], rounds=15, processes=7)
+    parser = timed.arguments(__doc__.splitlines()[0], rounds=15, processes=5)
     parser.add_argument("--networks", nargs="+", default=["resnet20", "resnet56"])
-    parser.add_argument("--searches", type=int, default=3)
+    parser.add_argument("--searches", type=int, default=1)
     parser.add_argument("--search-steps", type=int, default=390, help="an epoch of CIFAR-10")
     asked = parser.parse_args()
     load, found = os.getloadavg()[0], {}

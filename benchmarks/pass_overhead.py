@@ -1,6 +1,6 @@
 """What a step of PASS's search costs beside the passes through the masked network that it needs.
 
-    python benchmarks/pass_overhead.py [--networks resnet20 resnet56] [--rounds 15] [--processes 7] [--threads 2]
+    python benchmarks/pass_overhead.py [--networks resnet20 resnet56] [--rounds 15] [--processes 5] [--threads 2]
 
 `masked` is forward and backward of the frozen network with fixed masks, their gradients included (batch 128, bf16
 autocast, channels-last, random pictures, half the multiply-adds); `step` the whole of a step: prompt, scores,
@@ -71,7 +71,7 @@ def of_steps(asked: argparse.Namespace, name: str) -> timed.Rows:
 
 
 def main() -> None:
-    parser = timed.arguments(__doc__.splitlines()[0], rounds=15, processes=7)
+    parser = timed.arguments(__doc__.splitlines()[0], rounds=15, processes=5)
     parser.add_argument("--networks", nargs="+", default=["resnet20", "resnet56"])
     asked = parser.parse_args()
     load = os.getloadavg()[0]

@@ -256,18 +256,17 @@ equal.
 {DHP_READING}
 ### What latents add to a training step
 
-`python benchmarks/dhp_overhead.py [--threads 1]`: time over that of the plain network, side by side,
-{in_turn(read("dhp_overhead")["setup"])}, batch 128. `plain again` is the noise.
+`python benchmarks/dhp_overhead.py [--threads 1 --networks resnet20]`: time over that of the plain network, side by
+side, {in_turn(read("dhp_overhead")["setup"])}, batch 128. `plain again` is the noise.
 The whole search, of an epoch to half the multiply-adds, cuts units out as it goes; it counts what is left two hundred
 times at most, however long it is, so a longer one costs less.
 
 {overhead("dhp_overhead", OVERHEAD)}
 
 The goal was 2 % for a step. On ResNet-20 other programs on the machine hide whether it is met (0 % with two threads,
-3.5 % with one); on ResNet-56 it is missed: latents add about 5 %. All weights are made at once, before the first
-layer: where each is read, the same operations cost twice as much, for the layers between them run slower. The search
-takes less than plain training, but for ResNet-20 on two threads, where it takes as long, for half the multiply-adds
-of so narrow a network still take most of the time.
+3.5 % with one); on ResNet-56 it is missed: latents add about 5 %. The search takes less than plain training, but for
+ResNet-20 on two threads, where it takes as long, for half the multiply-adds of so narrow a network still take most of
+the time.
 """
 
 
@@ -528,8 +527,8 @@ From one half of the classes to the other, {budgets[0]}; the network tuned to th
 {PASS_READING}
 ### What a step of the search costs
 
-`python benchmarks/pass_overhead.py [--threads 1]`: time over that of forward and backward through the masked network,
-side by side, {in_turn(read("pass_overhead")["setup"])}, batch 128; the goal
+`python benchmarks/pass_overhead.py [--threads 1 --networks resnet20]`: time over that of forward and backward through
+the masked network, side by side, {in_turn(read("pass_overhead")["setup"])}, batch 128; the goal
 was 1.10. Selection is from scores to exact masks; the goal was 0.05 of a step.
 
 {overhead("pass_overhead", PASS_OVERHEAD)}

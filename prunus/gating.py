@@ -1,8 +1,9 @@
 """The arithmetic of gates: weights times the gates along their dimensions, one by one or all of a model at once.
 
-At once, it is one step of autograd before the first layer and one behind the last. Done where each weight is used, a
-dozen small operations stand between any two layers, and the layers themselves run slower for it: on small networks by
-a twentieth of a training step (benchmarks/dhp_overhead.py). Source: ours. Shapes: N gates.
+At once, it is one step of autograd before the first layer and one behind the last. Done where each weight is read, a
+dozen small operations stand between any two layers, and on small networks the layers run slower for it. Only plain
+training is served so: whatever else is going on (no gradients, torch.func, a checkpoint, a compiler, several
+processes), weights are made one by one. Source: ours. Shapes: N gates.
 """
 
 from __future__ import annotations
