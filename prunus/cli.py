@@ -138,7 +138,7 @@ def run(
         epochs: How long the pruned model is trained on.
         lr: Highest learning rate after pruning.
         batch_size: Pictures a step, of all processes together.
-        precision: Of training: bf16 is faster, no is full precision.
+        precision: Of training: bf16 (the default where the hardware computes in it) or no (full precision).
         distill_weight: How much the pruned model learns from the unpruned one, 0 to 1.
         runtime: In what a budget of latency_ms is measured: torch on the device that trains, or onnxruntime on the
             processor.

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,6 +24,17 @@ from prunus.guards import channels_last, exchange, in_mode, own_randomness, rese
 from prunus.progress import silent
 
 SAVE_EVERY_S = 30.0
+
+
+def advised_precision() -> str:
+    """The precision that trains fastest on this machine: "bf16" where the hardware computes in it, "no" otherwise.
+
+    A processor without bf16 instructions emulates them: measured on one with AVX2 alone, a step under autocast takes
+    eight times as long as in full precision.
+    """
+    if torch.accelerator.is_available():
+        return "bf16"
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +55,7 @@ class Recipe:
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
     clip_norm: float | None = None
-    precision: str = "bf16"  # autocast; or "no"
+    precision: str = field(default_factory=advised_precision)  # "bf16" (autocast) or "no" (full precision)
     channels_last: bool = True  # memory layout
     distill_weight: float = 0.0
     distill_temperature: float = 4.0
