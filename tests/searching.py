@@ -50,21 +50,26 @@ class Pictures:
 
 
 class Noting(Pictures):
-    """Writes down every network before it is looked at."""
+    """Writes down every network before it is looked at; after `most` of them it waits to be killed."""
 
-    def __init__(self, log, pause_s=0.0):
+    def __init__(self, log, pause_s=0.0, most=None):
         super().__init__(images=200)
-        self.log, self.pause_s = Path(log), pause_s
+        self.log, self.pause_s, self.left = Path(log), pause_s, most
 
     def score(self, widths, images_from, images_to):
         if images_from == 0:
+            if self.left is not None:
+                if not self.left:
+                    time.sleep(600)
+                    raise TimeoutError("nobody killed this search")
+                self.left -= 1
             with self.log.open("a") as file:
                 file.write(f"{os.getpid()} {sorted(widths.items())}\n")
         time.sleep(self.pause_s)
         return super().score(widths, images_from, images_to)
 
 
-def small_search(folder, pause_s=0.0, workers=None):
+def small_search(folder, pause_s=0.0, workers=None, most=None):
     """A short search with everything in it, in a folder."""
 
     def measured(widths):  # about every second one holds by it
@@ -74,7 +79,7 @@ def small_search(folder, pause_s=0.0, workers=None):
     return search(
         Space(GRAPH, ratios=11),
         Budget(macs=0.4),
-        Noting(Path(folder) / "log", pause_s),
+        Noting(Path(folder) / "log", pause_s, most),
         how=Evolution(generations=4, population=12, parents=4, mutants=5, crossovers=5),
         seed=3,
         seeds=[{"0": 20, "2": 7}],
@@ -88,8 +93,9 @@ def small_search(folder, pause_s=0.0, workers=None):
     )
 
 
-def search_until_killed(folder, pause_s, torn_after=None):
-    """In a process of its own. torn_after: kills itself in the middle of so many lines later."""
+def search_until_killed(folder, pause_s, torn_after=None, most=None):
+    """In a process of its own. torn_after: kills itself in the middle of so many lines later. most: looks at so many
+    networks, then waits to be killed."""
     if torn_after is not None:
         whole, count = os.fsync, iter(range(torn_after))
 
@@ -101,7 +107,7 @@ def search_until_killed(folder, pause_s, torn_after=None):
             whole(handle)
 
         journal.os.fsync = torn
-    small_search(folder, pause_s)
+    small_search(folder, pause_s, most=most)
 
 
 def search_in_ranks(folder):

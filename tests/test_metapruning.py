@@ -15,7 +15,7 @@ import pytest
 import torch
 from nets import build
 from test_latency import Fake
-from test_run import ARGUMENTS, figures, kill_when_there, program, start
+from test_run import ARGUMENTS, ended, figures, kill_when_there, program, start
 from two_processes import PATHS, SCRIPT, launched
 
 import prunus
@@ -254,7 +254,7 @@ def test_milliseconds_are_measured_by_one_process_for_all(tmp_path):
 
 
 # ------------------------------------------------------------------------- going on, and refusals
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_killed_it_goes_on_and_looks_at_nothing_twice(undisturbed, tmp_path):
     script = tmp_path / "script.py"
     names = {"module": __name__, "name": "searched", "folder": str(tmp_path / "killed")}
@@ -293,7 +293,7 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_bits_and_tries_no_network_t
     lot, known, kills = random.Random(0), b"", 0
     while kills < 4 and not (killed / "stages/prune.json").exists():
         more = known.count(b"\n") + lot.randint(1, 8)
-        with start([*arguments, "--out", str(killed), "--resume"]) as process:
+        with ended(start([*arguments, "--out", str(killed), "--resume"])) as process:
             while process.poll() is None and kept(killed).count(b"\n") < more:
                 time.sleep(0.002)
             time.sleep(lot.uniform(0, 0.1))

@@ -875,24 +875,32 @@ def test_the_loss_falls_and_planted_units_go(knowing):
                     for unit in planted[axis]:
                         noise = torch.randn(weight[unit].shape, generator=generator)
                         weight[unit] = noise * size_of / noise.norm()
-    config = Config(scope="per_axis", round_to=1)
-    budget, losses = Budget(macs=0.6), []
-    search = PASS(model, X, budget, steps=150, config=config)
+    config, steps = Config(scope="per_axis", round_to=1), 200
+    search = PASS(model, X, Budget(macs=0.6), steps=steps, config=config)
+    held_out = [torch.cat(each) for each in zip(*batches(8, seed=77), strict=True)]
 
-    def left(masks):
+    def left():
+        masks = masks_of(search)
         return sum(len(set(masks[axis]) & set(units)) for axis, units in planted.items())
 
-    assert left(masks_of(search)) == sum(map(len, planted.values()))  # 11 of 11
+    @torch.no_grad()
+    def loss():
+        """On pictures that nothing learns from; the budget, and so the size of the network, is the same throughout."""
+        return F.cross_entropy(search(held_out[0]), held_out[1]).item()
+
+    first = loss()
+    assert left() == sum(map(len, planted.values()))  # 11 of 11
     optimizer = torch.optim.Adam(search.learned(), lr=1e-3)
-    for x, y in batches(150, seed=2):
+    # Half a cosine, as in a run: at a rate this high masks flicker to the end, and a step may double the loss.
+    pace = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for x, y in batches(steps, seed=2):
         optimizer.zero_grad()
-        loss = F.cross_entropy(search(x), y)
-        loss.backward()
+        F.cross_entropy(search(x), y).backward()
         optimizer.step()
+        pace.step()
         search.step()
-        losses.append(loss.item())
-    assert left(masks_of(search)) <= sum(map(len, planted.values())) / 2
-    assert sum(losses[-20:]) / 20 < sum(losses[:20]) / 20 - 0.1
+    assert left() <= sum(map(len, planted.values())) / 2
+    assert loss() < 0.6 * first  # the prompt alone comes to 0.78
 
 
 def test_a_network_with_its_prompt():

@@ -218,7 +218,7 @@ def test_two_processes_find_what_one_does_and_train_one_supernet(tmp_path):
     script.write_text(
         SCRIPT.format(paths=PATHS, folder=str(tmp_path), module=__name__, name="searched_in_ranks")
     )
-    launched([str(script)], timeout=800)
+    launched([str(script)])
     for weights in ("shared", "hypernet"):
         alone, given, own = (tmp_path / f"{weights}_{each}" for each in ("alone", "given", "own"))
         assert journal(given).read_bytes() == journal(alone).read_bytes()
@@ -329,7 +329,7 @@ def test_weights_are_drawn_for_the_widths_there_are():
         assert torch.equal(first[name], again[name])
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("weights", ["shared", "hypernet"])
 def test_a_search_with_a_supernet(weights, digits, tmp_path):
     config = replace(SMALL, weights=weights, epochs=1, generations=2)

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -65,15 +67,17 @@ def test_a_finished_run_resumes_to_itself(digits_run):
     assert figures(digits_run) == before
 
 
+@pytest.mark.timeout(1200)  # five programs one after the other
 def test_killed_three_times_it_ends_in_the_same_bits(tmp_path):
-    program([*ARGUMENTS, "--out", str(tmp_path / "whole")])
+    arguments = [*ARGUMENTS[:5], "--base-epochs", "2", "--epochs", "2"]
+    program([*arguments, "--out", str(tmp_path / "whole")])
     killed = tmp_path / "killed"
     moments = ("base/checkpoint.safetensors", "stages/base.json", "recover/checkpoint.safetensors")
     for number, moment in enumerate(moments):
         resume = ["--resume"] if number else []
-        kill_when_there([*ARGUMENTS, "--out", str(killed), *resume], killed / moment)
+        kill_when_there([*arguments, "--out", str(killed), *resume], killed / moment)
         assert not (killed / "result.json").exists()
-    program([*ARGUMENTS, "--out", str(killed), "--resume"])
+    program([*arguments, "--out", str(killed), "--resume"])
     assert figures(killed) == figures(tmp_path / "whole")
     for name in ("model.safetensors", "keep.json", "base.safetensors"):
         assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -84,7 +88,7 @@ def test_killed_three_times_it_ends_in_the_same_bits(tmp_path):
 def test_killed_at_any_moment_it_ends_in_the_same_bits(tmp_path, digits_run):
     killed, seconds = tmp_path / "killed", 3.0
     while not (killed / "result.json").exists():
-        with start([*ARGUMENTS, "--out", str(killed), "--resume"]) as process:
+        with ended(start([*ARGUMENTS, "--out", str(killed), "--resume"])) as process:
             time.sleep(seconds)
             process.kill()
         seconds += 0.37
@@ -92,24 +96,53 @@ def test_killed_at_any_moment_it_ends_in_the_same_bits(tmp_path, digits_run):
     assert figures(killed) == figures(digits_run)
 
 
-def start(arguments: list[str]) -> subprocess.Popen:
+HELD = """
+import os, runpy, sys, time
+file, sys.argv[1:] = sys.argv[1], sys.argv[2:]
+rename, there = os.replace, []
+def replace(source, target, **options):
+    if there:
+        time.sleep(600)
+        os._exit(1)
+    rename(source, target, **options)
+    there.extend([target] if os.path.abspath(target) == file else [])
+os.replace = replace
+runpy.run_module("prunus", run_name="__main__", alter_sys=True)
+"""
+
+
+def start(arguments: list[str], until: Path | None = None) -> subprocess.Popen:
+    """The program; once it has written the file `until` it puts no other in its place, but waits to be killed."""
     root = Path(__file__).parent.parent
     environment = os.environ | {"PYTHONPATH": str(root)}
-    command = [sys.executable, "-m", "prunus", *arguments]
+    program = ["-c", HELD, str(until.absolute())] if until else ["-m", "prunus"]
+    command = [sys.executable, *program, *arguments]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
+@contextmanager
+def ended(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
+    """The process, which does not outlive the test when that fails or takes too long."""
+    with process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
+
+
 def program(arguments: list[str]) -> None:
-    with start(arguments) as process:
-        said, _ = process.communicate(timeout=240)
+    """Run the program; it must end well. The test's own limit of time is its limit."""
+    with ended(start(arguments)) as process:
+        said, _ = process.communicate()
     assert process.returncode == 0, said
 
 
 def kill_when_there(arguments: list[str], file: Path) -> None:
-    """SIGKILL the program as soon as it has written `file`."""
-    with start(arguments) as process:
+    """SIGKILL the program when it has written `file`, and before it has written another."""
+    with ended(start(arguments, until=file)) as process:
         while not file.exists():
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.01)

@@ -3,6 +3,8 @@
 import json
 import math
 import random
+import re
+import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -264,25 +266,49 @@ def test_the_uniform_network_is_uniform():
 @pytest.mark.parametrize("share", [0.072, 0.02, 0.9])  # MobileNetV1 at 41 M: of 200,000 random ones none fits
 def test_rare_budgets_take_no_time(share):
     graph = trace(zoo.build("mobilenet_v1"), torch.zeros(1, 3, 32, 32))
-    room = Room(Space(graph), Budget(macs=share))
-    start = time.perf_counter()
+    room, priced = Room(Space(graph), Budget(macs=share)), []
+    price = room.price
+    room.price = lambda widths: priced.append(len(widths)) or price(widths)
     found = room.random(50, generator())
-    assert time.perf_counter() - start < 1
+    assert room.drawn == 50 and len(priced) < 100 and sum(priced) < 5000  # 27 and 1342: 0.02 s
     assert len({row.tobytes() for row in found}) == 50
     assert all(WINDOW * room.limit <= each <= room.limit for each in costs_of(room, found))
 
 
-def test_a_hundred_thousand_costs_take_less_than_a_second():
+def calls(work):
+    """How many functions `work` calls, and those call in turn."""
+    count = 0
+
+    def note(frame, event, arg):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+def test_many_costs_take_no_more_calls_than_two_and_far_less_time_than_one_by_one():
+    """A hundred thousand took 0.08 s where one alone took 0.2 ms: 250 times as fast. Both are measured in turn, in time
+    of this thread alone, so that what else the machine does cancels out."""
     graph = trace(zoo.build("resnet56"), torch.zeros(1, 3, 32, 32))
     room = Room(Space(graph), Budget(macs=0.5))
     many = drawn(room.space.counts, 25_000, generator())
-    room.costs(many[:2])
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
+    assert calls(lambda: room.costs(many[:2])) == calls(lambda: room.costs(many))
+    together, alone = [], []
+    for _ in range(7):
+        start = time.thread_time()
         room.costs(many)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.25
+        between = time.thread_time()
+        for genes in many[:100]:
+            room.costs(genes[None])
+        together.append((between - start) / len(many))
+        alone.append((time.thread_time() - between) / 100)
+    assert min(together) < min(alone) / 25
 
 
 def test_what_cannot_be_met_is_refused_at_once_in_the_words_of_select():
@@ -472,12 +498,11 @@ def test_strict_paper_rejects_counts_and_begins_with_random_networks_alone():
     assert all(each.cost <= result.limit for each in result.candidates)
     assert min(each.cost for each in result.candidates) < 0.9 * result.limit  # nothing was mended
     rare = Budget(macs=0.035)
-    start = time.perf_counter()
-    with pytest.warns(
-        UserWarning, match=r"strict_paper: \d+ networks are missing, for of \d{6,} that were drawn"
-    ):
+    with pytest.warns(UserWarning, match="strict_paper") as warned:
         found = search(space, rare, concave, how=SMALL, strict_paper=True)
-    assert time.perf_counter() - start < 60 and 0 < len(found.candidates) < 96
+    words = r"strict_paper: \d+ networks are missing, for of (\d+) that were drawn"
+    count = int(re.match(words, str(warned[0].message))[1])
+    assert 100_000 <= count < 7_000_000 and 0 < len(found.candidates) < 96  # 2,220,240: it gives up, in 0.4 s
     deep = Space(trace(zoo.build("resnet20"), torch.zeros(1, 3, 32, 32)))
     with pytest.warns(UserWarning), pytest.raises(BudgetError, match="leave strict_paper off"):
         search(deep, Budget(macs=0.03), concave, how=SMALL, strict_paper=True)

@@ -126,33 +126,34 @@ def test_cut_short_anywhere_it_ends_in_the_same(tmp_path, undisturbed):
         assert_same_end(folder, undisturbed)
 
 
-def run_until_killed(processes, folder, kill_after_s=None, torn_after=None):
-    """The search in a process of its own; whether it was killed."""
-    process = processes.Process(target=searching.search_until_killed, args=(str(folder), 0.005, torn_after))
+def run_until_killed(processes, folder, after_looks=None, and_s=0.0, torn_after=None):
+    """The search in a process of its own; whether it was killed. after_looks: once it has begun to look at so many
+    networks, and so many seconds later; it looks at no more than one other, however late the kill comes."""
+    most = None if after_looks is None else after_looks + 1
+    arguments = (str(folder), 0.005, torn_after, most)
+    process = processes.Process(target=searching.search_until_killed, args=arguments)
     process.start()
-    if kill_after_s is not None:
-        log, before = folder / "log", len(looked_at(folder))
-        while process.is_alive() and len(looked_at(folder)) == before:
-            assert log.parent.exists()
-            time.sleep(0.002)  # until it looks at something
-        time.sleep(kill_after_s)
+    if after_looks is not None:
+        before = len(looked_at(folder))
+        while process.is_alive() and len(looked_at(folder)) < before + after_looks:
+            time.sleep(0.002)
+        time.sleep(and_s)
         process.kill()
     process.join()
     return process.exitcode != 0
 
 
 def test_killed_at_ten_moments_it_ends_in_the_same_and_repeats_nothing(processes, tmp_path, undisturbed):
-    lot, kills = random.Random(1), 0
-    known = set()
-    while kills < 10:
+    lot, known, looks = random.Random(1), set(), [1, 2, 3, 4, 5] * 2
+    lot.shuffle(looks)
+    assert sum(looks) + len(looks) < len(undisturbed[1].candidates)  # so that none comes to its end
+    for count in looks:
         begun = len(looked_at(tmp_path))
-        killed = run_until_killed(processes, tmp_path, kill_after_s=lot.uniform(0.0, 0.08))
+        assert run_until_killed(processes, tmp_path, after_looks=count, and_s=lot.uniform(0.0, 0.03))
         assert not known & {network for _, network in looked_at(tmp_path)[begun:]}
+        assert known <= searched(lines_of(tmp_path))
+        assert len(searched(lines_of(tmp_path))) >= len(known) + count - 1  # all but the one that was open
         known = searched(lines_of(tmp_path))
-        if not killed:
-            break
-        kills += 1
-    assert kills >= 5 and len(known) > kills
     assert_same_end(tmp_path, undisturbed)
 
 
@@ -288,7 +289,7 @@ def test_two_processes_share_the_work_and_write_the_same_journal(tmp_path, undis
 def test_when_one_of_two_dies_the_search_goes_on_later_and_loses_nothing(tmp_path, undisturbed):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS[1]}
     arguments = [*LAUNCH, script_of(tmp_path, "search_and_lose_one")]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
     assert done.returncode != 0
     assert 20 < len(lines_of(tmp_path)) < len(lines_of(undisturbed[0]))
     assert_same_end(tmp_path, undisturbed)

@@ -114,10 +114,11 @@ def test_a_finished_run_resumes_to_itself(sparse_run):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_processes_agree_about_the_masks(tmp_path):
     options = ["schedule=gradual", "epochs=2", "every=10"]
     words = [word for option in options for word in ("--set", option)]
-    launched(["-m", "prunus", *ARGUMENTS, *words, "--out", str(tmp_path / "run")], timeout=200)
+    launched(["-m", "prunus", *ARGUMENTS, *words, "--out", str(tmp_path / "run")])
     masks, small = store.load_masks(tmp_path / "run"), store.load(tmp_path / "run", network())
     assert read_json(tmp_path / "run" / "result.json")["machine"]["processes"] == 2
     assert not any(small.get_parameter(name)[~mask].any() for name, mask in masks.items())
@@ -130,6 +131,7 @@ KILLED_AT = {
 }
 
 
+@pytest.mark.timeout(1200)  # four programs one after the other
 @pytest.mark.parametrize("schedule", KILLED_AT)
 def test_killed_it_ends_in_the_same_bits(tmp_path, schedule):
     options = [f"schedule={schedule}", "rounds=3", "epochs=2", "every=13"]
