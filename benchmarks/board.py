@@ -17,7 +17,7 @@ from prunus.data import Data
 from prunus.files import write_json
 from prunus.models import load_weights
 from prunus.recover import recover, renew_norms, renewing_batches
-from prunus.tasks.classification import Classification
+from prunus.tasks import Classification
 from prunus.train import fit
 
 

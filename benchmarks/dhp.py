@@ -24,10 +24,12 @@ from board import Board, arguments, recovered, tuned
 import prunus
 from prunus import registry
 from prunus.data import load_data
-from prunus.methods.dhp import DHP, Beside, Config
+from prunus.dhp_config import Config
+from prunus.latents import DHP
+from prunus.methods import Beside
 from prunus.recover import renew_norms
 from prunus.runfolder import Run
-from prunus.tasks.classification import Classification
+from prunus.tasks import Classification
 from prunus.train import fit
 
 SEARCHES = {

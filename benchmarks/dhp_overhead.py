@@ -20,7 +20,8 @@ import torch.nn.functional as F
 
 import prunus
 from prunus import zoo
-from prunus.methods.dhp import DHP, Config
+from prunus.dhp_config import Config
+from prunus.latents import DHP
 
 LR, BUDGET = 0.02, prunus.Budget(macs=0.5)
 CONFIGS = {

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import prunus
-from prunus import latency, timings, zoo
+from prunus import latency, predictor, timings, zoo
 from prunus.errors import BudgetError
 from prunus.files import write_json
 from prunus.progress import bar
@@ -32,7 +32,7 @@ def rows_of(name: str, runtime: str, seconds: float, cache: str) -> dict:
     torch.manual_seed(SEED)
     model, example = zoo.build(name, CLASSES, IN_SHAPE).eval(), torch.randn(1, *IN_SHAPE)
     graph = prunus.trace(model, example)
-    table = latency.tables(model, graph, runtime=runtime, seconds=seconds, cache=cache, progress=bar)
+    table = predictor.tables(model, graph, runtime=runtime, seconds=seconds, cache=cache, progress=bar)
     scores = prunus.scores.magnitude(model, graph)
     found = {
         "network": name,
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=["resnet20", "resnet56"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=latency.SECONDS)
+    parser.add_argument("--seconds", type=float, default=predictor.SECONDS)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     load, rows = os.getloadavg()[0], []

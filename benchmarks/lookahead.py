@@ -22,10 +22,9 @@ from board import Board
 import prunus
 from prunus import zoo
 from prunus.data import load_data
-from prunus.sparse import masks
+from prunus.sparse import masks, ranking, selection
 from prunus.sparse import scores as weight_scores
-from prunus.sparse import selection as sparsity
-from prunus.tasks.classification import Classification
+from prunus.tasks import Classification
 from prunus.train import Recipe, fit
 
 # Shares of survivors are those of the paper's tables.
@@ -46,10 +45,10 @@ def choose(arm: str, kept: float, model, graph, data, seed: int) -> dict[str, to
     allocation = allocation or "paper"
     shapes = {name: graph.shapes[name] for name in weight_scores.maskable(graph)}
     if score in ("forward", "backward"):
-        counts = sparsity.counts(shapes, 1 - kept, allocation)
+        counts = selection.counts(shapes, 1 - kept, allocation)
 
         def best(name: str, scores: torch.Tensor) -> torch.Tensor:
-            return sparsity.top(scores, counts[name])
+            return ranking.top(scores, counts[name])
 
         return weight_scores.sequential(model, graph, best, score)
     if score == "activity":
@@ -62,7 +61,7 @@ def choose(arm: str, kept: float, model, graph, data, seed: int) -> dict[str, to
         scores = weight_scores.random(graph, seed)
     else:
         scores = weight_scores.lookahead(model, graph, sides="both" if score == "lookahead" else score)
-    return sparsity.choose(scores, 1 - kept, allocation=allocation)
+    return selection.choose(scores, 1 - kept, allocation=allocation)
 
 
 def trained(model, data, recipe: Recipe, seed: int) -> dict[str, float]:

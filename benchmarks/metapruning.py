@@ -40,10 +40,10 @@ from prunus import latency, scores
 from prunus.budget import Budget, Metered
 from prunus.candidates import tried_on
 from prunus.data import load_data
-from prunus.methods.metapruning import Config, Ready, prune, ready
+from prunus.methods import Config, Ready, prune, ready
 from prunus.runfolder import Run
 from prunus.selection import select
-from prunus.tasks.classification import Classification
+from prunus.tasks import Classification
 
 AT_ONCE = ("uniform", "l1-global")
 SANDWICH = {"epochs": 1, "sampling": "sandwich", "start": "given"}

@@ -15,10 +15,8 @@ import torch
 from weight_scores import asked, board, networks, write
 
 import prunus
+from prunus.sparse import choose, contracted, permuted, unfit
 from prunus.sparse import scores as scoring
-from prunus.sparse.patterns import contracted, unfit
-from prunus.sparse.permutation import permuted
-from prunus.sparse.selection import choose
 
 
 def choices(model, graph):

@@ -38,16 +38,13 @@ from prunus.candidates import Maker, Trial, moving_norms, to_renew_with
 from prunus.data import load_data
 from prunus.files import write_json
 from prunus.guards import in_mode
-from prunus.methods.metapruning import Config, Ready, alone, ready, supernet
+from prunus.methods import Config, Ready, alone, ready, supernet
 from prunus.models import load_weights
 from prunus.progress import bar
 from prunus.runfolder import Run
-from prunus.search import search
-from prunus.search.evaluation import CHUNKS
-from prunus.search.proposals import drawn
-from prunus.search.space import Widths
+from prunus.search import CHUNKS, Widths, drawn, search
 from prunus.supernets import Supernet
-from prunus.tasks.classification import Classification
+from prunus.tasks import Classification
 from prunus.weights import cut
 
 SEED, BUDGET, QUERIES = 0, Budget(macs=0.5), 100_000

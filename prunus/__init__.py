@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from prunus import latency as latency
 from prunus import scores as scores
 from prunus import sparse as sparse
+from prunus.budget import Budget as Budget
 from prunus.cost import latency_ms as latency_ms
 from prunus.cost import macs as macs
 from prunus.cost import memory_mb as memory_mb
@@ -12,7 +13,6 @@ from prunus.cost import params as params
 from prunus.graph import Graph as Graph
 from prunus.graph import part as part
 from prunus.graph import trace as trace
-from prunus.selection import Budget as Budget
 from prunus.selection import plan as plan
 from prunus.selection import select as select
 from prunus.sparse import Sparsity as Sparsity
@@ -61,7 +61,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # the run brings the learning column with it; who only shrinks need not wait for that import
     if name == "prune":
-        from prunus.run import prune
+        from prunus.run import prune as prune
 
         return prune
     raise AttributeError(f"module 'prunus' has no attribute {name!r}")

@@ -21,8 +21,7 @@ from prunus.errors import UserError
 from prunus.guards import in_mode
 from prunus.pictures import Split, generator
 from prunus.recover import renew_norms
-from prunus.search.evaluation import Score
-from prunus.search.space import Widths
+from prunus.search import Score, Widths
 
 SHARE = 0.15  # of the training pictures, that each of the two parts held out has at the most
 BATCH = 256  # pictures

@@ -20,7 +20,7 @@ from prunus.budget import Budget, Metered
 from prunus.errors import FileError, TrainingError, UserError
 from prunus.graph import trace
 from prunus.limits import least
-from prunus.pass_config import Config as Config
+from prunus.pass_config import Config
 from prunus.prompts import Prompt, Prompted
 from prunus.recurrent import STATISTICS, Hypernetwork
 from prunus.selection import price_of

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from prunus.errors import UserError
-from prunus.models import user_object
 from prunus.pictures import InMemory, Lazy, Ready, Source, Split, decoded, generator, opened
 from prunus.readers import READERS, Table, read_user
+from prunus.specs import user_object
 
 TEST_SHARE, TEST_SEED = 0.2, 0
 SMALL_SIDE = 64  # pixels; sets of pictures up to this size and...

@@ -13,7 +13,8 @@ from torch.nn.utils import parametrize
 
 from prunus import gates, parametrised, scores
 from prunus.errors import UserError
-from prunus.gates import Gate, Gates, Place
+from prunus.gates import Gate, Gates
+from prunus.gating import Place
 from prunus.graph import Graph
 from prunus.rules import CONSUMES
 

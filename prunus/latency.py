@@ -27,7 +27,6 @@ from prunus.graph import Graph, Keep
 from prunus.optables import Table
 from prunus.optimes import Runtime
 from prunus.predictor import SECONDS, Predictor, first_units, measured_data, program, shares
-from prunus.predictor import tables as tables
 from prunus.progress import silent
 from prunus.runtimes import Call
 from prunus.selection import Price, Unreachable, blocks, select

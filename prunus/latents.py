@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from prunus import gates, scores, surgery
 from prunus.budget import Budget, Metered
 from prunus.compact import Compacted, can_be_cut
-from prunus.dhp_config import Config as Config
+from prunus.dhp_config import Config
 from prunus.errors import TrainingError, UserError
 from prunus.graph import trace
 from prunus.hypernetworks import attach

@@ -9,16 +9,16 @@ import difflib
 import importlib
 import inspect
 import pickle
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from prunus import zoo
-from prunus.errors import FileError, UserError, unknown
+from prunus.errors import FileError, UserError
 from prunus.files import read_json, read_tensors
+from prunus.specs import user_object
 
 SHOWN = 3  # differences named in an error
 
@@ -88,30 +88,6 @@ def read_pt(file: Path) -> dict[str, Tensor]:
         raise FileError(f"{file} should hold a dict from names to tensors; save model.state_dict().")
     parallel = all(name.startswith("module.") for name in found)
     return {name.removeprefix("module."): value for name, value in found.items()} if parallel else found
-
-
-def user_object(spec: str, kind: str, known: Iterable[str]) -> Callable:
-    """What "package.module:callable" names, looked for in the working folder too.
-
-    kind, known: what is asked for and what might have stood before the colon, for the error's words.
-    """
-    module, colon, name = spec.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        found = importlib.import_module(module) if colon and module and name else None
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise UserError(f"{spec} cannot be imported: {error}.") from error
-        found = None
-    finally:
-        sys.path.remove(here)
-    if found is None:
-        raise unknown(kind, module, known)
-    if not callable(getattr(found, name, None)):
-        others = [key for key, value in vars(found).items() if callable(value)]
-        raise unknown(f"callable in {module}", name, others)
-    return getattr(found, name)
 
 
 def from_torchvision(name: str, classes: int, in_shape: tuple[int, int, int]) -> nn.Module:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from prunus import hypernetworks
 from prunus.graph import Graph, trace
-from prunus.search import Space
-from prunus.search.space import Orders, Widths
+from prunus.search import Orders, Space, Widths
 from prunus.weights import checked_tensors, clone, effective, resized, sliced
 
 

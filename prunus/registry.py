@@ -20,7 +20,7 @@ import tyro
 from prunus import methods
 from prunus.budget import Budget
 from prunus.errors import UserError, unknown
-from prunus.sparse.selection import Sparsity
+from prunus.sparse import Sparsity
 
 USUAL = Budget(macs=0.5)  # of methods of units
 

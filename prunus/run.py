@@ -8,32 +8,28 @@ comes of it: result.json and report.html.
 """
 
 import copy
-import platform
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-import prunus
 from prunus import latency, registry, report, scores, store
-from prunus.budget import Metered
+from prunus.budget import Budget, Metered
 from prunus.data import Data, load_data
 from prunus.errors import UserError
 from prunus.files import write_json
 from prunus.graph import Graph, trace
+from prunus.machine import machine, versions
 from prunus.methods import Pruned
 from prunus.models import load_model, load_weights
 from prunus.progress import silent
 from prunus.runfolder import Run
-from prunus.selection import Budget
-from prunus.sparse.selection import Sparsity
+from prunus.sparse import Sparsity
 from prunus.stages import Work
-from prunus.tasks.classification import Classification
+from prunus.tasks import Classification
 
 STAGES = ("base", "prune", "shrink", "recover", "evaluate")
 
@@ -242,32 +238,8 @@ def result_of(work: Work, records: dict[str, dict]) -> dict:
         "history": {"base": base["history"], "recover": records["recover"]["history"]},
         "seconds": {name: record["seconds"] for name, record in records.items()},
         "versions": versions(),
-        "machine": machine(work),
+        "machine": machine(work.run.processes.device, work.run.processes.num_processes),
         "settings": work.run.asked
         | {"config": asdict(work.config), "base": asdict(work.base_recipe)}
         | {"recovery": asdict(work.recovery_recipe)},
-    }
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the libraries that can change a figure."""
-    found = {"python": platform.python_version(), "prunus": prunus.__version__}
-    for name in ("torch", "accelerate", "datasets", "torchvision", "timm", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def machine(work: Work) -> dict[str, object]:
-    """What the times were taken on."""
-    device = work.run.processes.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    return {
-        "system": platform.platform(),
-        "device": device.type,
-        "processor": name or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "processes": work.run.processes.num_processes,
     }

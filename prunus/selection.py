@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 
 from prunus import cost
-from prunus.budget import Budget as Budget
-from prunus.budget import Metered, short
+from prunus.budget import Budget, Metered, short
 from prunus.errors import BudgetError, UserError, unknown
 from prunus.graph import Graph
 from prunus.limits import CAP, FLOOR, Rule, least

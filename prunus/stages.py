@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus import charts, checkpoint, cost, store, surgery
-from prunus.budget import Metered
+from prunus.budget import Budget, Metered
 from prunus.data import Data
 from prunus.errors import PruningError
 from prunus.files import read_tensors, write_tensors
@@ -33,10 +33,8 @@ from prunus.progress import Step
 from prunus.recover import recover
 from prunus.registry import Method
 from prunus.runfolder import Run
-from prunus.selection import Budget
-from prunus.sparse import masks, patterns
-from prunus.sparse.selection import Sparsity
-from prunus.tasks.classification import EVALUATION_BATCH, Classification, logits
+from prunus.sparse import Sparsity, masks, patterns
+from prunus.tasks import EVALUATION_BATCH, Classification, logits
 from prunus.train import Recipe, fit
 from prunus.weights import effective
 

@@ -21,9 +21,7 @@ from prunus.checkpoint import Training
 from prunus.graph import Graph
 from prunus.pictures import Split
 from prunus.pruningnet import PruningNet
-from prunus.search import Room
-from prunus.search.proposals import drawn
-from prunus.search.space import Orders, Widths
+from prunus.search import Orders, Room, Widths, drawn
 from prunus.train import Along
 from prunus.weights import checked_tensors, resized
 

@@ -22,11 +22,14 @@ from torch.nn.utils.parametrizations import weight_norm
 from two_processes import assert_trains_as_one
 
 import prunus
-from prunus import Budget, checkpoint, export, gates, surgery, train, weights
+from prunus import checkpoint, export, gates, surgery, train, weights
+from prunus.budget import Budget
 from prunus.data import load_data
+from prunus.dhp_config import Config
 from prunus.errors import BudgetError, TraceError, TrainingError, UserError
 from prunus.files import write_tensors
-from prunus.methods.dhp import DHP, Beside, Config, prune
+from prunus.latents import DHP
+from prunus.methods.dhp import Beside, prune
 from prunus.progress import silent
 from prunus.tasks.classification import Classification
 from prunus.train import Recipe, fit

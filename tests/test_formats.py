@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 from prunus.errors import UserError
-from prunus.sparse import formats
+from prunus.sparse import choose, formats
 from prunus.sparse.patterns import NofM, n_of_m
-from prunus.sparse.selection import choose
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 

@@ -14,17 +14,18 @@ import torch.nn.functional as F
 from torch import nn
 from two_processes import PATHS, launched
 
-from prunus import cli, latency, optables, optimes, predictor, runtimes, scores, timings
-from prunus.budget import Metered
+from prunus import cli, errors, latency, optables, optimes, predictor, runtimes, scores, timings
+from prunus.budget import Budget, Metered
 from prunus.errors import BudgetError, PruningError, UserError
 from prunus.files import read_json
 from prunus.graph import trace
 from prunus.methods import Pruned
 from prunus.optables import Table
-from prunus.optimes import Like, Runtime
+from prunus.optimes import RUNTIMES, Like, Runtime
+from prunus.predictor import tables
 from prunus.run import Settings, preview, prune
 from prunus.runfolder import Run
-from prunus.selection import Budget, Selection, price_of, select
+from prunus.selection import Selection, price_of, select
 
 HAS_ONNX = not runtimes.missing_for_onnx()
 
@@ -88,7 +89,7 @@ class Fake(Runtime):
 
 
 def table_of(runtime, folder, model=MODEL, graph=GRAPH):
-    return latency.tables(model, graph, runtime=runtime, cache=folder)
+    return tables(model, graph, runtime=runtime, cache=folder)
 
 
 def measured(runtime, keep, model=MODEL, graph=GRAPH):
@@ -491,7 +492,7 @@ def test_the_price_of_a_metered_budget_is_for_searches_too(tmp_path):
 
 def test_runtimes_that_are_not_there_are_refused():
     with pytest.raises(UserError, match=r"unknown runtime 'onnx'\. Did you mean onnxruntime"):
-        latency.tables(MODEL, GRAPH, runtime="onnx")
+        tables(MODEL, GRAPH, runtime="onnx")
     with pytest.raises(UserError, match="goes with a budget of latency_ms"):
         preview("zoo:digits_resnet", data="digits", settings=Settings(runtime="torch"))
 
@@ -506,7 +507,7 @@ def fake_torch(monkeypatch, tmp_path):
         made.append(Fake())
         return made[-1]
 
-    monkeypatch.setitem(predictor.RUNTIMES, "torch", make)
+    monkeypatch.setitem(RUNTIMES, "torch", make)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return made
 
@@ -657,7 +658,7 @@ def test_real_times_are_predicted_within_a_factor_of_two(tmp_path, runtime, netw
     rows = torch.tensor([[axis.size for axis in graph.axes.values()]])
     found = []
     for attempt in range(3):  # other programs may disturb one
-        table = latency.tables(model, graph, runtime=runtime, seconds=3, cache=tmp_path / str(attempt))
+        table = tables(model, graph, runtime=runtime, seconds=3, cache=tmp_path / str(attempt))
         assert not table.left_out and table.measured
         whole, part = table.price(torch.cat([rows, rows // 2])).tolist()
         assert whole == pytest.approx(table.original_ms)
@@ -678,7 +679,7 @@ def test_onnxruntime_says_what_each_operator_took_and_what_it_cannot_run_is_left
 
     def constant_type(operator, sizes, like):
         if operator is broken:
-            raise runtimes.PrunusError("not in ONNX")
+            raise errors.PrunusError("not in ONNX")
         return real(operator, sizes, like)
 
     monkeypatch.setattr(optimes, "_constant_type", constant_type)

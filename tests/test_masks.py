@@ -23,8 +23,7 @@ import prunus
 from prunus import surgery, train, weights, zoo
 from prunus.data import load_data
 from prunus.errors import FileError, TraceError, UserError
-from prunus.sparse import masks
-from prunus.sparse.scores import maskable
+from prunus.sparse import maskable, masks
 from prunus.tasks.classification import Classification
 from prunus.train import Recipe, fit
 

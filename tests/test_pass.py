@@ -22,7 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from two_processes import assert_trains_as_one
 
 import prunus
-from prunus import Budget, cli, surgery, zoo
+from prunus import cli, surgery, zoo
+from prunus.budget import Budget
 from prunus.channel_masks import PASS
 from prunus.charts import PNG, Heat, Lines, Picture
 from prunus.data import load_data

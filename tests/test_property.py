@@ -17,7 +17,7 @@ from random_nets import MAP_STEPS, TOKEN_STEPS, build, map_programs, mixes, prog
 from torch.utils.flop_counter import FlopCounterMode
 
 import prunus
-from prunus import cost, surgery
+from prunus import cost, surgery, weights
 from prunus.errors import TraceError
 
 CLOSE = {"rtol": 1e-8, "atol": 1e-9}
@@ -148,7 +148,7 @@ def check_store(model, graph, keep, example, small):
     with tempfile.TemporaryDirectory() as folder:
         prunus.save(folder, small, keep, graph)
         loaded = prunus.load(folder, model)
-    ours, theirs = surgery.effective(small), surgery.effective(loaded)
+    ours, theirs = weights.effective(small), weights.effective(loaded)
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-12, atol=0)

@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from prunus import cost, registry, scores, zoo
+from prunus.budget import Budget
 from prunus.data import load_data
 from prunus.errors import UserError
 from prunus.graph import trace
 from prunus.progress import silent
-from prunus.selection import Budget
 from prunus.tasks.classification import Classification
 
 

@@ -22,7 +22,7 @@ from test_cost import counted_macs
 
 import prunus
 from prunus import cost, zoo
-from prunus.budget import Metered
+from prunus.budget import Budget, Metered
 from prunus.errors import BudgetError, UserError
 from prunus.graph import trace
 from prunus.limits import least
@@ -30,7 +30,7 @@ from prunus.search import Candidate, Evolution, Greedy, Random, Room, Space, bes
 from prunus.search.evaluation import CHUNKS, Alone, Z, behind, examined
 from prunus.search.journal import Proposal, front, ranked
 from prunus.search.proposals import WINDOW, crossed, drawn, mutated
-from prunus.selection import Budget, blocks, select
+from prunus.selection import blocks, select
 
 CHAIN = searching.GRAPH
 GRAPHS = {name: trace(*nets.build(name)) for name in nets.NETS} | {"chain": CHAIN}

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunus import cost
-from prunus.budget import short
+from prunus.budget import Budget, short
 from prunus.errors import BudgetError, UserError
 from prunus.graph import trace
 from prunus.limits import least
-from prunus.selection import Budget, How, Selection, plan, select
+from prunus.selection import How, Selection, plan, select
 
 
 class Branches(nn.Module):

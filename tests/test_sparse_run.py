@@ -10,14 +10,14 @@ import torch
 from test_run import figures, kill_when_there, program
 from two_processes import launched
 
-from prunus import store, zoo
+from prunus import store, train, zoo
+from prunus.budget import Budget
 from prunus.data import load_data
 from prunus.errors import PruningError, UserError
 from prunus.files import read_json, read_tensors
 from prunus.methods import Pruned, lookahead
 from prunus.run import Settings, preview, prune
-from prunus.selection import Budget
-from prunus.sparse.selection import Sparsity
+from prunus.sparse import Sparsity
 from prunus.tasks.classification import Classification
 
 SHORT = {"method": "lookahead", "base_epochs": 2, "epochs": 1}
@@ -261,7 +261,7 @@ def test_a_given_model_stays_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("schedule", ["iterative", "gradual"])
 def test_a_preview_trains_nothing(tmp_path, monkeypatch, schedule):
-    monkeypatch.setattr(lookahead, "fit", lambda *args, **kwargs: pytest.fail("trained"))
+    monkeypatch.setattr(train, "fit", lambda *args, **kwargs: pytest.fail("trained"))
     monkeypatch.chdir(tmp_path)
     settings = Settings(method="lookahead", options=(f"schedule={schedule}",))
     _, found = preview("zoo:digits_resnet", data="digits", settings=settings)

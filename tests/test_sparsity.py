@@ -8,8 +8,9 @@ from torch import nn
 
 import prunus
 from prunus.errors import BudgetError, UserError
-from prunus.sparse import ranking
-from prunus.sparse.selection import Sparsity, allocated, choose, counts, eligible, lamp, top
+from prunus.sparse import Sparsity, choose, ranking
+from prunus.sparse.ranking import lamp, top
+from prunus.sparse.selection import allocated, counts, eligible
 
 SHAPES = {
     "conv1": (16, 3, 3, 3),

@@ -9,10 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import prunus
-from prunus import store
+from prunus import store, weights
 from prunus.errors import FileError
-from prunus.sparse import masks
-from prunus.sparse.scores import maskable
+from prunus.sparse import maskable, masks
 
 X = torch.linspace(-1, 1, 70).view(2, 5, 7)
 
@@ -61,7 +60,7 @@ def test_what_is_saved_is_what_is_loaded(name, final, tmp_path):
     assert same(store.load_masks(tmp_path), kept)
     loaded = prunus.load(tmp_path, model).eval()
     assert masks.held(loaded) == {}
-    tensors = store.effective(loaded)
+    tensors = weights.effective(loaded)
     assert not any(tensors[n][~mask].any() for n, mask in kept.items())
     torch.testing.assert_close(loaded(example), expected)
 

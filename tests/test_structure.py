@@ -7,8 +7,8 @@ import torch
 from nets import build
 
 import prunus
-from prunus import Budget, cli
-from prunus.budget import Metered
+from prunus import cli
+from prunus.budget import Budget, Metered
 from prunus.errors import BudgetError, FileError, UserError
 from prunus.methods.structure import Config
 from prunus.store import load_keep

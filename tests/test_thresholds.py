@@ -6,7 +6,8 @@ from nets import NETS, build
 
 import prunus
 from prunus import zoo
-from prunus.selection import Budget, price_of
+from prunus.budget import Budget
+from prunus.selection import price_of
 from prunus.thresholds import CANDIDATES, Thresholds, soft_threshold
 
 

@@ -12,7 +12,7 @@ from prunus.axes import leaves
 from prunus.errors import UserError
 from prunus.files import read_tensors
 from prunus.graph import trace
-from prunus.zoo.mobilenet import MobileNetV1, MobileNetV2
+from prunus.zoo import MobileNetV1, MobileNetV2
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
 

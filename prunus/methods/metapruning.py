@@ -34,7 +34,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from prunus import scores, searched
-from prunus.budget import Metered
+from prunus.budget import Budget, Metered
 from prunus.candidates import (
     Maker,
     Parts,
@@ -53,11 +53,21 @@ from prunus.options import check_choices, nothing_before, refuse_idle
 from prunus.providers import Inherit, drawn_anew, put_back
 from prunus.pruningnet import HIDDEN, Form, PruningNet, refuse_too_large
 from prunus.recover import renew_norms
-from prunus.search import Evolution, Greedy, Random, Ranks, Result, Room, Space, best_first, search
-from prunus.search.evaluation import CHUNKS
-from prunus.search.space import Orders
-from prunus.search.strategies import Strategy
-from prunus.selection import Budget, Price, Selection, select
+from prunus.search import (
+    CHUNKS,
+    Evolution,
+    Greedy,
+    Orders,
+    Random,
+    Ranks,
+    Result,
+    Room,
+    Space,
+    Strategy,
+    best_first,
+    search,
+)
+from prunus.selection import Price, Selection, select
 from prunus.supernets import Sampling, Stepping, Supernet, Together
 from prunus.train import fit
 

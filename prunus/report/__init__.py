@@ -1,9 +1,22 @@
-"""What a run found, for people: a table in the terminal (tables.py) and one self-contained page (page.py).
+"""The report: tables for the terminal and a page to look at, from result.json alone.
 
-Both read only what result.json holds; nothing here computes a result.
+Its files, in the order in which to read them:
+
+    style      colours and fonts
+    rows       what result.json says, as rows of text
+    tables     tables for the terminal: one run, several runs, milliseconds
+    figures    figures for the page
+    page       report.html, one file
 """
 
-from prunus.report.page import write_page as write_page
-from prunus.report.tables import comparison as comparison
-from prunus.report.tables import measured as measured
-from prunus.report.tables import summary as summary
+from prunus.report.page import write_page
+from prunus.report.rows import count
+from prunus.report.tables import comparison, measured, summary
+
+__all__ = [
+    "comparison",
+    "count",
+    "measured",
+    "summary",
+    "write_page",
+]

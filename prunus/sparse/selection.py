@@ -33,9 +33,7 @@ from prunus.errors import BudgetError, UserError, unknown
 from prunus.graph import Graph
 from prunus.limits import holders
 from prunus.sparse import patterns
-from prunus.sparse.ranking import alive, as_numpy, checked, counts_above, lamp_of_sorted
-from prunus.sparse.ranking import lamp as lamp
-from prunus.sparse.ranking import top as top
+from prunus.sparse.ranking import alive, as_numpy, checked, counts_above, lamp_of_sorted, top
 from prunus.sparse.scores import maskable
 
 Allocation = Literal["uniform", "uniform_plus", "erk", "pooled", "global", "lamp", "paper"]

@@ -1,9 +1,14 @@
-"""What a model is for: a task joins a model and data with a loss and a metric.
+"""Tasks: what a model is for, as a loss and a metric on data.
 
-Training and methods know a task by these names, whatever it is (see `classification`):
-    model, data, example      data: train, val and test splits
-    metric                    the key of `evaluate`'s result that counts; higher_is_better
-    loss(output, y, smoothing) -> scalar tensor
-    distill_loss(output, teacher_output, temperature) -> scalar tensor
-    evaluate(model, split) -> {metric: float, "loss": float}
+Its files, in the order in which to read them:
+
+    classification    cross-entropy and top-1 accuracy
 """
+
+from prunus.tasks.classification import EVALUATION_BATCH, Classification, logits
+
+__all__ = [
+    "EVALUATION_BATCH",
+    "Classification",
+    "logits",
+]
