@@ -23,7 +23,8 @@ import torch
 from torch import nn
 
 import prunus
-from prunus import cost, skeleton
+from prunus import cost
+from prunus.graph import skeleton
 
 SHIM = Path(__file__).parents[2] / "shared" / "tools"
 if SHIM.exists():

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
-from prunus import gates, recurrent, scores, skeleton, surgery
+from prunus import gates, recurrent, scores, surgery
 from prunus.budget import Budget, Metered
 from prunus.errors import FileError, TrainingError, UserError
-from prunus.graph import trace
+from prunus.graph import skeleton, trace
 from prunus.limits import least
 from prunus.pass_config import Config
 from prunus.prompts import Prompt, Prompted

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunus import axes, gates, gating, skeleton, weights
-from prunus.axes import Layout
+from prunus import gates, gating, weights
 from prunus.errors import UserError
-from prunus.follow import set_attributes
 from prunus.gates import Gate
-from prunus.graph import Graph, Keep
+from prunus.graph import Graph, Keep, Layout, axes, set_attributes, skeleton
 
 
 class Compacted:

@@ -20,10 +20,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from prunus import axes, runtimes
-from prunus.axes import Layout
+from prunus import runtimes
 from prunus.errors import UserError, unknown
-from prunus.graph import Graph, Keep
+from prunus.graph import Graph, Keep, Layout, axes
 
 Widths = Mapping[str, Any] | torch.Tensor
 _polynomials: WeakKeyDictionary[Graph, dict[str, _Polynomial]] = WeakKeyDictionary()

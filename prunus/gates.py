@@ -19,12 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunus import axes, gating, parametrised
-from prunus.axes import Axis, Layout
+from prunus import gating, parametrised
 from prunus.errors import UserError, unknown
 from prunus.gating import Place
-from prunus.graph import Graph, Keep
-from prunus.rules import CONSUMES, PRODUCES, Op, Tag
+from prunus.graph import CONSUMES, PRODUCES, Axis, Graph, Keep, Layout, Op, Tag, axes
 
 ACT = (PRODUCES, CONSUMES)  # the roles of the dimensions that gates act on, if nothing else is said
 

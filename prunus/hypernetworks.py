@@ -15,8 +15,7 @@ from prunus import gates, parametrised, scores
 from prunus.errors import UserError
 from prunus.gates import Gate, Gates
 from prunus.gating import Place
-from prunus.graph import Graph
-from prunus.rules import CONSUMES
+from prunus.graph import CONSUMES, Graph
 
 Start = Literal["given", "scratch"]
 Latents = Literal["ones", "norms", "normal"]

@@ -18,10 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus import axes
-from prunus.axes import Layout
-from prunus.graph import Graph
-from prunus.rules import Op, Tag, Untracked
+from prunus.graph import Graph, Layout, Op, Tag, Untracked, axes
 
 # Sizes measured, by how closely: the multiples that kernels work in, from a sixteenth of the whole upwards.
 GRIDS = {

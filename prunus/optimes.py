@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus import runtimes, skeleton
+from prunus import runtimes
 from prunus.errors import PrunusError
+from prunus.graph import Untracked, skeleton
 from prunus.optables import Operator, Sizes, is_constant, size_at, tags
-from prunus.rules import Untracked
 from prunus.runtimes import Call
 
 ROUNDS = (5, 100)

@@ -23,10 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus import axes, optables, runtimes, surgery
-from prunus.axes import Layout
+from prunus import optables, runtimes, surgery
 from prunus.errors import UserError, unknown
-from prunus.graph import Graph
+from prunus.graph import Graph, Layout, axes
 from prunus.limits import FLOOR
 from prunus.optables import Operator, Table
 from prunus.optimes import RUNTIMES, Like, Runtime

@@ -17,10 +17,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from prunus import axes
 from prunus.errors import UserError, unknown
-from prunus.graph import Graph
-from prunus.rules import PRODUCES, SCALES
+from prunus.graph import PRODUCES, SCALES, Graph, axes
 
 Form = Literal["paper", "residual", "factored"]
 HIDDEN = 32  # numbers between the two layers, the paper's

@@ -14,11 +14,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from prunus import axes, cost, scores
+from prunus import cost, scores
 from prunus.errors import FileError, UserError
 from prunus.files import read_tensors, write_tensors
-from prunus.graph import Graph
-from prunus.rules import CONSUMES, PRODUCES, Tag
+from prunus.graph import CONSUMES, PRODUCES, Graph, Tag, axes
 from prunus.weights import effective
 
 FORMAT = 1

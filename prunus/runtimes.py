@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from prunus import skeleton
 from prunus.errors import PrunusError, UserError
+from prunus.graph import skeleton
 
 WARMUP = 3
 LEAST_MS = 1.0  # of one measurement: shorter calls are repeated within it

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from prunus.errors import UserError, unknown
-from prunus.graph import Graph, Member
-from prunus.skeleton import call, skeleton
+from prunus.graph import Graph, Member, call, skeleton
 
 Scores = dict[str, Tensor]
 Batches = Iterable[tuple[Any, Any]]  # (inputs as the model takes them: tensor, tuple or dict; targets)
@@ -130,7 +129,7 @@ def taylor(
     """
     total, count = {}, 0
     with torch.inference_mode(False), torch.enable_grad():
-        bare = skeleton(model, real=True)
+        bare = skeleton.skeleton(model, real=True)
         weights = {n: p.requires_grad_() for n, p in bare.named_parameters() if p.is_floating_point()}
         for count, (inputs, targets) in enumerate(_on_device(bare, batches), 1):
             value = loss(call(bare, inputs), targets)
@@ -169,7 +168,7 @@ def activation(
     are used by other code) are scored by magnitude, brought to the mean of the others; a warning names them.
     Raises UserError if there is no batch.
     """
-    bare = skeleton(model, real=True)
+    bare = skeleton.skeleton(model, real=True)
     watched = {(m.tensor, m.dim): m for axis in graph.axes for m in graph.members(axis) if m.role in roles}
     means = {place: _Mean(bare, member) for place, member in watched.items()}
     count = 0

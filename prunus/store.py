@@ -16,8 +16,7 @@ from torch import nn
 
 from prunus.errors import FileError, UserError
 from prunus.files import read_json, read_tensors, write_json, write_tensors
-from prunus.graph import Graph, Keep
-from prunus.skeleton import named_tensors
+from prunus.graph import Graph, Keep, named_tensors
 from prunus.sparse import Masks, packed, survivors, unpacked
 from prunus.weights import changed_attributes, differences, effective, fill
 

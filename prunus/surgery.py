@@ -18,10 +18,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from prunus import axes, skeleton, tracer
 from prunus.errors import PruningError, UserError, unknown
-from prunus.follow import set_attributes
-from prunus.graph import Graph, Keep
+from prunus.graph import Graph, Keep, axes, set_attributes, skeleton, tracer
 from prunus.weights import checked_tensors, clone, cut, differences, effective, masked, resized, sliced
 
 # Relative errors allowed. Lower precisions are for devices and models that cannot compute in double.

@@ -13,10 +13,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from prunus import axes, skeleton
 from prunus.errors import FileError
-from prunus.follow import set_attributes
-from prunus.graph import Graph, Keep
+from prunus.graph import Graph, Keep, axes, set_attributes, skeleton
 
 Places = dict[tuple[axes.Layout, torch.device], torch.Tensor | None]  # None: everything stays
 

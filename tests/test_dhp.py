@@ -31,7 +31,7 @@ from prunus.files import write_tensors
 from prunus.latents import DHP
 from prunus.methods.dhp import Beside, prune
 from prunus.progress import silent
-from prunus.tasks.classification import Classification
+from prunus.tasks import Classification
 from prunus.train import Recipe, fit
 
 X = torch.zeros(1, 1, 8, 8)

@@ -24,7 +24,7 @@ from prunus import surgery, train, weights, zoo
 from prunus.data import load_data
 from prunus.errors import FileError, TraceError, UserError
 from prunus.sparse import maskable, masks
-from prunus.tasks.classification import Classification
+from prunus.tasks import Classification
 from prunus.train import Recipe, fit
 
 

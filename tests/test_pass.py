@@ -32,7 +32,7 @@ from prunus.gates import Gate
 from prunus.methods.pass_ import Beside, prune
 from prunus.pass_config import Config
 from prunus.prompts import Prompt, Prompted
-from prunus.tasks.classification import Classification
+from prunus.tasks import Classification
 from prunus.train import Recipe, fit
 
 X = torch.zeros(1, 1, 8, 8)

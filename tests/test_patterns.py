@@ -6,9 +6,9 @@ from torch import nn
 
 import prunus
 from prunus.errors import BudgetError, UserError
-from prunus.sparse import choose, patterns
+from prunus.sparse import choose, contracted, patterns, unfit
 from prunus.sparse import scores as weight_scores
-from prunus.sparse.patterns import Blocks, NofM, contracted, n_of_m, parse, share, unfit
+from prunus.sparse.patterns import Blocks, NofM, n_of_m, parse, share
 
 SHAPES = [(8, 16), (6, 8, 3, 3), (5, 16, 3), (4, 8, 3, 3, 3), (8, 8, 1, 1)]
 NM = [NofM(2, 4), NofM(1, 4), NofM(4, 8), NofM(3, 4), NofM(1, 2)]

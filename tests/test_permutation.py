@@ -9,10 +9,9 @@ from torch import nn
 
 import prunus
 from prunus.errors import UserError
-from prunus.sparse import choose, permutation
+from prunus.sparse import choose, contracted, permutation, permuted
 from prunus.sparse import scores as weight_scores
-from prunus.sparse.patterns import contracted
-from prunus.sparse.permutation import Permuted, permuted
+from prunus.sparse.permutation import Permuted
 from prunus.weights import sliced
 
 

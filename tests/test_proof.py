@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import prunus
-from prunus import axes, surgery
+from prunus import surgery
 from prunus.errors import PruningError
+from prunus.graph import axes
 
 
 def astray(graph, member, axis, other):

@@ -22,14 +22,14 @@ from prunus.budget import Budget
 from prunus.candidates import Maker, parted, tensors_hash, to_renew_with
 from prunus.data import load_data
 from prunus.errors import UserError
-from prunus.graph import trace
+from prunus.graph.tracing import trace
 from prunus.methods.metapruning import Config, prune
 from prunus.providers import Inherit, drawn_anew, put_back
 from prunus.pruningnet import PruningNet
 from prunus.recover import renew_norms
 from prunus.search import Room, Space, best_first
 from prunus.supernets import Stepping, Supernet, Together
-from prunus.tasks.classification import Classification
+from prunus.tasks import Classification
 from prunus.train import Recipe, fit
 from prunus.weights import effective
 

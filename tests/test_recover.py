@@ -10,7 +10,7 @@ from torch import nn
 from prunus import train, zoo
 from prunus.data import load_data
 from prunus.recover import recover, renew_norms
-from prunus.tasks.classification import Classification
+from prunus.tasks import Classification
 from prunus.train import fit
 
 

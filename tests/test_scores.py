@@ -13,9 +13,9 @@ from prunus import cost, registry, scores, zoo
 from prunus.budget import Budget
 from prunus.data import load_data
 from prunus.errors import UserError
-from prunus.graph import trace
+from prunus.graph.tracing import trace
 from prunus.progress import silent
-from prunus.tasks.classification import Classification
+from prunus.tasks import Classification
 
 
 class Net(nn.Module):

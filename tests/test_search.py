@@ -24,12 +24,12 @@ import prunus
 from prunus import cost, zoo
 from prunus.budget import Budget, Metered
 from prunus.errors import BudgetError, UserError
-from prunus.graph import trace
+from prunus.graph.tracing import trace
 from prunus.limits import least
-from prunus.search import Candidate, Evolution, Greedy, Random, Room, Space, best_first, search
-from prunus.search.evaluation import CHUNKS, Alone, Z, behind, examined
+from prunus.search import CHUNKS, Candidate, Evolution, Greedy, Random, Room, Space, best_first, drawn, search
+from prunus.search.evaluation import Alone, Z, behind, examined
 from prunus.search.journal import Proposal, front, ranked
-from prunus.search.proposals import WINDOW, crossed, drawn, mutated
+from prunus.search.proposals import WINDOW, crossed, mutated
 from prunus.selection import blocks, select
 
 CHAIN = searching.GRAPH

@@ -18,7 +18,7 @@ from prunus.files import read_json, read_tensors
 from prunus.methods import Pruned, lookahead
 from prunus.run import Settings, preview, prune
 from prunus.sparse import Sparsity
-from prunus.tasks.classification import Classification
+from prunus.tasks import Classification
 
 SHORT = {"method": "lookahead", "base_epochs": 2, "epochs": 1}
 ARGUMENTS = ["run", "--model", "zoo:digits_resnet", "--data", "digits", "--method", "lookahead"]

@@ -8,9 +8,9 @@ from torch import nn
 
 import prunus
 from prunus.errors import BudgetError, UserError
-from prunus.sparse import Sparsity, choose, ranking
-from prunus.sparse.ranking import lamp, top
-from prunus.sparse.selection import allocated, counts, eligible
+from prunus.sparse import Sparsity, choose, eligible, ranking, top
+from prunus.sparse.ranking import lamp
+from prunus.sparse.selection import allocated, counts
 
 SHAPES = {
     "conv1": (16, 3, 3, 3),

@@ -13,9 +13,10 @@ from test_providers import FORMS, network, some_widths, supernet
 from torch import nn
 from torch.func import functional_call
 
-from prunus import skeleton, surgery, tracer
+from prunus import surgery
 from prunus.errors import PruningError
-from prunus.graph import trace
+from prunus.graph import skeleton, tracer
+from prunus.graph.tracing import trace
 from prunus.recover import renew_norms
 from prunus.weights import cut, effective, masked, sliced, zeroed
 

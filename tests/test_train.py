@@ -19,7 +19,7 @@ from prunus import checkpoint, progress, train, zoo
 from prunus.data import load_data
 from prunus.errors import FileError, TrainingError, UserError
 from prunus.files import read_tensors
-from prunus.tasks.classification import Classification
+from prunus.tasks import Classification
 from prunus.train import Recipe, fit
 
 PLAIN = Recipe(epochs=3, batch_size=32, lr=0.05, warmup_epochs=0.5)  # 5 batches an epoch with `tiny`

@@ -19,9 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 
 from prunus.errors import UserError
-from prunus.graph import Graph
+from prunus.graph import Graph, call, skeleton
 from prunus.scores import Batches
-from prunus.skeleton import call, skeleton
 from prunus.sparse.ranking import highest
 from prunus.sparse.scores import WeightScores, maskable
 
@@ -117,7 +116,7 @@ def _differentiable(
     dtype: the copy's precision, with weights of its own; else they are shared.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        bare = skeleton(model, real=True)
+        bare = skeleton.skeleton(model, real=True)
         if dtype is not None:
             for tensors in (bare.parameters(), bare.buffers()):
                 for tensor in tensors:

@@ -22,8 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from prunus.graph import Graph
-from prunus.rules import Op, Tag, Untracked, tensors_in
+from prunus.graph import Graph, Op, Tag, Untracked, tensors_in
 from prunus.sparse import products, squares
 from prunus.sparse.products import ATTENTION, CONVOLUTIONS, MATRICES, PRODUCTS, Lag
 from prunus.sparse.squares import Wave, shapes_of

@@ -22,9 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunus import rules
 from prunus.errors import UserError
-from prunus.graph import Graph
+from prunus.graph import Graph, op
 
 CHUNK = 1 << 16  # weights looked at together: they fit a core's own cache
 MOST = 128  # of M: ranks in a group are counted in bytes
@@ -84,7 +83,7 @@ def contracted(graph: Graph) -> dict[str, int]:
     """
     found = {}
     for name in graph.parameters:
-        dims = [dim for dim in range(len(graph.shapes[name])) if graph.role(name, dim) == rules.CONSUMES]
+        dims = [dim for dim in range(len(graph.shapes[name])) if graph.role(name, dim) == op.CONSUMES]
         if len(graph.shapes[name]) > 1:
             found[name] = dims[0] if dims else 1
     return found

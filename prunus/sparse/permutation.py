@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from prunus import skeleton, tracer
 from prunus.errors import PruningError, UserError
-from prunus.graph import Graph
+from prunus.graph import Graph, skeleton, tracer
 from prunus.sparse.patterns import NofM, Pattern, contracted, matrix, parse, unfit
 from prunus.surgery import TOLERANCES
 from prunus.weights import checked_tensors, clone, sliced

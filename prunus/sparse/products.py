@@ -14,17 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus import axes, rules
-from prunus.graph import Graph
-from prunus.rules import Op
+from prunus.graph import Graph, Op, axes
+from prunus.graph.rules import products, registry
 from prunus.sparse.squares import Wave, shapes_of, wide
 
 Lag = tuple[int, ...]  # a distance between two elements in space
 ROWS = 1 << 18  # elements worked on at once: what stays in a core's cache
 
-CONVOLUTIONS = rules.names_of(rules.convolution)
+CONVOLUTIONS = registry.names_of(products.convolution)
 MATRICES = {"mm", "addmm", "linear", "bmm", "baddbmm", "mv"}
-ATTENTION = rules.names_of(rules.attention)
+ATTENTION = registry.names_of(products.attention)
 PRODUCTS = {*CONVOLUTIONS, *MATRICES, *ATTENTION, "embedding"}
 
 

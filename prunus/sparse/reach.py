@@ -15,11 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prunus import axes
-from prunus.axes import Axis, Layout
-from prunus.graph import Graph
-from prunus.rules import Op, Tag, Untracked
-from prunus.tracer import Storage
+from prunus.graph import Axis, Graph, Layout, Op, Storage, Tag, Untracked, axes
 
 Units = dict[str, Tensor]  # axis name -> bool (size,)
 

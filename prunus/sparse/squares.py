@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prunus import rules
-from prunus.rules import Op, Untracked
+from prunus.graph import Op, Untracked
+from prunus.graph.rules import norms, registry
 
 
 def wide(w: Tensor) -> Tensor:
@@ -94,7 +94,9 @@ def handler(names: str) -> Callable[[Handler], Handler]:
 def find(op: Op) -> Handler | None:
     """The handler of an operator, in-place forms included; elementwise ones have one in common."""
     found = HANDLERS.get(op.name) or HANDLERS.get(op.name.removesuffix("_"))
-    if found is None and (torch.Tag.pointwise in op.func.tags or rules.find(op.func)[1] is rules.pointwise):
+    if found is None and (
+        torch.Tag.pointwise in op.func.tags or registry.find(op.func)[1] is registry.pointwise
+    ):
         return elementwise
     return found
 
@@ -162,7 +164,7 @@ def norm_scale(args: tuple) -> Tensor | None:
     return scale
 
 
-@handler(" ".join(rules.names_of(rules.batch_norm)))
+@handler(" ".join(registry.names_of(norms.batch_norm)))
 def batch_norm(op: Op, x: Wave, *args: Any) -> Wave:
     scale = norm_scale((x, *args))
     return x if scale is None else Wave(x.value * scale.view(1, -1, *(1,) * (len(x.shape) - 2)), x.shape)

@@ -56,7 +56,6 @@ class Product:
 Layout = int | Axis | Sum | Product
 
 
-# ------------------------------------------------------------------------------- reading layouts
 def root(axis: Axis) -> Axis:
     """The axis that stands for `axis` after all merges."""
     top = axis
@@ -205,7 +204,6 @@ def units(layout: Layout) -> dict[Axis, torch.Tensor]:
     }
 
 
-# ---------------------------------------------------------------------------- changing layouts
 def fix(layout: Layout, why: Any) -> None:
     """Let no axis of `layout` shrink, because of `why`."""
     for axis in list(leaves(layout)):

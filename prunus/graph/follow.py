@@ -13,20 +13,22 @@ What is found in one module is applied to all modules of its class.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from prunus import axes, rules
-from prunus.axes import Layout
 from prunus.errors import TraceError
-from prunus.rules import Op
-from prunus.skeleton import (
+from prunus.graph import axes
+from prunus.graph.attributes import Attribute, set_attributes, slots
+from prunus.graph.axes import Layout
+from prunus.graph.op import Op
+from prunus.graph.rules import registry
+from prunus.graph.skeleton import (
     SameDevice,
     call,
     compute,
@@ -35,44 +37,7 @@ from prunus.skeleton import (
     quiet_forward,
     same_device,
 )
-from prunus.tracer import Tracer
-
-
-class Attribute(NamedTuple):
-    """An integer attribute of a module that follows a layout; `item` is its place in a tuple."""
-
-    module: str
-    name: str
-    item: int | None
-    layout: Layout
-
-
-def set_attributes(model: nn.Module, attributes: Sequence[Attribute], widths: Mapping[str, Any]) -> dict:
-    """Give module attributes their new sizes; returns {(module, attribute): value} as it now is."""
-    changed = {}
-    for module_name, name, item, layout in attributes:
-        module = model.get_submodule(module_name)
-        value = int(axes.size(layout, widths))
-        if item is not None:
-            old = getattr(module, name)
-            items = [*old[:item], value, *old[item + 1 :]]
-            value = (
-                type(old)(*items) if hasattr(old, "_fields") else type(old)(items)
-            )  # a named tuple, or not
-        setattr(module, name, value)
-        changed[module_name, name] = value
-    return changed
-
-
-def slots(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Where each parameter and buffer lives: under every name, if it is tied."""
-    names = {id(tensor): name for name, tensor in named_tensors(model).items()}
-    found = defaultdict(list)
-    for module in model.modules():
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None:
-                found[names[id(tensor)]].append((module, name))
-    return found
+from prunus.graph.tracer import Tracer
 
 
 class _Mismatch(Exception):
@@ -91,7 +56,7 @@ class _Probe(TorchDispatchMode):
         if self.at >= len(self.ops) or self.ops[self.at].func is not func:
             raise _Mismatch
         op = self.ops[self.at]
-        numbers = rules.scalars(func, args, kwargs or {})
+        numbers = registry.scalars(func, args, kwargs or {})
         args, kwargs = same_device(args, kwargs or {})
         if not all(
             _agrees(args, argument, element, axes.size(f, self.widths)) for f, argument, element in op.follows

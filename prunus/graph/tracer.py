@@ -16,11 +16,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from prunus import axes, rules
-from prunus.axes import Axis, Layout
 from prunus.errors import TraceError
-from prunus.rules import Op, Tag, Untracked, tag_of
-from prunus.skeleton import (
+from prunus.graph import axes
+from prunus.graph.axes import Axis, Layout
+from prunus.graph.op import Op, Tag, Untracked, tag_of, tensors_in
+from prunus.graph.rules import registry
+from prunus.graph.skeleton import (
     SameDevice,
     call,
     compute,
@@ -53,7 +54,7 @@ class Storage:
 
 def user_line() -> str:
     """The innermost line of the user's code on the stack: file:line, source."""
-    own = str(Path(__file__).parent)
+    own = str(Path(__file__).parents[1])
     library = str(Path(torch.__file__).parent)
     for frame in reversed(traceback.extract_stack()):
         if not frame.filename.startswith((own, library)):
@@ -78,7 +79,7 @@ class Modules:
     def _enter(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
             self.stack.append(name)
-            tags = map(tag_of, rules.tensors_in([*args, *kwargs.values()]))
+            tags = map(tag_of, tensors_in([*args, *kwargs.values()]))
             self.inputs[name] = [layout for tag in tags if tag is not None for layout in tag.dims]
 
         return hook
@@ -107,8 +108,8 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        name, rule = rules.find(func)
-        tensors = rules.tensors_in(args) + rules.tensors_in(kwargs.values())
+        name, rule = registry.find(func)
+        tensors = tensors_in(args) + tensors_in(kwargs.values())
         tags = [tag for tag in map(tag_of, tensors) if tag is not None]
         if name in _DATA_DEPENDENT and any(t.is_meta for t in tensors):
             raise TraceError(
@@ -117,7 +118,7 @@ class Tracer(TorchDispatchMode):
                 "Trace a part of the model that does not do this: "
                 "part, example = prunus.part(model, 'NAME', inputs); graph = prunus.trace(part, example)."
             )
-        numbers = rules.scalars(func, args, kwargs) if tags else ()
+        numbers = registry.scalars(func, args, kwargs) if tags else ()
         inputs = _values(args), dict(zip(kwargs, _values(kwargs.values()), strict=True))
         args, kwargs = same_device(args, kwargs)
         out = compute(func, args, kwargs)

@@ -18,9 +18,10 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from prunus import rules
 from prunus.errors import UserError
-from prunus.rules import tag_of
+from prunus.graph import op
+from prunus.graph.op import tag_of
+from prunus.graph.rules import registry
 
 
 def skeleton(model: nn.Module, real: bool = False) -> nn.Module:
@@ -135,7 +136,7 @@ def quiet_forward() -> Iterator[None]:
 
 def same_device(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Where abstract and real tensors meet, make all abstract; what is made from no abstract one stays real."""
-    tensors = rules.tensors_in(args) + rules.tensors_in(kwargs.values())
+    tensors = op.tensors_in(args) + op.tensors_in(kwargs.values())
     abstract = [t.is_meta for t in tensors]
     if any(abstract):
         if not all(abstract):
@@ -167,7 +168,7 @@ _SHAPE_KEEPING = {
 def compute(func: Any, args: tuple, kwargs: dict) -> Any:
     """Run an operator. Of abstract tensors only the shape matters, and for the most common operators it is that
     of the first: their meta kernels, written in Python, would be most of the time of a trace."""
-    name = rules.find(func)[0]
+    name = registry.find(func)[0]
     first = args[0] if args else None
     if not isinstance(first, torch.Tensor) or not first.is_meta or not first.is_floating_point():
         return func(*args, **kwargs)

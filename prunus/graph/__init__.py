@@ -1,0 +1,44 @@
+"""A traced model: its axes, and what every operation says about them.
+
+Its files, in the order in which to read them:
+
+    axes          the algebra of dimensions: axes, sums and products of them, unified
+    op            the record of one operation
+    rules/        one small function per operator, which says how layouts pass through it
+    skeleton      models without data
+    tracer        one forward pass, watched
+    attributes    integers that modules keep, and how they are set
+    follow        which of these integers must follow an axis
+    graph         Graph: members, widths, explain
+    tracing       trace a model, or a part of it
+"""
+
+from prunus.graph.attributes import set_attributes
+from prunus.graph.axes import Axis, Layout
+from prunus.graph.graph import Graph, Keep, Member
+from prunus.graph.op import CONSUMES, PRODUCES, SCALES, Op, Tag, Untracked, tensors_in
+from prunus.graph.skeleton import call, named_tensors, quiet_forward
+from prunus.graph.tracer import Storage
+from prunus.graph.tracing import part, trace
+
+__all__ = [
+    "CONSUMES",
+    "PRODUCES",
+    "SCALES",
+    "Axis",
+    "Graph",
+    "Keep",
+    "Layout",
+    "Member",
+    "Op",
+    "Storage",
+    "Tag",
+    "Untracked",
+    "call",
+    "named_tensors",
+    "part",
+    "quiet_forward",
+    "set_attributes",
+    "tensors_in",
+    "trace",
+]

@@ -1,0 +1,45 @@
+"""Rules for indexing, gathering and sorting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from prunus.graph.axes import Layout
+from prunus.graph.op import Op
+from prunus.graph.rules.registry import rule
+
+
+@rule("index")
+def index(op: Op, x: torch.Tensor, indices: list[torch.Tensor | None]) -> list[Layout]:
+    dims = op.dims(x)
+    taken = [d for d, i in enumerate(indices) if i is not None]
+    op.fix(*(dims[d] for d in taken))
+    if any(indices[d].dtype == torch.bool for d in taken):
+        op.fix(*dims)
+        return list(op.out.shape)
+    kept = [d for d in range(x.dim()) if d not in taken]
+    adjacent = taken == list(range(taken[0], taken[-1] + 1))
+    first = taken[0] if adjacent else 0
+    middle = op.out.dim() - len(kept)
+    result = [dims[d] for d in kept]
+    result[first:first] = list(op.out.shape[first : first + middle])
+    return result
+
+
+@rule("index_select gather")
+def index_select(op: Op, x: torch.Tensor, dim: int, where: torch.Tensor, **kwargs: Any) -> list[Layout]:
+    dims = list(op.dims(x))
+    op.fix(dims[dim])
+    if op.name == "gather":
+        op.fix(*dims)
+        return list(op.out.shape)
+    dims[dim] = op.out.shape[dim]
+    return dims
+
+
+@rule("topk sort")
+def ordered(op: Op, x: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+    """Places depend on data, so nothing that is ordered or carried along shrinks."""
+    op.fix(*op.dims(x))

@@ -1,0 +1,103 @@
+"""Rules for norms, and for reductions and softmax along a dimension."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from prunus.graph import axes
+from prunus.graph.axes import Layout
+from prunus.graph.op import SCALES, SHIFTS, Op
+from prunus.graph.rules.registry import pointwise, rule
+
+
+@rule(
+    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm "
+    "miopen_batch_norm _batch_norm_with_update _batch_norm_no_update batch_norm"
+)
+def batch_norm(op: Op, x: torch.Tensor, weight, bias, mean, variance, *args: Any) -> Any:
+    dims = op.dims(x)
+    for tensor, role in ((weight, SCALES), (bias, SHIFTS), (mean, SHIFTS), (variance, SCALES)):
+        if tensor is not None:
+            op.unify(dims[1], op.dims(tensor)[0])
+            op.role(tensor, 0, role)
+    if isinstance(op.out, torch.Tensor):
+        return dims
+    return (dims,) + (None,) * (len(op.out) - 1)
+
+
+@rule("native_layer_norm")
+def layer_norm(op: Op, x: torch.Tensor, shape: list[int], weight, bias, eps: float) -> Any:
+    """Takes its statistics over the last dimensions, so it mixes their units."""
+    dims = op.dims(x)
+    first = len(dims) - len(shape)
+    for i, layout in enumerate(dims[first:]):
+        op.follow(layout, 1, i)
+        for tensor, role in ((weight, SCALES), (bias, SHIFTS)):
+            if tensor is not None:
+                op.unify(layout, op.dims(tensor)[i])
+                op.role(tensor, i, role)
+        op.mixes |= any(axes.leaves(layout))
+    return dims, None, None
+
+
+@rule("_fused_rms_norm")
+def rms_norm(op: Op, x: torch.Tensor, shape: list[int], weight, eps) -> Any:
+    return layer_norm(op, x, shape, weight, None, eps)[0], None
+
+
+@rule("native_group_norm")
+def group_norm(op: Op, x: torch.Tensor, weight, bias, batch, channels, space, groups, eps) -> Any:
+    """x (N, C, *) with C = G x rest; the statistics are taken over rest, so it mixes the units of rest."""
+    dims = op.dims(x)
+    group, _ = axes.factor(dims[1], channels // groups, op)
+    for tensor, role in ((weight, SCALES), (bias, SHIFTS)):
+        if tensor is not None:
+            op.unify(dims[1], op.dims(tensor)[0])
+            op.role(tensor, 0, role)
+    op.follow(dims[1], 4)
+    op.follow(group, 6)
+    op.mixes = any(axes.leaves(dims[1]))
+    return dims, None, None
+
+
+@rule("_softmax _log_softmax _safe_softmax softmax log_softmax")
+def along_dim(op: Op, x: torch.Tensor, dim: int, *args: Any, **kwargs: Any) -> list[Layout]:
+    op.mixes = any(axes.leaves(op.dims(x)[dim]))
+    return op.dims(x)
+
+
+@rule("cumsum cumprod")
+def cumulative(op: Op, x: torch.Tensor, dim: int, *args: Any, **kwargs: Any) -> list[Layout]:
+    """Each unit's result depends on its place, so what it runs along stays."""
+    op.fix(op.dims(x)[dim])
+    return op.dims(x)
+
+
+def _reduce(op: Op, x: torch.Tensor, over: Any, keepdim: bool) -> list[Layout]:
+    over = [over] if isinstance(over, int) else over
+    over = {d % x.dim() for d in over} if over else set(range(x.dim()))
+    dims = op.dims(x)
+    op.mixes = any(True for d in over for _ in axes.leaves(dims[d]))
+    kept = [1 if d in over else layout for d, layout in enumerate(dims)]
+    return kept if keepdim else [layout for d, layout in enumerate(kept) if d not in over]
+
+
+@rule(
+    "mean sum amax amin var std var_mean std_mean logsumexp prod any all argmax argmin max min count_nonzero"
+)
+def reduction(op: Op, x: torch.Tensor, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
+    if isinstance(dim, torch.Tensor):  # max(a, b)
+        return pointwise(op, x, dim)
+    if op.name.startswith("arg") or (isinstance(op.out, tuple) and op.name in ("max", "min")):
+        op.fix(*op.dims(x))  # a place among units would be another number in the small model
+    out = _reduce(op, x, dim, keepdim)
+    return (out, out) if isinstance(op.out, tuple) else out
+
+
+@rule("linalg_vector_norm norm")
+def vector_norm(
+    op: Op, x: torch.Tensor, order: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any
+):
+    return _reduce(op, x, dim, keepdim)

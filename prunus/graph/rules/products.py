@@ -1,0 +1,130 @@
+"""Rules for operators that contract a dimension: convolutions, matrix products, attention, embeddings."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+
+from prunus.graph import axes
+from prunus.graph.axes import Layout
+from prunus.graph.op import CONSUMES, PRODUCES, SHIFTS, Op
+from prunus.graph.rules.registry import rule
+
+
+@rule("convolution _convolution cudnn_convolution mkldnn_convolution convolution_overrideable")
+def convolution(op: Op, x, w, b, stride, padding, dilation, transposed, output_padding, groups, *rest):
+    """weight (C_out, C_in / G, *kernel), transposed (C_in, C_out / G, *kernel)."""
+    x_dims, w_dims = op.dims(x), op.dims(w)
+    op.fix(*x_dims[2:])
+    for kernel in w_dims[2:]:
+        axes.fix(kernel, "the kernel of a convolution")
+    group: Layout = 1
+    if groups > 1:
+        group, _ = axes.factor(w_dims[0], w.shape[0] // groups, op)
+        op.follow(group, 8)
+    inner = axes.nest(group, w_dims[1])
+    c_in, c_out = (w_dims[0], inner) if transposed else (inner, w_dims[0])
+    op.unify(x_dims[1], c_in)
+    op.role(w, 0, CONSUMES if transposed else PRODUCES)
+    op.role(w, 1, PRODUCES if transposed else CONSUMES)
+    if b is not None:
+        op.unify(op.dims(b)[0], c_out)
+        op.role(b, 0, SHIFTS)
+    space = (x if transposed else op.out).shape[2:]
+    op.count(prod(space) * prod(w.shape[2:]), x_dims[0], w_dims[0], w_dims[1], over=c_in)
+    return [x_dims[0], c_out, *op.out.shape[2:]]
+
+
+@rule("mm")
+def mm(op: Op, a: torch.Tensor, b: torch.Tensor) -> list[Layout]:
+    a_dims, b_dims = op.dims(a), op.dims(b)
+    op.unify(a_dims[1], b_dims[0])
+    op.role(b, 0, CONSUMES)
+    op.role(b, 1, PRODUCES)
+    op.role(a, 0, PRODUCES)
+    op.role(a, 1, CONSUMES)
+    op.count(1, a_dims[0], a_dims[1], b_dims[1], over=a_dims[1])
+    return [a_dims[0], b_dims[1]]
+
+
+@rule("addmm")
+def addmm(op: Op, bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **kwargs: Any) -> list[Layout]:
+    out = mm(op, a, b)
+    for i, layout in enumerate(reversed(op.dims(bias))):
+        if bias.shape[-1 - i] != 1:
+            op.unify(layout, out[-1 - i])
+            op.role(bias, -1 - i, SHIFTS)
+    return out
+
+
+@rule("linear")
+def linear(op: Op, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> list[Layout]:
+    """x (..., K), w (C_out, K)"""
+    x_dims, w_dims = op.dims(x), op.dims(w)
+    op.unify(x_dims[-1], w_dims[1])
+    op.role(w, 0, PRODUCES)
+    op.role(w, 1, CONSUMES)
+    if b is not None:
+        op.unify(op.dims(b)[0], w_dims[0])
+        op.role(b, 0, SHIFTS)
+    op.count(1, *x_dims, w_dims[0], over=x_dims[-1])
+    return [*x_dims[:-1], w_dims[0]]
+
+
+@rule("bmm")
+def bmm(op: Op, a: torch.Tensor, b: torch.Tensor) -> list[Layout]:
+    a_dims, b_dims = op.dims(a), op.dims(b)
+    op.unify(a_dims[0], b_dims[0])
+    op.unify(a_dims[2], b_dims[1])
+    op.count(1, *a_dims, b_dims[2], over=a_dims[2])
+    return [a_dims[0], a_dims[1], b_dims[2]]
+
+
+@rule("baddbmm")
+def baddbmm(op: Op, bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **kwargs: Any) -> list[Layout]:
+    out = bmm(op, a, b)
+    for i, layout in enumerate(reversed(op.dims(bias))):
+        if bias.shape[-1 - i] != 1:
+            op.unify(layout, out[-1 - i])
+    return out
+
+
+@rule("mv")
+def mv(op: Op, a: torch.Tensor, b: torch.Tensor) -> list[Layout]:
+    op.unify(op.dims(a)[1], op.dims(b)[0])
+    op.contracts = True
+    return [op.dims(a)[0]]
+
+
+@rule(
+    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention"
+)
+def attention(op: Op, q, k, v, *args, scale: float | None = None, **kwargs):
+    """q (N, G, T, D), k (N, G, S, D), v (N, G, S, E); grouped queries: each k and v head serves several of q's.
+
+    The default scale, 1/sqrt(D), is tied to D.
+    """
+    q_dims, k_dims, v_dims = op.dims(q), op.dims(k), op.dims(v)
+    for other in (k_dims, v_dims):
+        op.unify(q_dims[0], other[0])
+        heads, _ = axes.factor(q_dims[1], axes.size(q_dims[1]) // axes.size(other[1]), op)
+        op.unify(heads, other[1])
+    op.unify(q_dims[3], k_dims[3])
+    op.unify(k_dims[2], v_dims[2])
+    if scale is None:
+        op.fix(q_dims[3])
+    op.count(1, *q_dims, k_dims[2], over=q_dims[3])
+    op.count(1, *q_dims[:3], k_dims[2], v_dims[3], over=k_dims[2])
+    return ([*q_dims[:3], v_dims[3]],) + (None,) * (len(op.out) - 1)
+
+
+@rule("embedding")
+def embedding(op: Op, weight: torch.Tensor, index: torch.Tensor, *args: Any, **kwargs: Any) -> list[Layout]:
+    """weight (rows, C): the rows are addressed by data, so they stay."""
+    rows, columns = op.dims(weight)
+    op.fix(rows)
+    op.role(weight, 1, PRODUCES)
+    return [*op.dims(index), columns]

@@ -1,0 +1,98 @@
+"""One small rule per ATen operator: how the layouts of its inputs give the layout of its output.
+
+A rule takes the operation `op` (see `Op`) and the operator's own arguments, unifies what must be the
+same, and returns one layout per output dimension (a tuple of such lists for several outputs). On the
+way it may say
+    op.count(n, *layouts, over)  n times the product of these layouts is its multiply-accumulates, summed over `over`
+    op.follow(layout, i, k)      its integer argument i (element k of it) must follow this layout
+    op.mixes = True              its result at one unit depends on the others (norms, reductions)
+    op.contracts = True          it sums products over its operands' units (`count` says so too)
+    op.role(tensor, dim, role)   how a parameter dimension is used
+An operator without a rule fixes every axis it touches, under its own name. Never guess.
+
+Letters: N batch, C channels, G groups, K contracted, T tokens, D head features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+from prunus.graph.axes import Layout
+from prunus.graph.op import SCALES, SHIFTS, Op, tensors_in
+
+Rule = Callable[..., Any]
+RULES: dict[str, Rule] = {}
+
+
+def rule(names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for the operators named."""
+
+    def register(function: Rule) -> Rule:
+        for name in names.split():
+            RULES[name] = function
+        return function
+
+    return register
+
+
+def names_of(function: Rule) -> set[str]:
+    """The operators that a rule is registered for."""
+    return {name for name, rule in RULES.items() if rule is function}
+
+
+@cache
+def find(func: torch._ops.OpOverload) -> tuple[str, Rule]:
+    """An operator's name and its rule, in-place forms included; `unknown` where there is none."""
+    name = func._schema.name.removeprefix("aten::")
+    found = RULES.get(name) or RULES.get(name.removesuffix("_"))
+    if found is None and torch.Tag.pointwise in func.tags:
+        found = pointwise
+    return name, found or unknown
+
+
+def scalars(func: torch._ops.OpOverload, args: tuple, kwargs: dict) -> tuple[str, ...]:
+    """The numbers an operator computes with, as text, so that one that is not a number equals itself.
+
+    Integers count where the operator is elementwise: no sizes there. A real tensor of one number is a number.
+    """
+    kinds = (int, float) if find(func)[1] is pointwise else (float,)
+    args = tuple(
+        t.item() if isinstance(t, torch.Tensor) and t.dim() == 0 and not t.is_meta else t for t in args
+    )
+    return tuple(
+        repr(v) for v in [*args, *kwargs.values()] if isinstance(v, kinds) and not isinstance(v, bool)
+    )
+
+
+def unknown(op: Op, *args: Any, **kwargs: Any) -> None:
+    """What happens to an operator without a rule."""
+    for tensor in tensors_in([*args, *kwargs.values()]):
+        op.fix(*op.dims(tensor))
+
+
+_SHIFT_OPS = {"add", "sub", "add_", "sub_", "rsub"}
+
+
+@rule(
+    "hardswish hardsigmoid where masked_fill native_dropout _prelu_kernel copy clamp_min clamp_max fill bernoulli"
+)
+def pointwise(op: Op, *args: Any, **kwargs: Any) -> Any:
+    """Aligned dimensions are the same; a broadcast dimension of size 1 carries nothing."""
+    out = op.out[0] if isinstance(op.out, tuple) else op.out
+    result: list[Layout] = [1] * out.dim()
+    role = SHIFTS if op.name in _SHIFT_OPS else SCALES
+    for tensor in tensors_in([*args, *kwargs.values()]):
+        offset = out.dim() - tensor.dim()
+        for i, layout in enumerate(op.dims(tensor)):
+            if tensor.shape[i] == 1:
+                continue
+            if result[offset + i] == 1:
+                result[offset + i] = layout
+            else:
+                op.unify(result[offset + i], layout)
+            op.role(tensor, i, role)
+    return (result, result) if isinstance(op.out, tuple) else result

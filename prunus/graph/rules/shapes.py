@@ -1,0 +1,201 @@
+"""Rules for operators that move, split or join dimensions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from prunus.graph import axes
+from prunus.graph.axes import Axis, Layout
+from prunus.graph.op import Op
+from prunus.graph.rules.registry import rule
+
+
+@rule("view _unsafe_view reshape _reshape_alias")
+def view(op: Op, x: torch.Tensor, shape: list[int], *args: Any) -> list[Layout]:
+    op.alias = x
+    dims = axes.reshape(op.dims(x), op.out.shape, op)
+    for i, layout in enumerate(dims):
+        op.follow(layout, 1, i)
+    return dims
+
+
+@rule("permute")
+def permute(op: Op, x: torch.Tensor, order: list[int]) -> list[Layout]:
+    op.alias = x
+    dims = op.dims(x)
+    return [dims[d] for d in order]
+
+
+@rule("transpose")
+def transpose(op: Op, x: torch.Tensor, a: int, b: int) -> list[Layout]:
+    order = list(range(x.dim()))
+    if order:
+        order[a], order[b] = order[b], order[a]
+    return permute(op, x, order)
+
+
+@rule("t")
+def t(op: Op, x: torch.Tensor) -> list[Layout]:
+    return permute(op, x, list(range(x.dim()))[::-1])
+
+
+@rule("unsqueeze")
+def unsqueeze(op: Op, x: torch.Tensor, dim: int) -> list[Layout]:
+    op.alias = x
+    dims = list(op.dims(x))
+    dims.insert(dim % (x.dim() + 1), 1)
+    return dims
+
+
+@rule("squeeze")
+def squeeze(op: Op, x: torch.Tensor, over: Any = None) -> list[Layout]:
+    op.alias = x
+    over = range(x.dim()) if over is None else [over] if isinstance(over, int) else over
+    gone = {d % x.dim() for d in over if x.shape[d] == 1} if x.dim() else set()
+    return [layout for d, layout in enumerate(op.dims(x)) if d not in gone]
+
+
+@rule("expand")
+def expand(op: Op, x: torch.Tensor, shape: list[int], **kwargs: Any) -> list[Layout]:
+    """A dimension repeated from size 1 is equal everywhere: an axis of its own, if its size follows."""
+    op.alias = x
+    new = op.out.dim() - x.dim()
+    dims: list[Layout] = [Axis(n) for n in op.out.shape]
+    for i, layout in enumerate(op.dims(x)):
+        if x.shape[i] != 1:
+            dims[new + i] = layout
+    for i, layout in enumerate(dims):
+        op.follow(layout, 1, i)
+    return dims
+
+
+@rule("repeat")
+def repeat(op: Op, x: torch.Tensor, times: list[int]) -> list[Layout]:
+    new = len(times) - x.dim()
+    dims = [1] * new + op.dims(x)
+    return [axes.nest(n, layout) for n, layout in zip(times, dims, strict=True)]
+
+
+@rule("roll flip")
+def moved(op: Op, x: torch.Tensor, *args: Any) -> list[Layout]:
+    """Moves units to other places of the same dimension: not expressible, so those stay."""
+    over = args[-1] if args[-1] else range(x.dim())
+    op.fix(*(op.dims(x)[d] for d in over))
+    return op.dims(x)
+
+
+@rule("tril triu")
+def triangle(op: Op, x: torch.Tensor, *args: Any) -> list[Layout]:
+    op.fix(*op.dims(x)[-2:])
+    return op.dims(x)
+
+
+@rule("as_strided")
+def restride(op: Op, x: torch.Tensor, shape: list[int], *args: Any) -> list[Layout]:
+    """The same shape in another memory order is the same tensor; anything else is not followed."""
+    if list(op.out.shape) != list(x.shape):
+        op.fix(*op.dims(x))
+        return list(op.out.shape)
+    op.alias = x
+    return op.dims(x)
+
+
+@rule("cat")
+def cat(op: Op, tensors: list[torch.Tensor], dim: int = 0) -> list[Layout]:
+    tensors = [t for t in tensors if t.dim() == op.out.dim()]
+    dim %= op.out.dim()
+    result = list(op.dims(tensors[0]))
+    for tensor in tensors[1:]:
+        for d, layout in enumerate(op.dims(tensor)):
+            if d != dim:
+                op.unify(result[d], layout)
+    result[dim] = axes.Sum(tuple(op.dims(tensor)[dim] for tensor in tensors))
+    return result
+
+
+@rule("stack")
+def stack(op: Op, tensors: list[torch.Tensor], dim: int = 0) -> list[Layout]:
+    result = list(op.dims(tensors[0]))
+    for tensor in tensors[1:]:
+        for a, b in zip(result, op.dims(tensor), strict=True):
+            op.unify(a, b)
+    result.insert(dim % op.out.dim(), len(tensors))
+    return result
+
+
+def _parts(op: Op, x: torch.Tensor, dim: int, lengths: list[int]) -> list[list[Layout]]:
+    dim %= x.dim()
+    results, rest = [], op.dims(x)[dim]
+    for length in lengths:
+        part, rest = axes.split(rest, length, op)
+        results.append([part if d == dim else layout for d, layout in enumerate(op.dims(x))])
+    return results
+
+
+@rule("split")
+def split(op: Op, x: torch.Tensor, length: int, dim: int = 0) -> tuple:
+    """One integer says the length of all parts but the last, so they shrink together."""
+    op.alias = x
+    parts = _parts(op, x, dim, [part.shape[dim] for part in op.out])
+    for part in parts:
+        if axes.size(part[dim]) == length:
+            op.unify(parts[0][dim], part[dim])
+        else:
+            op.fix(part[dim])
+    op.follow(parts[0][dim], 1)
+    return tuple(parts)
+
+
+@rule("split_with_sizes")
+def split_with_sizes(op: Op, x: torch.Tensor, lengths: list[int], dim: int = 0) -> tuple:
+    op.alias = x
+    parts = _parts(op, x, dim, lengths)
+    for i, part in enumerate(parts):
+        op.follow(part[dim], 1, i)
+    return tuple(parts)
+
+
+@rule("unbind")
+def unbind(op: Op, x: torch.Tensor, dim: int = 0) -> tuple:
+    op.alias = x
+    dims = list(op.dims(x))
+    op.fix(dims.pop(dim))
+    return (dims,) * len(op.out)
+
+
+@rule("slice")
+def slice_(
+    op: Op, x: torch.Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+):
+    op.alias = x
+    dims = list(op.dims(x))
+    length = x.shape[dim]
+    begin = max(0, min(length, (start or 0) + (length if (start or 0) < 0 else 0)))
+    if op.out.shape[dim] == length:
+        return dims
+    if not any(axes.leaves(dims[dim])):
+        dims[dim] = op.out.shape[dim]
+    elif step == 1:
+        before, rest = axes.split(dims[dim], begin, op)
+        part, after = axes.split(rest, op.out.shape[dim], op)
+        op.follow(before, 2)
+        if axes.size(after):
+            op.follow(axes.total(before, part), 3)
+        dims[dim] = part
+    elif length % step == 0 and begin < step and op.out.shape[dim] == length // step:
+        dims[dim], inner = axes.factor(dims[dim], step, op)
+        op.fix(inner)
+    else:
+        op.fix(dims[dim])
+        dims[dim] = op.out.shape[dim]
+    return dims
+
+
+@rule("select")
+def select(op: Op, x: torch.Tensor, dim: int, index: int) -> list[Layout]:
+    op.alias = x
+    dims = list(op.dims(x))
+    op.fix(dims.pop(dim))
+    return dims
