@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any
 
 from prunus import latency as latency
-from prunus import scores as scores
 from prunus import sparse as sparse
 from prunus.budget import Budget as Budget
 from prunus.cost import latency_ms as latency_ms

@@ -12,7 +12,7 @@ from torch import nn
 
 from prunus.budget import Budget
 from prunus.errors import PrunusError
-from prunus.graph.tracing import trace
+from prunus.graph import trace
 from prunus.search import Evolution, Ranks, Space, journal, search
 
 SETTINGS = {"weights": "0123abcd", "calibration": 500}

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunus.graph import axes
-from prunus.graph.axes import Axis, Product, Sum
+from prunus.graph import Axis, axes
+from prunus.graph.axes import Product, Sum
 
 
 def named(size, name):

@@ -18,7 +18,7 @@ from prunus import cli, errors, latency, optables, optimes, predictor, runtimes,
 from prunus.budget import Budget, Metered
 from prunus.errors import BudgetError, PruningError, UserError
 from prunus.files import read_json
-from prunus.graph.tracing import trace
+from prunus.graph import trace
 from prunus.methods import Pruned
 from prunus.optables import Table
 from prunus.optimes import RUNTIMES, Like, Runtime

@@ -24,7 +24,7 @@ from prunus.budget import Budget, Metered
 from prunus.charts import Bars, Lines, Points
 from prunus.data import load_data
 from prunus.errors import BudgetError, UserError
-from prunus.graph.tracing import trace
+from prunus.graph import trace
 from prunus.methods.metapruning import Config, prune
 from prunus.recover import renew_norms
 from prunus.runfolder import Run

@@ -22,7 +22,7 @@ from prunus.budget import Budget
 from prunus.candidates import Maker, parted, tensors_hash, to_renew_with
 from prunus.data import load_data
 from prunus.errors import UserError
-from prunus.graph.tracing import trace
+from prunus.graph import trace
 from prunus.methods.metapruning import Config, prune
 from prunus.providers import Inherit, drawn_anew, put_back
 from prunus.pruningnet import PruningNet

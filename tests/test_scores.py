@@ -13,7 +13,7 @@ from prunus import cost, registry, scores, zoo
 from prunus.budget import Budget
 from prunus.data import load_data
 from prunus.errors import UserError
-from prunus.graph.tracing import trace
+from prunus.graph import trace
 from prunus.progress import silent
 from prunus.tasks import Classification
 

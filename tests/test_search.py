@@ -24,7 +24,7 @@ import prunus
 from prunus import cost, zoo
 from prunus.budget import Budget, Metered
 from prunus.errors import BudgetError, UserError
-from prunus.graph.tracing import trace
+from prunus.graph import trace
 from prunus.limits import least
 from prunus.search import CHUNKS, Candidate, Evolution, Greedy, Random, Room, Space, best_first, drawn, search
 from prunus.search.evaluation import Alone, Z, behind, examined

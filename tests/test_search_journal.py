@@ -16,7 +16,7 @@ from two_processes import LAUNCH, PATHS, SCRIPT, launched
 
 from prunus.budget import Budget
 from prunus.errors import FileError, PrunusError, UserError
-from prunus.graph.tracing import trace
+from prunus.graph import trace
 from prunus.search import Evolution, Greedy, Space, search
 from prunus.search import journal as journals
 

@@ -14,7 +14,7 @@ from torch import nn
 from prunus import cost
 from prunus.budget import Budget, short
 from prunus.errors import BudgetError, UserError
-from prunus.graph.tracing import trace
+from prunus.graph import trace
 from prunus.limits import least
 from prunus.selection import How, Selection, plan, select
 

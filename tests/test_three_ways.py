@@ -15,8 +15,7 @@ from torch.func import functional_call
 
 from prunus import surgery
 from prunus.errors import PruningError
-from prunus.graph import skeleton, tracer
-from prunus.graph.tracing import trace
+from prunus.graph import skeleton, trace, tracer
 from prunus.recover import renew_norms
 from prunus.weights import cut, effective, masked, sliced, zeroed
 

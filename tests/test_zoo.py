@@ -10,8 +10,8 @@ import prunus
 from prunus import zoo
 from prunus.errors import UserError
 from prunus.files import read_tensors
+from prunus.graph import trace
 from prunus.graph.axes import leaves
-from prunus.graph.tracing import trace
 from prunus.zoo import MobileNetV1, MobileNetV2
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"

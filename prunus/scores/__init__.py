@@ -1,0 +1,28 @@
+"""Scores: one number per unit; higher means keep.
+
+Its files, in the order in which to read them:
+
+    members        the weights that belong to a unit, combined and normalised
+    weights        magnitude, lamp, bn_scale, fpgm, random
+    gradients      taylor
+    activations    activation
+"""
+
+from prunus.scores.activations import activation
+from prunus.scores.gradients import taylor
+from prunus.scores.members import Batches, Combine, Normalize, Scores
+from prunus.scores.weights import bn_scale, fpgm, lamp, magnitude, random
+
+__all__ = [
+    "Batches",
+    "Combine",
+    "Normalize",
+    "Scores",
+    "activation",
+    "bn_scale",
+    "fpgm",
+    "lamp",
+    "magnitude",
+    "random",
+    "taylor",
+]

@@ -1,0 +1,84 @@
+"""The weights that belong to a unit, and how their scores are combined and normalised."""
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from prunus.errors import UserError, unknown
+from prunus.graph import Graph, Member
+
+Scores = dict[str, Tensor]
+Batches = Iterable[tuple[Any, Any]]  # (inputs as the model takes them: tensor, tuple or dict; targets)
+
+WEIGHTS = ("produces", "consumes", "scales")
+ALL = (*WEIGHTS, "shifts")
+TINY = torch.finfo(torch.float32).tiny
+Combine = Literal["sum", "mean", "max"]
+Normalize = Literal["mean", "max", "none"]
+COMBINE = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax}
+NORMALIZE = {"mean": torch.mean, "max": torch.amax, "none": torch.ones_like}
+
+
+def _named(model: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer; where the model has a parametrisation (weight norm), its result."""
+    return functools.reduce(getattr, name.split("."), model).detach()
+
+
+def _tensor(model: nn.Module, member: Member) -> Tensor:
+    """A member's values in float32."""
+    return _named(model, member.tensor).float()
+
+
+def _members(graph: Graph, axis: str, roles: Sequence[str], otherwise: Sequence[str] = ()) -> list[Member]:
+    """The members with one of the roles, or if none has, otherwise. Raises UserError if there is none at all."""
+    found = [member for member in graph.members(axis) if member.role in roles]
+    if not found and otherwise:
+        return _members(graph, axis, otherwise)
+    if not found:
+        has = ", ".join(sorted({member.role for member in graph.members(axis)}))
+        raise UserError(f"no weight of axis {axis} has a role among {tuple(roles)}; it has {has}.")
+    return found
+
+
+def _gather(values: Tensor, member: Member) -> Tensor:
+    """(U,): the sum of `values`, shaped like the member's tensor, over all that belongs to each unit."""
+    along = values.movedim(member.dim, 0).reshape(values.shape[member.dim], -1).sum(1)
+    return along[member.index].sum(1)
+
+
+def _powers(model: nn.Module, graph: Graph, p: float, roles: Sequence[str], combine: Combine) -> Scores:
+    """Per unit sum |w|^p, combined over members."""
+    if combine not in COMBINE:
+        raise unknown("way to combine members", combine, COMBINE)
+
+    @functools.cache
+    def sums(tensor: str) -> tuple[Tensor, ...]:
+        # every dimension of a weight from one reading of it, however many axes run along them
+        values = _named(model, tensor).float()
+        values = values.square() if p == 2 else values.abs() ** p
+        matrix = values.flatten(2).sum(2) if values.dim() > 2 else values
+        rest = (values.sum([d for d in range(values.dim()) if d != dim]) for dim in range(2, values.dim()))
+        return (matrix,) if values.dim() == 1 else (matrix.sum(1), matrix.sum(0), *rest)
+
+    powers = {}
+    for axis in graph.axes:
+        parts = [sums(m.tensor)[m.dim][m.index].sum(1) for m in _members(graph, axis, roles)]
+        powers[axis] = COMBINE[combine](torch.stack(parts), 0)
+    return powers
+
+
+def _normalized(score: Tensor, how: str) -> Tensor:
+    if how not in NORMALIZE:
+        raise unknown("way to normalize scores", how, NORMALIZE)
+    return score / NORMALIZE[how](score).clamp_min(TINY)
+
+
+def _on_device(model: nn.Module, batches: Batches) -> Iterator[tuple[Any, Any]]:
+    """The batches, where the model is."""
+    device = next(model.parameters()).device
+    for batch in batches:
+        yield tree_map_only(Tensor, lambda tensor: tensor.to(device), tuple(batch))
