@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 import prunus
-from prunus import cost
 from prunus.graph import skeleton
+from prunus.selection import cost
 
 SHIM = Path(__file__).parents[2] / "shared" / "tools"
 if SHIM.exists():

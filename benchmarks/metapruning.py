@@ -37,12 +37,11 @@ from board import Board, arguments, recovered, tuned
 
 import prunus
 from prunus import latency, scores
-from prunus.budget import Budget, Metered
 from prunus.candidates import tried_on
 from prunus.data import load_data
 from prunus.methods import Config, Ready, prune, ready
 from prunus.runfolder import Run
-from prunus.selection import select
+from prunus.selection import Budget, Metered, select
 from prunus.tasks import Classification
 
 AT_ONCE = ("uniform", "l1-global")

@@ -33,7 +33,6 @@ from timed import cpu
 
 import prunus
 from prunus import zoo
-from prunus.budget import Budget
 from prunus.candidates import Maker, Trial, moving_norms, to_renew_with
 from prunus.data import load_data
 from prunus.files import write_json
@@ -43,6 +42,7 @@ from prunus.models import load_weights
 from prunus.progress import bar
 from prunus.runfolder import Run
 from prunus.search import CHUNKS, Widths, drawn, search
+from prunus.selection import Budget
 from prunus.supernets import Supernet
 from prunus.tasks import Classification
 from prunus.weights import cut

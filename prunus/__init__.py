@@ -4,17 +4,17 @@ from typing import TYPE_CHECKING, Any
 
 from prunus import latency as latency
 from prunus import sparse as sparse
-from prunus.budget import Budget as Budget
-from prunus.cost import latency_ms as latency_ms
-from prunus.cost import macs as macs
-from prunus.cost import memory_mb as memory_mb
-from prunus.cost import params as params
 from prunus.graph import Graph as Graph
 from prunus.graph import part as part
 from prunus.graph import trace as trace
+from prunus.selection import Budget as Budget
+from prunus.selection import Sparsity as Sparsity
+from prunus.selection import latency_ms as latency_ms
+from prunus.selection import macs as macs
+from prunus.selection import memory_mb as memory_mb
+from prunus.selection import params as params
 from prunus.selection import plan as plan
 from prunus.selection import select as select
-from prunus.sparse import Sparsity as Sparsity
 from prunus.store import load as load
 from prunus.store import load_masks as load_masks
 from prunus.store import save as save

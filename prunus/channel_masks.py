@@ -16,14 +16,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
 from prunus import gates, recurrent, scores, surgery
-from prunus.budget import Budget, Metered
 from prunus.errors import FileError, TrainingError, UserError
 from prunus.graph import skeleton, trace
-from prunus.limits import least
 from prunus.pass_config import Config
 from prunus.prompts import Prompt, Prompted
 from prunus.recurrent import STATISTICS, Hypernetwork
-from prunus.selection import price_of
+from prunus.selection import Budget, Metered, least, price_of
 from prunus.thresholds import Thresholds
 
 NOTED = 60  # times that widths are noted in a search

@@ -22,14 +22,13 @@ from tyro.extras import subcommand_cli_from_dict
 from prunus import bench as benching
 from prunus import describe, registry, report
 from prunus import export as exporting
-from prunus.budget import Budget
 from prunus.errors import PrunusError, UserError
 from prunus.files import read_json
 from prunus.graph import trace
 from prunus.models import load_model
 from prunus.progress import bar
 from prunus.run import Settings, preview, prune
-from prunus.sparse import Sparsity
+from prunus.selection import Budget, Sparsity
 
 # Of several processes one speaks.
 OUT = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")

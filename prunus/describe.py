@@ -8,12 +8,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from prunus import cost, registry, selection, zoo
-from prunus.budget import Budget
+from prunus import registry, selection, zoo
 from prunus.data import load_data
 from prunus.graph import Graph
 from prunus.methods import Pruned
 from prunus.report import count
+from prunus.selection import Budget, cost
 from prunus.sparse import masks
 
 USUAL_SHAPE, USUAL_CLASSES, ZOO_CLASSES = (3, 224, 224), 1000, 10

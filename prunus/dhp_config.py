@@ -8,12 +8,11 @@ from typing import Literal
 from torch import Tensor
 
 from prunus import gates
-from prunus.budget import Budget
 from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.hypernetworks import Latents, Start
 from prunus.options import check_choices, nothing_before, refuse_idle
-from prunus.selection import Price, Selection, Unreachable, select
+from prunus.selection import Budget, Price, Selection, Unreachable, select
 
 Mode = Literal["exact", "paper"]
 Pressure = Literal["least", "all"]

@@ -20,8 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from prunus import runtimes, surgery
-from prunus.budget import Budget, Metered
-from prunus.cost import Latency
 from prunus.errors import BudgetError, UserError
 from prunus.graph import Graph, Keep
 from prunus.optables import Table
@@ -29,7 +27,7 @@ from prunus.optimes import Runtime
 from prunus.predictor import SECONDS, Predictor, first_units, measured_data, program, shares
 from prunus.progress import silent
 from prunus.runtimes import Call
-from prunus.selection import Price, Unreachable, blocks, select
+from prunus.selection import Budget, Latency, Metered, Price, Unreachable, blocks, select
 
 TRIES = 12  # proposals until a budget counts as not to be met
 NEAR = 0.02  # of the original's time: so far below the limit is near enough

@@ -10,13 +10,12 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from prunus import gates, recurrent
-from prunus.budget import Budget
 from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.options import check_choices, nothing_before, refuse_idle
 from prunus.prompts import How, Kind, fitting, picture_shape
 from prunus.recurrent import STATISTICS
-from prunus.selection import Price, Selection, select
+from prunus.selection import Budget, Price, Selection, select
 
 Prompt = Literal[Kind, "none"]
 Masking = Literal["consumer", "product", "product_norms"]

@@ -26,11 +26,10 @@ from torch import Tensor, nn
 from prunus import optables, runtimes, surgery
 from prunus.errors import UserError, unknown
 from prunus.graph import Graph, Layout, axes
-from prunus.limits import FLOOR
 from prunus.optables import Operator, Table
 from prunus.optimes import RUNTIMES, Like, Runtime
 from prunus.progress import silent
-from prunus.selection import blocks
+from prunus.selection import FLOOR, blocks
 from prunus.timings import Timings, cache_folder, circumstances
 
 SECONDS = 60.0  # for a table

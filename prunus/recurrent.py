@@ -14,10 +14,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from prunus import cost, scores
+from prunus import scores
 from prunus.errors import FileError, UserError
 from prunus.files import read_tensors, write_tensors
 from prunus.graph import CONSUMES, PRODUCES, Graph, Tag, axes
+from prunus.selection import cost
 from prunus.weights import effective
 
 FORMAT = 1

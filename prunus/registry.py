@@ -18,9 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 import tyro
 
 from prunus import methods
-from prunus.budget import Budget
 from prunus.errors import UserError, unknown
-from prunus.sparse import Sparsity
+from prunus.selection import Budget, Sparsity
 
 USUAL = Budget(macs=0.5)  # of methods of units
 

@@ -17,7 +17,6 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from prunus import latency, registry, report, scores, store
-from prunus.budget import Budget, Metered
 from prunus.data import Data, load_data
 from prunus.errors import UserError
 from prunus.files import write_json
@@ -27,7 +26,7 @@ from prunus.methods import Pruned
 from prunus.models import load_model, load_weights
 from prunus.progress import silent
 from prunus.runfolder import Run
-from prunus.sparse import Sparsity
+from prunus.selection import Budget, Metered, Sparsity
 from prunus.stages import Work
 from prunus.tasks import Classification
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from prunus.budget import Budget, short
 from prunus.charts import Bars, Chart, Lines, Points
 from prunus.search import Candidate, Result, Space
+from prunus.selection import Budget, short
 
 NAMES = {"uniform": "uniform", "seed": "by scores alone"}  # of networks that were not found by the search
 

@@ -20,8 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunus import charts, checkpoint, cost, store, surgery
-from prunus.budget import Budget, Metered
+from prunus import charts, checkpoint, store, surgery
 from prunus.data import Data
 from prunus.errors import PruningError
 from prunus.files import read_tensors, write_tensors
@@ -33,7 +32,8 @@ from prunus.progress import Step
 from prunus.recover import recover
 from prunus.registry import Method
 from prunus.runfolder import Run
-from prunus.sparse import Sparsity, masks, patterns
+from prunus.selection import Budget, Metered, Sparsity, cost
+from prunus.sparse import masks, patterns
 from prunus.tasks import EVALUATION_BATCH, Classification, logits
 from prunus.train import Recipe, fit
 from prunus.weights import effective

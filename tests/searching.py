@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunus.budget import Budget
 from prunus.errors import PrunusError
 from prunus.graph import trace
 from prunus.search import Evolution, Ranks, Space, journal, search
+from prunus.selection.budget import Budget
 
 SETTINGS = {"weights": "0123abcd", "calibration": 500}
 

@@ -7,9 +7,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import prunus
-from prunus import cost
 from prunus.errors import UserError
 from prunus.graph import skeleton
+from prunus.selection import cost
 
 
 def counted_macs(model, example):

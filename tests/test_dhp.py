@@ -23,7 +23,6 @@ from two_processes import assert_trains_as_one
 
 import prunus
 from prunus import checkpoint, export, gates, surgery, train, weights
-from prunus.budget import Budget
 from prunus.data import load_data
 from prunus.dhp_config import Config
 from prunus.errors import BudgetError, TraceError, TrainingError, UserError
@@ -31,6 +30,7 @@ from prunus.files import write_tensors
 from prunus.latents import DHP
 from prunus.methods.dhp import Beside, prune
 from prunus.progress import silent
+from prunus.selection.budget import Budget
 from prunus.tasks import Classification
 from prunus.train import Recipe, fit
 

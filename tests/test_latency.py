@@ -15,7 +15,6 @@ from torch import nn
 from two_processes import PATHS, launched
 
 from prunus import cli, errors, latency, optables, optimes, predictor, runtimes, scores, timings
-from prunus.budget import Budget, Metered
 from prunus.errors import BudgetError, PruningError, UserError
 from prunus.files import read_json
 from prunus.graph import trace
@@ -25,7 +24,8 @@ from prunus.optimes import RUNTIMES, Like, Runtime
 from prunus.predictor import tables
 from prunus.run import Settings, preview, prune
 from prunus.runfolder import Run
-from prunus.selection import Selection, price_of, select
+from prunus.selection.budget import Budget, Metered
+from prunus.selection.choose import Selection, price_of, select
 
 HAS_ONNX = not runtimes.missing_for_onnx()
 

@@ -19,8 +19,7 @@ from test_run import ARGUMENTS, ended, figures, kill_when_there, program, start
 from two_processes import PATHS, SCRIPT, launched
 
 import prunus
-from prunus import candidates, cost, latency, scores, surgery, zoo
-from prunus.budget import Budget, Metered
+from prunus import candidates, latency, scores, surgery, zoo
 from prunus.charts import Bars, Lines, Points
 from prunus.data import load_data
 from prunus.errors import BudgetError, UserError
@@ -28,6 +27,8 @@ from prunus.graph import trace
 from prunus.methods.metapruning import Config, prune
 from prunus.recover import renew_norms
 from prunus.runfolder import Run
+from prunus.selection import cost
+from prunus.selection.budget import Budget, Metered
 from prunus.tasks import Classification
 from prunus.train import Recipe, fit
 

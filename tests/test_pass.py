@@ -23,7 +23,6 @@ from two_processes import assert_trains_as_one
 
 import prunus
 from prunus import cli, surgery, zoo
-from prunus.budget import Budget
 from prunus.channel_masks import PASS
 from prunus.charts import PNG, Heat, Lines, Picture
 from prunus.data import load_data
@@ -32,6 +31,7 @@ from prunus.gates import Gate
 from prunus.methods.pass_ import Beside, prune
 from prunus.pass_config import Config
 from prunus.prompts import Prompt, Prompted
+from prunus.selection.budget import Budget
 from prunus.tasks import Classification
 from prunus.train import Recipe, fit
 

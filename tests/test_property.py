@@ -17,8 +17,9 @@ from random_nets import MAP_STEPS, TOKEN_STEPS, build, map_programs, mixes, prog
 from torch.utils.flop_counter import FlopCounterMode
 
 import prunus
-from prunus import cost, surgery, weights
+from prunus import surgery, weights
 from prunus.errors import TraceError
+from prunus.selection import cost
 
 CLOSE = {"rtol": 1e-8, "atol": 1e-9}
 quick = settings(

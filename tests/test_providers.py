@@ -17,8 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from two_processes import PATHS, SCRIPT, assert_trains_as_one, launched
 
-from prunus import cost, pruningnet, surgery, train, zoo
-from prunus.budget import Budget
+from prunus import pruningnet, surgery, train, zoo
 from prunus.candidates import Maker, parted, tensors_hash, to_renew_with
 from prunus.data import load_data
 from prunus.errors import UserError
@@ -28,6 +27,8 @@ from prunus.providers import Inherit, drawn_anew, put_back
 from prunus.pruningnet import PruningNet
 from prunus.recover import renew_norms
 from prunus.search import Room, Space, best_first
+from prunus.selection import cost
+from prunus.selection.budget import Budget
 from prunus.supernets import Stepping, Supernet, Together
 from prunus.tasks import Classification
 from prunus.train import Recipe, fit

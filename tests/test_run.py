@@ -16,12 +16,12 @@ import torch
 
 import prunus
 from prunus import zoo
-from prunus.budget import Budget
 from prunus.data import load_data
 from prunus.errors import BudgetError, FileError, PrunusError, UserError
 from prunus.files import read_json
 from prunus.run import Settings, preview, prune
 from prunus.runfolder import Run, differences
+from prunus.selection.budget import Budget
 from prunus.store import load
 
 HALF = Budget(macs=0.5)

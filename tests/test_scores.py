@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from prunus import cost, registry, scores, zoo
-from prunus.budget import Budget
+from prunus import registry, scores, zoo
 from prunus.data import load_data
 from prunus.errors import UserError
 from prunus.graph import trace
 from prunus.progress import silent
+from prunus.selection import cost
+from prunus.selection.budget import Budget
 from prunus.tasks import Classification
 
 

@@ -21,16 +21,18 @@ from searching import Pictures, concave
 from test_cost import counted_macs
 
 import prunus
-from prunus import cost, zoo
-from prunus.budget import Budget, Metered
+from prunus import zoo
 from prunus.errors import BudgetError, UserError
 from prunus.graph import trace
-from prunus.limits import least
 from prunus.search import CHUNKS, Candidate, Evolution, Greedy, Random, Room, Space, best_first, drawn, search
 from prunus.search.evaluation import Alone, Z, behind, examined
 from prunus.search.journal import Proposal, front, ranked
 from prunus.search.proposals import WINDOW, crossed, mutated
-from prunus.selection import blocks, select
+from prunus.selection import cost
+from prunus.selection.bounds import least
+from prunus.selection.budget import Budget, Metered
+from prunus.selection.choose import select
+from prunus.selection.fill import blocks
 
 CHAIN = searching.GRAPH
 GRAPHS = {name: trace(*nets.build(name)) for name in nets.NETS} | {"chain": CHAIN}

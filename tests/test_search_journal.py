@@ -14,11 +14,11 @@ import torch
 from searching import Noting, Pictures, concave, small_search
 from two_processes import LAUNCH, PATHS, SCRIPT, launched
 
-from prunus.budget import Budget
 from prunus.errors import FileError, PrunusError, UserError
 from prunus.graph import trace
 from prunus.search import Evolution, Greedy, Space, search
 from prunus.search import journal as journals
+from prunus.selection.budget import Budget
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from prunus import cost
-from prunus.budget import Budget, short
 from prunus.errors import BudgetError, UserError
 from prunus.graph import trace
-from prunus.limits import least
-from prunus.selection import How, Selection, plan, select
+from prunus.selection import cost
+from prunus.selection.bounds import least
+from prunus.selection.budget import Budget, short
+from prunus.selection.changes import plan
+from prunus.selection.choose import How, Selection, select
 
 
 class Branches(nn.Module):

@@ -11,13 +11,12 @@ from test_run import figures, kill_when_there, program
 from two_processes import launched
 
 from prunus import store, train, zoo
-from prunus.budget import Budget
 from prunus.data import load_data
 from prunus.errors import PruningError, UserError
 from prunus.files import read_json, read_tensors
 from prunus.methods import Pruned, lookahead
 from prunus.run import Settings, preview, prune
-from prunus.sparse import Sparsity
+from prunus.selection.budget import Budget, Sparsity
 from prunus.tasks import Classification
 
 SHORT = {"method": "lookahead", "base_epochs": 2, "epochs": 1}

@@ -8,9 +8,9 @@ from nets import build
 
 import prunus
 from prunus import cli
-from prunus.budget import Budget, Metered
 from prunus.errors import BudgetError, FileError, UserError
 from prunus.methods.structure import Config
+from prunus.selection.budget import Budget, Metered
 from prunus.store import load_keep
 
 

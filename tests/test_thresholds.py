@@ -6,8 +6,8 @@ from nets import NETS, build
 
 import prunus
 from prunus import zoo
-from prunus.budget import Budget
-from prunus.selection import price_of
+from prunus.selection.budget import Budget
+from prunus.selection.choose import price_of
 from prunus.thresholds import CANDIDATES, Thresholds, soft_threshold
 
 

@@ -7,10 +7,9 @@ Departs: the network is taken as it is; the paper first trains it with an L1 pen
 from dataclasses import dataclass
 
 from prunus import scores
-from prunus.budget import Budget
 from prunus.graph import trace
 from prunus.methods import Pruned
-from prunus.selection import Selection
+from prunus.selection import Budget, Selection
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,9 @@ Departs: units instead of single weights.
 from dataclasses import dataclass
 
 from prunus import scores
-from prunus.budget import Budget
 from prunus.graph import trace
 from prunus.methods import Pruned
-from prunus.selection import Selection
+from prunus.selection import Budget, Selection
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,8 @@ from prunus.errors import UserError
 from prunus.graph import Graph, trace
 from prunus.guards import in_mode
 from prunus.methods import Pruned, shown_batches
-from prunus.sparse import Allocation, Sparsity, choose, eligible, masks, patterns, permutation, top
+from prunus.selection import Sparsity
+from prunus.sparse import Allocation, choose, eligible, masks, patterns, permutation, top
 from prunus.sparse import gradients as gradient_scores
 from prunus.sparse import scores as weight_scores
 from prunus.train import Along, Recipe, fit, share_buffers

@@ -8,10 +8,9 @@ Departs: one threshold for the whole network meets the budget, where Li et al. c
 from dataclasses import dataclass
 
 from prunus import scores
-from prunus.budget import Budget
 from prunus.graph import trace
 from prunus.methods import Pruned
-from prunus.selection import Selection
+from prunus.selection import Budget, Selection
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from prunus import scores, searched
-from prunus.budget import Budget, Metered
 from prunus.candidates import (
     Maker,
     Parts,
@@ -67,7 +66,7 @@ from prunus.search import (
     best_first,
     search,
 )
-from prunus.selection import Price, Selection, select
+from prunus.selection import Budget, Metered, Price, Selection, select
 from prunus.supernets import Sampling, Stepping, Supernet, Together
 from prunus.train import fit
 

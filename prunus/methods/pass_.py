@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 
-from prunus.budget import Budget
 from prunus.channel_masks import PASS
 from prunus.charts import Chart, Heat, Lines, Picture
 from prunus.checkpoint import distinct
@@ -33,6 +32,7 @@ from prunus.data import hold_out
 from prunus.methods import Pruned
 from prunus.pass_config import Config
 from prunus.pictures import Split
+from prunus.selection import Budget
 from prunus.train import Along, Recipe, fit
 
 HEALTHY = 0.005, 0.02  # of all units whose masks change in a step: more than the second is flicker

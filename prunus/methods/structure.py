@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunus.budget import Budget, Metered, short
 from prunus.errors import BudgetError, UserError
 from prunus.graph import Graph, trace
 from prunus.methods import Pruned
-from prunus.selection import price_of
+from prunus.selection import Budget, Metered, price_of, short
 from prunus.store import load_keep
 
 

@@ -8,10 +8,9 @@ are divided by the cost of a unit (how=global leaves that out).
 from dataclasses import dataclass
 
 from prunus import scores
-from prunus.budget import Budget
 from prunus.graph import trace
 from prunus.methods import Pruned, shown_batches
-from prunus.selection import How, Selection
+from prunus.selection import Budget, How, Selection
 
 
 @dataclass(frozen=True, kw_only=True)

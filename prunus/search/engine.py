@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from prunus.budget import Budget, short
 from prunus.errors import BudgetError, PrunusError, UserError
 from prunus.progress import Step, silent
 from prunus.search.evaluation import CHUNKS, Alone, Evaluator, Score, Workers, examined
@@ -21,7 +20,7 @@ from prunus.search.journal import Candidate, Journal, Proposal, fingerprint, fro
 from prunus.search.proposals import Room, nearest
 from prunus.search.space import Space, Widths
 from prunus.search.strategies import Batch, Evolution, Strategy, proposals
-from prunus.selection import Price
+from prunus.selection import Budget, Price, short
 
 MEASURED = 10  # times as many as should be confirmed are measured at the most
 

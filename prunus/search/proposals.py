@@ -14,9 +14,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from prunus.budget import Budget
 from prunus.search.space import Space, Widths
-from prunus.selection import Price, price_of, select
+from prunus.selection import Budget, Price, price_of, select
 
 WINDOW = 0.97  # of the limit: quality rises with cost, so what is far below it is not worth a look
 HALVINGS = 24  # of the range a factor lies in: finer than widths

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from prunus.errors import UserError, unknown
 from prunus.graph import Graph
-from prunus.limits import CAP, FLOOR, Rule, least
-from prunus.selection import GRIDS, blocks
+from prunus.selection import CAP, FLOOR, GRIDS, Rule, blocks, least
 
 RATIOS = 31  # 0.10, 0.13, ... 1.00, the paper's
 LEAST_RATIO = 0.1

@@ -23,12 +23,11 @@ from prunus.sparse.patterns import contracted, unfit
 from prunus.sparse.permutation import permuted
 from prunus.sparse.ranking import top
 from prunus.sparse.scores import active, lookahead, magnitude, maskable, sequential, wanda
-from prunus.sparse.selection import Allocation, Sparsity, choose, eligible
+from prunus.sparse.selection import Allocation, choose, eligible
 
 __all__ = [
     "Allocation",
     "Masks",
-    "Sparsity",
     "active",
     "choose",
     "contracted",

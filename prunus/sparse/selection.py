@@ -19,19 +19,16 @@ Masks are bool tensors by parameter name, True stays; a weight without a mask st
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from numbers import Real
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prunus.budget import short
 from prunus.errors import BudgetError, UserError, unknown
 from prunus.graph import Graph
-from prunus.limits import holders
+from prunus.selection import Sparsity, holders, short
 from prunus.sparse import patterns
 from prunus.sparse.ranking import alive, as_numpy, checked, counts_above, lamp_of_sorted, top
 from prunus.sparse.scores import maskable
@@ -42,48 +39,6 @@ RATES = {  # what a round of the Lookahead paper takes of a layer: kind of netwo
     "convolutional": {"conv": 0.15, "linear": 0.2, "last": 0.1},
 }
 LAST_KEEPS = 0.2  # of the last linear layer, under uniform_plus
-
-
-@dataclass(frozen=True)
-class Sparsity:
-    """The share of the weights up for pruning that will be zero, between 0 and 1. Raises UserError for others."""
-
-    value: float
-
-    def __post_init__(self):
-        value = self.value
-        if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < 1:
-            raise UserError(
-                f"sparsity {value!r}: expected a share between 0 and 1, such as 0.8 for 80 % zeros "
-                "(0 would prune nothing, 1 would leave nothing)."
-            )
-
-    @classmethod
-    def parse(cls, text: str) -> "Sparsity":
-        """The sparsity written as "0.8"."""
-        try:
-            return cls(float(text))
-        except ValueError as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"sparsity {text!r}: expected a share between 0 and 1, such as 0.8.") from None
-
-    @property
-    def name(self) -> str:
-        """What is limited, as a budget says it."""
-        return "sparsity"
-
-    @property
-    def is_fraction(self) -> bool:
-        """It always is one."""
-        return True
-
-    def kept(self, weights: int) -> int:
-        """How many of so many weights stay."""
-        return round((1 - self.value) * weights)
-
-    def __str__(self) -> str:
-        return f"sparsity {self.value:.6g}"
 
 
 def eligible(graph: Graph, freeze: Sequence[str] = ()) -> list[str]:
@@ -106,7 +61,6 @@ def eligible(graph: Graph, freeze: Sequence[str] = ()) -> list[str]:
     return found
 
 
-# ------------------------------------------------------------------------------- how many, in each layer
 def counts(
     shapes: Mapping[str, torch.Size],
     sparsity: float | Sparsity,
@@ -247,7 +201,6 @@ def _rounded(ideal: Mapping[str, float], high: Mapping[str, int], total: int) ->
     return floors
 
 
-# ------------------------------------------------------------------------------------------------- which
 def choose(
     scores: Mapping[str, Tensor],
     sparsity: float | Sparsity,
@@ -294,7 +247,6 @@ def _check_within(within: Mapping[str, Tensor], scores: Mapping[str, Tensor]) ->
             )
 
 
-# --------------------------------------------------------------------------------------------- patterns
 def _patterned(
     scores: Mapping[str, Tensor],
     sparsity: Sparsity,

@@ -116,3 +116,45 @@ def short(number: float) -> str:
         if number >= size:
             return f"{number / size:.4g} {letter}"
     return f"{number:.4g}"
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """The share of the weights up for pruning that will be zero, between 0 and 1. Raises UserError for others."""
+
+    value: float
+
+    def __post_init__(self):
+        value = self.value
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < 1:
+            raise UserError(
+                f"sparsity {value!r}: expected a share between 0 and 1, such as 0.8 for 80 % zeros "
+                "(0 would prune nothing, 1 would leave nothing)."
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> "Sparsity":
+        """The sparsity written as "0.8"."""
+        try:
+            return cls(float(text))
+        except ValueError as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"sparsity {text!r}: expected a share between 0 and 1, such as 0.8.") from None
+
+    @property
+    def name(self) -> str:
+        """What is limited, as a budget says it."""
+        return "sparsity"
+
+    @property
+    def is_fraction(self) -> bool:
+        """It always is one."""
+        return True
+
+    def kept(self, weights: int) -> int:
+        """How many of so many weights stay."""
+        return round((1 - self.value) * weights)
+
+    def __str__(self) -> str:
+        return f"sparsity {self.value:.6g}"
