@@ -44,8 +44,8 @@ from prunus.runfolder import Run
 from prunus.search import CHUNKS, Widths, drawn, search
 from prunus.selection import Budget
 from prunus.supernets import Supernet
+from prunus.surgery import cut
 from prunus.tasks import Classification
-from prunus.weights import cut
 
 SEED, BUDGET, QUERIES = 0, Budget(macs=0.5), 100_000
 Timed = tuple[float, float]  # seconds of the wall's clock and of processor time

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunus import gates, gating, weights
+from prunus import gates, gating
 from prunus.errors import UserError
 from prunus.gates import Gate
 from prunus.graph import Graph, Keep, Layout, axes, set_attributes, skeleton
+from prunus.surgery import copies
 
 
 class Compacted:
@@ -42,9 +43,9 @@ class Compacted:
     @torch.no_grad()
     def full(self) -> nn.Module:
         """A copy of the original's shapes with the weights of now: zeros, in buffers ones, where units are gone."""
-        full = weights.clone(self.model, expanded(self.graph, self.kept, weights.effective(self.model)))
+        full = copies.clone(self.model, expanded(self.graph, self.kept, copies.effective(self.model)))
         set_attributes(full, self.graph.attributes, self.graph.widths())
-        weights.describe(self.model, full)
+        copies.describe(self.model, full)
         return full
 
 
@@ -97,7 +98,7 @@ def cut(
             states[tensor].update(state)
     gates.replace_places(model, graph, after)
     set_attributes(model, graph.attributes, graph.widths(after))
-    weights.describe(like, model)
+    copies.describe(like, model)
 
 
 def _behind(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
@@ -149,7 +150,7 @@ def _recut(tensor: Tensor, layouts: list[Layout], before: Keep, after: Keep) -> 
         old, left = axes.positions(layout, before), axes.positions(layout, after)
         if len(left) < len(old):
             new = new.index_select(dim, torch.searchsorted(old, left).to(tensor.device))
-    return new if new is tensor else new.contiguous(memory_format=weights.memory_format(tensor, new))
+    return new if new is tensor else new.contiguous(memory_format=copies.memory_format(tensor, new))
 
 
 def expanded(graph: Graph, keep: Keep, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunus import gating, parametrised
+from prunus import gating
 from prunus.errors import UserError, unknown
 from prunus.gating import Place
 from prunus.graph import CONSUMES, PRODUCES, Axis, Graph, Keep, Layout, Op, Tag, axes
+from prunus.surgery import steps
 
 ACT = (PRODUCES, CONSUMES)  # the roles of the dimensions that gates act on, if nothing else is said
 
@@ -132,10 +133,10 @@ def attach(
             made[name] = step(name, gates, shape, places) if step else Gate(gates, shape, places)
     chained = _behind_others(model, made) if values or step else {}  # else all is one: nothing to divide by
     for name, gate in made.items():
-        weight = parametrised.put(model, name, gate)
+        weight = steps.put(model, name, gate)
         if name in chained:
             weight.steps.right_inverse(chained[name])
-    direct = [w for w in parametrised.found(model, Gate) if w.steps.is_tensor and type(w.steps[0]) is Gate]
+    direct = [w for w in steps.found(model, Gate) if w.steps.is_tensor and type(w.steps[0]) is Gate]
     if direct:
         gating.AtOnce(model, gates, direct)
     return gates
@@ -144,7 +145,7 @@ def attach(
 def take_off(model: nn.Module) -> None:
     """Make the weights of `model` that stand behind gates, in place, ordinary parameters of the value they had."""
     gating.leave(model)
-    parametrised.take_off(model, Gate)
+    steps.take_off(model, Gate)
 
 
 def _behind_others(model: nn.Module, made: Mapping[str, Gate]) -> dict[str, Tensor]:
@@ -176,7 +177,7 @@ def _behind_others(model: nn.Module, made: Mapping[str, Gate]) -> dict[str, Tens
 
 def replace_places(model: nn.Module, graph: Graph, keep: Keep) -> None:
     """Bring the gates of a model that was cut to `keep` up to date, in place."""
-    for weight in parametrised.found(model, Gate):
+    for weight in steps.found(model, Gate):
         if weight.name in graph.layouts:  # tied weights have their step under their first name
             step = weight.step(Gate)
             gating.forget([weight.module])

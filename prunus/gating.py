@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunus.parametrised import Held
+from prunus.surgery import Held
 
 
 class Place(NamedTuple):

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunus import gates, parametrised, scores
+from prunus import gates, scores
 from prunus.errors import UserError
 from prunus.gates import Gate, Gates
 from prunus.gating import Place
-from prunus.graph import CONSUMES, Graph
+from prunus.graph import Graph
+from prunus.surgery import draw_anew, fan_in, found, uniform
 
 Start = Literal["given", "scratch"]
 Latents = Literal["ones", "norms", "normal"]
@@ -47,39 +48,6 @@ class Hypernetwork(Gate):
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight - self.forward(torch.zeros_like(weight))
-
-
-def uniform(shape: Sequence[int], fan_in: int) -> Tensor:
-    """Uniform, of variance 1 / fan_in."""
-    bound = math.sqrt(3 / fan_in)
-    return torch.empty(*shape).uniform_(-bound, bound)
-
-
-def fan_in(graph: Graph, name: str) -> int:
-    """How many products are summed for one output of a weight: its size along all it reads, kernel included."""
-    reads = math.prod(n for dim, n in enumerate(graph.shapes[name]) if graph.role(name, dim) == CONSUMES)
-    for op in graph.ops:
-        if op.name == "convolution" and graph.tensors.get(op.inputs[0][1]) == name:
-            *_, transposed, _, groups = op.inputs[0]
-            return reads // groups if transposed else reads  # transposed: all groups' inputs in one dimension
-    return reads
-
-
-@torch.no_grad()
-def draw_anew(model: nn.Module, graph: Graph, names: Sequence[str]) -> None:
-    """Let `model` forget its training, in place: every module starts as its class does, weights on the axes `names`
-    with variance 1 / fan_in, as in the paper."""
-    for module in model.modules():
-        if callable(getattr(module, "reset_parameters", None)):
-            module.reset_parameters()
-    for name in dict.fromkeys(member.tensor for axis in names for member in graph.members(axis)):
-        if name in graph.parameters and len(graph.shapes[name]) > 1:
-            path, _, attribute = name.rpartition(".")
-            module, drawn = model.get_submodule(path), uniform(graph.shapes[name], fan_in(graph, name))
-            if parametrize.is_parametrized(module, attribute):
-                setattr(module, attribute, drawn.to(getattr(module, attribute)))
-            else:
-                getattr(module, attribute).copy_(drawn)
 
 
 def attach(
@@ -135,7 +103,7 @@ def check_plain(model: nn.Module, graph: Graph, names: Sequence[str]) -> None:
 @torch.no_grad()
 def put_drawn_behind(model: nn.Module) -> None:
     """Let what was drawn stand behind the weights, in place: A, and with the paper's hypernetwork B2 = 0."""
-    drawn = {weight.steps: weight for weight in parametrised.found(model, Gate)}  # tied weights once
+    drawn = {weight.steps: weight for weight in found(model, Gate)}  # tied weights once
     for steps, weight in drawn.items():
         step, now = weight.step(Gate), getattr(weight.module, weight.attribute)
         if isinstance(step, Hypernetwork):

@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from prunus import hypernetworks
 from prunus.graph import Graph, trace
 from prunus.search import Orders, Space, Widths
-from prunus.weights import checked_tensors, clone, effective, resized, sliced
+from prunus.surgery import checked_tensors, clone, effective, fresh, resized, sliced
 
 
 class Inherit:
@@ -42,7 +41,7 @@ def drawn_anew(small: nn.Module, example: Tensor, names: Sequence[str], seed: in
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         graph = trace(small, example)
-        hypernetworks.draw_anew(small, graph, [name for name in names if name in graph.axes])
+        fresh.draw_anew(small, graph, [name for name in names if name in graph.axes])
     return small
 
 

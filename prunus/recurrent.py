@@ -19,7 +19,7 @@ from prunus.errors import FileError, UserError
 from prunus.files import read_tensors, write_tensors
 from prunus.graph import CONSUMES, PRODUCES, Graph, Tag, axes
 from prunus.selection import cost
-from prunus.weights import effective
+from prunus.surgery import effective
 
 FORMAT = 1
 HEADER = "prunus_hypernetwork"

@@ -34,9 +34,9 @@ from prunus.registry import Method
 from prunus.runfolder import Run
 from prunus.selection import Budget, Metered, Sparsity, cost
 from prunus.sparse import masks, patterns
+from prunus.surgery import effective
 from prunus.tasks import EVALUATION_BATCH, Classification, logits
 from prunus.train import Recipe, fit
-from prunus.weights import effective
 
 BASE, METHOD_WEIGHTS, SHRUNK = "base.safetensors", "weights.safetensors", "pruned"
 METHOD_MASKS = "masks.safetensors"

@@ -18,7 +18,7 @@ from prunus.errors import FileError, UserError
 from prunus.files import read_json, read_tensors, write_json, write_tensors
 from prunus.graph import Graph, Keep, named_tensors
 from prunus.sparse import Masks, packed, survivors, unpacked
-from prunus.weights import changed_attributes, differences, effective, fill
+from prunus.surgery import changed_attributes, differences, effective, fill
 
 FORMAT = 1
 MASKS = "masks.safetensors"

@@ -22,8 +22,8 @@ from prunus.graph import Graph
 from prunus.pictures import Split
 from prunus.pruningnet import PruningNet
 from prunus.search import Orders, Room, Widths, drawn
+from prunus.surgery import checked_tensors, resized
 from prunus.train import Along
-from prunus.weights import checked_tensors, resized
 
 Sampling = Literal["sandwich", "uniform", "budget"]
 RANDOM = 2  # networks in a sandwich besides the largest and the least, as Yu and Huang have it

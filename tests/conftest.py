@@ -15,7 +15,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PA
 def digits_run(tmp_path_factory) -> Path:
     """The folder of a short finished run: a small network, the digits, three epochs and two."""
     from prunus.run import Settings, prune
-    from prunus.selection.budget import Budget
+    from prunus.selection import Budget
 
     folder = tmp_path_factory.mktemp("runs") / "digits"
     settings = Settings(base_epochs=3, epochs=2)

@@ -13,7 +13,7 @@ from torch import nn
 from prunus.errors import PrunusError
 from prunus.graph import trace
 from prunus.search import Evolution, Ranks, Space, journal, search
-from prunus.selection.budget import Budget
+from prunus.selection import Budget
 
 SETTINGS = {"weights": "0123abcd", "calibration": 500}
 

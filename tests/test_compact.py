@@ -15,12 +15,13 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import prunus
-from prunus import parametrised, surgery, weights, zoo
+from prunus import surgery, zoo
 from prunus.compact import Compacted, can_be_cut, expanded
 from prunus.errors import UserError
 from prunus.gates import Gate
 from prunus.hypernetworks import attach as attach_hypernetworks
 from prunus.sparse import masks
+from prunus.surgery import copies, slicing, steps
 
 PLAIN_NETS = [name for name in NETS if name != "norms"]  # which has weights behind a norm
 
@@ -69,7 +70,7 @@ def test_a_cut_model_is_the_shrunk_one(name, how):
         cut.cut(keep)
     assert {n: cut.left(n).tolist() for n in keep} == keep == cut.kept
     torch.testing.assert_close(model(example), expected(example))
-    parametrised.take_off(model, Gate)
+    steps.take_off(model, Gate)
     assert_same_network(model, expected, example)
     for n, parameter in model.named_parameters():
         assert parameter is parameters[n] and parameter.requires_grad
@@ -84,16 +85,16 @@ def test_a_cut_model_is_the_shrunk_one(name, how):
 def test_brought_back_to_full_size_and_cut_again(name):
     model, example = build(name)
     graph, keep = prunus.trace(model, example), random_keep(prunus.trace(model, example), seed=1)
-    original, classes = weights.effective(build(name)[0]), stated(model)
+    original, classes = copies.effective(build(name)[0]), stated(model)
     cut = Compacted(model, graph)
     cut.cut(keep)
-    tensors = weights.effective(model)
+    tensors = copies.effective(model)
     back = expanded(graph, keep, tensors)
     assert {n: t.shape for n, t in back.items()} == {n: t.shape for n, t in original.items()}
     gone = 0
     for n, tensor in back.items():
-        assert torch.equal(weights.sliced(tensor, graph.layouts[n], keep), tensors[n]), n
-        stays = weights.zeroed(torch.ones_like(tensor), graph.layouts[n], keep).bool()
+        assert torch.equal(slicing.sliced(tensor, graph.layouts[n], keep), tensors[n]), n
+        stays = slicing.zeroed(torch.ones_like(tensor), graph.layouts[n], keep).bool()
         assert (tensor[~stays] == (0 if n in graph.parameters else 1)).all(), n
         assert torch.equal(tensor[stays], original[n][stays])
         gone += int((~stays).sum())
@@ -139,7 +140,7 @@ def test_tied_weights_are_cut_once_and_stay_tied():
         cut.cut(keep, optimizer)
     assert model.head.parametrizations.weight is model.embed.parametrizations.weight
     before = model(example)
-    parametrised.take_off(model, Gate)
+    steps.take_off(model, Gate)
     assert model.head.weight is model.embed.weight
     assert model.embed.weight.shape == (50, len(keep["layers.0.attention.out"]))
     torch.testing.assert_close(model(example), before)
@@ -230,9 +231,9 @@ def trained(model, example, optimizer, compacted, dtype):
                 cut.cut(keep, optimizer)
         with torch.no_grad():
             made.values.mul_(stays)  # momentum would still move them
-        tensors = {n: t.detach() for n, t in weights.effective(model).items()}
+        tensors = {n: t.detach() for n, t in copies.effective(model).items()}
         if not compacted:
-            tensors = {n: weights.sliced(t, graph.layouts[n], keep) for n, t in tensors.items()}
+            tensors = {n: slicing.sliced(t, graph.layouts[n], keep) for n, t in tensors.items()}
         rows.append({n: t.clone() for n, t in tensors.items()} | {"gates": made.values.detach().clone()})
     assert all(len(units) < graph.axes[n].size for n, units in keep.items())
     return rows
@@ -279,7 +280,7 @@ def test_the_optimisers_state_is_cut_with_the_same_indices_and_laid_out_alike(op
         assert parameter.grad is None or parameter.shape == graph.shapes[n]
         for key, value in state.items():
             if isinstance(value, torch.Tensor) and value.numel() > 1:
-                assert torch.equal(value, weights.sliced(before[n][key], graph.layouts[n], keep)), (n, key)
+                assert torch.equal(value, slicing.sliced(before[n][key], graph.layouts[n], keep)), (n, key)
                 assert value.stride() == parameter.stride()
                 checked += value.shape != before[n][key].shape
             else:
@@ -387,7 +388,7 @@ def test_i4_cut_at_once_or_removed_at_the_end_is_the_same_network():
     keep = close_some(graph, made)
     small = surgery.shrink(plain_copy(model), graph, keep)
     Compacted(model, graph).cut(keep)
-    parametrised.take_off(model, Gate)
+    steps.take_off(model, Gate)
     assert_same_network(model, small, example)
 
 

@@ -22,7 +22,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from two_processes import assert_trains_as_one
 
 import prunus
-from prunus import checkpoint, export, gates, surgery, train, weights
+from prunus import checkpoint, export, gates, surgery, train
 from prunus.data import load_data
 from prunus.dhp_config import Config
 from prunus.errors import BudgetError, TraceError, TrainingError, UserError
@@ -30,7 +30,8 @@ from prunus.files import write_tensors
 from prunus.latents import DHP
 from prunus.methods.dhp import Beside, prune
 from prunus.progress import silent
-from prunus.selection.budget import Budget
+from prunus.selection import Budget
+from prunus.surgery import copies, slicing
 from prunus.tasks import Classification
 from prunus.train import Recipe, fit
 
@@ -386,7 +387,7 @@ def test_i8_every_layer_says_its_size_and_runs_on_other_batches_and_pictures(fin
     assert (found.a.in_channels, found.a.out_channels, found.norm_a.num_features) == (stem, a, a)
     assert (found.depth.groups, found.depth.in_channels, found.depth.out_channels) == (stem, stem, stem)
     assert (found.point.in_channels, found.point.out_channels, found.head.in_features) == (stem, point, point)
-    assert {n: t.shape for n, t in weights.effective(found).items()} == {
+    assert {n: t.shape for n, t in copies.effective(found).items()} == {
         n: search.graph.shape(n, search.keep) for n in search.graph.layouts
     }
     for batch in (1, 5):
@@ -433,10 +434,10 @@ def test_i11_no_residue_and_training_goes_on(finished):
 def test_i3_the_small_weights_are_bit_for_bit_those_made_at_the_kept_places(mode):
     strength = 0.3 if mode == "paper" else None
     search = searched(Budget(macs=0.5), Config(mode=mode, round_to=1, strength=strength, compact=False))
-    made = {n: t.detach().clone() for n, t in weights.effective(search.model).items()}
-    found = weights.effective(search.finish())
+    made = {n: t.detach().clone() for n, t in copies.effective(search.model).items()}
+    found = copies.effective(search.finish())
     for n, tensor in found.items():
-        assert torch.equal(tensor, weights.sliced(made[n], search.graph.layouts[n], search.keep)), n
+        assert torch.equal(tensor, slicing.sliced(made[n], search.graph.layouts[n], search.keep)), n
 
 
 # ---------------------------------------------------------------------------------- I11: resuming

@@ -24,8 +24,7 @@ from prunus.optimes import RUNTIMES, Like, Runtime
 from prunus.predictor import tables
 from prunus.run import Settings, preview, prune
 from prunus.runfolder import Run
-from prunus.selection.budget import Budget, Metered
-from prunus.selection.choose import Selection, price_of, select
+from prunus.selection import Budget, Metered, Selection, price_of, select
 
 HAS_ONNX = not runtimes.missing_for_onnx()
 

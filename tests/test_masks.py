@@ -20,10 +20,11 @@ from torch.nn.utils.parametrizations import weight_norm
 from two_processes import assert_trains_as_one
 
 import prunus
-from prunus import surgery, train, weights, zoo
+from prunus import surgery, train, zoo
 from prunus.data import load_data
 from prunus.errors import FileError, TraceError, UserError
 from prunus.sparse import maskable, masks
+from prunus.surgery import copies
 from prunus.tasks import Classification
 from prunus.train import Recipe, fit
 
@@ -51,7 +52,7 @@ def plainly_masked(model, kept):
 
 
 def assert_masked(model, kept):
-    tensors = weights.effective(model)
+    tensors = copies.effective(model)
     for name, mask in kept.items():
         assert not tensors[name][~mask].any(), name
 
@@ -65,11 +66,11 @@ def same(a, b):
 def test_a_held_model_computes_with_zeros_under_the_same_names(name):
     model, example = build(name)
     graph = prunus.trace(model, example)
-    before, kept = weights.effective(model), drawn(graph)
+    before, kept = copies.effective(model), drawn(graph)
     before = {n: t.clone() for n, t in before.items()}
     parameters = {id(p) for p in model.parameters()}
     masks.hold(model, graph, kept)
-    now = weights.effective(model)
+    now = copies.effective(model)
     assert now.keys() == before.keys() and {id(p) for p in model.parameters()} == parameters
     for n, tensor in now.items():
         expected = before[n] * kept[n] if n in kept else before[n]
@@ -351,7 +352,7 @@ def test_survivors_train_as_if_only_they_were_there(name):
         for pair in pairs:
             step(*pair)
         assert_masked(model, kept)
-        for n, tensor in weights.effective(model).items():
+        for n, tensor in copies.effective(model).items():
             expected = plain.state_dict()[n] * kept.get(n, 1)
             torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5)
 

@@ -27,8 +27,7 @@ from prunus.graph import trace
 from prunus.methods.metapruning import Config, prune
 from prunus.recover import renew_norms
 from prunus.runfolder import Run
-from prunus.selection import cost
-from prunus.selection.budget import Budget, Metered
+from prunus.selection import Budget, Metered, cost
 from prunus.tasks import Classification
 from prunus.train import Recipe, fit
 

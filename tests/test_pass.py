@@ -31,7 +31,7 @@ from prunus.gates import Gate
 from prunus.methods.pass_ import Beside, prune
 from prunus.pass_config import Config
 from prunus.prompts import Prompt, Prompted
-from prunus.selection.budget import Budget
+from prunus.selection import Budget
 from prunus.tasks import Classification
 from prunus.train import Recipe, fit
 

@@ -17,9 +17,10 @@ from random_nets import MAP_STEPS, TOKEN_STEPS, build, map_programs, mixes, prog
 from torch.utils.flop_counter import FlopCounterMode
 
 import prunus
-from prunus import surgery, weights
+from prunus import surgery
 from prunus.errors import TraceError
 from prunus.selection import cost
+from prunus.surgery import copies
 
 CLOSE = {"rtol": 1e-8, "atol": 1e-9}
 quick = settings(
@@ -149,7 +150,7 @@ def check_store(model, graph, keep, example, small):
     with tempfile.TemporaryDirectory() as folder:
         prunus.save(folder, small, keep, graph)
         loaded = prunus.load(folder, model)
-    ours, theirs = weights.effective(small), weights.effective(loaded)
+    ours, theirs = copies.effective(small), copies.effective(loaded)
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-12, atol=0)

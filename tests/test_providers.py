@@ -27,12 +27,11 @@ from prunus.providers import Inherit, drawn_anew, put_back
 from prunus.pruningnet import PruningNet
 from prunus.recover import renew_norms
 from prunus.search import Room, Space, best_first
-from prunus.selection import cost
-from prunus.selection.budget import Budget
+from prunus.selection import Budget, cost
 from prunus.supernets import Stepping, Supernet, Together
+from prunus.surgery.copies import effective
 from prunus.tasks import Classification
 from prunus.train import Recipe, fit
-from prunus.weights import effective
 
 FORMS = ("shared", "paper", "residual", "factored")
 

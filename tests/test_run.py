@@ -21,7 +21,7 @@ from prunus.errors import BudgetError, FileError, PrunusError, UserError
 from prunus.files import read_json
 from prunus.run import Settings, preview, prune
 from prunus.runfolder import Run, differences
-from prunus.selection.budget import Budget
+from prunus.selection import Budget
 from prunus.store import load
 
 HALF = Budget(macs=0.5)

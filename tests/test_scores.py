@@ -14,8 +14,7 @@ from prunus.data import load_data
 from prunus.errors import UserError
 from prunus.graph import trace
 from prunus.progress import silent
-from prunus.selection import cost
-from prunus.selection.budget import Budget
+from prunus.selection import Budget, cost
 from prunus.tasks import Classification
 
 

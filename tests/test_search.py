@@ -28,11 +28,7 @@ from prunus.search import CHUNKS, Candidate, Evolution, Greedy, Random, Room, Sp
 from prunus.search.evaluation import Alone, Z, behind, examined
 from prunus.search.journal import Proposal, front, ranked
 from prunus.search.proposals import WINDOW, crossed, mutated
-from prunus.selection import cost
-from prunus.selection.bounds import least
-from prunus.selection.budget import Budget, Metered
-from prunus.selection.choose import select
-from prunus.selection.fill import blocks
+from prunus.selection import Budget, Metered, blocks, cost, least, select
 
 CHAIN = searching.GRAPH
 GRAPHS = {name: trace(*nets.build(name)) for name in nets.NETS} | {"chain": CHAIN}

@@ -18,7 +18,7 @@ from prunus.errors import FileError, PrunusError, UserError
 from prunus.graph import trace
 from prunus.search import Evolution, Greedy, Space, search
 from prunus.search import journal as journals
-from prunus.selection.budget import Budget
+from prunus.selection import Budget
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,7 @@ from torch import nn
 
 from prunus.errors import BudgetError, UserError
 from prunus.graph import trace
-from prunus.selection import cost
-from prunus.selection.bounds import least
-from prunus.selection.budget import Budget, short
-from prunus.selection.changes import plan
-from prunus.selection.choose import How, Selection, select
+from prunus.selection import Budget, How, Selection, cost, least, plan, select, short
 
 
 class Branches(nn.Module):

@@ -16,7 +16,7 @@ from prunus.errors import PruningError, UserError
 from prunus.files import read_json, read_tensors
 from prunus.methods import Pruned, lookahead
 from prunus.run import Settings, preview, prune
-from prunus.selection.budget import Budget, Sparsity
+from prunus.selection import Budget, Sparsity
 from prunus.tasks import Classification
 
 SHORT = {"method": "lookahead", "base_epochs": 2, "epochs": 1}

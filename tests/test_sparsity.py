@@ -8,7 +8,7 @@ from torch import nn
 
 import prunus
 from prunus.errors import BudgetError, UserError
-from prunus.selection.budget import Sparsity
+from prunus.selection import Sparsity
 from prunus.sparse import choose, eligible, ranking, top
 from prunus.sparse.ranking import lamp
 from prunus.sparse.selection import allocated, counts

@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import prunus
-from prunus import store, weights
+from prunus import store
 from prunus.errors import FileError
 from prunus.sparse import maskable, masks
+from prunus.surgery import copies
 
 X = torch.linspace(-1, 1, 70).view(2, 5, 7)
 
@@ -60,7 +61,7 @@ def test_what_is_saved_is_what_is_loaded(name, final, tmp_path):
     assert same(store.load_masks(tmp_path), kept)
     loaded = prunus.load(tmp_path, model).eval()
     assert masks.held(loaded) == {}
-    tensors = weights.effective(loaded)
+    tensors = copies.effective(loaded)
     assert not any(tensors[n][~mask].any() for n, mask in kept.items())
     torch.testing.assert_close(loaded(example), expected)
 

@@ -10,7 +10,7 @@ import prunus
 from prunus import cli
 from prunus.errors import BudgetError, FileError, UserError
 from prunus.methods.structure import Config
-from prunus.selection.budget import Budget, Metered
+from prunus.selection import Budget, Metered
 from prunus.store import load_keep
 
 

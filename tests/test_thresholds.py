@@ -6,8 +6,7 @@ from nets import NETS, build
 
 import prunus
 from prunus import zoo
-from prunus.selection.budget import Budget
-from prunus.selection.choose import price_of
+from prunus.selection import Budget, price_of
 from prunus.thresholds import CANDIDATES, Thresholds, soft_threshold
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.sparse import SparseSemiStructuredTensor, _semi_structured_conversions
 
-from prunus import weights
 from prunus.errors import UserError
 from prunus.sparse.patterns import matrix
+from prunus.surgery import copies
 
 TILE = (64, 128)  # rows and columns that torch's conversion needs multiples of, whatever the type
 
@@ -51,7 +51,7 @@ def to_csr(model: nn.Module, min_sparsity: float = 0.7) -> nn.Module:
 
     The default is where products with CSR begin to be faster than dense ones (4096 x 4096, batch 64, one thread).
     """
-    model = weights.clone(model, {}).eval()
+    model = copies.clone(model, {}).eval()
     new: dict[nn.Linear, CsrLinear] = {}  # a layer may stand in several places
     for path, layer in _linear_layers(model).items():
         if (layer.weight == 0).float().mean() >= min_sparsity:
@@ -102,7 +102,7 @@ def to_semi_structured(model: nn.Module) -> nn.Module:
             f"semi-structured tensors need an NVIDIA GPU of compute capability 8.0 (Ampere) or newer; this model is "
             f"on {device}. Move it there (model.cuda().half()), or keep the zeros as they are: the model is the same."
         )
-    model = weights.clone(model, {}).eval()
+    model = copies.clone(model, {}).eval()
     refused, done = {}, 0
     for path in layers:
         layer = model.get_submodule(path)

@@ -24,8 +24,7 @@ from torch.utils._pytree import tree_map_only
 from prunus.errors import PruningError, UserError
 from prunus.graph import Graph, skeleton, tracer
 from prunus.sparse.patterns import NofM, Pattern, contracted, matrix, parse, unfit
-from prunus.surgery import TOLERANCES
-from prunus.weights import checked_tensors, clone, sliced
+from prunus.surgery import TOLERANCES, checked_tensors, clone, sliced
 
 ROWS = 256  # looked at in the search; what is gained is counted over all
 UNITS = 1024  # compared with each other in a round

@@ -24,7 +24,7 @@ from prunus.graph import Graph
 from prunus.scores import Batches
 from prunus.sparse import neighbours, observed, products
 from prunus.sparse.neighbours import Depthwise, Flow, Norms, Places, Site
-from prunus.weights import checked_tensors
+from prunus.surgery import checked_tensors
 
 WeightScores = dict[str, Tensor]
 Sides = Literal["both", "before", "behind"]

@@ -1,16 +1,8 @@
-"""Keep applied: the same indices as zeros (mask), as smaller weights for one call (crop), or for real (shrink).
-
-Every shrink is proved. The original, with the units that go set to zero in all its weights, and the small
-model are run side by side in double precision, on weights shaken a little so that fresh ones and zeros
-cannot hide a wrong index; their outputs must agree. Operators that mix units (layer norm, softmax, means
-over a pruned axis) take their statistics over the units that are kept, in both. Source: ours.
-"""
+"""The proof that a small model computes what the original computes with the removed units at zero."""
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +10,10 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from prunus.errors import PruningError, UserError, unknown
-from prunus.graph import Graph, Keep, axes, set_attributes, skeleton, tracer
-from prunus.weights import checked_tensors, clone, cut, differences, effective, masked, resized, sliced
+from prunus.errors import PruningError
+from prunus.graph import Graph, Keep, skeleton, tracer
+from prunus.surgery.copies import checked_tensors, clone, effective, resized
+from prunus.surgery.slicing import masked, sliced
 
 # Relative errors allowed. Lower precisions are for devices and models that cannot compute in double.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -40,54 +33,6 @@ class Proof:
         return self.max_abs_error <= self.tolerance
 
 
-def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
-    """A copy of `model`, of the same shapes, with zeros in all weights at the units that go."""
-    keep, tensors = graph.checked(keep), checked_tensors(model, graph)
-    return clone(model, masked(tensors, graph, keep))
-
-
-def crop(
-    model: nn.Module, graph: Graph, keep: Keep, *args: Any, weights: Mapping | None = None, **kwargs: Any
-) -> Any:
-    """Run `model` as if shrunk, for one call; gradients reach the full weights. Norm statistics are not updated.
-
-    weights: full-size tensors by name to cut from, in place of the model's own (hypernetworks).
-    """
-    keep, tensors = graph.checked(keep), checked_tensors(model, graph)
-    weights = weights or {}
-    for name, tensor in weights.items():
-        if name not in tensors:
-            raise unknown("weight", name, tensors)
-        if tensor.shape != tensors[name].shape:
-            raise UserError(
-                f"weights[{name!r}] should be {tuple(tensors[name].shape)}, is {tuple(tensor.shape)}."
-            )
-    part = cut({**tensors, **weights}, graph, keep)
-    part |= {n: t.clone() for n, t in part.items() if n not in graph.parameters}  # the call may write to them
-    bare = skeleton.skeleton(model)
-    modes = {name: module.training for name, module in model.named_modules()}
-    for name, module in bare.named_modules():
-        module.training = modes[name]
-    set_attributes(bare, graph.attributes, graph.widths(keep))
-    return torch.func.functional_call(bare, part, args, kwargs)
-
-
-def shrink(model: nn.Module, graph: Graph, keep: Keep, *, verify: str = "on") -> nn.Module:
-    """A smaller copy of `model`, of the same class, with only the units in `keep`; the original is untouched.
-
-    verify: "on" proves the result against the masked original, "off" trusts it (for those who shrink in a loop).
-    Raises PruningError naming the axes if the proof fails, UserError if `keep` does not fit the graph.
-    """
-    if verify not in ("on", "off"):
-        raise UserError(f'verify must be "on" or "off", got {verify!r}.')
-    keep = graph.checked(keep)
-    small = resized(model, graph, keep, checked_tensors(model, graph))
-    if verify == "on":
-        prove(model, graph, keep, small)
-    return small
-
-
-# ----------------------------------------------------------------------------------------- proof
 def prove(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module) -> Proof:
     """`verify`, but raises PruningError naming the axes at fault if the two do not agree."""
     try:
@@ -212,62 +157,3 @@ def _random_like(
     if not tensor.is_floating_point():
         return tensor.to(device)
     return torch.randn(tensor.shape, generator=generator, dtype=dtype).to(device)
-
-
-# ------------------------------------------------------------------------------- carrying over
-def carry_over(
-    graph: Graph,
-    keep: Keep,
-    model: nn.Module,
-    small: nn.Module,
-    *,
-    optimizer: torch.optim.Optimizer | None = None,
-    ema: nn.Module | None = None,
-) -> tuple[torch.optim.Optimizer | None, nn.Module | None]:
-    """Optimiser state (momentum, moments) and an averaged copy of the model, cut with the same indices.
-
-    Returns a new optimiser of the same class over `small`'s parameters, and the averaged copy shrunk; the
-    given ones are untouched. State tensors shaped like their parameter are cut, others (steps) copied.
-    Raises UserError if the optimiser holds parameters that are not the model's, or parametrised ones.
-    """
-    keep = graph.checked(keep)
-    small_ema = None if ema is None else resized(ema, graph, keep, checked_tensors(ema, graph))
-    if optimizer is None:
-        return None, small_ema
-    wrong = differences({n: graph.shape(n, keep) for n in graph.layouts}, effective(small))
-    if wrong:
-        raise UserError(f"the small model is not this keep of the traced one: {'; '.join(wrong[:3])}.")
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    parameters = dict(small.named_parameters())
-    groups, pairs = [], []
-    for group in optimizer.param_groups:
-        unknown = [tuple(p.shape) for p in group["params"] if names.get(id(p)) not in graph.layouts]
-        if unknown:
-            raise UserError(
-                f"the optimiser holds parameters that are not the traced model's: shapes {unknown[:3]}."
-            )
-        group_names = [names[id(p)] for p in group["params"]]
-        pairs += [(p, name) for p, name in zip(group["params"], group_names, strict=True)]
-        groups.append({**group, "params": [parameters[name] for name in group_names]})
-    carried = type(optimizer)(groups, **{k: v for k, v in optimizer.defaults.items() if k in ("lr",)})
-    for old, name in pairs:
-        carried.state[parameters[name]] = {
-            key: _carried(value, old, graph.layouts[name], keep, f"{key} of {name}")
-            for key, value in optimizer.state.get(old, {}).items()
-        }
-    return carried, small_ema
-
-
-def _carried(value: Any, parameter: torch.Tensor, layouts: list[axes.Layout], keep: Keep, what: str) -> Any:
-    """One entry of optimiser state: cut where it has the parameter's dimensions (or 1 in their place)."""
-    if not isinstance(value, torch.Tensor) or value.numel() == 1:
-        return copy.deepcopy(value)
-    if value.dim() != parameter.dim() or any(
-        a not in (1, b) for a, b in zip(value.shape, parameter.shape, strict=True)
-    ):
-        raise UserError(
-            f"the optimiser's {what} has shape {tuple(value.shape)}, which does not follow the parameter's "
-            f"{tuple(parameter.shape)}; start a new optimiser for the small model."
-        )
-    cut = [1 if n == 1 else layout for n, layout in zip(value.shape, layouts, strict=True)]
-    return sliced(value, cut, keep).clone()

@@ -1,0 +1,72 @@
+"""Momentum and averages of an optimiser, carried over to a smaller model."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus.errors import UserError
+from prunus.graph import Graph, Keep, axes
+from prunus.surgery.copies import checked_tensors, effective, resized
+from prunus.surgery.slicing import differences, sliced
+
+
+def carry_over(
+    graph: Graph,
+    keep: Keep,
+    model: nn.Module,
+    small: nn.Module,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    ema: nn.Module | None = None,
+) -> tuple[torch.optim.Optimizer | None, nn.Module | None]:
+    """Optimiser state (momentum, moments) and an averaged copy of the model, cut with the same indices.
+
+    Returns a new optimiser of the same class over `small`'s parameters, and the averaged copy shrunk; the
+    given ones are untouched. State tensors shaped like their parameter are cut, others (steps) copied.
+    Raises UserError if the optimiser holds parameters that are not the model's, or parametrised ones.
+    """
+    keep = graph.checked(keep)
+    small_ema = None if ema is None else resized(ema, graph, keep, checked_tensors(ema, graph))
+    if optimizer is None:
+        return None, small_ema
+    wrong = differences({n: graph.shape(n, keep) for n in graph.layouts}, effective(small))
+    if wrong:
+        raise UserError(f"the small model is not this keep of the traced one: {'; '.join(wrong[:3])}.")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    parameters = dict(small.named_parameters())
+    groups, pairs = [], []
+    for group in optimizer.param_groups:
+        unknown = [tuple(p.shape) for p in group["params"] if names.get(id(p)) not in graph.layouts]
+        if unknown:
+            raise UserError(
+                f"the optimiser holds parameters that are not the traced model's: shapes {unknown[:3]}."
+            )
+        group_names = [names[id(p)] for p in group["params"]]
+        pairs += [(p, name) for p, name in zip(group["params"], group_names, strict=True)]
+        groups.append({**group, "params": [parameters[name] for name in group_names]})
+    carried = type(optimizer)(groups, **{k: v for k, v in optimizer.defaults.items() if k in ("lr",)})
+    for old, name in pairs:
+        carried.state[parameters[name]] = {
+            key: _carried(value, old, graph.layouts[name], keep, f"{key} of {name}")
+            for key, value in optimizer.state.get(old, {}).items()
+        }
+    return carried, small_ema
+
+
+def _carried(value: Any, parameter: torch.Tensor, layouts: list[axes.Layout], keep: Keep, what: str) -> Any:
+    """One entry of optimiser state: cut where it has the parameter's dimensions (or 1 in their place)."""
+    if not isinstance(value, torch.Tensor) or value.numel() == 1:
+        return copy.deepcopy(value)
+    if value.dim() != parameter.dim() or any(
+        a not in (1, b) for a, b in zip(value.shape, parameter.shape, strict=True)
+    ):
+        raise UserError(
+            f"the optimiser's {what} has shape {tuple(value.shape)}, which does not follow the parameter's "
+            f"{tuple(parameter.shape)}; start a new optimiser for the small model."
+        )
+    cut = [1 if n == 1 else layout for n, layout in zip(value.shape, layouts, strict=True)]
+    return sliced(value, cut, keep).clone()
