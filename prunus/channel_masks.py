@@ -17,12 +17,12 @@ from torch.nn.utils import parametrize
 
 from prunus import gates, recurrent, scores, surgery
 from prunus.errors import FileError, TrainingError, UserError
+from prunus.gates import Thresholds
 from prunus.graph import skeleton, trace
 from prunus.pass_config import Config
 from prunus.prompts import Prompt, Prompted
 from prunus.recurrent import STATISTICS, Hypernetwork
 from prunus.selection import Budget, Metered, least, price_of
-from prunus.thresholds import Thresholds
 
 NOTED = 60  # times that widths are noted in a search
 HOOKS = "_forward_hooks", "_backward_hooks", "_backward_pre_hooks"

@@ -13,8 +13,7 @@ from torch.nn.utils import parametrize
 
 from prunus import gates, scores
 from prunus.errors import UserError
-from prunus.gates import Gate, Gates
-from prunus.gating import Place
+from prunus.gates import Gate, Gates, Place
 from prunus.graph import Graph
 from prunus.surgery import draw_anew, fan_in, found, uniform
 

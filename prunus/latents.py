@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from prunus import gates, scores, surgery
-from prunus.compact import Compacted, can_be_cut
 from prunus.dhp_config import Config
 from prunus.errors import TrainingError, UserError
+from prunus.gates import Compacted, Thresholds, can_be_cut, soft_threshold
 from prunus.graph import trace
 from prunus.hypernetworks import attach
 from prunus.selection import GRIDS, TOLERANCE, Budget, Metered, Price, blocks, least, price_of
-from prunus.thresholds import Thresholds, soft_threshold
 
 FELT = 0.02  # the share of the last step in how much the loss is said to feel a latent
 CHECKS = 200  # of a search, at most: latents are counted, the strength is set, dead units are cut out

@@ -16,9 +16,9 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import prunus
 from prunus import surgery, zoo
-from prunus.compact import Compacted, can_be_cut, expanded
 from prunus.errors import UserError
-from prunus.gates import Gate
+from prunus.gates.compact import Compacted, can_be_cut, expanded
+from prunus.gates.gates import Gate
 from prunus.hypernetworks import attach as attach_hypernetworks
 from prunus.sparse import masks
 from prunus.surgery import copies, slicing, steps

@@ -22,10 +22,13 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
 import prunus
-from prunus import gates, gating, surgery, zoo
+from prunus import gates, surgery, zoo
 from prunus.errors import TraceError, UserError
-from prunus.gates import Gate, attach, ungateable
-from prunus.gating import Place
+from prunus.gates import product
+from prunus.gates.at_once import leave
+from prunus.gates.exact import ungateable
+from prunus.gates.gates import Gate, attach, places_of
+from prunus.gates.product import Place
 from prunus.surgery import copies, slicing, steps
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
@@ -170,10 +173,7 @@ def test_side_by_side_nested_and_twice_in_one_dimension():
     """Units of a concatenation lie side by side; heads and their features are nested, three times in a fused qkv."""
     model, example = build("attention")
     graph = prunus.trace(model, example)
-    dims = {
-        n: [p.dim for p in gates.places_of(graph, gates.Gates(graph, graph.axes), n, {})]
-        for n in graph.shapes
-    }
+    dims = {n: [p.dim for p in places_of(graph, gates.Gates(graph, graph.axes), n, {})] for n in graph.shapes}
     assert dims["qkv.weight"] == [
         0,
         0,
@@ -182,10 +182,7 @@ def test_side_by_side_nested_and_twice_in_one_dimension():
     assert dims["qkv.bias"] == dims["norm.weight"] == []
     model, example = build("concat")
     graph = prunus.trace(model, example)
-    dims = {
-        n: [p.dim for p in gates.places_of(graph, gates.Gates(graph, graph.axes), n, {})]
-        for n in graph.shapes
-    }
+    dims = {n: [p.dim for p in places_of(graph, gates.Gates(graph, graph.axes), n, {})] for n in graph.shapes}
     assert dims["point.weight"] == [0, 1]  # the two branches side by side are one index
     assert dims["head.weight"] == [1]
 
@@ -441,8 +438,8 @@ def test_i6_the_gradient_of_a_shared_gate_is_the_sum_over_all_tensors_tied_to_it
 # ------------------------------------------------------------------------------ all weights of a model at once
 def counted(monkeypatch):
     """How many weights were made at once in each call."""
-    seen, usual = [], gating.gated
-    monkeypatch.setattr(gating, "gated", lambda v, w, p: seen.append(len(w)) or usual(v, w, p))
+    seen, usual = [], product.gated
+    monkeypatch.setattr(product, "gated", lambda v, w, p: seen.append(len(w)) or usual(v, w, p))
     return seen
 
 
@@ -462,7 +459,7 @@ def test_made_at_once_is_made_one_by_one(name, monkeypatch):
     at_once = gradients(model, example)
     alone = {w.steps for w in steps.found(model, Gate) if len(w.steps) == 1}
     assert seen == [len(alone)] and at_once["output"].requires_grad
-    gating.leave(model)
+    leave(model)
     one_by_one = gradients(model, example)
     assert len(seen) == 1 and one_by_one.keys() == at_once.keys()
     assert torch.equal(one_by_one.pop("output"), at_once.pop("output"))
@@ -491,7 +488,7 @@ def test_gradients_of_gradients():
     places = [[Place(0, at([0, 1, 2])), Place(1, at([3, 4, 5, 7]))], [Place(0, at([3, 4, 5, 6]))], nested]
 
     def made(values, *weights):
-        return gating.gated(values, weights, places)
+        return product.gated(values, weights, places)
 
     assert torch.autograd.gradcheck(made, (values, *weights))
     assert torch.autograd.gradgradcheck(made, (values, *weights))
@@ -558,7 +555,7 @@ def test_gradients_are_not_rounded_to_the_type_of_autocast():
     torch.manual_seed(0)
     values, weight = torch.rand(40, requires_grad=True), torch.rand(24, 16, requires_grad=True)
     places = [[Place(0, torch.arange(24)), Place(1, torch.arange(24, 40))]]
-    (made,) = gating.gated(values, [weight], places)
+    (made,) = product.gated(values, [weight], places)
     plain = torch.autograd.grad(made.square().sum(), values, retain_graph=True)[0]
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(torch.autograd.grad(made.square().sum(), values)[0], plain)

@@ -12,7 +12,7 @@ from prunus.errors import UserError
 from prunus.sparse import choose, contracted, permutation, permuted
 from prunus.sparse import scores as weight_scores
 from prunus.sparse.permutation import Permuted
-from prunus.surgery.slicing import sliced
+from prunus.surgery import sliced
 
 
 def kept_share(model, graph, pattern="2:4"):

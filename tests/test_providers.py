@@ -29,7 +29,7 @@ from prunus.recover import renew_norms
 from prunus.search import Room, Space, best_first
 from prunus.selection import Budget, cost
 from prunus.supernets import Stepping, Supernet, Together
-from prunus.surgery.copies import effective
+from prunus.surgery import effective
 from prunus.tasks import Classification
 from prunus.train import Recipe, fit
 

@@ -17,8 +17,8 @@ from prunus import surgery
 from prunus.errors import PruningError
 from prunus.graph import skeleton, trace, tracer
 from prunus.recover import renew_norms
-from prunus.surgery.copies import effective
-from prunus.surgery.slicing import cut, masked, sliced, zeroed
+from prunus.surgery import cut, effective, sliced
+from prunus.surgery.slicing import masked, zeroed
 
 ZOO = ("resnet20", "resnet110_bottleneck", "mobilenet_v1", "mobilenet_v2", "vgg11_bn", "densenet40", "conv6")
 

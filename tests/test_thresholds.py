@@ -6,8 +6,8 @@ from nets import NETS, build
 
 import prunus
 from prunus import zoo
+from prunus.gates.thresholds import CANDIDATES, Thresholds, soft_threshold
 from prunus.selection import Budget, price_of
-from prunus.thresholds import CANDIDATES, Thresholds, soft_threshold
 
 
 # ------------------------------------------------------------------------------ I7: the soft threshold

@@ -12,37 +12,19 @@ axis is a weight; `ungateable` names the axes where something else does. Source:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunus import gating
 from prunus.errors import UserError, unknown
-from prunus.gating import Place
-from prunus.graph import CONSUMES, PRODUCES, Axis, Graph, Keep, Layout, Op, Tag, axes
+from prunus.gates import at_once, product
+from prunus.gates.product import Place
+from prunus.graph import CONSUMES, PRODUCES, Axis, Graph, Keep, Layout, axes
 from prunus.surgery import steps
 
 ACT = (PRODUCES, CONSUMES)  # the roles of the dimensions that gates act on, if nothing else is said
-
-# A zero in a weight is a zero in what they make of it.
-MOVES = {
-    *(
-        "t",
-        "transpose",
-        "permute",
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "unsqueeze",
-        "squeeze",
-        "slice",
-        "expand",
-    ),
-    *("detach", "alias", "clone"),
-}
 
 
 class Gates(nn.Module):
@@ -88,7 +70,7 @@ class Gate(nn.Module):
 
     def gate(self) -> Tensor:
         """What the weight is multiplied with."""
-        return gating.gate(self.gates.values, self.dims, self.places)
+        return product.gate(self.gates.values, self.dims, self.places)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Gate:
         super()._apply(fn, recurse)
@@ -138,13 +120,13 @@ def attach(
             weight.steps.right_inverse(chained[name])
     direct = [w for w in steps.found(model, Gate) if w.steps.is_tensor and type(w.steps[0]) is Gate]
     if direct:
-        gating.AtOnce(model, gates, direct)
+        at_once.AtOnce(model, gates, direct)
     return gates
 
 
 def take_off(model: nn.Module) -> None:
     """Make the weights of `model` that stand behind gates, in place, ordinary parameters of the value they had."""
-    gating.leave(model)
+    at_once.leave(model)
     steps.take_off(model, Gate)
 
 
@@ -180,7 +162,7 @@ def replace_places(model: nn.Module, graph: Graph, keep: Keep) -> None:
     for weight in steps.found(model, Gate):
         if weight.name in graph.layouts:  # tied weights have their step under their first name
             step = weight.step(Gate)
-            gating.forget([weight.module])
+            at_once.forget([weight.module])
             step.places = places_of(graph, step.gates, weight.name, keep)
 
 
@@ -219,87 +201,3 @@ def _indices(gates: Gates, layout: Layout) -> list[Tensor]:
         outside = [index.repeat_interleave(axes.size(inner)) for index in _indices(gates, outer)]
         return outside + [index.repeat(axes.size(outer)) for index in _indices(gates, inner)]
     return []
-
-
-# --------------------------------------------------------------------------------- where it is exact
-def ungateable(graph: Graph, roles: Collection[str] = ACT) -> dict[str, str]:
-    """The axes of which a unit with a zero gate still counts for something, and why: axis -> reason.
-
-    A norm or softmax takes statistics over them, or activations are multiplied along them (queries by keys).
-    roles: see `Gates`.
-    """
-    known = _known.setdefault(graph, {})  # searches ask at every check
-    if tuple(roles) not in known:
-        known[tuple(roles)] = _ungateable(graph, roles)
-    return known[tuple(roles)]
-
-
-_known: WeakKeyDictionary[Graph, dict[tuple[str, ...], dict[str, str]]] = WeakKeyDictionary()
-
-
-def _ungateable(graph: Graph, roles: Collection[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    weights = {tag: name for tag, name in graph.tensors.items() if name in graph.parameters}
-    for op in graph.ops:
-        inputs = list(_tags([*op.inputs[0], *op.inputs[1].values()]))
-        if op.name in MOVES and inputs and inputs[0] in weights:
-            weights |= dict.fromkeys(_tags(op.results), weights[inputs[0]])
-        elif op.mixes:
-            for axis in _mixed(op):
-                found.setdefault(axis.name, f"{op} takes statistics over it")
-        elif op.contracts:
-            gated = {axis for tag in inputs if tag in weights for axis in _gated(graph, weights[tag], roles)}
-            for axis in _summed(op):
-                if axis not in gated:
-                    found.setdefault(axis.name, f"{op} multiplies activations along it")
-    return {name: found[name] for name in graph.axes if name in found}
-
-
-def _gated(graph: Graph, name: str, roles: Collection[str]) -> set[Axis]:
-    """The axes whose gates act on a parameter."""
-    layouts = graph.layouts[name]
-    acts = [layout for dim, layout in enumerate(layouts) if graph.role(name, dim) in roles]
-    return {axis for layout in acts for axis in axes.leaves(layout)}
-
-
-def _tags(things: Iterable) -> Iterator[Tag]:
-    for thing in things:
-        if isinstance(thing, Tag):
-            yield thing
-        elif isinstance(thing, (list, tuple)):
-            yield from _tags(thing)
-
-
-def _leaves(tags: Iterable[Tag]) -> dict[Axis, None]:
-    return {axis: None for tag in tags for layout in tag.dims for axis in axes.leaves(layout)}
-
-
-def _mixed(op: Op) -> Iterable[Axis]:
-    """The axes over which statistics are taken; a group norm's groups are not among them."""
-    inputs = list(_tags([*op.inputs[0], *op.inputs[1].values()]))
-    if op.name != "native_group_norm":
-        return _leaves([*inputs, *_tags(op.results)])
-    channels, groups = op.inputs[0][4], op.inputs[0][6]
-    layout, inside = axes.normal(inputs[0].dims[1]), []
-    factors = list(layout.factors) if isinstance(layout, axes.Product) else [layout]
-    while factors and axes.size(axes.nest(*inside)) < channels // groups:
-        inside.insert(0, factors.pop())
-    return list(axes.leaves(axes.nest(*inside)))
-
-
-def _summed(op: Op) -> Iterable[Axis]:
-    inputs, results = _leaves(_tags([*op.inputs[0], *op.inputs[1].values()])), _leaves(_tags(op.results))
-    return [*(axis for axis in inputs if axis not in results), *axes.leaves(_within_groups(op))]
-
-
-def _within_groups(op: Op) -> Layout:
-    """What is summed over: of a grouped convolution's channels those of one group, for groups do not meet."""
-    groups = op.inputs[0][8] if "convolution" in op.name else 1
-    layout = axes.normal(op.over)
-    if groups == 1 or axes.size(layout) == groups:
-        return layout if groups == 1 else 1
-    factors = list(layout.factors) if isinstance(layout, axes.Product) else []
-    for count in range(1, len(factors)):
-        if axes.size(axes.nest(*factors[:count])) == groups:
-            return axes.nest(*factors[count:])
-    return layout

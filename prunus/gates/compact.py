@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunus import gates, gating
 from prunus.errors import UserError
-from prunus.gates import Gate
+from prunus.gates import at_once, gates
+from prunus.gates.gates import Gate
 from prunus.graph import Graph, Keep, Layout, axes, set_attributes, skeleton
 from prunus.surgery import copies
 
@@ -52,7 +52,7 @@ class Compacted:
 def can_be_cut(model: nn.Module) -> bool:
     """Whether weights can become smaller during training: not behind weight_norm and the like, nor in several
     processes, whose wrapper knows their sizes."""
-    return not gating.several_processes() and not any(map(parametrize.is_parametrized, model.modules()))
+    return not at_once.several_processes() and not any(map(parametrize.is_parametrized, model.modules()))
 
 
 @torch.no_grad()
