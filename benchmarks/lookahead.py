@@ -22,6 +22,7 @@ from board import Board
 import prunus
 from prunus import zoo
 from prunus.data import load_data
+from prunus.sparse import allocation as allocations
 from prunus.sparse import masks, ranking, selection
 from prunus.sparse import scores as weight_scores
 from prunus.tasks import Classification
@@ -45,7 +46,7 @@ def choose(arm: str, kept: float, model, graph, data, seed: int) -> dict[str, to
     allocation = allocation or "paper"
     shapes = {name: graph.shapes[name] for name in weight_scores.maskable(graph)}
     if score in ("forward", "backward"):
-        counts = selection.counts(shapes, 1 - kept, allocation)
+        counts = allocations.counts(shapes, 1 - kept, allocation)
 
         def best(name: str, scores: torch.Tensor) -> torch.Tensor:
             return ranking.top(scores, counts[name])

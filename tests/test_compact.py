@@ -17,8 +17,8 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 import prunus
 from prunus import surgery, zoo
 from prunus.errors import UserError
-from prunus.gates.compact import Compacted, can_be_cut, expanded
-from prunus.gates.gates import Gate
+from prunus.gates import Compacted, Gate, can_be_cut
+from prunus.gates.compact import expanded
 from prunus.hypernetworks import attach as attach_hypernetworks
 from prunus.sparse import masks
 from prunus.surgery import copies, slicing, steps

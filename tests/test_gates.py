@@ -24,11 +24,9 @@ from torch.utils.checkpoint import checkpoint
 import prunus
 from prunus import gates, surgery, zoo
 from prunus.errors import TraceError, UserError
-from prunus.gates import product
+from prunus.gates import Gate, Place, attach, product, ungateable
 from prunus.gates.at_once import leave
-from prunus.gates.exact import ungateable
-from prunus.gates.gates import Gate, attach, places_of
-from prunus.gates.product import Place
+from prunus.gates.gates import places_of
 from prunus.surgery import copies, slicing, steps
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 import prunus
 from prunus import surgery, zoo
 from prunus.errors import UserError
-from prunus.gates.gates import Gate
+from prunus.gates import Gate
 from prunus.hypernetworks import LEAST_LATENT, Hypernetwork, attach
 from prunus.surgery import copies, slicing, steps
 

@@ -27,7 +27,7 @@ from prunus.channel_masks import PASS
 from prunus.charts import PNG, Heat, Lines, Picture
 from prunus.data import load_data
 from prunus.errors import BudgetError, FileError, TrainingError, UserError
-from prunus.gates.gates import Gate
+from prunus.gates import Gate
 from prunus.methods.pass_ import Beside, prune
 from prunus.pass_config import Config
 from prunus.prompts import Prompt, Prompted

@@ -10,8 +10,8 @@ import prunus
 from prunus.errors import BudgetError, UserError
 from prunus.selection import Sparsity
 from prunus.sparse import choose, eligible, ranking, top
+from prunus.sparse.allocation import allocated, counts
 from prunus.sparse.ranking import lamp
-from prunus.sparse.selection import allocated, counts
 
 SHAPES = {
     "conv1": (16, 3, 3, 3),

@@ -6,7 +6,8 @@ from nets import NETS, build
 
 import prunus
 from prunus import zoo
-from prunus.gates.thresholds import CANDIDATES, Thresholds, soft_threshold
+from prunus.gates import Thresholds, soft_threshold
+from prunus.gates.thresholds import CANDIDATES
 from prunus.selection import Budget, price_of
 
 

@@ -18,12 +18,13 @@ Its files, in the order in which to read them:
     formats        CSR and semi-structured tensors
 """
 
+from prunus.sparse.allocation import Allocation
 from prunus.sparse.masks import Masks, dead, finalise, held, hold, packed, survivors, unpacked
 from prunus.sparse.patterns import contracted, unfit
 from prunus.sparse.permutation import permuted
 from prunus.sparse.ranking import top
 from prunus.sparse.scores import active, lookahead, magnitude, maskable, sequential, wanda
-from prunus.sparse.selection import Allocation, choose, eligible
+from prunus.sparse.selection import choose, eligible
 
 __all__ = [
     "Allocation",

@@ -17,28 +17,19 @@ How many stay in each layer, the allocation:
 Masks are bool tensors by parameter name, True stays; a weight without a mask stays whole.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from prunus.errors import BudgetError, UserError, unknown
 from prunus.graph import Graph
-from prunus.selection import Sparsity, holders, short
+from prunus.selection import Sparsity, holders
 from prunus.sparse import patterns
-from prunus.sparse.ranking import alive, as_numpy, checked, counts_above, lamp_of_sorted, top
+from prunus.sparse.allocation import Allocation, allocated
+from prunus.sparse.ranking import checked, top
 from prunus.sparse.scores import maskable
-
-Allocation = Literal["uniform", "uniform_plus", "erk", "pooled", "global", "lamp", "paper"]
-RATES = {  # what a round of the Lookahead paper takes of a layer: kind of network -> layer -> share of its survivors
-    "linear": {"linear": 0.5, "last": 0.25},
-    "convolutional": {"conv": 0.15, "linear": 0.2, "last": 0.1},
-}
-LAST_KEEPS = 0.2  # of the last linear layer, under uniform_plus
 
 
 def eligible(graph: Graph, freeze: Sequence[str] = ()) -> list[str]:
@@ -59,146 +50,6 @@ def eligible(graph: Graph, freeze: Sequence[str] = ()) -> list[str]:
     if not found:
         raise UserError(f"freeze={list(freeze)} leaves no weight to prune; freeze less.")
     return found
-
-
-def counts(
-    shapes: Mapping[str, torch.Size],
-    sparsity: float | Sparsity,
-    allocation: Allocation = "uniform",
-    *,
-    room: Mapping[str, int] | None = None,
-    min_keep: int = 1,
-) -> dict[str, int]:
-    """How many weights stay in each layer, for the allocations that need only shapes; their sum is exact.
-
-    shapes: of the weights, in the order of the layers. room: the most each may keep (what is not pruned yet).
-    min_keep: the fewest each may keep, as far as there is room. Raises BudgetError where these cannot be met.
-    """
-    if allocation not in ("uniform", "uniform_plus", "erk", "paper"):
-        raise unknown("allocation by shapes", allocation, ["uniform", "uniform_plus", "erk", "paper"])
-    sizes = {name: shape.numel() for name, shape in shapes.items()}
-    high = {name: room[name] if room else size for name, size in sizes.items()}
-    low = {name: min(min_keep, most) for name, most in high.items()}
-    total = _total(sparsity, sizes, low, high)
-    factor, power = dict.fromkeys(shapes, 1.0), dict.fromkeys(shapes, 1.0)
-    if allocation == "erk":
-        factor = {name: sum(shape) / shape.numel() for name, shape in shapes.items()}
-    elif allocation == "paper":
-        power = {name: -math.log1p(-rate) for name, rate in _rates(shapes).items()}
-    elif allocation == "uniform_plus":
-        low = _uniform_plus(shapes, low, high)
-        _total(sparsity, sizes, low, high)
-
-    def ideal(log_x: float) -> dict[str, float]:
-        """size * factor * x^power within bounds: rises with x for every layer."""
-        return {
-            name: min(
-                max(size * math.exp(math.log(factor[name]) + power[name] * log_x), low[name]), high[name]
-            )
-            for name, size in sizes.items()
-        }
-
-    below, above = (
-        -700.0,
-        60.0,
-    )  # of log x: from nothing of a layer to all of it, whatever its factor and power
-    for _ in range(80):
-        middle = (below + above) / 2
-        below, above = (below, middle) if sum(ideal(middle).values()) > total else (middle, above)
-    return _rounded(ideal((below + above) / 2), high, total)
-
-
-def allocated(
-    scores: Mapping[str, Tensor],
-    sparsity: float | Sparsity,
-    allocation: Allocation = "uniform",
-    *,
-    within: Mapping[str, Tensor] | None = None,
-    min_keep: int = 1,
-) -> dict[str, int]:
-    """How many weights stay in each layer, for every allocation; their sum is exact. See `choose`."""
-    if allocation not in get_args(Allocation):
-        raise unknown("allocation", allocation, get_args(Allocation))
-    sizes = {name: score.numel() for name, score in scores.items()}
-    room = {name: alive(size, (within or {}).get(name)) for name, size in sizes.items()}
-    if allocation not in ("pooled", "global", "lamp"):
-        shapes = {name: score.shape for name, score in scores.items()}
-        return counts(shapes, sparsity, allocation, room=room, min_keep=min_keep)
-    low = {name: min(min_keep, most) for name, most in room.items()}
-    total = _total(sparsity, sizes, low, room)
-    queues = []
-    for name, score in scores.items():
-        flat = checked(score, name)
-        if within is not None and name in within:
-            flat = flat[within[name].reshape(-1).to(flat.device)]
-        rising = np.sort(as_numpy(flat))
-        if allocation == "lamp":
-            queue = lamp_of_sorted(rising)
-        else:
-            norm = (
-                float(torch.linalg.vector_norm(flat, dtype=torch.float64)) if allocation == "global" else 1.0
-            )
-            queue = (rising / np.float32(norm or 1)).astype(np.float32, copy=False)
-        queue[len(queue) - low[name] :] = np.inf
-        queues.append(queue)
-    return dict(zip(scores, counts_above(queues, total), strict=True))
-
-
-def _total(
-    sparsity: float | Sparsity, sizes: Mapping[str, int], low: Mapping[str, int], high: Mapping[str, int]
-) -> int:
-    """How many weights stay in all; known to be possible."""
-    sparsity = sparsity if isinstance(sparsity, Sparsity) else Sparsity(sparsity)
-    weights, fewest, most = (sum(numbers.values()) for numbers in (sizes, low, high))
-    if not weights:
-        raise UserError("there are no weights to prune.")
-    kept = sparsity.kept(weights)
-    if kept < fewest:
-        raise BudgetError(
-            f"{sparsity} would leave {kept} of {weights} weights, but {fewest} must stay (in {len(sizes)} layers); "
-            f"the most is {math.floor((1 - fewest / weights) * 1e6) / 1e6:g}."
-        )
-    if kept > most:
-        raise BudgetError(
-            f"{sparsity} would leave {short(kept)} of {short(weights)} weights, but only {short(most)} may stay: "
-            "the others are pruned already. Ask for more sparsity."
-        )
-    return kept
-
-
-def _uniform_plus(
-    shapes: Mapping[str, torch.Size], low: Mapping[str, int], high: Mapping[str, int]
-) -> dict[str, int]:
-    """The fewest each layer keeps under uniform_plus."""
-    first = next(iter(shapes))
-    last = next((name for name in reversed(list(shapes)) if len(shapes[name]) == 2), None)
-    low = dict(low)
-    if len(shapes[first]) > 2:
-        low[first] = high[first]
-    if last is not None:
-        low[last] = min(high[last], max(low[last], math.ceil(LAST_KEEPS * shapes[last].numel())))
-    return low
-
-
-def _rates(shapes: Mapping[str, torch.Size]) -> dict[str, float]:
-    """The share of its survivors that each layer loses in a round of the paper."""
-    is_linear = all(len(shape) == 2 for shape in shapes.values())
-    rates = RATES["linear" if is_linear else "convolutional"]
-    kinds = {name: "linear" if len(shape) == 2 else "conv" for name, shape in shapes.items()}
-    kinds[list(shapes)[-1]] = "last"
-    return {name: rates[kind] for name, kind in kinds.items()}
-
-
-def _rounded(ideal: Mapping[str, float], high: Mapping[str, int], total: int) -> dict[str, int]:
-    """Whole numbers nearest to `ideal` that sum to `total`: the largest remainders are rounded up."""
-    floors = {name: math.floor(number) for name, number in ideal.items()}
-    rest = total - sum(floors.values())
-    for name in sorted(ideal, key=lambda name: floors[name] - ideal[name]):
-        if rest > 0 and floors[name] < high[name]:
-            floors[name] += 1
-            rest -= 1
-    assert rest == 0, f"{rest} weights were not placed"
-    return floors
 
 
 def choose(
