@@ -4,6 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from prunus import latency as latency
 from prunus import sparse as sparse
+from prunus.export import load as load
+from prunus.export import load_masks as load_masks
+from prunus.export import save as save
 from prunus.graph import Graph as Graph
 from prunus.graph import part as part
 from prunus.graph import trace as trace
@@ -15,9 +18,6 @@ from prunus.selection import memory_mb as memory_mb
 from prunus.selection import params as params
 from prunus.selection import plan as plan
 from prunus.selection import select as select
-from prunus.store import load as load
-from prunus.store import load_masks as load_masks
-from prunus.store import save as save
 from prunus.surgery import Proof as Proof
 from prunus.surgery import carry_over as carry_over
 from prunus.surgery import crop as crop

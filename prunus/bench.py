@@ -21,13 +21,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunus import store
 from prunus.errors import PruningError, UserError
-from prunus.export import RELATIVE_TOLERANCE
+from prunus.export import RELATIVE_TOLERANCE, as_onnx, exported, missing_for_onnx, session, store, take_turns
 from prunus.files import write_json
 from prunus.models import load_model
 from prunus.progress import silent
-from prunus.runtimes import as_onnx, exported, missing_for_onnx, session, take_turns
 from prunus.sparse import formats
 from prunus.stages import BASE as BASE_FILE
 from prunus.stages import fill

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus import runtimes, surgery
+from prunus import surgery
 from prunus.errors import BudgetError, UserError
+from prunus.export import Call, programs
 from prunus.graph import Graph, Keep
 from prunus.optables import Table
 from prunus.optimes import Runtime
 from prunus.predictor import SECONDS, Predictor, first_units, measured_data, program, shares
 from prunus.progress import silent
-from prunus.runtimes import Call
 from prunus.selection import Budget, Latency, Metered, Price, Unreachable, blocks, select
 
 TRIES = 12  # proposals until a budget counts as not to be met
@@ -49,7 +49,7 @@ def measure(
     runtime: torch, where the models are, or onnxruntime, on the processor. Raises UserError as `tables` does.
     """
     runtime = program(runtime)
-    with runtimes.evaluating(*models.values()):
+    with programs.evaluating(*models.values()):
         calls = [runtime.ready(model, example) for model in models.values()]
         with progress(f"measuring in {runtime.name}", round(seconds)) as step:
             rounds = runtime.race(calls, seconds, step)

@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus import runtimes
 from prunus.errors import PrunusError
+from prunus.export import Call, programs
 from prunus.graph import Untracked, skeleton
 from prunus.optables import Operator, Sizes, is_constant, size_at, tags
-from prunus.runtimes import Call
 
 ROUNDS = (5, 100)
 CHUNK, CHUNK_BYTES = 64, 2**28  # operators, and what they read and write, in one file for onnxruntime
@@ -53,7 +52,7 @@ class Runtime:
 
     name = "torch"
     seconds_a_point = 5e-3  # to get one operator ready
-    rounds = ROUNDS[0] + runtimes.WARMUP  # in which it is at least measured
+    rounds = ROUNDS[0] + programs.WARMUP  # in which it is at least measured
 
     def operators(
         self, wanted: Sequence[tuple[Operator, Sizes]], like: Like, seconds: float, step: Callable
@@ -65,17 +64,17 @@ class Runtime:
             if call is not None:
                 calls[str(number)] = call
         # One call at a time: in a network, too, others run in between and leave the caches as they like.
-        times = runtimes.take_turns(calls, seconds, step, rounds=ROUNDS, least_ms=0)
+        times = programs.take_turns(calls, seconds, step, rounds=ROUNDS, least_ms=0)
         return [_quick(times[n]) if (n := str(number)) in times else None for number in range(len(wanted))]
 
     def ready(self, model: nn.Module, example: Any) -> Call:
         """A call that runs the model."""
-        return runtimes.PROGRAMS[self.name](model, example)
+        return programs.PROGRAMS[self.name](model, example)
 
     def race(self, calls: Sequence[Call], seconds: float, step: Callable) -> list[list[float]]:
         """Milliseconds of each call, in as many rounds as `seconds` allow."""
         named = {str(number): call for number, call in enumerate(calls)}
-        times = runtimes.take_turns(named, seconds, step, rounds=(7, 400))
+        times = programs.take_turns(named, seconds, step, rounds=(7, 400))
         return [times[name] for name in named]
 
 
@@ -91,7 +90,7 @@ class Onnxruntime(Runtime):
     ) -> list[float | None]:
         """See Runtime."""
         like = Like(torch.device("cpu"), like.dtype, False)
-        tick, found = runtimes.Ticker(step, seconds), {}
+        tick, found = programs.Ticker(step, seconds), {}
         waiting = list(_chunks(wanted))
         while waiting:
             chunk = waiting.pop(0)
@@ -143,7 +142,7 @@ def _torch_call(operator: Operator, sizes: Sizes, pool: _Pool) -> Call | None:
         def call(args: list = args, kwargs: dict = kwargs) -> None:
             with torch.no_grad():
                 operator.op.func(*args, **kwargs)
-            runtimes.synchronize(pool.like.device)
+            programs.synchronize(pool.like.device)
 
         try:
             call()
@@ -250,7 +249,7 @@ def _profiled(
     from onnx.inliner import inline_selected_functions
 
     module = _SideBySide(wanted, like).eval()
-    onnx = runtimes.as_onnx(runtimes.exported(module, tuple(module.inputs))).model_proto
+    onnx = programs.as_onnx(programs.exported(module, tuple(module.inputs))).model_proto
     _name_nodes(onnx.graph)
     times = _times(onnx, module.inputs, seconds)
     lost = {n.op_type for n in onnx.graph.node if "@" in n.name and int(n.name.split("@")[1]) not in times}
@@ -264,10 +263,10 @@ def _profiled(
 def _times(onnx: Any, inputs: Sequence[Tensor], seconds: float) -> dict[int, float]:
     """Milliseconds by the output that the operators lead to."""
     with tempfile.TemporaryDirectory() as folder:
-        session = runtimes.session(onnx.SerializeToString(), profile=str(Path(folder) / "profile"))
+        session = programs.session(onnx.SerializeToString(), profile=str(Path(folder) / "profile"))
         names = [each.name for each in session.get_inputs()]
         run = partial(session.run, None, {n: value.numpy() for n, value in zip(names, inputs, strict=True)})
-        runtimes.take_turns({"": run}, seconds, lambda done: None, rounds=(20, 200), least_ms=0)
+        programs.take_turns({"": run}, seconds, lambda done: None, rounds=(20, 200), least_ms=0)
         events = json.loads(Path(session.end_profiling()).read_text())
     found: dict[int, dict[str, list[float]]] = {}
     for event in events:
@@ -280,7 +279,7 @@ def _times(onnx: Any, inputs: Sequence[Tensor], seconds: float) -> dict[int, flo
 
 def _mean_of_quick(values: list[float]) -> float:
     """The mean of the lower half, the first runs left out: as `_quick`, but finer than whole microseconds."""
-    half = sorted(values[runtimes.WARMUP :])
+    half = sorted(values[programs.WARMUP :])
     half = half[: len(half) // 2]
     return sum(half) / len(half)
 

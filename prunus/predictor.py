@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus import optables, runtimes, surgery
+from prunus import optables, surgery
 from prunus.errors import UserError, unknown
+from prunus.export import programs
 from prunus.graph import Graph, Layout, axes
 from prunus.optables import Operator, Table
 from prunus.optimes import RUNTIMES, Like, Runtime
@@ -190,7 +191,7 @@ def program(runtime: str | Runtime) -> Runtime:
         return runtime
     if runtime not in RUNTIMES:
         raise unknown("runtime", runtime, RUNTIMES)
-    if runtime == "onnxruntime" and (missing := runtimes.missing_for_onnx()):
+    if runtime == "onnxruntime" and (missing := programs.missing_for_onnx()):
         raise UserError(f"onnxruntime cannot run here: {missing}.")
     return RUNTIMES[runtime]()
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from prunus import latency, registry, report, scores, store
+from prunus import latency, registry, report, scores
 from prunus.data import Data, load_data
 from prunus.errors import UserError
+from prunus.export import store
 from prunus.files import write_json
 from prunus.graph import Graph, trace
 from prunus.machine import machine, versions

@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunus import charts, checkpoint, store, surgery
+from prunus import charts, checkpoint, surgery
 from prunus.data import Data
 from prunus.errors import PruningError
+from prunus.export import store
 from prunus.files import read_tensors, write_tensors
 from prunus.graph import Graph, trace
 from prunus.guards import in_mode

@@ -22,10 +22,11 @@ from torch.nn.utils.parametrizations import weight_norm
 from two_processes import assert_trains_as_one
 
 import prunus
-from prunus import checkpoint, export, gates, surgery, train
+from prunus import checkpoint, gates, surgery, train
 from prunus.data import load_data
 from prunus.dhp_config import Config
 from prunus.errors import BudgetError, TraceError, TrainingError, UserError
+from prunus.export import files
 from prunus.files import write_tensors
 from prunus.latents import DHP
 from prunus.methods.dhp import Beside, prune
@@ -407,7 +408,7 @@ def test_i8_saved_loaded_copied_and_exported(finished, tmp_path):
     assert torch.equal(other(x), found(x))
     prunus.save(tmp_path / "small", found, search.keep, search.graph)
     assert torch.equal(prunus.load(tmp_path / "small", small(6)).eval()(x), found(x))
-    assert "model.pt2 written" in export.export_model(tmp_path, found, (1, 8, 8))[0]
+    assert "model.pt2 written" in files.export_model(tmp_path, found, (1, 8, 8))[0]
 
 
 def test_i11_no_residue_and_training_goes_on(finished):

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 from two_processes import PATHS, launched
 
-from prunus import cli, errors, latency, optables, optimes, predictor, runtimes, scores, timings
+from prunus import cli, errors, latency, optables, optimes, predictor, scores, timings
 from prunus.errors import BudgetError, PruningError, UserError
+from prunus.export import programs
 from prunus.files import read_json
 from prunus.graph import trace
 from prunus.methods import Pruned
@@ -26,7 +27,7 @@ from prunus.run import Settings, preview, prune
 from prunus.runfolder import Run
 from prunus.selection import Budget, Metered, Selection, price_of, select
 
-HAS_ONNX = not runtimes.missing_for_onnx()
+HAS_ONNX = not programs.missing_for_onnx()
 
 
 class Net(nn.Module):
@@ -608,22 +609,22 @@ def test_time_that_went_to_other_programs_does_not_count(
 ):
     told, waited = tmp_path / "schedstat", list(waits_ms)
     told.write_text("5 0 1\n")
-    monkeypatch.setattr(runtimes, "WAITED", told)
+    monkeypatch.setattr(programs, "WAITED", told)
 
     def milliseconds(call, repeats):
         wait = waited.pop(0)
         told.write_text(f"5 {int(told.read_text().split()[1]) + int(1e6 * wait)} 1\n")
         return takes_ms + wait
 
-    monkeypatch.setattr(runtimes, "milliseconds", milliseconds)
-    assert runtimes.undisturbed(print) == pytest.approx(counts_ms)
+    monkeypatch.setattr(programs, "milliseconds", milliseconds)
+    assert programs.undisturbed(print) == pytest.approx(counts_ms)
     assert len(waits_ms) - len(waited) == tries
 
 
 def test_systems_that_do_not_tell_are_believed(monkeypatch, tmp_path):
-    monkeypatch.setattr(runtimes, "WAITED", tmp_path / "none")
-    monkeypatch.setattr(runtimes, "milliseconds", lambda call, repeats: 7.0)
-    assert runtimes.undisturbed(print) == 7.0
+    monkeypatch.setattr(programs, "WAITED", tmp_path / "none")
+    monkeypatch.setattr(programs, "milliseconds", lambda call, repeats: 7.0)
+    assert programs.undisturbed(print) == 7.0
 
 
 def test_measuring_takes_turns_and_restores_the_mode():

@@ -18,11 +18,11 @@ import prunus
 from prunus import zoo
 from prunus.data import load_data
 from prunus.errors import BudgetError, FileError, PrunusError, UserError
+from prunus.export.store import load
 from prunus.files import read_json
 from prunus.run import Settings, preview, prune
 from prunus.runfolder import Run, differences
 from prunus.selection import Budget
-from prunus.store import load
 
 HALF = Budget(macs=0.5)
 ARGUMENTS = ["run", "--model", "zoo:digits_resnet", "--data", "digits", "--base-epochs", "3", "--epochs", "2"]

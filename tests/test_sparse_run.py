@@ -10,9 +10,10 @@ import torch
 from test_run import figures, kill_when_there, program
 from two_processes import launched
 
-from prunus import store, train, zoo
+from prunus import train, zoo
 from prunus.data import load_data
 from prunus.errors import PruningError, UserError
+from prunus.export import store
 from prunus.files import read_json, read_tensors
 from prunus.methods import Pruned, lookahead
 from prunus.run import Settings, preview, prune

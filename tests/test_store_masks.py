@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import prunus
-from prunus import store
 from prunus.errors import FileError
+from prunus.export import store
 from prunus.sparse import maskable, masks
 from prunus.surgery import copies
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from prunus.errors import BudgetError, UserError
+from prunus.export import load_keep
 from prunus.graph import Graph, trace
 from prunus.methods import Pruned
 from prunus.selection import Budget, Metered, price_of, short
-from prunus.store import load_keep
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from prunus import runtimes
 from prunus.errors import UserError, unknown
+from prunus.export import programs
 from prunus.graph import Graph, Keep, Layout, axes
 
 Widths = Mapping[str, Any] | torch.Tensor
@@ -155,7 +155,7 @@ def latency_ms(model: nn.Module, example: Any, *, repeats: int = 20, warmup: int
 
     The mode is restored. Compare two models in one run, interleaved: machines are noisy.
     """
-    call = runtimes.in_torch(model, example)
-    with runtimes.evaluating(model):
-        times = [runtimes.milliseconds(call) for _ in range(warmup + repeats)]
+    call = programs.in_torch(model, example)
+    with programs.evaluating(model):
+        times = [programs.milliseconds(call) for _ in range(warmup + repeats)]
     return Latency.of(times[warmup:])

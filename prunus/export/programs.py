@@ -34,7 +34,6 @@ ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
 Call = Callable[[], object]
 
 
-# ------------------------------------------------------------------------------------- in turns
 def take_turns(
     calls: Mapping[str, Call],
     seconds: float,
@@ -134,7 +133,6 @@ def device_of(model: nn.Module) -> torch.device:
     return next((tensor.device for tensor in skeleton.named_tensors(model).values()), torch.device("cpu"))
 
 
-# ------------------------------------------------------------------------------------- programs
 def in_torch(model: nn.Module, example: Any) -> Call:
     """`model`, as it is and where it is, run on an example: a tensor, a tuple or a dict of arguments.
 
