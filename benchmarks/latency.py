@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 
 import prunus
-from prunus import latency, predictor, timings, zoo
+from prunus import latency, zoo
 from prunus.errors import BudgetError
 from prunus.files import write_json
+from prunus.latency import device_name, profiling, version_of
 from prunus.progress import bar
 
 LIMITS = (0.7, 0.5)
@@ -32,7 +33,7 @@ def rows_of(name: str, runtime: str, seconds: float, cache: str) -> dict:
     torch.manual_seed(SEED)
     model, example = zoo.build(name, CLASSES, IN_SHAPE).eval(), torch.randn(1, *IN_SHAPE)
     graph = prunus.trace(model, example)
-    table = predictor.tables(model, graph, runtime=runtime, seconds=seconds, cache=cache, progress=bar)
+    table = profiling.tables(model, graph, runtime=runtime, seconds=seconds, cache=cache, progress=bar)
     scores = prunus.scores.magnitude(model, graph)
     found = {
         "network": name,
@@ -76,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=["resnet20", "resnet56"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=predictor.SECONDS)
+    parser.add_argument("--seconds", type=float, default=profiling.SECONDS)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     load, rows = os.getloadavg()[0], []
@@ -89,8 +90,8 @@ def main() -> None:
     path = Path(__file__).parent / "results" / "latency.json"
     record = {
         "setup": vars(asked) | {"limits": LIMITS, "seed": SEED, "input": [1, *IN_SHAPE]},
-        "machine": {"device": timings.device_name(torch.device("cpu")), "system": platform.platform()},
-        "versions": {name: timings.version_of(name) for name in ("torch", "onnxruntime")},
+        "machine": {"device": device_name(torch.device("cpu")), "system": platform.platform()},
+        "versions": {name: version_of(name) for name in ("torch", "onnxruntime")},
         "load_before": load,
         "load_after": os.getloadavg()[0],
         "rows": rows,

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from prunus import latency as latency
 from prunus import sparse as sparse
 from prunus.export import load as load
 from prunus.export import load_masks as load_masks
@@ -10,9 +9,9 @@ from prunus.export import save as save
 from prunus.graph import Graph as Graph
 from prunus.graph import part as part
 from prunus.graph import trace as trace
+from prunus.latency import latency_ms as latency_ms
 from prunus.selection import Budget as Budget
 from prunus.selection import Sparsity as Sparsity
-from prunus.selection import latency_ms as latency_ms
 from prunus.selection import macs as macs
 from prunus.selection import memory_mb as memory_mb
 from prunus.selection import params as params

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import PruningError, UserError
-from prunus.export import RELATIVE_TOLERANCE, as_onnx, exported, missing_for_onnx, session, store, take_turns
+from prunus.export import RELATIVE_TOLERANCE, as_onnx, exported, missing_for_onnx, session, store
 from prunus.files import write_json
+from prunus.latency import take_turns
 from prunus.models import load_model
 from prunus.progress import silent
 from prunus.sparse import formats

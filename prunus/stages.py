@@ -27,6 +27,7 @@ from prunus.export import store
 from prunus.files import read_tensors, write_tensors
 from prunus.graph import Graph, trace
 from prunus.guards import in_mode
+from prunus.latency import milliseconds
 from prunus.methods import Pruned
 from prunus.pictures import Split
 from prunus.progress import Step
@@ -215,7 +216,7 @@ class Work:
 
     def costs(self, model: nn.Module, graph: Graph, keep: dict | None, file: str) -> dict[str, float]:
         """What one input costs, and how large the file is."""
-        latency = cost.latency_ms(model, self.data.example.to(self.run.processes.device))
+        latency = milliseconds.latency_ms(model, self.data.example.to(self.run.processes.device))
         return {
             "macs": cost.macs(graph, keep),
             "params": cost.params(graph, keep),

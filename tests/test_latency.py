@@ -14,15 +14,18 @@ import torch.nn.functional as F
 from torch import nn
 from two_processes import PATHS, launched
 
-from prunus import cli, errors, latency, optables, optimes, predictor, scores, timings
+from prunus import cli, errors, latency, scores
 from prunus.errors import BudgetError, PruningError, UserError
 from prunus.export import programs
 from prunus.files import read_json
 from prunus.graph import trace
+from prunus.latency import cache, clock, operator_timing, operators, predictor, profiling
+from prunus.latency import table as time_table
+from prunus.latency.meter import NEAR, surgery
+from prunus.latency.operator_timing import RUNTIMES, Like, Runtime
+from prunus.latency.profiling import tables
+from prunus.latency.table import Table
 from prunus.methods import Pruned
-from prunus.optables import Table
-from prunus.optimes import RUNTIMES, Like, Runtime
-from prunus.predictor import tables
 from prunus.run import Settings, preview, prune
 from prunus.runfolder import Run
 from prunus.selection import Budget, Metered, Selection, price_of, select
@@ -59,7 +62,7 @@ class FakeCall:
     """What a made-up runtime runs: it only knows its model."""
 
     def __init__(self, model, example):
-        self.operators = optables.operators(trace(model, example))
+        self.operators = operators.operators(trace(model, example))
 
 
 class Fake(Runtime):
@@ -94,7 +97,7 @@ def table_of(runtime, folder, model=MODEL, graph=GRAPH):
 
 def measured(runtime, keep, model=MODEL, graph=GRAPH):
     """Of the original's time, what a made-up runtime takes for a keep."""
-    small = latency.surgery.shrink(model, graph, keep, verify="off")
+    small = surgery.shrink(model, graph, keep, verify="off")
     (whole, *_), (part, *_) = runtime.race([FakeCall(model, EXAMPLE), FakeCall(small, EXAMPLE)], 1, None)
     return part / whole
 
@@ -111,16 +114,16 @@ def random_rows(number=50, seed=1):
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_operators_run_by_themselves_at_any_width_and_give_the_shapes_they_should(name, share):
     model, example = nets.build(name)
-    found = optables.operators(trace(model, example))
+    found = operators.operators(trace(model, example))
     assert found
     ran = 0
     for operator in found:
         sizes = tuple(max(1, int(share * size)) for size in operator.full)
-        pool = optimes._Pool(Like.of(model))
-        if optimes._torch_call(operator, sizes, pool) is None:
+        pool = operator_timing._Pool(Like.of(model))
+        if operator_timing._torch_call(operator, sizes, pool) is None:
             assert operator.op.name == "masked_fill"  # whose mask was computed
             continue
-        size = partial(optables.size_at, sizes=dict(zip(operator.variables, sizes, strict=True)))
+        size = partial(operators.size_at, sizes=dict(zip(operator.variables, sizes, strict=True)))
         args, kwargs = operator.build(sizes, partial(pool.tensor, operator, torch.int64))
         with torch.no_grad():
             results = operator.op.func(*args, **kwargs)
@@ -133,7 +136,7 @@ def test_operators_run_by_themselves_at_any_width_and_give_the_shapes_they_shoul
 
 
 def test_widths_that_change_nothing_are_not_timed_and_equal_operators_share_a_table():
-    found = optables.operators(GRAPH)
+    found = operators.operators(GRAPH)
     assert {op.kind for op in found} == {
         "convolutions",
         "grouped convolutions",
@@ -147,14 +150,14 @@ def test_widths_that_change_nothing_are_not_timed_and_equal_operators_share_a_ta
 
 
 def test_the_grid_holds_what_hardware_works_in():
-    found = {op.full: op for op in optables.operators(trace(Net(512, 96), EXAMPLE)) if len(op.full) == 2}
-    for level in optables.GRIDS:
-        sizes = optables.points(found[512, 96], level)
+    found = {op.full: op for op in operators.operators(trace(Net(512, 96), EXAMPLE)) if len(op.full) == 2}
+    for level in time_table.GRIDS:
+        sizes = time_table.points(found[512, 96], level)
         assert sizes[0] == (512, 96) and (1, 1) in sizes
-    fine = optables.points(found[512, 96], "fine")
+    fine = time_table.points(found[512, 96], "fine")
     assert {32, 48, 64, 96, 128, 256, 384} <= {a for a, _ in fine}
     assert {8, 16, 32, 48, 64} <= {b for _, b in fine}
-    assert len(fine) > len(optables.points(found[512, 96], "coarse"))
+    assert len(fine) > len(time_table.points(found[512, 96], "coarse"))
 
 
 def test_tables_rise_and_are_exact_where_times_do():
@@ -163,7 +166,7 @@ def test_tables_rise_and_are_exact_where_times_do():
     a, b = torch.rand(2, 100, dtype=torch.float64) * 39 + 1
     assert torch.allclose(table([a, b]), 3 * a + a * b)
     noisy = torch.rand(5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    rising = optables.rising(noisy)
+    rising = time_table.rising(noisy)
     assert (rising.diff(dim=0) >= 0).all() and (rising.diff(dim=1) >= 0).all()
     assert (rising >= noisy.min()).all() and (rising <= noisy.max()).all()
 
@@ -195,7 +198,7 @@ def test_kinds_of_operators_have_factors_of_their_own(tmp_path):
 
     table = table_of(Joins(heavy_norms), tmp_path)
     assert table.fit.worst_error < 0.02
-    kinds = dict(zip(optables.KINDS, table._factors.tolist(), strict=True))
+    kinds = dict(zip(operators.KINDS, table._factors.tolist(), strict=True))
     assert kinds["norms"] < 0.1 * kinds["convolutions"]
 
 
@@ -245,7 +248,9 @@ def test_other_models_find_the_operators_they_share(tmp_path):
 
 
 def points_of(model):
-    return [size for op in optables.operators(trace(model, EXAMPLE)) for size in optables.points(op, "fine")]
+    return [
+        size for op in operators.operators(trace(model, EXAMPLE)) for size in time_table.points(op, "fine")
+    ]
 
 
 def test_times_of_other_circumstances_are_not_used(tmp_path):
@@ -260,7 +265,7 @@ def test_times_of_other_circumstances_are_not_used(tmp_path):
     assert runtime.timed and runtime.raced
     assert len(list(tmp_path.iterdir())) == 2
     doubled = Like.of(Net().double())
-    assert timings.circumstances("torch", doubled) != timings.circumstances("torch", Like.of(MODEL))
+    assert cache.circumstances("torch", doubled) != cache.circumstances("torch", Like.of(MODEL))
     last = Like.of(Net().to(memory_format=torch.channels_last))
     assert last.channels_last and not Like.of(MODEL).channels_last
 
@@ -312,9 +317,9 @@ def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path):
 
 def test_times_are_kept_in_the_users_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert timings.cache_folder() == tmp_path / "prunus"
+    assert cache.cache_folder() == tmp_path / "prunus"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert timings.cache_folder() == Path.home() / ".cache" / "prunus"
+    assert cache.cache_folder() == Path.home() / ".cache" / "prunus"
 
 
 # --------------------------------------------------------------------------------------- selection
@@ -360,7 +365,7 @@ def test_the_limit_holds_for_what_is_measured(tmp_path, how, share):
     # it uses what it may: with two more of every axis it would not hold
     sizes = GRAPH.widths()
     wider = {name: list(range(min(sizes[name], len(units) + 2))) for name, units in keep.items()}
-    assert measured(runtime, wider) > share or share - measured(runtime, keep) <= latency.NEAR
+    assert measured(runtime, wider) > share or share - measured(runtime, keep) <= NEAR
 
 
 def test_a_right_prediction_needs_one_proposal(tmp_path):
@@ -609,22 +614,22 @@ def test_time_that_went_to_other_programs_does_not_count(
 ):
     told, waited = tmp_path / "schedstat", list(waits_ms)
     told.write_text("5 0 1\n")
-    monkeypatch.setattr(programs, "WAITED", told)
+    monkeypatch.setattr(clock, "WAITED", told)
 
     def milliseconds(call, repeats):
         wait = waited.pop(0)
         told.write_text(f"5 {int(told.read_text().split()[1]) + int(1e6 * wait)} 1\n")
         return takes_ms + wait
 
-    monkeypatch.setattr(programs, "milliseconds", milliseconds)
-    assert programs.undisturbed(print) == pytest.approx(counts_ms)
+    monkeypatch.setattr(clock, "milliseconds", milliseconds)
+    assert clock.undisturbed(print) == pytest.approx(counts_ms)
     assert len(waits_ms) - len(waited) == tries
 
 
 def test_systems_that_do_not_tell_are_believed(monkeypatch, tmp_path):
-    monkeypatch.setattr(programs, "WAITED", tmp_path / "none")
-    monkeypatch.setattr(programs, "milliseconds", lambda call, repeats: 7.0)
-    assert programs.undisturbed(print) == 7.0
+    monkeypatch.setattr(clock, "WAITED", tmp_path / "none")
+    monkeypatch.setattr(clock, "milliseconds", lambda call, repeats: 7.0)
+    assert clock.undisturbed(print) == 7.0
 
 
 def test_measuring_takes_turns_and_restores_the_mode():
@@ -648,13 +653,13 @@ def test_measuring_takes_turns_and_restores_the_mode():
 )
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
 def test_real_times_are_predicted_within_a_factor_of_two(tmp_path, runtime, networks, monkeypatch):
-    monkeypatch.setattr(predictor, "NETWORKS", networks)
-    monkeypatch.setattr(predictor, "LEAST_NETWORKS", networks)
+    monkeypatch.setattr(profiling, "NETWORKS", networks)
+    monkeypatch.setattr(profiling, "LEAST_NETWORKS", networks)
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 4, 1)).eval()
     example = torch.randn(2, 3, 32, 32)
     graph = trace(model, example)
     half = {name: list(range(axis.size // 2)) for name, axis in graph.axes.items()}
-    small = latency.surgery.shrink(model, graph, half, verify="off")
+    small = surgery.shrink(model, graph, half, verify="off")
     rows = torch.tensor([[axis.size for axis in graph.axes.values()]])
     found = []
     for attempt in range(3):  # other programs may disturb one
@@ -673,18 +678,18 @@ def test_real_times_are_predicted_within_a_factor_of_two(tmp_path, runtime, netw
 @pytest.mark.filterwarnings("ignore")
 def test_onnxruntime_says_what_each_operator_took_and_what_it_cannot_run_is_left_out(monkeypatch):
     model, example = nets.build("attention")
-    found = list({op.key: op for op in optables.operators(trace(model, example))}.values())
+    found = list({op.key: op for op in operators.operators(trace(model, example))}.values())
     broken = found[3]
-    real = optimes._constant_type
+    real = operator_timing._constant_type
 
     def constant_type(operator, sizes, like):
         if operator is broken:
             raise errors.PrunusError("not in ONNX")
         return real(operator, sizes, like)
 
-    monkeypatch.setattr(optimes, "_constant_type", constant_type)
+    monkeypatch.setattr(operator_timing, "_constant_type", constant_type)
     wanted = [(op, op.full) for op in found]
-    times = optimes.Onnxruntime().operators(wanted, Like.of(model), 0.2, lambda done: None)
+    times = operator_timing.Onnxruntime().operators(wanted, Like.of(model), 0.2, lambda done: None)
     assert times[3] is None
     assert all(ms is not None and ms >= 0 for op, ms in zip(found, times, strict=True) if op is not broken)
     assert statistics.median(ms for ms in times if ms is not None) > 0

@@ -18,7 +18,7 @@ import prunus
 from prunus import zoo
 from prunus.data import load_data
 from prunus.errors import BudgetError, FileError, PrunusError, UserError
-from prunus.export.store import load
+from prunus.export import load
 from prunus.files import read_json
 from prunus.run import Settings, preview, prune
 from prunus.runfolder import Run, differences

@@ -8,7 +8,7 @@ from torch import nn
 
 import prunus
 from prunus.errors import FileError
-from prunus.export.store import load_keep
+from prunus.export import load_keep
 
 X = torch.linspace(-1, 1, 70).view(2, 5, 7)
 

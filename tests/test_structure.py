@@ -9,7 +9,7 @@ from nets import build
 import prunus
 from prunus import cli
 from prunus.errors import BudgetError, FileError, UserError
-from prunus.export.store import load_keep
+from prunus.export import load_keep
 from prunus.methods.structure import Config
 from prunus.selection import Budget, Metered
 

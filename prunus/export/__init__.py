@@ -8,7 +8,7 @@ Its files, in the order in which to read them:
 """
 
 from prunus.export.files import RELATIVE_TOLERANCE, export_run
-from prunus.export.programs import Call, as_onnx, exported, missing_for_onnx, session, take_turns
+from prunus.export.programs import Call, as_onnx, exported, missing_for_onnx, session
 from prunus.export.store import load, load_keep, load_masks, save
 
 __all__ = [
@@ -23,5 +23,4 @@ __all__ = [
     "missing_for_onnx",
     "save",
     "session",
-    "take_turns",
 ]

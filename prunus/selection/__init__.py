@@ -14,7 +14,7 @@ from prunus.selection.bounds import CAP, FLOOR, Rule, holders, least
 from prunus.selection.budget import Budget, Metered, Sparsity, short
 from prunus.selection.changes import plan
 from prunus.selection.choose import FREE, GRIDS, TOLERANCE, How, Selection, Unreachable, price_of, select
-from prunus.selection.cost import Latency, latency_ms, macs, memory_mb, params
+from prunus.selection.cost import macs, memory_mb, params
 from prunus.selection.fill import Price, blocks, longest
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "TOLERANCE",
     "Budget",
     "How",
-    "Latency",
     "Metered",
     "Price",
     "Rule",
@@ -34,7 +33,6 @@ __all__ = [
     "Unreachable",
     "blocks",
     "holders",
-    "latency_ms",
     "least",
     "longest",
     "macs",

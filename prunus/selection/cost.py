@@ -10,18 +10,14 @@ Shapes: B candidates, A axes in the order of `graph.axes`.
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
 
 from prunus.errors import UserError, unknown
-from prunus.export import programs
 from prunus.graph import Graph, Keep, Layout, axes
 
 Widths = Mapping[str, Any] | torch.Tensor
@@ -133,29 +129,3 @@ def memory_mb(graph: Graph, keep: Keep | None = None) -> float:
     Each activation is freed after its last use, as a good runtime does; in-place operators and views share.
     """
     return float(of(graph, "memory_mb", graph.widths(keep)))
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds of one forward pass: the median, and the spread between the quartiles."""
-
-    median_ms: float
-    spread_ms: float
-    repeats: int
-
-    @classmethod
-    def of(cls, times: Sequence[float]) -> Latency:
-        """Of at least two measurements."""
-        low, median, high = statistics.quantiles(times, n=4)
-        return cls(median, high - low, len(times))
-
-
-def latency_ms(model: nn.Module, example: Any, *, repeats: int = 20, warmup: int = 3) -> Latency:
-    """Measure one forward pass of `model` on `example`, in evaluation mode, on the device it is on.
-
-    The mode is restored. Compare two models in one run, interleaved: machines are noisy.
-    """
-    call = programs.in_torch(model, example)
-    with programs.evaluating(model):
-        times = [programs.milliseconds(call) for _ in range(warmup + repeats)]
-    return Latency.of(times[warmup:])

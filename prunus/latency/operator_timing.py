@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from prunus.errors import PrunusError
 from prunus.export import Call, programs
 from prunus.graph import Untracked, skeleton
-from prunus.optables import Operator, Sizes, is_constant, size_at, tags
+from prunus.latency import clock
+from prunus.latency.operators import Operator, Sizes, is_constant, size_at, tags
 
 ROUNDS = (5, 100)
 CHUNK, CHUNK_BYTES = 64, 2**28  # operators, and what they read and write, in one file for onnxruntime
@@ -52,7 +53,7 @@ class Runtime:
 
     name = "torch"
     seconds_a_point = 5e-3  # to get one operator ready
-    rounds = ROUNDS[0] + programs.WARMUP  # in which it is at least measured
+    rounds = ROUNDS[0] + clock.WARMUP  # in which it is at least measured
 
     def operators(
         self, wanted: Sequence[tuple[Operator, Sizes]], like: Like, seconds: float, step: Callable
@@ -64,7 +65,7 @@ class Runtime:
             if call is not None:
                 calls[str(number)] = call
         # One call at a time: in a network, too, others run in between and leave the caches as they like.
-        times = programs.take_turns(calls, seconds, step, rounds=ROUNDS, least_ms=0)
+        times = clock.take_turns(calls, seconds, step, rounds=ROUNDS, least_ms=0)
         return [_quick(times[n]) if (n := str(number)) in times else None for number in range(len(wanted))]
 
     def ready(self, model: nn.Module, example: Any) -> Call:
@@ -74,7 +75,7 @@ class Runtime:
     def race(self, calls: Sequence[Call], seconds: float, step: Callable) -> list[list[float]]:
         """Milliseconds of each call, in as many rounds as `seconds` allow."""
         named = {str(number): call for number, call in enumerate(calls)}
-        times = programs.take_turns(named, seconds, step, rounds=(7, 400))
+        times = clock.take_turns(named, seconds, step, rounds=(7, 400))
         return [times[name] for name in named]
 
 
@@ -90,7 +91,7 @@ class Onnxruntime(Runtime):
     ) -> list[float | None]:
         """See Runtime."""
         like = Like(torch.device("cpu"), like.dtype, False)
-        tick, found = programs.Ticker(step, seconds), {}
+        tick, found = clock.Ticker(step, seconds), {}
         waiting = list(_chunks(wanted))
         while waiting:
             chunk = waiting.pop(0)
@@ -152,7 +153,6 @@ def _torch_call(operator: Operator, sizes: Sizes, pool: _Pool) -> Call | None:
     return None
 
 
-# ------------------------------------------------------------------------- operators in onnxruntime
 def _chunks(wanted: Sequence[tuple[Operator, Sizes]]) -> Iterator[list[int]]:
     """Which to export together: an export takes long to begin with, and all its inputs are in memory at once."""
     chunk, held = [], 0
@@ -266,7 +266,7 @@ def _times(onnx: Any, inputs: Sequence[Tensor], seconds: float) -> dict[int, flo
         session = programs.session(onnx.SerializeToString(), profile=str(Path(folder) / "profile"))
         names = [each.name for each in session.get_inputs()]
         run = partial(session.run, None, {n: value.numpy() for n, value in zip(names, inputs, strict=True)})
-        programs.take_turns({"": run}, seconds, lambda done: None, rounds=(20, 200), least_ms=0)
+        clock.take_turns({"": run}, seconds, lambda done: None, rounds=(20, 200), least_ms=0)
         events = json.loads(Path(session.end_profiling()).read_text())
     found: dict[int, dict[str, list[float]]] = {}
     for event in events:
@@ -279,7 +279,7 @@ def _times(onnx: Any, inputs: Sequence[Tensor], seconds: float) -> dict[int, flo
 
 def _mean_of_quick(values: list[float]) -> float:
     """The mean of the lower half, the first runs left out: as `_quick`, but finer than whole microseconds."""
-    half = sorted(values[programs.WARMUP :])
+    half = sorted(values[clock.WARMUP :])
     half = half[: len(half) // 2]
     return sum(half) / len(half)
 

@@ -19,8 +19,9 @@ from torch.backends.cpu import get_cpu_capability
 
 from prunus.errors import FileError, PrunusError
 from prunus.files import read_json, write_json
-from prunus.optables import GRIDS, Operator, Sizes
-from prunus.optimes import Like
+from prunus.latency.operator_timing import Like
+from prunus.latency.operators import Operator, Sizes
+from prunus.latency.table import GRIDS
 
 
 def cache_folder() -> Path:

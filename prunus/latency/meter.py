@@ -21,39 +21,22 @@ from torch import Tensor, nn
 
 from prunus import surgery
 from prunus.errors import BudgetError, UserError
-from prunus.export import Call, programs
+from prunus.export import Call
 from prunus.graph import Graph, Keep
-from prunus.optables import Table
-from prunus.optimes import Runtime
-from prunus.predictor import SECONDS, Predictor, first_units, measured_data, program, shares
+from prunus.latency.milliseconds import RACE_S
+from prunus.latency.operator_timing import Runtime
+from prunus.latency.predictor import Predictor, first_units, shares
+from prunus.latency.profiling import SECONDS, measured_data, program
+from prunus.latency.table import Table
 from prunus.progress import silent
-from prunus.selection import Budget, Latency, Metered, Price, Unreachable, blocks, select
+from prunus.selection import Budget, Metered, Price, Unreachable, blocks, select
 
 TRIES = 12  # proposals until a budget counts as not to be met
 NEAR = 0.02  # of the original's time: so far below the limit is near enough
-RACE_S = 2.0  # for each proposal
+
+
 CAUTION = 0.99  # of the time that should be saved, so much is counted on
 LEAST_GAIN = 0.02  # of the time predicted to be saved, at least so much is hoped for
-
-
-def measure(
-    models: Mapping[str, nn.Module],
-    example: Any,
-    *,
-    runtime: str | Runtime = "torch",
-    seconds: float = RACE_S,
-    progress: Callable = silent,
-) -> dict[str, Latency]:
-    """Milliseconds of one forward pass of each model on `example`, by name, measured in turns in evaluation mode.
-
-    runtime: torch, where the models are, or onnxruntime, on the processor. Raises UserError as `tables` does.
-    """
-    runtime = program(runtime)
-    with programs.evaluating(*models.values()):
-        calls = [runtime.ready(model, example) for model in models.values()]
-        with progress(f"measuring in {runtime.name}", round(seconds)) as step:
-            rounds = runtime.race(calls, seconds, step)
-    return {name: Latency.of(times) for name, times in zip(models, rounds, strict=True)}
 
 
 @dataclass
