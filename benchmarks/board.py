@@ -15,10 +15,10 @@ import prunus
 from prunus import zoo
 from prunus.data import Data
 from prunus.files import write_json
-from prunus.models import load_weights
 from prunus.recover import recover, renew_norms, renewing_batches
 from prunus.tasks import Classification
 from prunus.train import fit
+from prunus.zoo import load_weights
 
 
 def arguments(description: str, folder: str) -> argparse.ArgumentParser:

@@ -38,7 +38,6 @@ from prunus.data import load_data
 from prunus.files import write_json
 from prunus.guards import in_mode
 from prunus.methods import Config, Ready, alone, ready, supernet
-from prunus.models import load_weights
 from prunus.progress import bar
 from prunus.runfolder import Run
 from prunus.search import CHUNKS, Widths, drawn, search
@@ -46,6 +45,7 @@ from prunus.selection import Budget
 from prunus.supernets import Supernet
 from prunus.surgery import cut
 from prunus.tasks import Classification
+from prunus.zoo import load_weights
 
 SEED, BUDGET, QUERIES = 0, Budget(macs=0.5), 100_000
 Timed = tuple[float, float]  # seconds of the wall's clock and of processor time

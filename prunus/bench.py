@@ -25,11 +25,11 @@ from prunus.errors import PruningError, UserError
 from prunus.export import RELATIVE_TOLERANCE, as_onnx, exported, missing_for_onnx, session, store
 from prunus.files import write_json
 from prunus.latency import take_turns
-from prunus.models import load_model
 from prunus.progress import silent
 from prunus.sparse import formats
 from prunus.stages import BASE as BASE_FILE
 from prunus.stages import fill
+from prunus.zoo import load_model
 
 BATCHES = (1, 64)
 FASTER = 0.9  # of the base's time; less is not worth a claim

@@ -25,10 +25,10 @@ from prunus import export as exporting
 from prunus.errors import PrunusError, UserError
 from prunus.files import read_json
 from prunus.graph import trace
-from prunus.models import load_model
 from prunus.progress import bar
 from prunus.run import Settings, preview, prune
 from prunus.selection import Budget, Sparsity
+from prunus.zoo import load_model
 
 # Of several processes one speaks.
 OUT = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")

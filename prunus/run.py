@@ -24,12 +24,12 @@ from prunus.files import write_json
 from prunus.graph import Graph, trace
 from prunus.machine import machine, versions
 from prunus.methods import Pruned
-from prunus.models import load_model, load_weights
 from prunus.progress import silent
 from prunus.runfolder import Run
 from prunus.selection import Budget, Metered, Sparsity
 from prunus.stages import Work
 from prunus.tasks import Classification
+from prunus.zoo import load_model, load_weights
 
 STAGES = ("base", "prune", "shrink", "recover", "evaluate")
 

@@ -12,7 +12,7 @@ from prunus.errors import PruningError, UserError
 from prunus.export import store
 from prunus.export.programs import as_onnx, exported, missing_for_onnx, session
 from prunus.files import write_atomic
-from prunus.models import load_model
+from prunus.zoo import load_model
 
 RELATIVE_TOLERANCE = 1e-3  # of the largest answer: other kernels add in another order
 EXPORT_BATCH, CHECK_BATCH = 2, 3

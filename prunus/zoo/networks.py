@@ -1,0 +1,73 @@
+"""The reference networks of the pruning papers that torchvision lacks, by name: zoo.build("resnet56")."""
+
+from functools import partial
+
+from torch import nn
+
+from prunus.errors import UserError, unknown
+from prunus.zoo.densenet import densenet40
+from prunus.zoo.digits import digits_resnet
+from prunus.zoo.mobilenet import MobileNetV1, MobileNetV2
+from prunus.zoo.plain import conv6, fcn
+from prunus.zoo.resnet import bottleneck_resnet, cifar_resnet, resnet18, resnet50, resnext50
+from prunus.zoo.vgg import vgg_bn
+from prunus.zoo.vit import vit_tiny
+from prunus.zoo.wrn import wide_resnet
+
+DEPTHS = (20, 32, 44, 56, 110)
+SIDES = (64, 224)  # of pictures for which there are MobileNets besides those for 32
+
+# name -> f(classes, in_width)
+NETWORKS = {
+    **{f"resnet{depth}": partial(cifar_resnet, depth) for depth in DEPTHS},
+    **{f"resnet{depth}_projection": partial(cifar_resnet, depth, shortcut="projection") for depth in DEPTHS},
+    **{f"resnet{depth}_bottleneck": partial(bottleneck_resnet, depth) for depth in (110, 164)},
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "resnext50": resnext50,
+    "wrn_16_8": partial(wide_resnet, 16, 8),
+    **{f"vgg{depth}_bn": partial(vgg_bn, depth) for depth in (11, 16, 19)},
+    "densenet40": densenet40,
+    "mobilenet_v1": MobileNetV1,
+    "mobilenet_v2": MobileNetV2,
+    **{f"mobilenet_v1_{side}": partial(MobileNetV1, side=side) for side in SIDES},
+    **{f"mobilenet_v2_{side}": partial(MobileNetV2, side=side) for side in SIDES},
+    "digits_resnet": digits_resnet,
+}
+# name -> f(classes, in_shape): parameters whose size follows from the picture's
+OF_ONE_SIZE = {"fcn": fcn, "conv6": conv6, "vit_tiny": vit_tiny}
+NATIVE = {  # all others: (3, 32, 32)
+    "digits_resnet": (1, 8, 8),
+    "fcn": (1, 28, 28),
+    **{f"mobilenet_v{version}_{side}": (3, side, side) for version in (1, 2) for side in SIDES},
+}
+LEAST_SIDE = {"fcn": 1, "vgg11_bn": 16, "vgg16_bn": 16, "vgg19_bn": 16}  # all others: 8
+
+
+def native_shape(name: str) -> tuple[int, int, int]:
+    """The shape (planes, height, width) of the pictures the network was made for."""
+    check(name)
+    return NATIVE.get(name, (3, 32, 32))
+
+
+def build(name: str, classes: int = 10, in_shape: tuple[int, int, int] | None = None) -> nn.Module:
+    """A freshly initialised network (by torch's global seed); `in_shape`: the pictures', native if not given.
+
+    Maps (B, *in_shape) to (B, classes). Raises UserError for an unknown name or a shape that is too small.
+    """
+    planes, height, width = in_shape or native_shape(name)
+    check(name)
+    if min(height, width) < LEAST_SIDE.get(name, 8):
+        raise UserError(
+            f"zoo:{name} needs larger pictures than {height}x{width}: sides of at least "
+            f"{LEAST_SIDE.get(name, 8)}; give image_size=32."
+        )
+    if name in OF_ONE_SIZE:
+        return OF_ONE_SIZE[name](classes, (planes, height, width))
+    return NETWORKS[name](classes, planes)
+
+
+def check(name: str) -> None:
+    """Raise UserError, with the nearest names, unless the zoo has `name`."""
+    if name not in NETWORKS and name not in OF_ONE_SIZE:
+        raise unknown("zoo network", name, {**NETWORKS, **OF_ONE_SIZE})
