@@ -28,9 +28,8 @@ from torch import nn
 
 import prunus
 from prunus import pass_config, registry
-from prunus.data import Data, load_data
+from prunus.data import Data, Split, load_data
 from prunus.methods import pass_
-from prunus.pictures import Split
 from prunus.runfolder import Run
 from prunus.tasks import Classification
 from prunus.train import fit

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunus.data import hold_out
+from prunus.data import Split, generator, hold_out
 from prunus.errors import UserError
 from prunus.guards import in_mode
-from prunus.pictures import Split, generator
 from prunus.recover import renew_norms
 from prunus.search import Score, Widths
 

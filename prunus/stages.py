@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus import charts, checkpoint, surgery
-from prunus.data import Data
+from prunus.data import Data, Split
 from prunus.errors import PruningError
 from prunus.export import store
 from prunus.files import read_tensors, write_tensors
@@ -29,7 +29,6 @@ from prunus.graph import Graph, trace
 from prunus.guards import in_mode
 from prunus.latency import milliseconds
 from prunus.methods import Pruned
-from prunus.pictures import Split
 from prunus.progress import Step
 from prunus.recover import recover
 from prunus.registry import Method

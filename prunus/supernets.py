@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from prunus import surgery
 from prunus.checkpoint import Training
+from prunus.data import Split
 from prunus.graph import Graph
-from prunus.pictures import Split
 from prunus.pruningnet import PruningNet
 from prunus.search import Orders, Room, Widths, drawn
 from prunus.surgery import checked_tensors, resized

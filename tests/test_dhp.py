@@ -23,7 +23,7 @@ from two_processes import assert_trains_as_one
 
 import prunus
 from prunus import checkpoint, gates, surgery, train
-from prunus.data import load_data
+from prunus.data.load import load_data
 from prunus.dhp_config import Config
 from prunus.errors import BudgetError, TraceError, TrainingError, UserError
 from prunus.export import files

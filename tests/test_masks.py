@@ -21,7 +21,7 @@ from two_processes import assert_trains_as_one
 
 import prunus
 from prunus import surgery, train, zoo
-from prunus.data import load_data
+from prunus.data.load import load_data
 from prunus.errors import FileError, TraceError, UserError
 from prunus.sparse import maskable, masks
 from prunus.surgery import copies

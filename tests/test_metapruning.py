@@ -21,7 +21,7 @@ from two_processes import PATHS, SCRIPT, launched
 import prunus
 from prunus import candidates, latency, scores, surgery, zoo
 from prunus.charts import Bars, Lines, Points
-from prunus.data import load_data
+from prunus.data.load import load_data
 from prunus.errors import BudgetError, UserError
 from prunus.graph import trace
 from prunus.methods.metapruning import Config, prune

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from prunus import zoo
-from prunus.data import load_data
+from prunus.data.load import load_data
 from prunus.errors import FileError, UserError
 from prunus.files import write_tensors
 from prunus.tasks import Classification
-from prunus.zoo.sources import load_model, load_weights
+from prunus.zoo import load_model, load_weights
 
 SHARED = Path(__file__).parents[2] / "shared"
 COLOUR = {"classes": 7, "in_shape": (3, 32, 32)}

@@ -25,7 +25,7 @@ import prunus
 from prunus import cli, surgery, zoo
 from prunus.channel_masks import PASS
 from prunus.charts import PNG, Heat, Lines, Picture
-from prunus.data import load_data
+from prunus.data.load import load_data
 from prunus.errors import BudgetError, FileError, TrainingError, UserError
 from prunus.gates import Gate
 from prunus.methods.pass_ import Beside, prune

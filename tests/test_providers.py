@@ -19,7 +19,7 @@ from two_processes import PATHS, SCRIPT, assert_trains_as_one, launched
 
 from prunus import pruningnet, surgery, train, zoo
 from prunus.candidates import Maker, parted, tensors_hash, to_renew_with
-from prunus.data import load_data
+from prunus.data.load import load_data
 from prunus.errors import UserError
 from prunus.graph import trace
 from prunus.methods.metapruning import Config, prune

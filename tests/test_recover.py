@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from prunus import train, zoo
-from prunus.data import load_data
+from prunus.data.load import load_data
 from prunus.recover import recover, renew_norms
 from prunus.tasks import Classification
 from prunus.train import fit

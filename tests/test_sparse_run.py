@@ -11,7 +11,7 @@ from test_run import figures, kill_when_there, program
 from two_processes import launched
 
 from prunus import train, zoo
-from prunus.data import load_data
+from prunus.data.load import load_data
 from prunus.errors import PruningError, UserError
 from prunus.export import store
 from prunus.files import read_json, read_tensors

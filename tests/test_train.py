@@ -16,7 +16,7 @@ from torch import nn
 from two_processes import PATHS, assert_trains_as_one
 
 from prunus import checkpoint, progress, train, zoo
-from prunus.data import load_data
+from prunus.data.load import load_data
 from prunus.errors import FileError, TrainingError, UserError
 from prunus.files import read_tensors
 from prunus.tasks import Classification

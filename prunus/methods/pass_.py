@@ -28,10 +28,9 @@ import torch
 from prunus.channel_masks import PASS
 from prunus.charts import Chart, Heat, Lines, Picture
 from prunus.checkpoint import distinct
-from prunus.data import hold_out
+from prunus.data import Split, hold_out
 from prunus.methods import Pruned
 from prunus.pass_config import Config
-from prunus.pictures import Split
 from prunus.selection import Budget
 from prunus.train import Along, Recipe, fit
 

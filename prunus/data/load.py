@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from prunus.data.images import InMemory, Lazy, Ready, decoded, opened
+from prunus.data.readers import READERS, Table, read_user
+from prunus.data.split import Source, Split, generator
 from prunus.errors import UserError
-from prunus.pictures import InMemory, Lazy, Ready, Source, Split, decoded, generator, opened
-from prunus.readers import READERS, Table, read_user
 from prunus.specs import user_object
 
 TEST_SHARE, TEST_SEED = 0.2, 0

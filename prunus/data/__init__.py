@@ -1,0 +1,20 @@
+"""Data: images and labels from a SPEC, in splits that give batches.
+
+Its files, in the order in which to read them:
+
+    split      a split: its order, its batches, what is held out
+    images     images decoded and augmented
+    readers    folders, parquet files, the hub
+    load       Data from a SPEC
+"""
+
+from prunus.data.load import Data, hold_out, load_data
+from prunus.data.split import Split, generator
+
+__all__ = [
+    "Data",
+    "Split",
+    "generator",
+    "hold_out",
+    "load_data",
+]
