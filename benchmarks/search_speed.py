@@ -36,7 +36,6 @@ from prunus import zoo
 from prunus.candidates import Maker, Trial, moving_norms, to_renew_with
 from prunus.data import load_data
 from prunus.files import write_json
-from prunus.guards import in_mode
 from prunus.methods import Config, Ready, alone, ready, supernet
 from prunus.progress import bar
 from prunus.runfolder import Run
@@ -45,6 +44,7 @@ from prunus.selection import Budget
 from prunus.supernets import Supernet
 from prunus.surgery import cut
 from prunus.tasks import Classification
+from prunus.train import in_mode
 from prunus.zoo import load_weights
 
 SEED, BUDGET, QUERIES = 0, Budget(macs=0.5), 100_000

@@ -18,9 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunus.data import Split, generator, hold_out
 from prunus.errors import UserError
-from prunus.guards import in_mode
 from prunus.recover import renew_norms
 from prunus.search import Score, Widths
+from prunus.train import in_mode
 
 SHARE = 0.15  # of the training pictures, that each of the two parts held out has at the most
 BATCH = 256  # pictures

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunus.guards import in_mode
 from prunus.progress import silent
-from prunus.train import Recipe, fit
+from prunus.train import Recipe, fit, in_mode
 
 RENEW_BATCHES, RENEW_BATCH_SIZE = 16, 256  # 4,096 pictures
 

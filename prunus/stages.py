@@ -20,13 +20,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunus import charts, checkpoint, surgery
+from prunus import charts, surgery
 from prunus.data import Data, Split
 from prunus.errors import PruningError
 from prunus.export import store
 from prunus.files import read_tensors, write_tensors
 from prunus.graph import Graph, trace
-from prunus.guards import in_mode
 from prunus.latency import milliseconds
 from prunus.methods import Pruned
 from prunus.progress import Step
@@ -37,7 +36,7 @@ from prunus.selection import Budget, Metered, Sparsity, cost
 from prunus.sparse import masks, patterns
 from prunus.surgery import effective
 from prunus.tasks import EVALUATION_BATCH, Classification, logits
-from prunus.train import Recipe, fit
+from prunus.train import Recipe, checkpoint, fit, in_mode
 
 BASE, METHOD_WEIGHTS, SHRUNK = "base.safetensors", "weights.safetensors", "pruned"
 METHOD_MASKS = "masks.safetensors"

@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from prunus import surgery
-from prunus.checkpoint import Training
 from prunus.data import Split
 from prunus.graph import Graph
 from prunus.pruningnet import PruningNet
 from prunus.search import Orders, Room, Widths, drawn
 from prunus.surgery import checked_tensors, resized
-from prunus.train import Along
+from prunus.train import Along, Training
 
 Sampling = Literal["sandwich", "uniform", "budget"]
 RANDOM = 2  # networks in a sandwich besides the largest and the least, as Yu and Huang have it

@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from prunus.data import Split, load_data
 from prunus.data.images import InMemory, Lazy
-from prunus.data.load import load_data
-from prunus.data.split import Split
 from prunus.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -270,7 +269,7 @@ def test_wrong_columns_are_named(tmp_path):
 def test_val_keeps_one_picture_of_a_rare_class():
     labels = np.array([0] * 100 + [1] * 2)
     split = Split(None, labels, np.arange(102))
-    from prunus.data.load import hold_out
+    from prunus.data import hold_out
 
     rest, held = hold_out(split.labels, 0.05, seed=0)
     assert np.bincount(labels[held]).tolist() == [5, 1] and np.bincount(labels[rest]).tolist() == [95, 1]

@@ -22,8 +22,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from two_processes import assert_trains_as_one
 
 import prunus
-from prunus import checkpoint, gates, surgery, train
-from prunus.data.load import load_data
+from prunus import gates, surgery
+from prunus.data import load_data
 from prunus.dhp_config import Config
 from prunus.errors import BudgetError, TraceError, TrainingError, UserError
 from prunus.export import files
@@ -34,7 +34,9 @@ from prunus.progress import silent
 from prunus.selection import Budget
 from prunus.surgery import copies, slicing
 from prunus.tasks import Classification
-from prunus.train import Recipe, fit
+from prunus.train import checkpoint, loop
+from prunus.train.loop import fit
+from prunus.train.recipe import Recipe
 
 X = torch.zeros(1, 1, 8, 8)
 
@@ -506,7 +508,7 @@ def test_i11_killed_anywhere_a_search_goes_on_bit_equal(name, tiny, tmp_path, mo
         {1, 2, *(step + after for step in (events[0], events[-1]) for after in (0, 1)), last - 1} - {last}
     )
 
-    monkeypatch.setattr(train, "SAVE_EVERY_S", 0.0)  # a checkpoint after every step
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)  # a checkpoint after every step
     for stop_at in stops:
         torch.manual_seed(stop_at)
         if stop_at < last:
@@ -851,7 +853,7 @@ def test_a_step_that_a_scaler_skipped_for_its_gradients_leaves_no_trace_in_what_
             search.step(optimizer)
         return search
 
-    search = train({0, 7})
+    search = loop({0, 7})
     assert search.felt.isfinite().all() and min(record["ratio"] for record in search.records) > 0.4
     search.finish()
 

@@ -20,13 +20,15 @@ from torch.nn.utils.parametrizations import weight_norm
 from two_processes import assert_trains_as_one
 
 import prunus
-from prunus import surgery, train, zoo
-from prunus.data.load import load_data
+from prunus import surgery, zoo
+from prunus.data import load_data
 from prunus.errors import FileError, TraceError, UserError
 from prunus.sparse import maskable, masks
 from prunus.surgery import copies
 from prunus.tasks import Classification
-from prunus.train import Recipe, fit
+from prunus.train import loop
+from prunus.train.loop import fit
+from prunus.train.recipe import Recipe
 
 
 def drawn(graph, density=0.5, seed=0):
@@ -407,7 +409,7 @@ def test_tightened_while_training_and_resumed_after_any_kill_bit_equal(name, tin
     assert 0.2 < masks.density(kept) < 0.5
     assert_masked(straight, kept)
 
-    monkeypatch.setattr(train, "SAVE_EVERY_S", 0.0)  # a checkpoint after every step
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)  # a checkpoint after every step
     for stop_at in (1, 2, 7, 10):
         random.seed(stop_at), torch.manual_seed(stop_at)
         with pytest.raises(KeyboardInterrupt):

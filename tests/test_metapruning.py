@@ -21,7 +21,7 @@ from two_processes import PATHS, SCRIPT, launched
 import prunus
 from prunus import candidates, latency, scores, surgery, zoo
 from prunus.charts import Bars, Lines, Points
-from prunus.data.load import load_data
+from prunus.data import load_data
 from prunus.errors import BudgetError, UserError
 from prunus.graph import trace
 from prunus.methods.metapruning import Config, prune
@@ -29,7 +29,8 @@ from prunus.recover import renew_norms
 from prunus.runfolder import Run
 from prunus.selection import Budget, Metered, cost
 from prunus.tasks import Classification
-from prunus.train import Recipe, fit
+from prunus.train.loop import fit
+from prunus.train.recipe import Recipe
 
 SMALL = Config(
     generations=3, population=6, parents=3, mutants=2, crossovers=2, images=150, calibration=128, top=2

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from prunus import zoo
-from prunus.data.load import load_data
+from prunus.data import load_data
 from prunus.errors import FileError, UserError
 from prunus.files import write_tensors
 from prunus.tasks import Classification

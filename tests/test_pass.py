@@ -25,7 +25,7 @@ import prunus
 from prunus import cli, surgery, zoo
 from prunus.channel_masks import PASS
 from prunus.charts import PNG, Heat, Lines, Picture
-from prunus.data.load import load_data
+from prunus.data import load_data
 from prunus.errors import BudgetError, FileError, TrainingError, UserError
 from prunus.gates import Gate
 from prunus.methods.pass_ import Beside, prune
@@ -33,7 +33,8 @@ from prunus.pass_config import Config
 from prunus.prompts import Prompt, Prompted
 from prunus.selection import Budget
 from prunus.tasks import Classification
-from prunus.train import Recipe, fit
+from prunus.train.loop import fit
+from prunus.train.recipe import Recipe
 
 X = torch.zeros(1, 1, 8, 8)
 HALF = Budget(macs=0.5)
@@ -989,7 +990,7 @@ def fitted(tiny, folder, stop_at=None):
 @pytest.mark.parametrize("stop_at", [0, 7, 9])
 def test_a_killed_search_goes_on_to_the_same_bits(tiny, tmp_path, monkeypatch, stop_at):
     straight = fitted(tiny, None)
-    monkeypatch.setattr("prunus.train.SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr("prunus.train.loop.SAVE_EVERY_S", -1.0)
     with pytest.raises(KeyboardInterrupt):
         fitted(tiny, tmp_path, stop_at)
     resumed = fitted(tiny, tmp_path)

@@ -17,9 +17,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from two_processes import PATHS, SCRIPT, assert_trains_as_one, launched
 
-from prunus import pruningnet, surgery, train, zoo
+from prunus import pruningnet, surgery, zoo
 from prunus.candidates import Maker, parted, tensors_hash, to_renew_with
-from prunus.data.load import load_data
+from prunus.data import load_data
 from prunus.errors import UserError
 from prunus.graph import trace
 from prunus.methods.metapruning import Config, prune
@@ -31,7 +31,9 @@ from prunus.selection import Budget, cost
 from prunus.supernets import Stepping, Supernet, Together
 from prunus.surgery import effective
 from prunus.tasks import Classification
-from prunus.train import Recipe, fit
+from prunus.train import loop
+from prunus.train.loop import fit
+from prunus.train.recipe import Recipe
 
 FORMS = ("shared", "paper", "residual", "factored")
 
@@ -164,7 +166,7 @@ def test_killed_anywhere_a_training_goes_on_bit_equal(form, digits, tmp_path, mo
         return net, [{key: row[key] for key in ("loss", "accuracy")} for row in history]
 
     straight, rows = trained(None)
-    monkeypatch.setattr(train, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
     for stop_at in (1, 3, 5):
         with pytest.raises(KeyboardInterrupt):
             trained(tmp_path, stop_at)

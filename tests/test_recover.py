@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from prunus import train, zoo
-from prunus.data.load import load_data
+from prunus import zoo
+from prunus.data import load_data
 from prunus.recover import recover, renew_norms
 from prunus.tasks import Classification
-from prunus.train import fit
+from prunus.train import loop
+from prunus.train.loop import fit
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def test_recovery_resumes_bit_equal(digits, trained, tmp_path, monkeypatch):
         return small.state_dict()
 
     straight = run(None)
-    monkeypatch.setattr(train, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop_at=6)
     assert all(torch.equal(tensor, straight[name]) for name, tensor in run(tmp_path).items())

@@ -16,7 +16,7 @@ import torch
 
 import prunus
 from prunus import zoo
-from prunus.data.load import load_data
+from prunus.data import load_data
 from prunus.errors import BudgetError, FileError, PrunusError, UserError
 from prunus.export import load
 from prunus.files import read_json

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from prunus import registry, scores, zoo
-from prunus.data.load import load_data
+from prunus.data import load_data
 from prunus.errors import UserError
 from prunus.graph import trace
 from prunus.progress import silent

@@ -10,8 +10,8 @@ import torch
 from test_run import figures, kill_when_there, program
 from two_processes import launched
 
-from prunus import train, zoo
-from prunus.data.load import load_data
+from prunus import zoo
+from prunus.data import load_data
 from prunus.errors import PruningError, UserError
 from prunus.export import store
 from prunus.files import read_json, read_tensors
@@ -19,6 +19,7 @@ from prunus.methods import Pruned, lookahead
 from prunus.run import Settings, preview, prune
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import Classification
+from prunus.train import loop
 
 SHORT = {"method": "lookahead", "base_epochs": 2, "epochs": 1}
 ARGUMENTS = ["run", "--model", "zoo:digits_resnet", "--data", "digits", "--method", "lookahead"]
@@ -261,7 +262,7 @@ def test_a_given_model_stays_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("schedule", ["iterative", "gradual"])
 def test_a_preview_trains_nothing(tmp_path, monkeypatch, schedule):
-    monkeypatch.setattr(train, "fit", lambda *args, **kwargs: pytest.fail("trained"))
+    monkeypatch.setattr(loop, "fit", lambda *args, **kwargs: pytest.fail("trained"))
     monkeypatch.chdir(tmp_path)
     settings = Settings(method="lookahead", options=(f"schedule={schedule}",))
     _, found = preview("zoo:digits_resnet", data="digits", settings=settings)

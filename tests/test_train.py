@@ -15,12 +15,14 @@ from rich.console import Console
 from torch import nn
 from two_processes import PATHS, assert_trains_as_one
 
-from prunus import checkpoint, progress, train, zoo
-from prunus.data.load import load_data
+from prunus import progress, zoo
+from prunus.data import load_data
 from prunus.errors import FileError, TrainingError, UserError
 from prunus.files import read_tensors
 from prunus.tasks import Classification
-from prunus.train import Recipe, fit
+from prunus.train import along, checkpoint, loop
+from prunus.train.loop import fit
+from prunus.train.recipe import Recipe, learning_rate
 
 PLAIN = Recipe(epochs=3, batch_size=32, lr=0.05, warmup_epochs=0.5)  # 5 batches an epoch with `tiny`
 RECIPES = {
@@ -66,7 +68,7 @@ def tiny(digits):
     return replace(digits, train=digits.train.take(np.arange(160)))
 
 
-class Each(train.Along):
+class Each(along.Along):
     """Calls a function after each step."""
 
     def __init__(self, do):
@@ -111,7 +113,7 @@ def test_resume_is_bit_equal_wherever_it_was_stopped(name, tiny, tmp_path, monke
     straight = noisy()
     history = train_until(straight, tiny, recipe, None)
 
-    monkeypatch.setattr(train, "SAVE_EVERY_S", 0.0)  # a checkpoint after every step
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)  # a checkpoint after every step
     for stop_at in (2, 7, 12):
         random.seed(stop_at), torch.manual_seed(stop_at)
         with pytest.raises(KeyboardInterrupt):
@@ -172,7 +174,7 @@ def test_sigkill_leaves_a_checkpoint_that_goes_on_bit_equal(tiny, tmp_path):
 def test_a_kill_while_the_epoch_is_measured_resumes_bit_equal(tiny, tmp_path, monkeypatch):
     straight = noisy()
     history = train_until(straight, tiny, PLAIN, None)
-    monkeypatch.setattr(train, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
 
     def killed(*_):
         raise KeyboardInterrupt  # not by exec("raise ..."), after which Python ends with status 130 whatever follows
@@ -266,7 +268,7 @@ class Trap(nn.Module):
 
 @pytest.mark.parametrize("gradient_only", [False, True])
 def test_nan_stops_training_and_keeps_the_last_good_checkpoint(gradient_only, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
     torch.manual_seed(0)
     model = Trap(7, gradient_only)
     words = "linear.weight holds NaN" if gradient_only else "loss is nan in epoch 2, batch 3"
@@ -304,7 +306,7 @@ def test_a_checkpoint_of_something_else_is_refused(tiny, tmp_path):
 
 def test_learning_rate_rises_then_falls_to_zero():
     recipe = Recipe(epochs=10, lr=0.4, warmup_epochs=2)
-    rates = [train.learning_rate(recipe, step / 100) for step in range(1001)]
+    rates = [learning_rate(recipe, step / 100) for step in range(1001)]
     assert rates[0] < 0.01 and max(rates) == pytest.approx(0.4) and np.argmax(rates) == 200
     assert rates[600] == pytest.approx(0.2) and rates[1000] == pytest.approx(0.0, abs=1e-9)
     assert np.all(np.diff(rates[:201]) > 0) and np.all(np.diff(rates[200:]) < 0)

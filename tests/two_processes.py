@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from prunus import checkpoint
 from prunus.files import read_tensors
+from prunus.train import checkpoint
 
 PATHS = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

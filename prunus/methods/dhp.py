@@ -28,13 +28,12 @@ from dataclasses import replace
 from typing import Any
 
 from prunus.charts import Chart, Heat, Lines
-from prunus.checkpoint import distinct
 from prunus.dhp_config import Config
 from prunus.errors import UserError
 from prunus.latents import DHP
 from prunus.methods import Pruned
 from prunus.selection import Budget
-from prunus.train import Along, fit
+from prunus.train import Along, distinct, fit
 
 SHOWN_TIMES = 40  # of each latent in the report
 

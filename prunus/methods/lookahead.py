@@ -26,16 +26,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from prunus.checkpoint import distinct
 from prunus.errors import UserError
 from prunus.graph import Graph, trace
-from prunus.guards import in_mode
 from prunus.methods import Pruned, shown_batches
 from prunus.selection import Sparsity
 from prunus.sparse import Allocation, choose, eligible, masks, patterns, permutation, top
 from prunus.sparse import gradients as gradient_scores
 from prunus.sparse import scores as weight_scores
-from prunus.train import Along, Recipe, fit, share_buffers
+from prunus.train import Along, Recipe, distinct, fit, in_mode, share_buffers
 
 # fmt: off
 Score = Literal[

@@ -44,7 +44,6 @@ from prunus.candidates import (
     to_renew_with,
     tried_on,
 )
-from prunus.checkpoint import distinct
 from prunus.errors import UserError
 from prunus.graph import Graph, trace
 from prunus.methods import Pruned
@@ -68,7 +67,7 @@ from prunus.search import (
 )
 from prunus.selection import Budget, Metered, Price, Selection, select
 from prunus.supernets import Sampling, Stepping, Supernet, Together
-from prunus.train import fit
+from prunus.train import distinct, fit
 
 Search = Literal["evolution", "greedy", "random"]
 Order = Literal["taylor", "magnitude", "none"]

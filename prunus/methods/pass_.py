@@ -27,12 +27,11 @@ import torch
 
 from prunus.channel_masks import PASS
 from prunus.charts import Chart, Heat, Lines, Picture
-from prunus.checkpoint import distinct
 from prunus.data import Split, hold_out
 from prunus.methods import Pruned
 from prunus.pass_config import Config
 from prunus.selection import Budget
-from prunus.train import Along, Recipe, fit
+from prunus.train import Along, Recipe, distinct, fit
 
 HEALTHY = 0.005, 0.02  # of all units whose masks change in a step: more than the second is flicker
 MOST_HELD_OUT = 0.15  # of the training pictures

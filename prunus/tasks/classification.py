@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from prunus.data import Data
 from prunus.errors import UserError
-from prunus.guards import in_mode
-from prunus.train import Recipe
+from prunus.train import Recipe, in_mode
 
 EVALUATION_BATCH = 256  # pictures
 SMALL_SET = 5_000  # pictures; below, an epoch is so short that many are affordable and needed

@@ -8,104 +8,23 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from prunus import checkpoint
-from prunus.checkpoint import Training
-from prunus.errors import TrainingError, UserError, unknown
-from prunus.guards import channels_last, exchange, in_mode, own_randomness, reseed, swapped
+from prunus.errors import TrainingError, UserError
 from prunus.progress import silent
+from prunus.train import checkpoint
+from prunus.train.along import Along
+from prunus.train.checkpoint import Training
+from prunus.train.contexts import channels_last, exchange, in_mode, own_randomness, reseed, swapped
+from prunus.train.recipe import OPTIMIZERS, Recipe, learning_rate
 
 SAVE_EVERY_S = 30.0
-
-
-def advised_precision() -> str:
-    """The precision that trains fastest on this machine: "bf16" where the hardware computes in it, "no" otherwise.
-
-    A processor without bf16 instructions emulates them: measured on one with AVX2 alone, a step under autocast takes
-    eight times as long as in full precision.
-    """
-    if torch.accelerator.is_available():
-        return "bf16"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How to train. lr: the highest, reached after the warm-up, from where a cosine leads to 0.
-
-    Batches are of all processes together. ema_decay: the weights end as their moving average; 0 is off.
-    distill_weight: share of the loss that asks for a teacher's answers, where there is a teacher.
-    """
-
-    epochs: int
-    batch_size: int = 128
-    optimizer: str = "sgd"  # or "adamw"
-    lr: float = 0.1
-    momentum: float = 0.9  # Nesterov's; of sgd
-    weight_decay: float = 5e-4  # of weights, not of biases and norms
-    warmup_epochs: float = 0.0
-    label_smoothing: float = 0.0
-    ema_decay: float = 0.0
-    clip_norm: float | None = None
-    precision: str = field(default_factory=advised_precision)  # "bf16" (autocast) or "no" (full precision)
-    channels_last: bool = True  # memory layout
-    distill_weight: float = 0.0
-    distill_temperature: float = 4.0
-
-    def __post_init__(self):
-        if self.optimizer not in OPTIMIZERS:
-            raise unknown("optimizer", self.optimizer, OPTIMIZERS)
-        if self.precision not in ("bf16", "no"):
-            raise unknown("precision", self.precision, ("bf16", "no"))
-        most = {"ema_decay": 1, "label_smoothing": 1, "distill_weight": 1, "momentum": 1}
-        for name, value in asdict(self).items():
-            least = 1 if name == "batch_size" else 0
-            if isinstance(value, int | float) and not least <= value <= most.get(name, math.inf):
-                raise UserError(f"{name} should lie in {least}..{most.get(name, '')}, but is {value}.")
-
-
-def sgd(groups: list[dict], recipe: Recipe) -> Optimizer:
-    """Stochastic gradient descent with Nesterov's momentum."""
-    return torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0)
-
-
-def adamw(groups: list[dict], recipe: Recipe) -> Optimizer:
-    """Adam with decoupled weight decay, a kernel for all of a step."""
-    return torch.optim.AdamW(groups, recipe.lr, fused=True)
-
-
-OPTIMIZERS = {"sgd": sgd, "adamw": adamw}
-
-
-class Along:
-    """What a method does beside a training. This one does nothing; a method overrides what it needs.
-
-    It may replace what the parameters and the optimiser's state hold, also by smaller tensors.
-    """
-
-    finished = False  # True: the training ends with this step
-
-    def decays(self, parameter: Tensor) -> bool:
-        """Whether weight decay acts on a parameter: on biases and the scales of norms it would only distort."""
-        return parameter.dim() > 1
-
-    def after_step(self, at: Training, step: int, lr: float) -> None:
-        """Called when step number `step`, taken with learning rate `lr`, is done."""
-
-    def state(self) -> dict:
-        """What a checkpoint has to hold of it beside the model's tensors, as plain JSON."""
-        return {}
-
-    def restore(self, state: dict) -> None:
-        """Go to where `state` stands, before the model's tensors are filled from the checkpoint."""
 
 
 def fit(
@@ -244,14 +163,6 @@ def take_step(at: Training, recipe: Recipe, accelerator: Accelerator, lr: float,
         accelerator.clip_grad_norm_(at.model.parameters(), recipe.clip_norm)
     at.optimizer.step()
     return value
-
-
-def learning_rate(recipe: Recipe, epoch: float) -> float:
-    """The learning rate `epoch` epochs after the start: a straight rise, then half a cosine down to 0."""
-    if epoch < recipe.warmup_epochs:
-        return recipe.lr * (epoch + 1e-2) / (recipe.warmup_epochs + 1e-2)
-    left = max(recipe.epochs - recipe.warmup_epochs, 1e-9)
-    return recipe.lr * (1 + math.cos(math.pi * (epoch - recipe.warmup_epochs) / left)) / 2
 
 
 def averaged(model: nn.Module) -> dict[str, Tensor]:
