@@ -34,9 +34,7 @@ from prunus.progress import silent
 from prunus.selection import Budget
 from prunus.surgery import copies, slicing
 from prunus.tasks import Classification
-from prunus.train import checkpoint, loop
-from prunus.train.loop import fit
-from prunus.train.recipe import Recipe
+from prunus.train import Recipe, checkpoint, fit, loop
 
 X = torch.zeros(1, 1, 8, 8)
 

@@ -26,9 +26,7 @@ from prunus.errors import FileError, TraceError, UserError
 from prunus.sparse import maskable, masks
 from prunus.surgery import copies
 from prunus.tasks import Classification
-from prunus.train import loop
-from prunus.train.loop import fit
-from prunus.train.recipe import Recipe
+from prunus.train import Recipe, fit, loop
 
 
 def drawn(graph, density=0.5, seed=0):

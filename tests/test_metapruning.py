@@ -25,12 +25,11 @@ from prunus.data import load_data
 from prunus.errors import BudgetError, UserError
 from prunus.graph import trace
 from prunus.methods.metapruning import Config, prune
-from prunus.recover import renew_norms
+from prunus.recover.norms import renew_norms
 from prunus.runfolder import Run
 from prunus.selection import Budget, Metered, cost
 from prunus.tasks import Classification
-from prunus.train.loop import fit
-from prunus.train.recipe import Recipe
+from prunus.train import Recipe, fit
 
 SMALL = Config(
     generations=3, population=6, parents=3, mutants=2, crossovers=2, images=150, calibration=128, top=2

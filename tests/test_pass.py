@@ -33,8 +33,7 @@ from prunus.pass_config import Config
 from prunus.prompts import Prompt, Prompted
 from prunus.selection import Budget
 from prunus.tasks import Classification
-from prunus.train.loop import fit
-from prunus.train.recipe import Recipe
+from prunus.train import Recipe, fit
 
 X = torch.zeros(1, 1, 8, 8)
 HALF = Budget(macs=0.5)

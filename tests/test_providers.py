@@ -25,15 +25,13 @@ from prunus.graph import trace
 from prunus.methods.metapruning import Config, prune
 from prunus.providers import Inherit, drawn_anew, put_back
 from prunus.pruningnet import PruningNet
-from prunus.recover import renew_norms
+from prunus.recover.norms import renew_norms
 from prunus.search import Room, Space, best_first
 from prunus.selection import Budget, cost
 from prunus.supernets import Stepping, Supernet, Together
 from prunus.surgery import effective
 from prunus.tasks import Classification
-from prunus.train import loop
-from prunus.train.loop import fit
-from prunus.train.recipe import Recipe
+from prunus.train import Recipe, fit, loop
 
 FORMS = ("shared", "paper", "residual", "factored")
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from prunus import zoo
 from prunus.data import load_data
-from prunus.recover import recover, renew_norms
+from prunus.recover.finetune import recover
+from prunus.recover.norms import renew_norms
 from prunus.tasks import Classification
-from prunus.train import loop
-from prunus.train.loop import fit
+from prunus.train import fit, loop
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,8 @@ from prunus.data import load_data
 from prunus.errors import FileError, TrainingError, UserError
 from prunus.files import read_tensors
 from prunus.tasks import Classification
-from prunus.train import along, checkpoint, loop
-from prunus.train.loop import fit
-from prunus.train.recipe import Recipe, learning_rate
+from prunus.train import Recipe, along, checkpoint, fit, loop
+from prunus.train.recipe import learning_rate
 
 PLAIN = Recipe(epochs=3, batch_size=32, lr=0.05, warmup_epochs=0.5)  # 5 batches an epoch with `tiny`
 RECIPES = {

@@ -3,35 +3,14 @@
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunus.progress import silent
-from prunus.train import Recipe, fit, in_mode
+from prunus.train import in_mode
 
 RENEW_BATCHES, RENEW_BATCH_SIZE = 16, 256  # 4,096 pictures
-
-
-def recover(
-    small: nn.Module,
-    task,
-    recipe: Recipe,
-    *,
-    teacher: nn.Module | None = None,
-    folder: Path | str | None = None,
-    seed: int = 0,
-    progress=silent,
-) -> list[dict]:
-    """Recover `small` in place; returns the history of its fine-tuning (see `fit`), which a checkpoint resumes.
-
-    teacher: the unpruned model, whose answers count by recipe.distill_weight.
-    """
-    renew_norms(small, renewing_batches(task.data.train, seed))
-    where = {"folder": folder, "progress": progress, "label": "recovering"}
-    return fit(small, task, recipe, seed=seed, teacher=teacher, **where)
 
 
 def renewing_batches(train, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
