@@ -37,10 +37,10 @@ from board import Board, arguments, recovered, tuned
 
 import prunus
 from prunus import latency, scores
-from prunus.candidates import tried_on
 from prunus.data import load_data
 from prunus.methods import Config, Ready, prune, ready
 from prunus.runfolder import Run
+from prunus.search import tried_on
 from prunus.selection import Budget, Metered, select
 from prunus.tasks import Classification
 

@@ -33,15 +33,13 @@ from timed import cpu
 
 import prunus
 from prunus import zoo
-from prunus.candidates import Maker, Trial, moving_norms, to_renew_with
 from prunus.data import load_data
 from prunus.files import write_json
 from prunus.methods import Config, Ready, alone, ready, supernet
 from prunus.progress import bar
 from prunus.runfolder import Run
-from prunus.search import CHUNKS, Widths, drawn, search
+from prunus.search import CHUNKS, Maker, Supernet, Trial, Widths, drawn, moving_norms, search, to_renew_with
 from prunus.selection import Budget
-from prunus.supernets import Supernet
 from prunus.surgery import cut
 from prunus.tasks import Classification
 from prunus.train import in_mode

@@ -78,6 +78,11 @@ class PruningNet(nn.Module):
             PruningBlock(graph.shapes[name], len(near), form, hidden) for name, near in self.context.items()
         )
 
+    @property
+    def unread(self) -> Collection[str]:
+        """The weights that form=paper makes without reading their own values."""
+        return self.context if self.form == "paper" else ()
+
     def forward(self, widths: Mapping[str, int], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights, by name and in full size, of the network of these widths. own: W0 of each."""
         made, like = {}, next(self.parameters())

@@ -19,14 +19,15 @@ from test_run import ARGUMENTS, ended, figures, kill_when_there, program, start
 from two_processes import PATHS, SCRIPT, launched
 
 import prunus
-from prunus import candidates, latency, scores, surgery, zoo
+from prunus import latency, scores, surgery, zoo
 from prunus.charts import Bars, Lines, Points
 from prunus.data import load_data
 from prunus.errors import BudgetError, UserError
 from prunus.graph import trace
 from prunus.methods.metapruning import Config, prune
-from prunus.recover.norms import renew_norms
+from prunus.recover import renew_norms
 from prunus.runfolder import Run
+from prunus.search.trial import SHARE, Maker, Pictures, moving_norms, parted, to_renew_with, tried_on
 from prunus.selection import Budget, Metered, cost
 from prunus.tasks import Classification
 from prunus.train import Recipe, fit
@@ -146,22 +147,22 @@ def test_it_draws_what_it_did(undisturbed, trained, tmp_path):
 
 # ------------------------------------------------------------------------------ how it is scored
 def test_the_parts_are_apart_and_hold_every_class(digits):
-    parts = candidates.parted(digits.train, 150, seed=3)
+    parts = parted(digits.train, 150, seed=3)
     members = [set(part.members.tolist()) for part in (parts.train, parts.search, parts.confirm)]
     assert set.union(*members) == set(digits.train.members.tolist())
     assert sum(map(len, members)) == len(digits.train)
     assert 130 <= len(parts.search) <= 170 and 130 <= len(parts.confirm) <= 170
     assert all(np.unique(part.labels).size == 10 for part in (parts.train, parts.search, parts.confirm))
-    most = candidates.parted(digits.train, 10**6, seed=3)
-    assert len(most.search) <= candidates.SHARE * len(digits.train) + 10
+    most = parted(digits.train, 10**6, seed=3)
+    assert len(most.search) <= SHARE * len(digits.train) + 10
     with pytest.raises(UserError, match="not possible"):
-        candidates.parted(digits.train.take(np.arange(3)), 150, seed=0)
+        parted(digits.train.take(np.arange(3)), 150, seed=0)
 
 
 def test_a_score_is_what_a_plain_evaluation_of_the_renewed_network_says(trained):
     graph = trace(trained.model, EXAMPLE)
-    parts = candidates.parted(trained.data.train, 150, seed=0)
-    pictures = candidates.to_renew_with(parts.train, 128, seed=0)
+    parts = parted(trained.data.train, 150, seed=0)
+    pictures = to_renew_with(parts.train, 128, seed=0)
     keep = {name: list(range(axis.size // 2)) for name, axis in graph.axes.items()}
     made = []
 
@@ -169,7 +170,7 @@ def test_a_score_is_what_a_plain_evaluation_of_the_renewed_network_says(trained)
         made.append(widths)
         return surgery.shrink(trained.model, graph, keep)
 
-    trial = candidates.tried_on(trained, candidates.Maker(network, pictures), parts.search)
+    trial = tried_on(trained, Maker(network, pictures), parts.search)
     widths = graph.widths(keep)
     some = [trial.score(widths, 0, 70), trial.score(widths, 70, trial.images)]
     assert len(made) == 1
@@ -198,7 +199,7 @@ def test_pooled_statistics_do_not_depend_on_batches_or_their_order(trained):
 def test_moving_statistics_keep_some_of_where_they_started(trained):
     net = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 3), torch.nn.BatchNorm2d(6))
     x, y = next(trained.data.train.batches(120))
-    candidates.moving_norms(net, [(x, y)] * 3)
+    moving_norms(net, [(x, y)] * 3)
     mean = net[0](x).mean((0, 2, 3))
     assert torch.allclose(net[1].running_mean, mean * (1 - 0.9**3), atol=1e-5)
 
@@ -208,10 +209,10 @@ def test_a_metric_where_less_is_better_is_turned_round(trained):
         metric, higher_is_better = "loss", False
         evaluate = trained.evaluate
 
-    parts = candidates.parted(trained.data.train, 150, seed=0)
-    maker = candidates.Maker(lambda widths: trained.model, parts.train, lambda model, batches: None)
-    maker.calibration = candidates.Pictures(parts.train)
-    score = candidates.tried_on(Error(), maker, parts.search)
+    parts = parted(trained.data.train, 150, seed=0)
+    maker = Maker(lambda widths: trained.model, parts.train, lambda model, batches: None)
+    maker.calibration = Pictures(parts.train)
+    score = tried_on(Error(), maker, parts.search)
     assert score({}) == -trained.evaluate(trained.model, parts.search)["loss"]
 
 

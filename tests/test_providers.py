@@ -18,17 +18,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from two_processes import PATHS, SCRIPT, assert_trains_as_one, launched
 
 from prunus import pruningnet, surgery, zoo
-from prunus.candidates import Maker, parted, tensors_hash, to_renew_with
 from prunus.data import load_data
 from prunus.errors import UserError
 from prunus.graph import trace
 from prunus.methods.metapruning import Config, prune
-from prunus.providers import Inherit, drawn_anew, put_back
 from prunus.pruningnet import PruningNet
-from prunus.recover.norms import renew_norms
+from prunus.recover import renew_norms
 from prunus.search import Room, Space, best_first
+from prunus.search.providers import Inherit, drawn_anew, put_back
+from prunus.search.supernet import Stepping, Supernet, Together
+from prunus.search.trial import Maker, parted, tensors_hash, to_renew_with
 from prunus.selection import Budget, cost
-from prunus.supernets import Stepping, Supernet, Together
 from prunus.surgery import effective
 from prunus.tasks import Classification
 from prunus.train import Recipe, fit, loop

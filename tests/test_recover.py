@@ -9,8 +9,7 @@ from torch import nn
 
 from prunus import zoo
 from prunus.data import load_data
-from prunus.recover.finetune import recover
-from prunus.recover.norms import renew_norms
+from prunus.recover import recover, renew_norms
 from prunus.tasks import Classification
 from prunus.train import fit, loop
 

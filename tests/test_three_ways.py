@@ -16,7 +16,7 @@ from torch.func import functional_call
 from prunus import surgery
 from prunus.errors import PruningError
 from prunus.graph import skeleton, trace, tracer
-from prunus.recover.norms import renew_norms
+from prunus.recover import renew_norms
 from prunus.surgery import cut, effective, sliced
 from prunus.surgery.slicing import masked, zeroed
 

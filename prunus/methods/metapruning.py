@@ -33,40 +33,44 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from prunus import scores, searched
-from prunus.candidates import (
-    Maker,
-    Parts,
-    labels_hash,
-    moving_norms,
-    parted,
-    tensors_hash,
-    to_renew_with,
-    tried_on,
-)
+from prunus import scores
 from prunus.errors import UserError
 from prunus.graph import Graph, trace
 from prunus.methods import Pruned
 from prunus.options import check_choices, nothing_before, refuse_idle
-from prunus.providers import Inherit, drawn_anew, put_back
 from prunus.pruningnet import HIDDEN, Form, PruningNet, refuse_too_large
 from prunus.recover import renew_norms
 from prunus.search import (
     CHUNKS,
     Evolution,
     Greedy,
+    Inherit,
+    Maker,
     Orders,
+    Parts,
     Random,
     Ranks,
     Result,
     Room,
+    Sampling,
     Space,
+    Stepping,
     Strategy,
+    Supernet,
+    Together,
     best_first,
+    charts,
+    drawn_anew,
+    labels_hash,
+    moving_norms,
+    parted,
+    put_back,
     search,
+    tensors_hash,
+    to_renew_with,
+    tried_on,
 )
 from prunus.selection import Budget, Metered, Price, Selection, select
-from prunus.supernets import Sampling, Stepping, Supernet, Together
 from prunus.train import distinct, fit
 
 Search = Literal["evolution", "greedy", "random"]
@@ -301,13 +305,13 @@ def prune(task, budget: Budget, config: Config, run) -> Pruned:
         workers=Ranks() if dist.is_initialized() and dist.get_world_size() > 1 else None,
         progress=run.progress,
     )
-    searched.note(found, run)
+    charts.note(found, run)
     keep = at.provider.keep(found.winner.widths)
     score = task.metric if task.higher_is_better else f"minus {task.metric}"
     return Pruned(
         keep=keep,
         weights=handed_on(task, space, keep, maker, found, config, run.seed),
-        charts=[*searched.learned(at.history, task.metric), *searched.drawn(found, budget, space, score)],
+        charts=[*charts.learned(at.history, task.metric), *charts.drawn(found, budget, space, score)],
     )
 
 

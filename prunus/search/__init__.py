@@ -18,8 +18,21 @@ from prunus.search.engine import Result, search
 from prunus.search.evaluation import CHUNKS, Evaluator, Ranks, Score
 from prunus.search.journal import Candidate
 from prunus.search.proposals import Room, drawn
+from prunus.search.providers import Inherit, drawn_anew, put_back
 from prunus.search.space import Orders, Space, Widths, best_first
 from prunus.search.strategies import Evolution, Greedy, Random, Strategy
+from prunus.search.supernet import Sampling, Stepping, Supernet, Together
+from prunus.search.trial import (
+    Maker,
+    Parts,
+    Trial,
+    labels_hash,
+    moving_norms,
+    parted,
+    tensors_hash,
+    to_renew_with,
+    tried_on,
+)
 
 __all__ = [
     "CHUNKS",
@@ -27,16 +40,32 @@ __all__ = [
     "Evaluator",
     "Evolution",
     "Greedy",
+    "Inherit",
+    "Maker",
     "Orders",
+    "Parts",
     "Random",
     "Ranks",
     "Result",
     "Room",
+    "Sampling",
     "Score",
     "Space",
+    "Stepping",
     "Strategy",
+    "Supernet",
+    "Together",
+    "Trial",
     "Widths",
     "best_first",
     "drawn",
+    "drawn_anew",
+    "labels_hash",
+    "moving_norms",
+    "parted",
+    "put_back",
     "search",
+    "tensors_hash",
+    "to_renew_with",
+    "tried_on",
 ]

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from prunus.charts import Bars, Chart, Lines, Points
-from prunus.search import Candidate, Result, Space
+from prunus.search.engine import Result
+from prunus.search.journal import Candidate
+from prunus.search.space import Space
 from prunus.selection import Budget, short
 
 NAMES = {"uniform": "uniform", "seed": "by scores alone"}  # of networks that were not found by the search

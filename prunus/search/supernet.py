@@ -8,9 +8,10 @@
 Which networks a step trains depends on the seed and the number of the step alone, so all processes train the same.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from prunus import surgery
 from prunus.data import Split
 from prunus.graph import Graph
-from prunus.pruningnet import PruningNet
-from prunus.search import Orders, Room, Widths, drawn
+from prunus.search.proposals import Room, drawn
+from prunus.search.space import Orders, Widths
 from prunus.surgery import checked_tensors, resized
 from prunus.train import Along, Training
 
@@ -29,10 +30,19 @@ RANDOM = 2  # networks in a sandwich besides the largest and the least, as Yu an
 TEMPERATURE = 1.0  # the smaller networks learn the answers as they are
 
 
+class Makes(Protocol):
+    """A hypernetwork that makes the weights of a network of any widths, such as a PruningNet."""
+
+    unread: Collection[str]  # the network's parameters that are made without reading their own values
+
+    def __call__(self, widths: Mapping[str, int], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights, by name and in full size, of the network of these widths. own: the network's tensors."""
+
+
 class Supernet(nn.Module):
     """Weights for all networks of a room. net: holds them, and is trained in place.
 
-    order: the units of each axis, the best first; a network keeps the first of them. maker: a PruningNet, which makes
+    order: the units of each axis, the best first; a network keeps the first of them. maker: a module that makes
     weights in place of net's own. Its forward pass gives the answers of all networks of a step, the largest first.
     """
 
@@ -42,7 +52,7 @@ class Supernet(nn.Module):
         room: Room,
         *,
         order: Orders | None = None,
-        maker: PruningNet | None = None,
+        maker: Makes | None = None,
         sampling: Sampling = "sandwich",
         seed: int = 0,
     ):
@@ -51,7 +61,7 @@ class Supernet(nn.Module):
         self.room, self.order, self.sampling, self.seed = room, order, sampling, seed
         self.step = 0
         for name, parameter in net.named_parameters():
-            if maker is not None and maker.form == "paper" and name in maker.context:
+            if maker is not None and name in maker.unread:
                 parameter.requires_grad_(False)  # nothing reads it
 
     @property

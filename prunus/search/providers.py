@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.graph import Graph, trace
-from prunus.search import Orders, Space, Widths
+from prunus.search.space import Orders, Space, Widths
 from prunus.surgery import checked_tensors, clone, effective, fresh, resized, sliced
 
 

@@ -19,7 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from prunus.data import Split, generator, hold_out
 from prunus.errors import UserError
 from prunus.recover import renew_norms
-from prunus.search import Score, Widths
+from prunus.search.evaluation import Score
+from prunus.search.space import Widths
 from prunus.train import in_mode
 
 SHARE = 0.15  # of the training pictures, that each of the two parts held out has at the most
