@@ -22,11 +22,10 @@ import torch
 from board import Board, arguments, recovered, tuned
 
 import prunus
-from prunus import registry
 from prunus.data import load_data
-from prunus.dhp_config import Config
-from prunus.latents import DHP
 from prunus.methods import Beside
+from prunus.methods import _registry as registry
+from prunus.methods.dhp import DHP, Config
 from prunus.recover import renew_norms
 from prunus.runfolder import Run
 from prunus.tasks import Classification

@@ -20,8 +20,7 @@ import torch.nn.functional as F
 
 import prunus
 from prunus import zoo
-from prunus.dhp_config import Config
-from prunus.latents import DHP
+from prunus.methods.dhp import DHP, Config
 
 LR, BUDGET = 0.02, prunus.Budget(macs=0.5)
 CONFIGS = {

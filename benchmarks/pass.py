@@ -27,9 +27,9 @@ from board import Board, arguments, recovered, tuned
 from torch import nn
 
 import prunus
-from prunus import pass_config, registry
 from prunus.data import Data, Split, load_data
-from prunus.methods import pass_
+from prunus.methods import _registry as registry
+from prunus.methods.pass_ import Config, prune
 from prunus.runfolder import Run
 from prunus.tasks import Classification
 from prunus.train import fit
@@ -66,9 +66,9 @@ class Arms:
         """What PASS keeps of a base, and what its search says of itself."""
         run = Run(self.asked.folder / f"{label}_{self.name}_{self.seed}", {"seed": self.seed}, resume=True)
         run.begin()
-        config = pass_config.Config(round_to=self.asked.round_to, **{"steps": self.asked.steps} | options)
+        config = Config(round_to=self.asked.round_to, **{"steps": self.asked.steps} | options)
         start = time.perf_counter()
-        keep = pass_.prune(Classification(base, data), self.budget, config, run).keep
+        keep = prune(Classification(base, data), self.budget, config, run).keep
         events = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
         said = [event for event in events if event["event"] == "decided"][-1]
         row = {

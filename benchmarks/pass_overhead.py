@@ -19,8 +19,7 @@ import torch.nn.functional as F
 
 import prunus
 from prunus import zoo
-from prunus.channel_masks import PASS
-from prunus.pass_config import Config
+from prunus.methods.pass_ import PASS, Config
 
 BUDGET, LR = prunus.Budget(macs=0.5), 1e-4
 

@@ -20,11 +20,12 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 from tyro.extras import subcommand_cli_from_dict
 
 from prunus import bench as benching
-from prunus import describe, registry, report
+from prunus import describe, report
 from prunus import export as exporting
 from prunus.errors import PrunusError, UserError
 from prunus.files import read_json
 from prunus.graph import trace
+from prunus.methods import _registry as registry
 from prunus.progress import bar
 from prunus.run import Settings, preview, prune
 from prunus.selection import Budget, Sparsity

@@ -8,10 +8,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from prunus import registry, selection, zoo
+from prunus import selection, zoo
 from prunus.data import load_data
 from prunus.graph import Graph
 from prunus.methods import Pruned
+from prunus.methods import _registry as registry
 from prunus.report import count
 from prunus.selection import Budget, cost
 from prunus.sparse import masks

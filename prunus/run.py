@@ -16,7 +16,7 @@ from pathlib import Path
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from prunus import latency, registry, report, scores
+from prunus import latency, report, scores
 from prunus.data import Data, load_data
 from prunus.errors import UserError
 from prunus.export import store
@@ -24,6 +24,7 @@ from prunus.files import write_json
 from prunus.graph import Graph, trace
 from prunus.machine import machine, versions
 from prunus.methods import Pruned
+from prunus.methods import _registry as registry
 from prunus.progress import silent
 from prunus.runfolder import Run
 from prunus.selection import Budget, Metered, Sparsity

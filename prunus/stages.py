@@ -27,10 +27,9 @@ from prunus.export import store
 from prunus.files import read_tensors, write_tensors
 from prunus.graph import Graph, trace
 from prunus.latency import milliseconds
-from prunus.methods import Pruned
+from prunus.methods import Method, Pruned
 from prunus.progress import Step
 from prunus.recover import recover
-from prunus.registry import Method
 from prunus.runfolder import Run
 from prunus.selection import Budget, Metered, Sparsity, cost
 from prunus.sparse import masks, patterns

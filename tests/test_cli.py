@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from prunus import cli, registry
+from prunus import cli
 from prunus.files import read_json
+from prunus.methods import _registry as registry
 
 SPARSE = ["run", "--model", "zoo:digits_resnet", "--data", "digits", "--out", "OUT", "--method", "lookahead"]
 

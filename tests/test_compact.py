@@ -19,7 +19,7 @@ from prunus import surgery, zoo
 from prunus.errors import UserError
 from prunus.gates import Compacted, Gate, can_be_cut
 from prunus.gates.compact import expanded
-from prunus.hypernetworks import attach as attach_hypernetworks
+from prunus.methods.dhp.hypernetwork import attach as attach_hypernetworks
 from prunus.sparse import masks
 from prunus.surgery import copies, slicing, steps
 

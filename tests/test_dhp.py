@@ -24,12 +24,11 @@ from two_processes import assert_trains_as_one
 import prunus
 from prunus import gates, surgery
 from prunus.data import load_data
-from prunus.dhp_config import Config
 from prunus.errors import BudgetError, TraceError, TrainingError, UserError
 from prunus.export import files
 from prunus.files import write_tensors
-from prunus.latents import DHP
-from prunus.methods.dhp import Beside, prune
+from prunus.methods.dhp import DHP, Config, prune
+from prunus.methods.dhp.method import Beside
 from prunus.progress import silent
 from prunus.selection import Budget
 from prunus.surgery import copies, slicing

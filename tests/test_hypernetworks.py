@@ -17,7 +17,7 @@ import prunus
 from prunus import surgery, zoo
 from prunus.errors import UserError
 from prunus.gates import Gate
-from prunus.hypernetworks import LEAST_LATENT, Hypernetwork, attach
+from prunus.methods.dhp.hypernetwork import LEAST_LATENT, Hypernetwork, attach
 from prunus.surgery import copies, slicing, steps
 
 LAYERS = {  # from 6 channels to 8, and how many products are summed for one of the outputs

@@ -27,7 +27,8 @@ from prunus.graph import trace
 from prunus.methods.metapruning import Config, prune
 from prunus.recover import renew_norms
 from prunus.runfolder import Run
-from prunus.search.trial import SHARE, Maker, Pictures, moving_norms, parted, to_renew_with, tried_on
+from prunus.search import Maker, moving_norms, parted, to_renew_with, tried_on
+from prunus.search.trial import SHARE, Pictures
 from prunus.selection import Budget, Metered, cost
 from prunus.tasks import Classification
 from prunus.train import Recipe, fit

@@ -23,14 +23,13 @@ from two_processes import assert_trains_as_one
 
 import prunus
 from prunus import cli, surgery, zoo
-from prunus.channel_masks import PASS
 from prunus.charts import PNG, Heat, Lines, Picture
 from prunus.data import load_data
 from prunus.errors import BudgetError, FileError, TrainingError, UserError
 from prunus.gates import Gate
-from prunus.methods.pass_ import Beside, prune
-from prunus.pass_config import Config
-from prunus.prompts import Prompt, Prompted
+from prunus.methods.pass_ import PASS, Config, prune
+from prunus.methods.pass_.method import Beside
+from prunus.methods.pass_.prompt import Prompt, Prompted
 from prunus.selection import Budget
 from prunus.tasks import Classification
 from prunus.train import Recipe, fit

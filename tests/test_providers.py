@@ -17,17 +17,28 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from two_processes import PATHS, SCRIPT, assert_trains_as_one, launched
 
-from prunus import pruningnet, surgery, zoo
+from prunus import surgery, zoo
 from prunus.data import load_data
 from prunus.errors import UserError
 from prunus.graph import trace
-from prunus.methods.metapruning import Config, prune
-from prunus.pruningnet import PruningNet
+from prunus.methods.metapruning import Config, prune, pruning_net
+from prunus.methods.metapruning.pruning_net import PruningNet
 from prunus.recover import renew_norms
-from prunus.search import Room, Space, best_first
-from prunus.search.providers import Inherit, drawn_anew, put_back
-from prunus.search.supernet import Stepping, Supernet, Together
-from prunus.search.trial import Maker, parted, tensors_hash, to_renew_with
+from prunus.search import (
+    Inherit,
+    Maker,
+    Room,
+    Space,
+    Stepping,
+    Supernet,
+    Together,
+    best_first,
+    drawn_anew,
+    parted,
+    put_back,
+    tensors_hash,
+    to_renew_with,
+)
 from prunus.selection import Budget, cost
 from prunus.surgery import effective
 from prunus.tasks import Classification
@@ -88,7 +99,7 @@ def test_a_block_is_given_the_widths_of_its_own_weight_alone_always_in_one_order
     for _ in range(2):
         model, example = network("mobilenet_v2")
         graph = trace(model, example)
-        found.append(dict(pruningnet.made_weights(graph, Space(graph).names, "paper")))
+        found.append(dict(pruning_net.made_weights(graph, Space(graph).names, "paper")))
     assert found[0] == found[1] and list(found[0]) == list(found[1])
     near = found[0]
     assert near["stem.0.weight"] == ["stem.0"] and len(near["blocks.3.layers.0.weight"]) == 2
@@ -107,10 +118,10 @@ def test_the_paper_form_leaves_out_what_no_norm_follows():
 def test_a_pruning_net_that_does_not_fit_is_refused_before_it_is_made(monkeypatch):
     graph = trace(*network("mobilenet_v2"))
     names = Space(graph).names
-    monkeypatch.setattr(pruningnet, "PruningBlock", None)  # making one would fail
+    monkeypatch.setattr(pruning_net, "PruningBlock", None)  # making one would fail
     with pytest.raises(UserError, match=r"0\.87 GB .*there are 0\.1 GB\. form=factored takes 0\.0099 GB"):
         PruningNet(graph, names, memory_bytes=1e8)
-    monkeypatch.setattr(pruningnet, "available_bytes", lambda: 1e8)
+    monkeypatch.setattr(pruning_net, "available_bytes", lambda: 1e8)
     zeros = {name: torch.zeros(axis.size) for name, axis in graph.axes.items()}
     with pytest.raises(UserError, match=r"0\.87 GB"):  # a run asks this before it trains anything
         Config(weights="hypernet").select(graph, zeros, HALF)
@@ -121,7 +132,7 @@ def test_the_size_that_is_checked_is_the_size_it_has(form):
     graph = trace(*network("digits"))
     maker = PruningNet(graph, Space(graph).names, form=form, hidden=8)
     numbers = sum(p.numel() for p in maker.parameters())
-    assert pruningnet.size_bytes(graph, maker.context, form, 8) == 12 * numbers
+    assert pruning_net.size_bytes(graph, maker.context, form, 8) == 12 * numbers
 
 
 # ------------------------------------------------------------------------------- training a supernet

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from prunus import registry, scores, zoo
+from prunus import scores, zoo
 from prunus.data import load_data
 from prunus.errors import UserError
 from prunus.graph import trace
+from prunus.methods import _registry as registry
 from prunus.progress import silent
 from prunus.selection import Budget, cost
 from prunus.tasks import Classification

@@ -15,7 +15,9 @@ from prunus.data import load_data
 from prunus.errors import PruningError, UserError
 from prunus.export import store
 from prunus.files import read_json, read_tensors
-from prunus.methods import Pruned, lookahead
+from prunus.methods import Pruned
+from prunus.methods.lookahead import config, method
+from prunus.methods.lookahead.judge import Judge
 from prunus.run import Settings, preview, prune
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import Classification
@@ -208,7 +210,7 @@ def test_permuted_units_compute_the_same_and_are_pruned_two_of_four(tmp_path):
         assert int((tensors[name].movedim(1, -1).reshape(-1, 4) != 0).sum(1).max()) <= 2
 
 
-@pytest.mark.parametrize("score", get_args(lookahead.Score))
+@pytest.mark.parametrize("score", get_args(config.Score))
 def test_every_score_leaves_exactly_so_many(score):
     settings = Settings(method="lookahead", options=(f"score={score}", "batches=2"))
     _, found = preview("zoo:digits_resnet", data="digits", budget=Sparsity(0.87654), settings=settings)
@@ -304,10 +306,10 @@ def test_what_does_not_go_together_is_refused_before_any_training(tmp_path, sett
 
 
 def test_a_method_that_misses_the_sparsity_is_found_out(tmp_path, monkeypatch):
-    def too_many(judge: lookahead.Judge, sparsity: Sparsity) -> Pruned:
+    def too_many(judge: Judge, sparsity: Sparsity) -> Pruned:
         return Pruned(masks=judge.masks(judge.task.model, Sparsity(sparsity.value - 0.01)))
 
-    monkeypatch.setitem(lookahead.SCHEDULES, "one_shot", too_many)
+    monkeypatch.setitem(method.SCHEDULES, "one_shot", too_many)
     with pytest.raises(PruningError, match=r"not .* as sparsity 0\.8 asks for"):
         run_in(tmp_path / "run", base_epochs=0)
 

@@ -9,12 +9,14 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from prunus import gates, recurrent
+from prunus import gates
 from prunus.errors import UserError
 from prunus.graph import Graph
+from prunus.methods.pass_ import statistics
+from prunus.methods.pass_.hypernetwork import load
+from prunus.methods.pass_.prompt import How, Kind, fitting, picture_shape
+from prunus.methods.pass_.statistics import STATISTICS
 from prunus.options import check_choices, nothing_before, refuse_idle
-from prunus.prompts import How, Kind, fitting, picture_shape
-from prunus.recurrent import STATISTICS
 from prunus.selection import Budget, Price, Selection, select
 
 Prompt = Literal[Kind, "none"]
@@ -128,7 +130,7 @@ class Config(Selection):
         self.learning(graph)
         described = self.described(graph)
         if self.hypernetwork:
-            recurrent.load(self.hypernetwork, described)
+            load(self.hypernetwork, described)
 
     def pictures(self, graph: Graph) -> tuple[int, int, int] | None:
         """The shape (C, H, W) of the pictures that get a prompt; None: there is none. Raises UserError if the network
@@ -148,7 +150,7 @@ class Config(Selection):
     def names(self, graph: Graph) -> list[str]:
         """The axes that are searched, in the order of their computation."""
         whole = self.whole(graph)
-        return recurrent.in_order(graph, [name for name in graph.axes if name not in whole])
+        return statistics.in_order(graph, [name for name in graph.axes if name not in whole])
 
     def described(self, graph: Graph) -> dict:
         """What a hypernetwork for this network belongs to, as plain JSON. Raises UserError for a prompt that does not

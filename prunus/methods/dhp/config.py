@@ -10,7 +10,7 @@ from torch import Tensor
 from prunus import gates
 from prunus.errors import UserError
 from prunus.graph import Graph
-from prunus.hypernetworks import Latents, Start
+from prunus.methods.dhp.hypernetwork import Latents, Start
 from prunus.options import check_choices, nothing_before, refuse_idle
 from prunus.selection import Budget, Price, Selection, Unreachable, select
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from prunus import gates, scores, surgery
-from prunus.dhp_config import Config
 from prunus.errors import TrainingError, UserError
 from prunus.gates import Compacted, Thresholds, can_be_cut, soft_threshold
 from prunus.graph import trace
-from prunus.hypernetworks import attach
+from prunus.methods.dhp.config import Config
+from prunus.methods.dhp.hypernetwork import attach
 from prunus.selection import GRIDS, TOLERANCE, Budget, Metered, Price, blocks, least, price_of
 
 FELT = 0.02  # the share of the last step in how much the loss is said to feel a latent

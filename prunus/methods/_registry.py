@@ -11,6 +11,7 @@ import importlib
 import io
 import keyword
 import pkgutil
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -70,7 +71,7 @@ def find(name: str) -> Method:
     file = f"{name}_" if keyword.iskeyword(name) else name
     module = importlib.import_module(f"prunus.methods.{file}")
     limit = Sparsity if Sparsity in typing.get_type_hints(module.prune).values() else Budget
-    return Method(name, module.__doc__, module.Config, module.prune, limit)
+    return Method(name, sys.modules[module.prune.__module__].__doc__, module.Config, module.prune, limit)
 
 
 def configure(config_class: type, pairs: Iterable[str], kind: str) -> object:

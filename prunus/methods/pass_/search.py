@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
-from prunus import gates, recurrent, scores, surgery
+from prunus import gates, scores, surgery
 from prunus.errors import FileError, TrainingError, UserError
 from prunus.gates import Thresholds
 from prunus.graph import skeleton, trace
-from prunus.pass_config import Config
-from prunus.prompts import Prompt, Prompted
-from prunus.recurrent import STATISTICS, Hypernetwork
+from prunus.methods.pass_ import hypernetwork
+from prunus.methods.pass_.config import Config
+from prunus.methods.pass_.hypernetwork import Hypernetwork
+from prunus.methods.pass_.prompt import Prompt, Prompted
+from prunus.methods.pass_.statistics import STATISTICS, inputs_of, standardised
 from prunus.selection import Budget, Metered, least, price_of
 
 NOTED = 60  # times that widths are noted in a search
@@ -123,9 +125,9 @@ class PASS(nn.Module):
             self.prompt = Prompt(
                 shape, config.prompt, config.prompt_size, config.prompt_how, config.prompt_speed
             )
-        statistics = recurrent.standardised(statistic(model, graph), sizes)
+        statistics = standardised(statistic(model, graph), sizes)
         self.register_buffer("statistics", statistics, persistent=False)
-        self.register_buffer("inputs", recurrent.inputs_of(graph, names, statistics), persistent=False)
+        self.register_buffer("inputs", inputs_of(graph, names, statistics), persistent=False)
         self.register_buffer("kept", torch.ones(len(statistics), dtype=torch.bool))
         self.network = skeleton.copied(model, {})
         for module in self.network.modules():
@@ -324,12 +326,12 @@ class PASS(nn.Module):
         tensors = {f"hypernetwork.{name}": t for name, t in self.hypernetwork.state_dict().items()}
         if self.prompt:
             tensors["prompt"] = self.prompt.canvas().detach()
-        recurrent.save(path, tensors, self.config.described(self.graph))
+        hypernetwork.save(path, tensors, self.config.described(self.graph))
 
     @torch.no_grad()
     def load(self, path: str) -> None:
         """Fill the hypernetwork and the prompt from a file. Raises FileError if it does not fit."""
-        tensors = recurrent.load(path, self.config.described(self.graph))
+        tensors = hypernetwork.load(path, self.config.described(self.graph))
         try:
             if self.prompt:
                 own = self.prompt.values

@@ -1,0 +1,20 @@
+"""DHP: latent vectors and hypernetworks make widths differentiable.
+
+Its files, in the order in which to read them:
+
+    config          the options
+    hypernetwork    latent vectors, and the weights made of them
+    search          DHP, usable in a loop of one's own
+    charts          how the latents moved
+    method          the paper, what departs from it, and prune
+"""
+
+from prunus.methods.dhp.config import Config
+from prunus.methods.dhp.method import prune
+from prunus.methods.dhp.search import DHP
+
+__all__ = [
+    "DHP",
+    "Config",
+    "prune",
+]
