@@ -27,7 +27,7 @@ from prunus.methods import Beside
 from prunus.methods import _registry as registry
 from prunus.methods.dhp import DHP, Config
 from prunus.recover import renew_norms
-from prunus.runfolder import Run
+from prunus.run import Run
 from prunus.tasks import Classification
 from prunus.train import fit
 

@@ -39,7 +39,7 @@ import prunus
 from prunus import latency, scores
 from prunus.data import load_data
 from prunus.methods import Config, Ready, prune, ready
-from prunus.runfolder import Run
+from prunus.run import Run
 from prunus.search import tried_on
 from prunus.selection import Budget, Metered, select
 from prunus.tasks import Classification

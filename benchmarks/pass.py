@@ -30,7 +30,7 @@ import prunus
 from prunus.data import Data, Split, load_data
 from prunus.methods import _registry as registry
 from prunus.methods.pass_ import Config, prune
-from prunus.runfolder import Run
+from prunus.run import Run
 from prunus.tasks import Classification
 from prunus.train import fit
 

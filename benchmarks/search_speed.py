@@ -37,7 +37,7 @@ from prunus.data import load_data
 from prunus.files import write_json
 from prunus.methods import Config, Ready, alone, ready, supernet
 from prunus.progress import bar
-from prunus.runfolder import Run
+from prunus.run import Run
 from prunus.search import CHUNKS, Maker, Supernet, Trial, Widths, drawn, moving_norms, search, to_renew_with
 from prunus.selection import Budget
 from prunus.surgery import cut

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 import prunus
-from prunus import bench, sparse, zoo
+from prunus import sparse, zoo
 from prunus.files import write_json
+from prunus.run import bench
 
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.99)
 

@@ -19,7 +19,6 @@ from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 from tyro.extras import subcommand_cli_from_dict
 
-from prunus import bench as benching
 from prunus import describe, report
 from prunus import export as exporting
 from prunus.errors import PrunusError, UserError
@@ -28,6 +27,7 @@ from prunus.graph import trace
 from prunus.methods import _registry as registry
 from prunus.progress import bar
 from prunus.run import Settings, preview, prune
+from prunus.run import bench as benching
 from prunus.selection import Budget, Sparsity
 from prunus.zoo import load_model
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from prunus import bench, cli
-from prunus.bench import PRUNED, Runner
+from prunus import cli
 from prunus.errors import PruningError, UserError
 from prunus.files import read_json
+from prunus.run import bench
+from prunus.run.bench import PRUNED, Runner
 
 BASE = "torch, base"
 

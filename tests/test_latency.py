@@ -26,8 +26,9 @@ from prunus.latency.operator_timing import RUNTIMES, Like, Runtime
 from prunus.latency.profiling import tables
 from prunus.latency.table import Table
 from prunus.methods import Pruned
-from prunus.run import Settings, preview, prune
-from prunus.runfolder import Run
+from prunus.run.folder import Run
+from prunus.run.pipeline import preview, prune
+from prunus.run.settings import Settings
 from prunus.selection import Budget, Metered, Selection, price_of, select
 
 HAS_ONNX = not programs.missing_for_onnx()

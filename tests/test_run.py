@@ -20,8 +20,9 @@ from prunus.data import load_data
 from prunus.errors import BudgetError, FileError, PrunusError, UserError
 from prunus.export import load
 from prunus.files import read_json
-from prunus.run import Settings, preview, prune
-from prunus.runfolder import Run, differences
+from prunus.run.folder import Run, differences
+from prunus.run.pipeline import preview, prune
+from prunus.run.settings import Settings
 from prunus.selection import Budget
 
 HALF = Budget(macs=0.5)

@@ -7,7 +7,7 @@ Its files, in the order in which to read them:
     files       model.pt2 and model.onnx, checked against the model
 """
 
-from prunus.export.files import RELATIVE_TOLERANCE, export_run
+from prunus.export.files import RELATIVE_TOLERANCE, export_model
 from prunus.export.programs import Call, as_onnx, exported, missing_for_onnx, session
 from prunus.export.store import load, load_keep, load_masks, save
 
@@ -15,7 +15,7 @@ __all__ = [
     "RELATIVE_TOLERANCE",
     "Call",
     "as_onnx",
-    "export_run",
+    "export_model",
     "exported",
     "load",
     "load_keep",

@@ -8,29 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import PruningError, UserError
-from prunus.export import store
+from prunus.errors import PruningError
 from prunus.export.programs import as_onnx, exported, missing_for_onnx, session
 from prunus.files import write_atomic
-from prunus.zoo import load_model
 
 RELATIVE_TOLERANCE = 1e-3  # of the largest answer: other kernels add in another order
 EXPORT_BATCH, CHECK_BATCH = 2, 3
-
-
-def export_run(folder: Path, result: dict) -> list[str]:
-    """Export the model of a finished run into its folder; returns what was written, in words.
-
-    result: its result.json. Raises UserError if the model was not given by a SPEC, PruningError if an exported
-    one answers otherwise.
-    """
-    spec, shape = result["settings"]["model"], tuple(result["input"]["shape"])
-    if ":" not in spec:
-        raise UserError(
-            f"{spec} cannot be built from its name; call prunus.export.export_model with the model."
-        )
-    model = store.load(folder, load_model(spec, classes=result["input"]["classes"], in_shape=shape))
-    return export_model(folder, model, shape)
 
 
 def export_model(folder: Path, model: nn.Module, shape: tuple[int, ...]) -> list[str]:

@@ -30,7 +30,7 @@ from prunus.latency import milliseconds
 from prunus.methods import Method, Pruned
 from prunus.progress import Step
 from prunus.recover import recover
-from prunus.runfolder import Run
+from prunus.run.folder import Run
 from prunus.selection import Budget, Metered, Sparsity, cost
 from prunus.sparse import masks, patterns
 from prunus.surgery import effective

@@ -26,9 +26,9 @@ from prunus.export import RELATIVE_TOLERANCE, as_onnx, exported, missing_for_onn
 from prunus.files import write_json
 from prunus.latency import take_turns
 from prunus.progress import silent
+from prunus.run.stages import BASE as BASE_FILE
+from prunus.run.stages import fill
 from prunus.sparse import formats
-from prunus.stages import BASE as BASE_FILE
-from prunus.stages import fill
 from prunus.zoo import load_model
 
 BATCHES = (1, 64)
