@@ -14,8 +14,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PA
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory) -> Path:
     """The folder of a short finished run: a small network, the digits, three epochs and two."""
-    from prunus.run.pipeline import prune
-    from prunus.run.settings import Settings
+    from prunus.run import Settings, prune
     from prunus.selection import Budget
 
     folder = tmp_path_factory.mktemp("runs") / "digits"

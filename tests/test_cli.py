@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from prunus import cli
+from prunus.cli import commands
 from prunus.files import read_json
 from prunus.methods import _registry as registry
 
@@ -22,7 +23,7 @@ def said(capsys, *arguments: str, status: int = 0) -> str:
     return captured.out + captured.err
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("command", commands.COMMANDS)
 def test_every_command_shows_examples(capsys, command):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
@@ -34,7 +35,7 @@ def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     text = capsys.readouterr().out
-    assert all(command in text for command in cli.COMMANDS)
+    assert all(command in text for command in commands.COMMANDS)
 
 
 def test_methods_are_the_folder(capsys):
@@ -106,7 +107,7 @@ def test_our_own_faults_end_in_status_1_and_a_traceback_on_demand(capsys, monkey
     def broken() -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setitem(cli.COMMANDS, "methods", broken)
+    monkeypatch.setitem(commands.COMMANDS, "methods", broken)
     assert "Traceback" not in said(capsys, "methods", status=1)
     assert "Traceback" in said(capsys, "methods", "--debug", status=1)
 
@@ -142,9 +143,9 @@ def test_dry_run_shows_the_survivors_of_each_layer(capsys, tmp_path):
 
 def test_layers_left_dense_are_named_with_the_result(capsys, digits_run):
     values = read_json(digits_run / "result.json")
-    cli.show(values, digits_run)
+    commands.show(values, digits_run)
     assert "Left dense" not in capsys.readouterr().out
-    cli.show(values | {"left_dense": dict.fromkeys(["a", "b", "c", "d"], "too narrow")}, digits_run)
+    commands.show(values | {"left_dense": dict.fromkeys(["a", "b", "c", "d"], "too narrow")}, digits_run)
     assert "Left dense, for the pattern does not fit: a, b, c and 1 more." in capsys.readouterr().out
 
 
@@ -196,11 +197,11 @@ def test_warnings_of_ours_are_a_sentence_and_others_say_where_they_come_from(cap
     def command() -> None:
         """Warns."""
         warnings.warn_explicit(
-            "too few epochs", UserWarning, str(Path(cli.__file__).with_name("latents.py")), 7
+            "too few epochs", UserWarning, str(Path(commands.__file__).with_name("latents.py")), 7
         )
         warnings.warn_explicit("this is old", FutureWarning, "elsewhere.py", 7)
 
-    monkeypatch.setitem(cli.COMMANDS, "warns", command)
+    monkeypatch.setitem(commands.COMMANDS, "warns", command)
     with warnings.catch_warnings(record=True) as others:
         warnings.simplefilter("always")
         assert cli.main(["warns"]) == 0

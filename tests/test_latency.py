@@ -26,9 +26,7 @@ from prunus.latency.operator_timing import RUNTIMES, Like, Runtime
 from prunus.latency.profiling import tables
 from prunus.latency.table import Table
 from prunus.methods import Pruned
-from prunus.run.folder import Run
-from prunus.run.pipeline import preview, prune
-from prunus.run.settings import Settings
+from prunus.run import Run, Settings, preview, prune
 from prunus.selection import Budget, Metered, Selection, price_of, select
 
 HAS_ONNX = not programs.missing_for_onnx()

@@ -26,7 +26,7 @@ from prunus.errors import BudgetError, UserError
 from prunus.graph import trace
 from prunus.methods.metapruning import Config, prune
 from prunus.recover import renew_norms
-from prunus.run.folder import Run
+from prunus.run import Run
 from prunus.search import Maker, moving_norms, parted, to_renew_with, tried_on
 from prunus.search.trial import SHARE, Pictures
 from prunus.selection import Budget, Metered, cost

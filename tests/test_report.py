@@ -311,8 +311,7 @@ def test_charts_that_do_not_fit_together_are_refused():
 
 def test_charts_go_from_the_method_to_the_page(tmp_path, monkeypatch):
     """And a folder that was begun before methods drew any can be gone on with."""
-    from prunus.run.pipeline import prune
-    from prunus.run.settings import Settings
+    from prunus.run import Settings, prune
 
     chosen, nan = magnitude.prune, float("nan")
 

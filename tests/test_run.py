@@ -20,9 +20,8 @@ from prunus.data import load_data
 from prunus.errors import BudgetError, FileError, PrunusError, UserError
 from prunus.export import load
 from prunus.files import read_json
-from prunus.run.folder import Run, differences
-from prunus.run.pipeline import preview, prune
-from prunus.run.settings import Settings
+from prunus.run import Run, Settings, preview, prune
+from prunus.run.folder import differences
 from prunus.selection import Budget
 
 HALF = Budget(macs=0.5)

@@ -18,8 +18,7 @@ from prunus.files import read_json, read_tensors
 from prunus.methods import Pruned
 from prunus.methods.lookahead import config, method
 from prunus.methods.lookahead.judge import Judge
-from prunus.run.pipeline import preview, prune
-from prunus.run.settings import Settings
+from prunus.run import Settings, preview, prune
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import Classification
 from prunus.train import loop
