@@ -1,0 +1,208 @@
+"""Random networks, random keeps: what must hold for every one of them.
+
+The reference is written here, apart from the package's own: every weight of a removed unit set to zero, run plainly.
+"""
+
+import copy
+import itertools
+import math
+import tempfile
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, reject, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+import prunus
+from prunus import surgery
+from prunus.errors import TraceError
+from prunus.selection import cost
+from prunus.surgery import copies
+from tests.lib.random_nets import MAP_STEPS, TOKEN_STEPS, build, map_programs, mixes, programs, token_programs
+
+CLOSE = {"rtol": 1e-8, "atol": 1e-9}
+quick = settings(
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=40,
+    phases=[Phase.generate],  # programs are short; making a failing one shorter takes minutes
+    suppress_health_check=list(HealthCheck),
+)
+
+
+# ------------------------------------------------------------------------------------- what is checked
+def traced(model, example, program):
+    """The graph. The sum of a padded shortcut and something shuffled may leave nothing to prune: drawn anew."""
+    try:
+        return prunus.trace(model, example)
+    except TraceError as error:
+        if "residual" in repr(program) and "may shrink" in str(error):
+            reject()
+        raise
+
+
+def drawn_keep(data, graph):
+    """Of every axis all units, one, or some."""
+    keep = {}
+    for name, axis in graph.axes.items():
+        how = data.draw(st.sampled_from(["some", "one", "all"]), label=name)
+        if how != "all":
+            most = 1 if how == "one" else axis.size
+            units = st.lists(st.integers(0, axis.size - 1), min_size=1, max_size=most, unique=True)
+            keep[name] = data.draw(units, label=name)
+    return keep
+
+
+def staying(graph, keep):
+    """Per tensor and dimension, a bool per position, read off the members of every axis."""
+    found = {name: [torch.ones(n, dtype=torch.bool) for n in shape] for name, shape in graph.shapes.items()}
+    for name, kept in keep.items():
+        for member in graph.members(name):
+            for unit in set(range(graph.axes[name].size)) - set(kept):
+                found[member.tensor][member.dim][member.index[unit]] = False
+    return found
+
+
+def without(model, graph, keep):
+    """A copy of `model` with zeros in every parameter at the removed units; buffers are left alone."""
+    model = copy.deepcopy(model)
+    stays = staying(graph, keep)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.mul_(outer(stays[name]))
+    return model
+
+
+def outer(masks):
+    """Masks of the dimensions of a tensor as one mask of its shape."""
+    return math.prod(
+        mask.view([-1 if d == dim else 1 for d in range(len(masks))]) for dim, mask in enumerate(masks)
+    )
+
+
+def cut(tensor, stays):
+    """The part of a tensor at the positions that stay."""
+    for dim, mask in enumerate(stays):
+        tensor = tensor.index_select(dim, mask.nonzero()[:, 0])
+    return tensor
+
+
+def parametrised(model):
+    return any(".parametrizations." in name for name, _ in model.named_parameters())
+
+
+def check_shrink(model, graph, keep, example):
+    small = prunus.shrink(model, graph, keep, verify="off")
+    got = small(example)
+    assert surgery.verify(model, graph, keep, small).holds
+    if not mixes(model) and not parametrised(model):
+        torch.testing.assert_close(got, without(model, graph, keep)(example), **CLOSE)
+    if not mixes(model):
+        torch.testing.assert_close(prunus.mask(model, graph, keep)(example), got, **CLOSE)
+    return small
+
+
+def check_crop(model, graph, keep, example, small):
+    """Gradients of a crop are those of the small model, at their places, and zero elsewhere."""
+    model.zero_grad()
+    out = prunus.crop(model, graph, keep, example)
+    torch.testing.assert_close(out, small(example), **CLOSE)
+    out.square().sum().backward()
+    small.zero_grad()
+    small(example).square().sum().backward()
+    gradients = {name: parameter.grad for name, parameter in small.named_parameters()}
+    stays = staying(graph, keep)
+    for name, parameter in model.named_parameters():
+        if name not in stays:  # parametrised: the lengths and directions of a normed weight
+            assert parameter.grad is not None
+            continue
+        torch.testing.assert_close(cut(parameter.grad, stays[name]), gradients[name], **CLOSE)
+        assert not parameter.grad[outer(stays[name]) == 0].any()
+
+
+def check_cost(graph, keep, example, small):
+    bare = copy.deepcopy(small).to("meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        bare(example.to("meta"))
+    assert 2 * cost.macs(graph, keep) == counter.get_total_flops()
+    if not parametrised(small):
+        assert cost.params(graph, keep) == sum(parameter.numel() for parameter in small.parameters())
+    assert cost.memory_mb(graph, keep) <= cost.memory_mb(graph)
+
+
+def check_again(graph, keep, example, small):
+    """The small model can be traced again, to the same axes; one of a single unit is none any more."""
+    widths = graph.widths(keep).values()
+    if min(widths) > 1:
+        again = prunus.trace(small, example)
+        assert Counter(axis.size for axis in again.axes.values()) == Counter(widths)
+        return
+    try:
+        prunus.trace(small, example)
+    except TraceError as error:
+        assert "may shrink" in str(error)
+
+
+def check_store(model, graph, keep, example, small):
+    with tempfile.TemporaryDirectory() as folder:
+        prunus.save(folder, small, keep, graph)
+        loaded = prunus.load(folder, model)
+    ours, theirs = copies.effective(small), copies.effective(loaded)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-12, atol=0)
+    torch.testing.assert_close(loaded(example), small(example), rtol=1e-12, atol=1e-12)
+
+
+def check_words(graph):
+    modules = {name.rpartition(".")[0] for name in graph.parameters}
+    for name in [*graph.axes, *graph.parameters, *modules - {""}]:
+        assert graph.explain(name)
+
+
+def check(program, data):
+    model, example = build(program)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    attributes = {name: dict(vars(module)) for name, module in model.named_modules()}
+    graph = traced(model, example, program)
+    keep = drawn_keep(data, graph)
+    small = check_shrink(model, graph, keep, example)
+    check_crop(model, graph, keep, example, small)
+    check_cost(graph, keep, example, small)
+    check_again(graph, keep, example, small)
+    check_store(model, graph, keep, example, small)
+    check_words(graph)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert {name: dict(vars(module)) for name, module in model.named_modules()} == attributes
+
+
+# ------------------------------------------------------------------------------------------- properties
+@pytest.mark.parametrize("kind", [*MAP_STEPS, *TOKEN_STEPS])
+def test_every_step_alone_shrinks_almost_everywhere(kind):
+    """Fixing everything would satisfy all properties below."""
+    for a, b in itertools.product(range(5), range(6)):
+        steps = [(kind, a, b)]
+        program = ("image", steps, [], "map") if kind in MAP_STEPS else ("vectors", [], steps, "each token")
+        assert prunus.trace(*build(program)).coverage() >= 0.9, program
+
+
+@quick
+@given(program=map_programs, data=st.data())
+def test_networks_on_maps(program, data):
+    check(program, data)
+
+
+@quick
+@given(program=token_programs, data=st.data())
+def test_networks_on_tokens(program, data):
+    check(program, data)
+
+
+@pytest.mark.slow
+@settings(quick, max_examples=400)
+@given(program=programs, data=st.data())
+def test_many_networks(program, data):
+    check(program, data)
