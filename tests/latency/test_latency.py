@@ -27,7 +27,7 @@ from prunus.run import Run, Settings, preview, prune
 from prunus.selection import Budget, Metered, Selection, price_of, select
 from tests.lib import nets
 from tests.lib.latency import Fake, FakeCall, by_size
-from tests.lib.two_processes import PATHS, launched
+from tests.lib.two_processes import ROOT, launched
 
 HAS_ONNX = not programs.missing_for_onnx()
 
@@ -551,7 +551,7 @@ def choose_in_a_process(folder):
 def test_one_process_measures_and_all_choose_the_same(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        f"import sys, torch\nsys.path[:0] = {PATHS!r}\nimport test_latency\n"
+        f"import sys, torch\nsys.path.insert(0, {ROOT!r})\nfrom tests.latency import test_latency\n"
         f"test_latency.choose_in_a_process({str(tmp_path)!r})\ntorch.distributed.destroy_process_group()\n"
     )
     launched([str(script)])

@@ -11,12 +11,12 @@ import torch
 from prunus.files import read_tensors
 from prunus.train import checkpoint
 
-PATHS = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+ROOT = str(Path(__file__).parents[2])
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 SCRIPT = """
 import sys
 import torch
-sys.path[:0] = {paths!r}
+sys.path.insert(0, {root!r})
 import {module}
 {module}.{name}({folder!r})
 torch.distributed.destroy_process_group()
@@ -24,7 +24,7 @@ torch.distributed.destroy_process_group()
 
 
 def picture_items():
-    """As data, a SPEC of which is two_processes:picture_items."""
+    """As data, a SPEC of which is tests.lib.two_processes:picture_items."""
     torch.manual_seed(0)
     items = [(torch.randn(1, 8, 8), i % 10) for i in range(210)]  # 200 to train on: batches of an even size
     return items, items[:50]
@@ -32,7 +32,7 @@ def picture_items():
 
 def launched(arguments: list[str]) -> None:
     """Run a program in two processes; it must end well. The test's own limit of time is its limit."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": PATHS[1]}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": ROOT}
     done = subprocess.run([*LAUNCH, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -42,7 +42,7 @@ def assert_trains_as_one(train: Callable[[Path], None], folder: Path) -> None:
     train(folder / "one")
     names = {"module": train.__module__, "name": train.__name__}
     script = folder / "script.py"
-    script.write_text(SCRIPT.format(paths=PATHS, folder=str(folder / "two"), **names))
+    script.write_text(SCRIPT.format(root=ROOT, folder=str(folder / "two"), **names))
     launched([str(script)])
     one, two = (read_tensors(folder / name / checkpoint.NAME) for name in ("one", "two"))
     assert one.keys() == two.keys()

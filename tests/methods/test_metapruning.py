@@ -30,7 +30,7 @@ from tests.lib.latency import Fake
 from tests.lib.metapruning import EXAMPLE, HALF, SMALL, begun, fresh, journal, lines
 from tests.lib.nets import build
 from tests.lib.programs import ARGUMENTS, ended, figures, kill_when_there, program, start
-from tests.lib.two_processes import PATHS, SCRIPT, launched
+from tests.lib.two_processes import ROOT, SCRIPT, launched
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def measured_in_ranks(folder):
 def test_milliseconds_are_measured_by_one_process_for_all(tmp_path):
     script = tmp_path / "script.py"
     names = {"module": __name__, "name": "measured_in_ranks", "folder": str(tmp_path / "two")}
-    script.write_text(SCRIPT.format(paths=PATHS, **names))
+    script.write_text(SCRIPT.format(root=ROOT, **names))
     launched([str(script)])
     assert (tmp_path / "two" / "keep0").read_text() == (tmp_path / "two" / "keep1").read_text()
 
@@ -229,7 +229,7 @@ def test_killed_it_goes_on_and_looks_at_nothing_twice(undisturbed, tmp_path):
     script = tmp_path / "script.py"
     names = {"module": __name__, "name": "searched", "folder": str(tmp_path / "killed")}
     script.write_text(
-        SCRIPT.format(paths=PATHS, **names).replace("torch.distributed.destroy_process_group()", "")
+        SCRIPT.format(root=ROOT, **names).replace("torch.distributed.destroy_process_group()", "")
     )
     for count in (4, 11):
         process = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -289,7 +289,7 @@ def kept(folder):
 def test_two_processes_find_what_one_does(undisturbed, tmp_path):
     script = tmp_path / "script.py"
     names = {"module": __name__, "name": "searched", "folder": str(tmp_path / "two")}
-    script.write_text(SCRIPT.format(paths=PATHS, **names))
+    script.write_text(SCRIPT.format(root=ROOT, **names))
     launched([str(script)])
     assert journal(tmp_path / "two").read_bytes() == journal(undisturbed).read_bytes()
     assert (tmp_path / "two" / "keep").read_text() == (undisturbed / "keep").read_text()

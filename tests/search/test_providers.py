@@ -41,7 +41,7 @@ from prunus.train import Recipe, fit, loop
 from tests.lib.metapruning import EXAMPLE, HALF, SMALL, begun, fresh, journal, lines
 from tests.lib.models import torchvision_models
 from tests.lib.providers import FORMS, network, some_widths, supernet
-from tests.lib.two_processes import PATHS, SCRIPT, assert_trains_as_one, launched
+from tests.lib.two_processes import ROOT, SCRIPT, assert_trains_as_one, launched
 
 
 # ------------------------------------------------------------------------------------ the PruningNet
@@ -163,7 +163,7 @@ def training_without_norms(folder):
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 10)
     )
-    task = Classification(model, load_data("two_processes:picture_items"))
+    task = Classification(model, load_data("tests.lib.two_processes:picture_items"))
     net, task, parts = ready_to_train(task, "residual")
     task.data = replace(task.data, train=parts.train.take(np.arange(120)))  # batches of an even size
     fit(net, task, replace(RECIPE, batch_size=40), folder=folder, along=Stepping(net))
@@ -195,7 +195,7 @@ def test_two_processes_find_what_one_does_and_train_one_supernet(tmp_path):
         (given / "found0").unlink(), journal(given).unlink()
     script = tmp_path / "script.py"
     script.write_text(
-        SCRIPT.format(paths=PATHS, folder=str(tmp_path), module=__name__, name="searched_in_ranks")
+        SCRIPT.format(root=ROOT, folder=str(tmp_path), module=__name__, name="searched_in_ranks")
     )
     launched([str(script)])
     for weights in ("shared", "hypernet"):

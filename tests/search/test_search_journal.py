@@ -18,16 +18,16 @@ from prunus.search import journal as journals
 from prunus.selection import Budget
 from tests.lib import searching
 from tests.lib.searching import Noting, Pictures, concave, small_search
-from tests.lib.two_processes import LAUNCH, PATHS, SCRIPT, launched
+from tests.lib.two_processes import LAUNCH, ROOT, SCRIPT, launched
 
 
 @pytest.fixture(scope="module")
 def processes():
     """Makes processes that begin with everything imported."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(PATHS))
+        patch.setenv("PYTHONPATH", ROOT)
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["searching"])
+        context.set_forkserver_preload(["tests.lib.searching"])
         forkserver.ensure_running()
     return context
 
@@ -269,7 +269,7 @@ def test_what_cannot_be_written_stops_the_search(tmp_path, monkeypatch):
 # -------------------------------------------------------------------------------- two processes
 def script_of(folder, name):
     file = folder / "script.py"
-    file.write_text(SCRIPT.format(paths=PATHS, folder=str(folder), module="searching", name=name))
+    file.write_text(SCRIPT.format(root=ROOT, folder=str(folder), module="tests.lib.searching", name=name))
     return str(file)
 
 
@@ -287,7 +287,7 @@ def test_two_processes_share_the_work_and_write_the_same_journal(tmp_path, undis
 
 
 def test_when_one_of_two_dies_the_search_goes_on_later_and_loses_nothing(tmp_path, undisturbed):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS[1]}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
     arguments = [*LAUNCH, script_of(tmp_path, "search_and_lose_one")]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
     assert done.returncode != 0

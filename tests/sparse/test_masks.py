@@ -432,7 +432,7 @@ def test_the_final_weights_are_those_evaluated_last(tiny):
 
 
 def train_held(folder):
-    data = load_data("two_processes:picture_items")
+    data = load_data("tests.lib.two_processes:picture_items")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
     graph = prunus.trace(model, data.example)

@@ -22,7 +22,7 @@ from prunus.tasks import Classification
 from prunus.train import Recipe, checkpoint, fit, loop
 from prunus.train.recipe import learning_rate
 from tests.lib.train import Each
-from tests.lib.two_processes import PATHS, assert_trains_as_one
+from tests.lib.two_processes import ROOT, assert_trains_as_one
 
 PLAIN = Recipe(epochs=3, batch_size=32, lr=0.05, warmup_epochs=0.5)  # 5 batches an epoch with `tiny`
 RECIPES = {
@@ -120,11 +120,12 @@ def test_resume_is_bit_equal_wherever_it_was_stopped(name, tiny, tmp_path, monke
 SCRIPT = """
 import sys, time
 from dataclasses import replace
-sys.path[:0] = {paths!r}
-import numpy as np, test_train
-from prunus import train
+sys.path.insert(0, {root!r})
+import numpy as np
+from tests.train import test_train
+from prunus.train import fit, loop
 from prunus.data import load_data
-train.SAVE_EVERY_S = 0.0
+loop.SAVE_EVERY_S = 0.0
 digits = load_data("digits")
 tiny = replace(digits, train=digits.train.take(np.arange(160)))
 def tell(step, lr):
@@ -133,13 +134,13 @@ def tell(step, lr):
         time.sleep(600)  # to be killed, however late the kill comes
 model = test_train.noisy()
 task, recipe = test_train.Classification(model, tiny), replace(test_train.PLAIN, epochs=300)
-train.fit(model, task, recipe, folder={folder!r}, along=test_train.Each(tell))
+fit(model, task, recipe, folder={folder!r}, along=test_train.Each(tell))
 """
 
 
 def test_sigkill_leaves_a_checkpoint_that_goes_on_bit_equal(tiny, tmp_path):
     recipe = replace(PLAIN, epochs=300)
-    script = SCRIPT.format(paths=PATHS, folder=str(tmp_path))
+    script = SCRIPT.format(root=ROOT, folder=str(tmp_path))
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     seen = 0
     for line in process.stdout:
@@ -179,7 +180,7 @@ def test_a_kill_while_the_epoch_is_measured_resumes_bit_equal(tiny, tmp_path, mo
 
 def train_prepared(folder):
     """Train without anything random, so that the number of processes must not matter."""
-    data = load_data("two_processes:picture_items")
+    data = load_data("tests.lib.two_processes:picture_items")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
     recipe = Recipe(epochs=2, batch_size=20, lr=0.1, precision="no")

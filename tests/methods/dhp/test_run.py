@@ -204,7 +204,7 @@ def test_a_recipe_without_a_learning_rate_is_refused_at_once(tiny, tmp_path):
 def train_two(folder):
     """Once without cutting, to be compared tensor by tensor, and once as it is by default, to the budget."""
     folder = Path(folder)
-    data = load_data("two_processes:picture_items")
+    data = load_data("tests.lib.two_processes:picture_items")
     recipe = Recipe(epochs=2, batch_size=20, lr=0.1, precision="no")  # 20 steps
     for compact in (False, True):
         torch.manual_seed(0)
