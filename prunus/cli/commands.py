@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional, UseAppendAction, arg
 
-from prunus import export as exporting
 from prunus import report
 from prunus.cli import describe
 from prunus.errors import UserError
@@ -20,7 +19,7 @@ from prunus.files import read_json
 from prunus.graph import trace
 from prunus.methods import _registry as registry
 from prunus.progress import bar
-from prunus.run import Settings, preview, prune
+from prunus.run import Settings, export_run, preview, prune
 from prunus.run import bench as benching
 from prunus.selection import Budget, Sparsity
 from prunus.zoo import load_model
@@ -246,7 +245,7 @@ def export(folder: Positional[Path]) -> None:
     Args:
         folder: The run's folder.
     """
-    for line in exporting.export_run(folder, finished(folder)):
+    for line in export_run(folder, finished(folder)):
         OUT.print(line, markup=False, soft_wrap=True)
 
 

@@ -12,6 +12,7 @@ Its files, in the order in which to read them:
     export      export a finished run
 """
 
+from prunus.run.export import export_run
 from prunus.run.folder import Run
 from prunus.run.pipeline import preview, prune
 from prunus.run.settings import Settings
@@ -19,6 +20,7 @@ from prunus.run.settings import Settings
 __all__ = [
     "Run",
     "Settings",
+    "export_run",
     "preview",
     "prune",
 ]

@@ -60,7 +60,9 @@ def bench_run(folder: Path, result: dict, *, seconds: float = 3.0, progress: Cal
     """
     spec, shape = result["settings"]["model"], tuple(result["input"]["shape"])
     if ":" not in spec:
-        raise UserError(f"{spec} cannot be built from its name; call prunus.bench.bench with the two models.")
+        raise UserError(
+            f"{spec} cannot be built from its name; call prunus.run.bench.bench with the two models."
+        )
 
     def original() -> nn.Module:
         return load_model(spec, classes=result["input"]["classes"], in_shape=shape)

@@ -8,6 +8,7 @@ from torch import nn
 import prunus
 from prunus import surgery
 from prunus.errors import FileError, PruningError, PrunusError, TraceError, UserError
+from prunus.graph import axes
 from tests.lib import nets
 
 X = torch.linspace(-1, 1, 70).view(2, 5, 7)
@@ -335,4 +336,4 @@ def test_a_graph_can_be_used_again(name):
     keep = nets.random_keep(graph)
     shapes = [[p.shape for p in prunus.shrink(model, graph, keep).parameters()] for _ in range(2)]
     assert shapes[0] == shapes[1]
-    assert all(prunus.axes.root(axis) is axis for axis in graph.axes.values())
+    assert all(axes.root(axis) is axis for axis in graph.axes.values())

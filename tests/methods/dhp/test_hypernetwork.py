@@ -15,6 +15,7 @@ import prunus
 from prunus import surgery, zoo
 from prunus.errors import UserError
 from prunus.gates import Gate
+from prunus.gates.gates import places_of
 from prunus.methods.dhp.hypernetwork import LEAST_LATENT, Hypernetwork, attach
 from prunus.surgery import copies, slicing, steps
 from tests.lib.graphs import close_some, multiplied_out, original
@@ -189,7 +190,7 @@ def test_i3_weights_made_from_cut_tensors_are_the_cut_weights(name):
         cut = slicing.sliced(whole, graph.layouts[n], keep)
         small = copy.deepcopy(step)
         small.gates, small.shape, small.head = made, cut.shape, cut.shape[: len(step.head)]
-        small.places = prunus.gates.places_of(graph, made, n, keep)
+        small.places = places_of(graph, made, n, keep)
         head = graph.layouts[n][: len(step.head)]
         for each in ("bias0", "bias1", "weight1", "weight2"):
             setattr(small, each, nn.Parameter(slicing.sliced(getattr(step, each).detach(), head, keep)))

@@ -13,7 +13,6 @@ import prunus
 from prunus.errors import BudgetError, TraceError, TrainingError, UserError
 from prunus.methods.dhp import DHP, Config
 from prunus.selection import Budget
-from prunus.train import loop
 from tests.lib.dhp import X, adamw, assert_met, batches, figure, searched, sgd, small, step_alone, untouched
 from tests.lib.nets import build
 
@@ -123,7 +122,7 @@ def test_a_step_that_a_scaler_skipped_for_its_gradients_leaves_no_trace_in_what_
             search.step(optimizer)
         return search
 
-    search = loop({0, 7})
+    search = train({0, 7})
     assert search.felt.isfinite().all() and min(record["ratio"] for record in search.records) > 0.4
     search.finish()
 

@@ -13,6 +13,7 @@ import prunus
 from prunus import cli
 from prunus.charts import PNG, Heat, Lines, Picture
 from prunus.data import load_data
+from prunus.export import load_keep
 from prunus.methods.pass_ import PASS, Config, prune
 from prunus.methods.pass_.method import Beside
 from prunus.tasks import Classification
@@ -28,7 +29,7 @@ def test_a_keep_found_on_one_data_set_is_taken_on_another(tmp_path):
     search = searched()
     prunus.save(tmp_path, search.finish(), search.keep, search.graph)
     other = small(seed=5)
-    found = prunus.shrink(other, prunus.trace(other, X), prunus.store.load_keep(tmp_path))
+    found = prunus.shrink(other, prunus.trace(other, X), load_keep(tmp_path))
     assert prunus.macs(prunus.trace(found, X)) == figure(search, search.keep)
     assert torch.equal(found.stem.weight, other.stem.weight[search.keep["stem"]])
 
