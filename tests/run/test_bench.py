@@ -112,5 +112,5 @@ def test_a_run_is_measured_and_the_figures_kept(capsys, digits_run, tmp_path):
 
 def test_a_model_that_was_given_cannot_be_built_again(tmp_path):
     result = {"settings": {"model": "Net (given)"}, "input": {"shape": [1, 8, 8]}}
-    with pytest.raises(UserError, match=r"prunus\.bench\.bench"):
+    with pytest.raises(UserError, match=r"prunus\.run\.bench\.bench"):
         bench.bench_run(tmp_path, result)
