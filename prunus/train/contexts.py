@@ -39,6 +39,45 @@ def channels_last(model: nn.Module, wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
+def in_bounds(model: nn.Module) -> Iterator[None]:
+    """Keep training on a CPU away from a fault of oneDNN that overwrites memory or gives a wrong gradient.
+
+    The weight gradient of a strided 1x1 convolution, channels-last and in single precision, is computed wrongly by
+    oneDNN 3.12 (in torch 2.13; its issue 6035) if there are fewer input channels than it works on at once: 8 with
+    AVX2. Pruning may leave so few at any step, so within this context every such convolution sees its images and
+    weights in the contiguous layout.
+    """
+    found = [module for module in model.modules() if isinstance(module, nn.Conv2d) and _strided(module)]
+    found = [module for module in found if any(p.device.type == "cpu" for p in model.parameters())]
+    last = [
+        m for m in found if any(p.dim() == 4 and p.stride() != _plain(p).stride() for p in m.parameters())
+    ]
+    hooks = [module.register_forward_pre_hook(_plain_images) for module in found]
+    for module in last:
+        module.to(memory_format=torch.contiguous_format)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in last:
+            module.to(memory_format=torch.channels_last)
+
+
+def _strided(module: nn.Conv2d) -> bool:
+    return set(module.kernel_size) == {1} and set(module.stride) != {1}
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return the tensor in the contiguous layout, with the usual strides also of dimensions of size 1."""
+    return tensor.to(memory_format=torch.contiguous_format)
+
+
+def _plain_images(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(map(_plain, inputs))
+
+
+@contextmanager
 def swapped(model_tensors: dict[str, Tensor], others: dict[str, Tensor]) -> Iterator[None]:
     """The values of `others` in place of the model's, and the model's back after."""
     exchange(model_tensors, others)

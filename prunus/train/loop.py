@@ -21,7 +21,7 @@ from prunus.progress import silent
 from prunus.train import checkpoint
 from prunus.train.along import Along
 from prunus.train.checkpoint import Training
-from prunus.train.contexts import channels_last, exchange, in_mode, own_randomness, reseed, swapped
+from prunus.train.contexts import channels_last, exchange, in_bounds, in_mode, own_randomness, reseed, swapped
 from prunus.train.recipe import OPTIMIZERS, Recipe, learning_rate
 
 SAVE_EVERY_S = 30.0
@@ -88,6 +88,7 @@ def borrowed(model: nn.Module, teacher: nn.Module | None, recipe: Recipe, device
     stack.enter_context(own_randomness())
     stack.enter_context(in_mode(model.to(device), True))
     stack.enter_context(channels_last(model, recipe.channels_last))
+    stack.enter_context(in_bounds(model))
     if teacher is not None:
         stack.enter_context(in_mode(teacher.to(device), False))
     return stack

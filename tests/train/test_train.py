@@ -223,6 +223,44 @@ def test_what_was_borrowed_is_put_back(name, tiny):
     assert not model.norm.training and model.conv.weight.is_contiguous()
 
 
+class Strided(nn.Module):
+    """A network with a 1x1 shortcut of some stride from 4 channels."""
+
+    def __init__(self, stride):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.body = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.shortcut, self.linear = nn.Conv2d(4, 6, 1, stride), nn.Linear(6, 10)
+
+    def forward(self, x):
+        x = self.body(self.stem(x).relu()).relu()
+        return self.linear(self.shortcut(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("had_it", [False, True])
+@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_torch_writes_over_foreign_memory_for_are_not_asked_for(stride, wanted, had_it, tiny):
+    """What oneDNN is wrong about: else, a run aborts, hangs or comes out wrong on a processor without AVX-512."""
+    model = Strided(stride)
+    if had_it:
+        model.to(memory_format=torch.channels_last)
+    before, seen = {n: p.stride() for n, p in model.named_parameters()}, []
+
+    def look(module, x, y):
+        if module.training and y.requires_grad:
+            plain = [x[0].stride()[1] != 1, module.weight.stride() == (4, 1, 1, 1)]
+            assert stride == 1 or all(plain)  # before a gradient is computed
+            seen.append(any(plain))
+
+    hook = model.shortcut.register_forward_hook(look)
+    train_until(model, tiny, replace(PLAIN, epochs=1, precision="no", channels_last=wanted), None)
+    hook.remove()
+    assert len(seen) == 5 and (stride == 2 or not wanted or not any(seen))
+    assert {n: p.stride() for n, p in model.named_parameters()} == before
+    assert not model.shortcut._forward_pre_hooks
+
+
 def test_teacher_is_left_as_it_was_and_changes_the_result(tiny):
     def trained(weight, teacher):
         model = noisy()
