@@ -22,14 +22,13 @@ import torch
 from board import Board, arguments, recovered, tuned
 
 import prunus
+from prunus import methods
 from prunus.data import load_data
-from prunus.methods import Beside
-from prunus.methods import _registry as registry
 from prunus.methods.dhp import DHP, Config
 from prunus.recover import renew_norms
 from prunus.run import Run
 from prunus.tasks import Classification
-from prunus.train import fit
+from prunus.train import Beside, fit
 
 SEARCHES = {
     "dhp": Config(),
@@ -72,10 +71,10 @@ def run_arm(arm: str, base, data, asked: argparse.Namespace, seed: int) -> dict:
 
     if arm in AT_ONCE:
         name, options = AT_ONCE[arm]
-        method = registry.find(name)
+        method = methods.find(name)
         if asked.round_to:
             options = (*options, f"round_to={asked.round_to}")
-        config = registry.configure(method.config_class, options, "option")
+        config = methods.configure(method.config_class, options, "option")
         run = Run(asked.folder / f"{arm}_{seed}", {"seed": seed})
         keep, row["before"] = method.prune(task, budget, config, run).keep, tested(base)
         graph = prunus.trace(base, data.example)

@@ -27,8 +27,8 @@ from board import Board, arguments, recovered, tuned
 from torch import nn
 
 import prunus
+from prunus import methods
 from prunus.data import Data, Split, load_data
-from prunus.methods import _registry as registry
 from prunus.methods.pass_ import Config, prune
 from prunus.run import Run
 from prunus.tasks import Classification
@@ -81,8 +81,8 @@ class Arms:
     def at_once(self, base: nn.Module, data: Data, arm: str) -> dict:
         """What a method that does not train keeps."""
         name, options = AT_ONCE[arm]
-        method = registry.find(name)
-        config = registry.configure(
+        method = methods.find(name)
+        config = methods.configure(
             method.config_class, (*options, f"round_to={self.asked.round_to}"), "option"
         )
         run = Run(self.asked.folder / f"{arm}_{self.name}_{self.seed}", {"seed": self.seed})

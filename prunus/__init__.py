@@ -1,5 +1,6 @@
 """Prunus makes PyTorch networks smaller and faster by pruning, and proves every cut."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from prunus import sparse as sparse
@@ -25,6 +26,7 @@ from prunus.surgery import shrink as shrink
 from prunus.surgery import verify as verify
 
 if TYPE_CHECKING:
+    from prunus import testing as testing
     from prunus.run import prune as prune
 
 __version__ = "0.1.0"
@@ -51,15 +53,18 @@ __all__ = [
     "select",
     "shrink",
     "sparse",
+    "testing",
     "trace",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    # the run brings the learning column with it; who only shrinks need not wait for that import
+    # these bring the learning wing with them, for which a user who only shrinks need not wait
     if name == "prune":
         from prunus.run import prune as prune
 
         return prune
+    if name == "testing":
+        return importlib.import_module("prunus.testing")
     raise AttributeError(f"module 'prunus' has no attribute {name!r}")

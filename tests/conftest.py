@@ -21,3 +21,11 @@ def digits_run(tmp_path_factory) -> Path:
     settings = Settings(base_epochs=3, epochs=2)
     prune("zoo:digits_resnet", data="digits", budget=Budget(macs=0.5), out=folder, settings=settings)
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """scikit-learn's digits, as the program loads them."""
+    from prunus.data import load_data
+
+    return load_data("digits")

@@ -18,7 +18,7 @@ MAX_SHELF_FILES, MAX_ROOMS = 10, 20
 # A room may import the ground, the rooms to its left in its wing, and those of the wings that its wing stands on.
 ORDER = (
     "graph < scores < selection < surgery < gates < sparse < export < latency | zoo < data < train < recover | "
-    "tasks < search < methods | report | run < cli"
+    "tasks < search < methods | report | run < testing < cli"
 )
 WINGS = dict(
     zip(
@@ -34,7 +34,7 @@ STANDS_ON = {
     "report": (),
     "front": ("structure", "learning", "meeting", "report"),
 }
-GROUND = "errors files progress options specs machine charts".split()
+GROUND = "errors files progress options specs machine charts metrics".split()
 FRONT_DOOR = ("__init__", "__main__")
 PRINTING = {"cli", "progress", "report"}
 

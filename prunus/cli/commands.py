@@ -17,7 +17,7 @@ from prunus.cli import describe
 from prunus.errors import UserError
 from prunus.files import read_json
 from prunus.graph import trace
-from prunus.methods import _registry as registry
+from prunus.methods import find
 from prunus.progress import bar
 from prunus.run import Settings, export_run, preview, prune
 from prunus.run import bench as benching
@@ -204,7 +204,7 @@ def methods(name: Positional[str | None] = None) -> None:
     Args:
         name: The method to show in full.
     """
-    OUT.print(describe.method(registry.find(name)) if name else describe.methods())
+    OUT.print(describe.method(find(name)) if name else describe.methods())
 
 
 def compare(folders: Positional[tuple[Path, ...]]) -> None:

@@ -11,8 +11,7 @@ from rich.text import Text
 from prunus import selection, zoo
 from prunus.data import load_data
 from prunus.graph import Graph
-from prunus.methods import Pruned
-from prunus.methods import _registry as registry
+from prunus.methods import Method, Pruned, find, names, option_types, type_in_words
 from prunus.report import count
 from prunus.selection import Budget, cost
 from prunus.sparse import masks
@@ -83,24 +82,24 @@ def methods() -> Table:
     table.add_column("method", no_wrap=True)
     table.add_column("asked with", no_wrap=True)
     table.add_column("what it does")
-    for name in registry.names():
-        found = registry.find(name)
+    for name in names():
+        found = find(name)
         asked = "--budget" if found.limit is Budget else "--sparsity"
         table.add_row(name, asked, Text(found.doc.splitlines()[0]))
     return table
 
 
-def method(found: registry.Method) -> Group:
+def method(found: Method) -> Group:
     """One method: its docstring, its options with their defaults, and what they mean."""
     table = Table(title=f"options of {found.name}, each given as --set NAME=VALUE", title_justify="left")
     for heading in ("option", "type", "default"):
         table.add_column(heading)
     defaults = found.config_class()
-    for name, hint in registry.fields(found.config_class):
+    for name, hint in option_types(found.config_class):
         value = defaults
         for part in name.split("."):
             value = getattr(value, part)
-        table.add_row(name, Text(registry.words(hint)), Text(str(value)))
+        table.add_row(name, Text(type_in_words(hint)), Text(str(value)))
     return Group(Text(flowing(found.doc)), Text(), table, Text(inspect.getdoc(found.config_class) or ""))
 
 

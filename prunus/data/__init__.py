@@ -8,8 +8,8 @@ Its files, in the order in which to read them:
     load       Data from a SPEC
 """
 
-from prunus.data.load import Data, hold_out, load_data
-from prunus.data.split import Split, generator
+from prunus.data.load import Data, load_data
+from prunus.data.split import Split, generator, hold_out
 
 __all__ = [
     "Data",

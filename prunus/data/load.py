@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prunus.data.images import InMemory, Lazy, Ready, decoded, opened
 from prunus.data.readers import READERS, Table, read_user
-from prunus.data.split import Source, Split, generator
+from prunus.data.split import Source, Split
 from prunus.errors import UserError
 from prunus.specs import user_object
 
@@ -32,7 +32,7 @@ class Data:
     """Labelled pictures. example: float (1, C, H, W), one of them as a model gets it."""
 
     name: str
-    classes: int
+    classes: int | None  # None: the targets are not classes
     example: Tensor
     train: Split
     val: Split
@@ -90,23 +90,12 @@ def split(spec: str, tables: dict, classes: int, image_size: int | None, val: tu
         parts["test"] = parts.pop("val")
     for name, share, seed in (("test", TEST_SHARE, TEST_SEED), ("val", *val)):
         if name not in parts:
-            rest, held = hold_out(parts["train"].labels, share, seed)
-            parts[name], parts["train"] = parts["train"].take(held), parts["train"].take(rest)
-            if not len(held):
+            parts["train"], parts[name] = parts["train"].hold_out(share, seed)
+            if not len(parts[name]):
                 raise UserError(f"{spec} has one picture a class; more are needed to put some aside.")
     train = parts["train"]
     example = train.source.read(train.members[:1], None)
     return Data(spec, classes, example, train, parts["val"], parts["test"])
-
-
-def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions that stay and positions held out, in order: `share` of each class, at least one, never all."""
-    held = []
-    for label in np.unique(labels):
-        members = generator(seed, int(label)).permutation(np.flatnonzero(labels == label))
-        held.append(members[: min(max(1, round(share * len(members))), len(members) - 1)])
-    held = np.sort(np.concatenate(held))
-    return np.setdiff1d(np.arange(len(labels)), held), held
 
 
 def source_maker(train: Table, image_size: int | None) -> Callable[[Table], Source]:

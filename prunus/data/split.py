@@ -33,6 +33,14 @@ class Split:
         """The split of the pictures at the positions `chosen`, in that order."""
         return replace(self, labels=self.labels[chosen], members=self.members[chosen])
 
+    def hold_out(self, share: float, seed: int) -> tuple["Split", "Split"]:
+        """Return what stays and what is held out, both in order: `share` of each class, at least one, never all.
+
+        Targets that are not classes (int64, one for each image) have no classes: then it is `share` of all.
+        """
+        rest, held = hold_out(self.labels, share, seed)
+        return self.take(rest), self.take(held)
+
     def steps(self, batch_size: int) -> int:
         """How many batches an epoch has."""
         return -(-len(self) // batch_size)
@@ -65,6 +73,18 @@ class Split:
         parts = np.array_split(order, max(self.steps(batch_size), 1))
         jobs = list(enumerate(parts))[start:]
         return ahead(read, jobs) if self.source.slow else (read(*job) for job in jobs)
+
+
+def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions that stay and positions held out, in order: `share` of each class, at least one, never all."""
+    if labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer):
+        labels = np.zeros(len(labels), np.int64)  # one class: all of them
+    held = []
+    for label in np.unique(labels):
+        members = generator(seed, int(label)).permutation(np.flatnonzero(labels == label))
+        held.append(members[: min(max(1, round(share * len(members))), len(members) - 1)])
+    held = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(labels)), held), held
 
 
 def ahead(read: Callable, jobs: list[tuple]) -> Iterator:

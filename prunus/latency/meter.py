@@ -29,7 +29,7 @@ from prunus.latency.predictor import Predictor, first_units, shares
 from prunus.latency.profiling import SECONDS, measured_data, program
 from prunus.latency.table import Table
 from prunus.progress import silent
-from prunus.selection import Budget, Metered, Price, Unreachable, blocks, select
+from prunus.selection import Budget, CostMeter, Metered, Price, Unreachable, blocks, select
 
 TRIES = 12  # proposals until a budget counts as not to be met
 NEAR = 0.02  # of the original's time: so far below the limit is near enough
@@ -53,8 +53,8 @@ class _Measured:
         return statistics.median(self.rounds) if self.call else 1.0
 
 
-class Meter:
-    """Keeps budgets of milliseconds for one model, see `budget.Meter`.
+class Meter(CostMeter):
+    """Keeps budgets of milliseconds for one model, see `CostMeter`.
 
     table: what predicts; if None, measured when first needed, with `seconds`, `cache` and `progress` as for `tables`.
     race_s: for measuring each proposal. agree: does something in one process and tells all others what came of it, for

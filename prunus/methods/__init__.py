@@ -2,7 +2,7 @@
 
 Its files, in the order in which to read them:
 
-    _contract                               what a method gives back: Pruned; what its options answer
+    _contract                               the options of a method, what it may use of a run, what it gives back
     _registry                               finding a method by its name, and filling its options
     magnitude taylor activation bn_scale    scores of units, a file each
     fpgm lamp random                        more of them
@@ -13,14 +13,21 @@ Its files, in the order in which to read them:
     lookahead/                              single weights, scored with their neighbouring layers
 """
 
-from prunus.methods._contract import Pruned, shown_batches
-from prunus.methods._registry import Method, configure, find, names
+from prunus.methods._contract import HALF, Options, Pruned, Run, Units, Weights, shown_batches
+from prunus.methods._registry import Method, configure, find, names, option_types, type_in_words
 
 __all__ = [
+    "HALF",
     "Method",
+    "Options",
     "Pruned",
+    "Run",
+    "Units",
+    "Weights",
     "configure",
     "find",
     "names",
+    "option_types",
     "shown_batches",
+    "type_in_words",
 ]

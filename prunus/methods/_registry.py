@@ -1,8 +1,8 @@
 """The methods there are, and their options.
 
-The folder prunus/methods is the registry: every file in it is a method of that name. The fields of its Config
-are its options, set by `name=value`; `a.b=value` reaches into a field that is itself a dataclass, `a=1,2,3`
-fills a tuple.
+The folder prunus/methods is the registry: every file or folder in it is a method of that name. A method of the user's
+own is named as "package.module:prune". The fields of its Config are its options, set by `name=value`; `a.b=value`
+reaches into a field that is itself a dataclass, `a=1,2,3` fills a tuple.
 """
 
 import contextlib
@@ -15,32 +15,33 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import tyro
 
 from prunus import methods
 from prunus.errors import UserError, unknown
+from prunus.methods._contract import Options, Pruned, Run
 from prunus.selection import Budget, Sparsity
+from prunus.specs import user_object
+from prunus.tasks import Task
 
-USUAL = Budget(macs=0.5)  # of methods of units
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A method: its name, its file's docstring, its options, what it does, and what it is asked with.
-
-    limit: Budget for methods that remove units, Sparsity for those that set single weights to zero.
-    """
+    """A method: its name, its docstring with the paper, its options, and prune(task, limit, config, run)."""
 
     name: str
     doc: str
-    config_class: type
-    prune: Callable
-    limit: type = Budget
+    config_class: type[Options]
+    prune: Callable[[Task, Any, Any, Run], Pruned]
 
-    def usual(self, config: object) -> Budget | Sparsity:
-        """What is asked for where nothing was said."""
-        return USUAL if self.limit is Budget else config.usual
+    @property
+    def limit(self) -> type[Budget] | type[Sparsity]:
+        """The kind of limit that the method takes."""
+        return Budget if self.config_class.removes == "units" else Sparsity
 
     def check(self, asked: Budget | Sparsity) -> None:
         """Raise UserError, saying what to give instead, if the method does not go with what was asked."""
@@ -65,22 +66,39 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Method:
-    """The method called `name`. Raises UserError with the nearest names."""
+    """Return the method called `name`, or the user's own named as "package.module:prune".
+
+    Raises UserError with the nearest names, or if the module lacks a Config that derives from `Options`.
+    """
+    if ":" in name:
+        return _of_user(name)
     if name not in names():
         raise unknown("method", name, names())
     file = f"{name}_" if keyword.iskeyword(name) else name
     module = importlib.import_module(f"prunus.methods.{file}")
-    limit = Sparsity if Sparsity in typing.get_type_hints(module.prune).values() else Budget
-    return Method(name, sys.modules[module.prune.__module__].__doc__, module.Config, module.prune, limit)
+    doc = sys.modules[module.prune.__module__].__doc__
+    return Method(name, doc, module.Config, module.prune)
 
 
-def configure(config_class: type, pairs: Iterable[str], kind: str) -> object:
+def _of_user(name: str) -> Method:
+    prune = user_object(name, "method", names())
+    module = sys.modules[prune.__module__]
+    config_class = vars(module).get("Config")
+    if not (isinstance(config_class, type) and issubclass(config_class, Options)):
+        raise UserError(
+            f"{name}: its module should define a class Config, a frozen dataclass that derives from "
+            "prunus.methods.Units or prunus.methods.Weights."
+        )
+    return Method(name, module.__doc__ or "", config_class, prune)
+
+
+def configure(config_class: type[T], pairs: Iterable[str], kind: str) -> T:
     """A `config_class` with the options in `pairs` set, its defaults otherwise.
 
     pairs: such as "batches=8", "how=uniform"; kind: what an option is called in errors.
     Raises UserError for an unknown name (the nearest are named), or a value that does not fit.
     """
-    known = dict(fields(config_class))
+    known = dict(option_types(config_class))
     arguments = []
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -91,30 +109,32 @@ def configure(config_class: type, pairs: Iterable[str], kind: str) -> object:
             raise unknown(kind, name, known)
         many = typing.get_origin(known[name]) is tuple
         argument = [f"--{name}", *(value.split(",") if many else [value])]
-        read(config_class, argument, f"{kind}: {name} should be {words(known[name])}, not {value!r}")
+        read(config_class, argument, f"{kind}: {name} should be {type_in_words(known[name])}, not {value!r}")
         arguments += argument
     return read(config_class, arguments, f"{kind}: {', '.join(pairs)} do not go together")
 
 
-def fields(config_class: type, prefix: str = "") -> Iterator[tuple[str, object]]:
+def option_types(config_class: type, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Every option and its type; those of a field that is a dataclass are called field.option."""
     for name, hint in typing.get_type_hints(config_class).items():
         if dataclasses.is_dataclass(hint):
-            yield from fields(hint, f"{prefix}{name}.")
+            yield from option_types(hint, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", hint
 
 
-def words(hint: object) -> str:
+def type_in_words(hint: object) -> str:
     """A field's type in words: `int`, `l1 | l2`, `float | None`, `ones | norms | None`."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " | ".join("None" if part is type(None) else words(part) for part in typing.get_args(hint))
+        return " | ".join(
+            "None" if part is type(None) else type_in_words(part) for part in typing.get_args(hint)
+        )
     if typing.get_origin(hint) is typing.Literal:
         return " | ".join(map(str, typing.get_args(hint)))
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
-def read(config_class: type, arguments: list[str], complaint: str) -> object:
+def read(config_class: type[T], arguments: list[str], complaint: str) -> T:
     """A `config_class` as tyro reads it, its own error boxes turned into a UserError."""
     said = io.StringIO()
     try:

@@ -8,17 +8,17 @@ and at once, where the paper repeats it during training.
 from dataclasses import dataclass
 
 from prunus import scores
-from prunus.graph import trace
-from prunus.methods import Pruned
-from prunus.selection import Budget, Selection
+from prunus.methods import Pruned, Run, Units
+from prunus.selection import Budget
+from prunus.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Selection):
+class Config(Units):
     """Nothing of its own."""
 
 
-def prune(task, budget: Budget, config: Config, run) -> Pruned:
+def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
     """Best units by their distance to all others; reads no data."""
-    graph = trace(task.model, task.example)
+    graph = task.graph
     return Pruned(keep=config.select(graph, scores.fpgm(task.model, graph), budget))

@@ -7,17 +7,17 @@ Departs: units instead of single weights.
 from dataclasses import dataclass
 
 from prunus import scores
-from prunus.graph import trace
-from prunus.methods import Pruned
-from prunus.selection import Budget, Selection
+from prunus.methods import Pruned, Run, Units
+from prunus.selection import Budget
+from prunus.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Selection):
+class Config(Units):
     """Nothing of its own."""
 
 
-def prune(task, budget: Budget, config: Config, run) -> Pruned:
+def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
     """Best units by the LAMP score of their weights; reads no data."""
-    graph = trace(task.model, task.example)
+    graph = task.graph
     return Pruned(keep=config.select(graph, scores.lamp(task.model, graph), budget))

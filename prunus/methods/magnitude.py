@@ -8,13 +8,13 @@ Departs: one threshold for the whole network meets the budget, where Li et al. c
 from dataclasses import dataclass
 
 from prunus import scores
-from prunus.graph import trace
-from prunus.methods import Pruned
-from prunus.selection import Budget, Selection
+from prunus.methods import Pruned, Run, Units
+from prunus.selection import Budget
+from prunus.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Selection):
+class Config(Units):
     """p: 1 or 2, the norm; combine, normalize: see `scores.magnitude`."""
 
     p: float = 2
@@ -22,9 +22,9 @@ class Config(Selection):
     normalize: scores.Normalize = "mean"
 
 
-def prune(task, budget: Budget, config: Config, run) -> Pruned:
+def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
     """Best units by the norm of their weights; reads no data."""
-    graph = trace(task.model, task.example)
+    graph = task.graph
     norms = scores.magnitude(
         task.model, graph, p=config.p, combine=config.combine, normalize=config.normalize
     )

@@ -7,17 +7,17 @@ With how=uniform all axes keep the same share, which is a narrower network of th
 from dataclasses import dataclass
 
 from prunus import scores
-from prunus.graph import trace
-from prunus.methods import Pruned
-from prunus.selection import Budget, Selection
+from prunus.methods import Pruned, Run, Units
+from prunus.selection import Budget
+from prunus.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Selection):
+class Config(Units):
     """Nothing of its own."""
 
 
-def prune(task, budget: Budget, config: Config, run) -> Pruned:
+def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
     """Units drawn with the run's seed; reads neither data nor weights."""
-    graph = trace(task.model, task.example)
+    graph = task.graph
     return Pruned(keep=config.select(graph, scores.random(graph, run.seed), budget))

@@ -5,27 +5,35 @@ The first kind of transfer in PASS (Huang et al., arXiv:2407.17412); it takes th
     prunus run ... --method structure --set of=runs/first
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from prunus.errors import BudgetError, UserError
 from prunus.export import load_keep
-from prunus.graph import Graph, trace
-from prunus.methods import Pruned
+from prunus.graph import Graph
+from prunus.methods import HALF, Options, Pruned, Run
 from prunus.selection import Budget, Metered, price_of, short
+from prunus.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Options):
     """of: the folder of the run, or of a model that was saved, whose units are kept; it has to meet the budget."""
 
+    removes = "units"
     of: str = ""
 
-    def select(self, graph: Graph, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, list[int]]:
-        """The keep in the folder, whatever the scores.
+    def default_limit(self) -> Budget:
+        """Return half the multiply-accumulates."""
+        return HALF
+
+    def check(self, graph: Graph, limit: Budget) -> None:
+        """Raise what `keep` does."""
+        self.keep(graph, limit)
+
+    def keep(self, graph: Graph, budget: Budget) -> dict[str, list[int]]:
+        """Return the keep in the folder.
 
         Milliseconds are measured. Raises FileError if it is of another architecture, BudgetError if it costs more than
         the budget.
@@ -48,6 +56,6 @@ class Config:
         return keep
 
 
-def prune(task, budget: Budget, config: Config, run) -> Pruned:
+def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
     """The units that the other run kept."""
-    return Pruned(keep=config.select(trace(task.model, task.example), {}, budget))
+    return Pruned(keep=config.keep(task.graph, budget))

@@ -8,13 +8,13 @@ are divided by the cost of a unit (how=global leaves that out).
 from dataclasses import dataclass
 
 from prunus import scores
-from prunus.graph import trace
-from prunus.methods import Pruned, shown_batches
-from prunus.selection import Budget, How, Selection
+from prunus.methods import Pruned, Run, Units, shown_batches
+from prunus.selection import Budget, How
+from prunus.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Selection):
+class Config(Units):
     """batches of batch_size training examples, without augmentation, are what is scored on."""
 
     how: How = "per_cost"
@@ -22,9 +22,9 @@ class Config(Selection):
     batch_size: int = 64
 
 
-def prune(task, budget: Budget, config: Config, run) -> Pruned:
+def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
     """Best units by the squared first-order change of the training loss."""
-    graph = trace(task.model, task.example)
+    graph = task.graph
     batches = shown_batches(task, run, config.batches, config.batch_size)
     changes = scores.taylor(task.model, graph, task.loss, batches)
     return Pruned(keep=config.select(graph, changes, budget))

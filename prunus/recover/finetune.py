@@ -6,12 +6,12 @@ from torch import nn
 
 from prunus.progress import silent
 from prunus.recover.norms import renew_norms, renewing_batches
-from prunus.train import Recipe, fit
+from prunus.train import Recipe, Trainable, fit
 
 
 def recover(
     small: nn.Module,
-    task,
+    task: Trainable,
     recipe: Recipe,
     *,
     teacher: nn.Module | None = None,

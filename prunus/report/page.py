@@ -7,8 +7,9 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from prunus.files import write_atomic
+from prunus.metrics import Metric
 from prunus.report.figures import figure
-from prunus.report.rows import budget, count, kept, percent, proof, rows
+from prunus.report.rows import budget, count, kept, metric_of, proof, rows
 from prunus.report.style import BASE, GRID, KEPT, REMOVED, layout, named_rows, plain
 
 SECTIONS = {"config": "options of the method", "base": "training before pruning", "recovery": "recovery"}
@@ -19,7 +20,7 @@ def write_page(path: Path, result: dict) -> None:
     """Write the page of one result.json, atomically."""
     templates = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=templates, autoescape=True, undefined=jinja2.StrictUndefined)
-    metric, after = result["metric"], result["after"]
+    metric, after = metric_of(result), result["after"]
     charts = result.get("charts", [])
     page = environment.get_template("page.html.j2").render(
         result=result,
@@ -29,7 +30,7 @@ def write_page(path: Path, result: dict) -> None:
         proof=proof(result),
         kept=kept(result),
         proved=result["verified"].get("max_abs_error") is not None,
-        score=percent(after[metric]),
+        score=metric.text(after[metric.key]),
         charts=charts,
         figures={
             "survivors": survivors_figure(result),
@@ -84,13 +85,13 @@ def _bars(
 
 def curves_figure(result: dict) -> dict:
     """The metric on held-out training data and the loss, epoch by epoch: the base, then the recovery."""
-    metric = plain(result["metric"])
+    metric = metric_of(result)
     data, start = [], 0
     for stage, color in (("base", BASE), ("recover", KEPT)):
         history = result["history"].get(stage) or []
         epochs = [start + number for number in range(1, len(history) + 1)]
         start += len(history)
-        for key, axis in ((result["metric"], "y"), ("loss", "y2")):
+        for key, axis in ((metric.key, "y"), ("loss", "y2")):
             data.append(
                 {
                     "type": "scatter",
@@ -106,7 +107,7 @@ def curves_figure(result: dict) -> dict:
             )
     shape = layout(height=480)
     shape["xaxis"] |= {"title": {"text": "epoch"}, "anchor": "y2", "rangemode": "tozero"}
-    shape["yaxis"] = {"title": {"text": metric}, "domain": [0.56, 1], "tickformat": ".0%"}
+    shape["yaxis"] = {"title": {"text": plain(metric.key)}, "domain": [0.56, 1], **_ticks(metric)}
     shape["yaxis2"] = {"title": {"text": "training loss"}, "domain": [0, 0.44]}
     for axis in ("yaxis", "yaxis2"):
         shape[axis] |= {"automargin": True, "fixedrange": True, "gridcolor": GRID, "zeroline": False}
@@ -114,15 +115,21 @@ def curves_figure(result: dict) -> dict:
 
 
 def _headline(result: dict) -> str:
-    before, after, metric = result["before"], result["after"], result["metric"]
+    before, after, metric = result["before"], result["after"], metric_of(result)
     shares = {key: f"{100 * after[key] / before[key]:.0f} % of the" for key in ("macs", "params")}
     what = f"{shares['macs']} multiply-adds, {shares['params']} parameters"
     if "sparsity" in after:
         packed = f"{100 * after['packed_mb'] / before['file_mb']:.0f} % of the size on disk when packed"
         what = f"{100 * after['sparsity']:.4g} % of the weights zero, {packed}"
-    return f"{what}, {metric} {percent(before[metric])} → {percent(after[metric])}".replace(
-        " %", "\N{NO-BREAK SPACE}%"
-    )
+    was, now = metric.text(before[metric.key]), metric.text(after[metric.key])
+    return f"{what}, {metric.key} {was} → {now}".replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _ticks(metric: Metric) -> dict[str, str]:
+    """How the metric's axis is labelled: shares as per cent, other values as they are stored."""
+    if metric.unit == "%" and metric.factor == 100:
+        return {"tickformat": ".0%"}
+    return {"ticksuffix": f" {metric.unit}"} if metric.unit and metric.factor == 1 else {}
 
 
 def _facts(result: dict) -> dict[str, dict[str, str]]:

@@ -1,6 +1,8 @@
 """The before / pruned / recovered table, as plain rows of text that the terminal and the page both show."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from prunus.metrics import ACCURACY, Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,18 +28,24 @@ def rows(result: dict) -> list[Row]:
                 Row(label=label, before=text(was), pruned=shrunk, after=text(now), change=_times(was, now))
             )
     table += [*milliseconds(result), *zeros(result), *sizes(result)]
-    metric = result["metric"]
-    was, now = before[metric], after[metric]
+    metric = metric_of(result)
+    was, now = before[metric.key], after[metric.key]
     table.append(
         Row(
-            label=f"{metric} on the test set",
-            before=percent(was),
-            pruned=percent(pruned[metric]),
-            after=percent(now),
-            change=f"{100 * (now - was):+.2f} points",
+            label=f"{metric.key} on the test set",
+            before=metric.text(was),
+            pruned=metric.text(pruned[metric.key]),
+            after=metric.text(now),
+            change=metric.change(was, now),
         )
     )
     return table
+
+
+def metric_of(result: dict) -> Metric:
+    """The metric that a result is judged by; results from before it was stored are of classification."""
+    shown = result.get("metric_shown")
+    return Metric(**shown) if shown else replace(ACCURACY, key=result["metric"])
 
 
 def milliseconds(result: dict) -> list[Row]:

@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from prunus.report.rows import budget, kept, percent, proof, rows
+from prunus.report.rows import budget, kept, metric_of, proof, rows
 
 
 def summary(result: dict) -> Group:
@@ -60,7 +60,7 @@ def measured(record: dict) -> Table:
 
 
 def _cells(label: str, result: dict, sparse: bool) -> list[str]:
-    before, after, metric = result["before"], result["after"], result["metric"]
+    before, after, metric = result["before"], result["after"], metric_of(result)
     own = [f"{100 * after['params'] / before['params']:.0f} %", f"{after['latency_ms']:.2f}"]
     if sparse:
         own = [f"{100 * after['sparsity']:.4g} %" if "sparsity" in after else ""]
@@ -71,8 +71,8 @@ def _cells(label: str, result: dict, sparse: bool) -> list[str]:
         str(result["seed"]),
         f"{100 * after['macs'] / before['macs']:.0f} %",
         *own,
-        percent(before[metric]),
-        percent(after[metric]),
+        metric.text(before[metric.key]),
+        metric.text(after[metric.key]),
     ]
 
 
@@ -84,12 +84,12 @@ def _means(results: list[dict]) -> list[str]:
     lines = []
     for group in groups.values():
         if len(group) > 1:
-            metric = group[0]["metric"]
-            values = [result["after"][metric] for result in group]
+            metric = metric_of(group[0])
+            values = [result["after"][metric.key] for result in group]
             mean = sum(values) / len(values)
             spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
             lines.append(
-                f"{group[0]['method']}, {budget(group[0])}: {metric} {percent(mean)} on average over "
-                f"{len(group)} seeds, standard deviation {100 * spread:.2f} points"
+                f"{group[0]['method']}, {budget(group[0])}: {metric.key} {metric.text(mean)} on average over "
+                f"{len(group)} seeds, standard deviation {metric.spread(spread)}"
             )
     return lines

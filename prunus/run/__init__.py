@@ -4,6 +4,7 @@ Its files, in the order in which to read them:
 
     settings    what can be asked
     folder      what was asked, finished and logged, so that a killed run can be resumed
+    checks      a choice keeps to what was asked for
     stages      the five stages, each from files to files
     prepare     load what is only named, and refuse early
     result      result.json

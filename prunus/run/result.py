@@ -4,11 +4,12 @@ from dataclasses import asdict
 
 from prunus.machine import machine, versions
 from prunus.run.stages import Work
-from prunus.tasks import Classification
 
 
 def result_of(work: Work, records: dict[str, dict]) -> dict:
     """result.json, from what the stages found."""
+    metric = work.task.metric
+    built_with = {name: value for name, value in work.task.asked_of_model().items() if name != "in_shape"}
     base, shrink, evaluate = records["base"], records["shrink"], records["evaluate"]
     weights = {key: evaluate[key] for key in ("survivors", "left_dense") if key in evaluate}
     timed = {key: records["prune"][key] for key in ("latency",) if key in records["prune"]}
@@ -16,8 +17,9 @@ def result_of(work: Work, records: dict[str, dict]) -> dict:
         "method": work.method.name,
         "seed": work.run.seed,
         "budget": {work.budget.name: work.budget.value},
-        "metric": Classification.metric,
-        "input": {"shape": list(work.data.example.shape[1:]), "classes": work.data.classes},
+        "metric": metric.key,
+        "metric_shown": asdict(metric),
+        "input": {"shape": list(work.task.example.shape[1:])} | built_with,
         "before": evaluate["before"] | base["test"],
         "pruned": shrink["test"],
         "after": evaluate["after"] | evaluate["test"],

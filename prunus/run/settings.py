@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from prunus.data import Data
-from prunus.methods import _registry as registry
+from prunus.methods import Method, Options, configure, find
 from prunus.selection import Budget, Sparsity
 
 
@@ -35,16 +35,16 @@ class Settings:
 def asked_for(settings: Settings, budget: Budget | Sparsity | None) -> Budget | Sparsity:
     """The budget, or what is usual for the method; UserError if the two do not go together."""
     method, config = configured(settings)
-    budget = method.usual(config) if budget is None else budget
+    budget = config.default_limit() if budget is None else budget
     method.check(budget)
     return budget
 
 
-def configured(settings: Settings) -> tuple[registry.Method, object]:
+def configured(settings: Settings) -> tuple[Method, Options]:
     """The method and its options; UserError if there are none such."""
-    method = registry.find(settings.method)
+    method = find(settings.method)
     kind = f"option of method {settings.method}"
-    return method, registry.configure(method.config_class, settings.options, kind)
+    return method, configure(method.config_class, settings.options, kind)
 
 
 def given(values: dict) -> dict:

@@ -19,27 +19,30 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from prunus import charts, surgery
-from prunus.data import Data, Split
+from prunus.data import Split
 from prunus.errors import PruningError
 from prunus.export import store
 from prunus.files import read_tensors, write_tensors
-from prunus.graph import Graph, trace
+from prunus.graph import Graph
 from prunus.latency import milliseconds
-from prunus.methods import Method, Pruned
+from prunus.methods import Method, Options, Pruned
 from prunus.progress import Step
 from prunus.recover import recover
+from prunus.run import checks
 from prunus.run.folder import Run
 from prunus.selection import Budget, Metered, Sparsity, cost
-from prunus.sparse import masks, patterns
+from prunus.sparse import masks
 from prunus.surgery import effective
-from prunus.tasks import EVALUATION_BATCH, Classification, logits
+from prunus.tasks import Task
 from prunus.train import Recipe, checkpoint, fit, in_mode
 
 BASE, METHOD_WEIGHTS, SHRUNK = "base.safetensors", "weights.safetensors", "pruned"
 METHOD_MASKS = "masks.safetensors"
 MB = 2**20  # bytes
+COMPARED = 256  # examples on which answers are compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,23 +50,21 @@ class Work:
     """What the stages work with. Each stage returns what it found as plain JSON."""
 
     run: Run
-    model: nn.Module  # as it was given; stages work on copies
-    data: Data
+    task: Task  # its model as it was given; stages work on copies
     budget: Budget | Sparsity
     method: Method
-    config: object
+    config: Options
     base_recipe: Recipe
     recovery_recipe: Recipe
-    settled: dict  # fields of every recipe, also of those a method trains with
 
     def base(self) -> dict:
         """Train or fine-tune, store the weights once, and test them."""
-        model = copy.deepcopy(self.model)
+        model = copy.deepcopy(self.task.model)
         history = []
         if self.base_recipe.epochs:
             history = fit(
                 model,
-                Classification(model, self.data),
+                self.task.with_weights_of(model),
                 self.base_recipe,
                 folder=self.run.folder("base"),
                 seed=self.run.seed,
@@ -78,12 +79,13 @@ class Work:
         """Let the method choose; check that its choice keeps to what was asked."""
         chosen = self.choice(self.with_base())
         measured = {}
-        if chosen.masks is not None:
-            self.check_sparsity(chosen)
+        if isinstance(self.budget, Sparsity):
+            checks.check_sparsity(self.budget, chosen, self.method.name)
         elif isinstance(self.budget, Metered):
-            measured = {"latency": self.check_latency(chosen.keep)}
+            measured = {"latency": checks.check_latency(self.budget, chosen.keep, self.method.name)}
+            self.run.log("latency", **measured["latency"])
         else:
-            self.check_budget(chosen.keep)
+            checks.check_budget(self.graph(), self.budget, chosen.keep, self.method.name)
         for file, tensors in ((METHOD_WEIGHTS, chosen.weights), (METHOD_MASKS, chosen.masks)):
             if tensors is not None:
                 path = self.run.folder("prune") / file
@@ -123,10 +125,9 @@ class Work:
         if self.sparse():
             left = store.load_masks(self.run.path / SHRUNK)
             masks.hold(small, None, left)
-        task = Classification(small, self.data)
         history = recover(
             small,
-            task,
+            self.task.on(small),
             self.recovery_recipe,
             teacher=self.with_base(),
             folder=self.run.folder("recover"),
@@ -158,7 +159,7 @@ class Work:
 
     def fresh(self) -> nn.Module:
         """A copy of the model as it was given, on the device that trains."""
-        return copy.deepcopy(self.model).to(self.run.processes.device)
+        return copy.deepcopy(self.task.model).to(self.run.processes.device)
 
     def with_base(self) -> nn.Module:
         """A fresh model with the stored base weights."""
@@ -166,7 +167,7 @@ class Work:
 
     def graph(self) -> Graph:
         """The axes of the model as it was given."""
-        return trace(self.model, self.data.example)
+        return self.task.graph
 
     def found(self) -> dict:
         """What the stage prune left behind."""
@@ -198,22 +199,22 @@ class Work:
 
     def tested(self, model: nn.Module) -> dict[str, float]:
         """The metric and the loss on the test set."""
-        with self.run.progress("testing", len(self.data.test)) as step:
-            return Classification(model, self.data).evaluate(model, Watched(self.data.test, step))
+        with self.run.progress("testing", len(self.task.data.test)) as step:
+            return self.task.evaluate(model, Watched(self.task.data.test, step))
 
     def apart(self, masked: nn.Module, small: nn.Module) -> float:
         """How far the answers to some of val are apart, relative to the largest: units that nothing leads to take
         with them the constant that their biases gave."""
-        x, _ = next(iter(self.data.val.batches(EVALUATION_BATCH)))
+        x, _ = next(iter(self.task.data.val.batches(COMPARED)))
         with torch.no_grad(), in_mode(masked, False), in_mode(small, False):
-            ours, theirs = (
-                logits(model(x.to(self.run.processes.device))).double() for model in (masked, small)
-            )
-        return ((ours - theirs).abs().max() / ours.abs().max().clamp_min(1e-12)).item()
+            answers = (tree_leaves(model(x.to(self.run.processes.device))) for model in (masked, small))
+            pairs = [pair for pair in zip(*answers, strict=True) if isinstance(pair[0], Tensor)]
+        apart = max(float((ours.double() - theirs.double()).abs().max()) for ours, theirs in pairs)
+        return apart / max(1e-12, *(float(ours.double().abs().max()) for ours, _ in pairs))
 
     def costs(self, model: nn.Module, graph: Graph, keep: dict | None, file: str) -> dict[str, float]:
         """What one input costs, and how large the file is."""
-        latency = milliseconds.latency_ms(model, self.data.example.to(self.run.processes.device))
+        latency = milliseconds.latency_ms(model, self.task.example.to(self.run.processes.device))
         return {
             "macs": cost.macs(graph, keep),
             "params": cost.params(graph, keep),
@@ -225,55 +226,12 @@ class Work:
 
     def choice(self, model: nn.Module) -> Pruned:
         """What the method makes of `model`."""
-        task = Classification(model, self.data, self.settled)
-        return self.method.prune(task, self.budget, self.config, self.run)
+        return self.method.prune(self.task.with_weights_of(model), self.budget, self.config, self.run)
 
     def log_epochs(self, stage: str, history: list[dict]) -> None:
         """A line in the log for each epoch."""
         for row in history:
             self.run.log("epoch", stage=stage, **row)
-
-    def check_budget(self, keep: dict[str, list[int]]) -> None:
-        """Raise PruningError if the method overran a budget that has a closed form."""
-        price = {"macs": cost.macs, "params": cost.params, "memory_mb": cost.memory_mb}[self.budget.name]
-        graph = self.graph()
-        limit, spent = self.budget.limit(price(graph)), price(graph, keep)
-        if spent > limit:
-            raise PruningError(
-                f"method {self.method.name} chose {spent:.6g} {self.budget.name}, above the budget of "
-                f"{limit:.6g}; this is a fault of the method."
-            )
-
-    def check_latency(self, keep: dict[str, list[int]]) -> dict:
-        """What a keep was measured to take, and the limit; PruningError if it is above."""
-        figures = self.budget.meter.figures(keep)
-        figures |= {"limit_ms": self.budget.limit(figures["original_ms"])}
-        self.run.log("latency", **figures)
-        if figures["measured_ms"] > figures["limit_ms"]:
-            raise PruningError(
-                f"method {self.method.name} chose a network that takes {figures['measured_ms']:.4g} ms in "
-                f"{figures['runtime']}, above the budget of {figures['limit_ms']:.4g}; this is a fault of the method."
-            )
-        return figures
-
-    def check_sparsity(self, chosen: Pruned) -> None:
-        """Raise PruningError if the method did not leave exactly so many weights as were asked for.
-
-        With a pattern it may miss by a block, and by what the pattern does not fit.
-        """
-        kept, there = (
-            sum(masks.survivors(chosen.masks).values()),
-            sum(map(Tensor.numel, chosen.masks.values())),
-        )
-        dense = sum(chosen.masks[name].numel() for name in chosen.left_dense)
-        pattern = chosen.pattern and patterns.parse(chosen.pattern)
-        block = pattern.rows * pattern.columns if isinstance(pattern, patterns.Blocks) else 0.5
-        wanted, slack = (1 - self.budget.value) * there, block + 1e-9 * there
-        if not wanted - slack <= kept <= wanted + slack + dense:
-            raise PruningError(
-                f"method {self.method.name} kept {kept} of {there} weights, not {wanted:.6g} as {self.budget} asks "
-                "for; this is a fault of the method."
-            )
 
 
 @dataclass(frozen=True)

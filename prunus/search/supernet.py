@@ -8,9 +8,8 @@
 Which networks a step trains depends on the seed and the number of the step alone, so all processes train the same.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -23,7 +22,8 @@ from prunus.graph import Graph
 from prunus.search.proposals import Room, drawn
 from prunus.search.space import Orders, Widths
 from prunus.surgery import checked_tensors, resized
-from prunus.train import Along, Training
+from prunus.tasks import Task
+from prunus.train import Along, Recipe, Training
 
 Sampling = Literal["sandwich", "uniform", "budget"]
 RANDOM = 2  # networks in a sandwich besides the largest and the least, as Yu and Huang have it
@@ -124,26 +124,45 @@ class Stepping(Along):
         self.supernet.step = state["step"]
 
 
-class Together:
-    """A task as `train.fit` takes it, for a supernet: one loss of many answers. The largest network learns from the
-    labels, those after it from its answers.
+class Together(Task):
+    """A task for a supernet, as `train.fit` takes it: one loss of many answers. The largest network learns from the
+    targets, those after it from its answers.
 
-    train: the pictures to learn from. ready: makes a network of some widths ready to be tried (see candidates.Maker);
+    train: the images to learn from. ready: makes a network of some widths ready to be tried (see trial.Maker);
     after each epoch the uniform network at the budget is.
     """
 
-    def __init__(self, task, train: Split, ready):
+    def __init__(self, task: Task, train: Split, ready: Callable[[Widths], nn.Module]):
+        super().__init__(task.model, replace(task.data, train=train), task.recipe_fields)
         self.task, self.ready = task, ready
-        self.metric, self.data = task.metric, replace(task.data, train=train)
+        self.metric = task.metric
 
-    def loss(self, answers: list[Tensor], y: Tensor, smoothing: float = 0.0) -> Tensor:
-        """The mean over the networks."""
+    def loss(self, output: list[Tensor], target: Tensor) -> Tensor:
+        """Return the mean over the networks of their losses."""
+        return self._mean(self.task.loss(output[0], target), output)
+
+    def training_loss(self, output: list[Tensor], target: Tensor, recipe: Recipe) -> Tensor:
+        """Return the mean over the networks of their training losses."""
+        return self._mean(self.task.training_loss(output[0], target, recipe), output)
+
+    def _mean(self, of_largest: Tensor, answers: list[Tensor]) -> Tensor:
         largest, *others = answers
-        learn = partial(self.task.distill_loss, teacher_output=largest.detach(), temperature=TEMPERATURE)
-        losses = [self.task.loss(largest, y, smoothing), *map(learn, others)]
+        losses = [of_largest, *(self.task.distil(each, largest.detach(), TEMPERATURE) for each in others)]
         return sum(losses) / len(losses)
 
-    def evaluate(self, supernet: Supernet, split: Split) -> dict[str, float]:
-        """Of the uniform network at the budget, its norms renewed: those of the supernet fit no network."""
-        room = supernet.room
+    def evaluate(self, model: Supernet, split: Split) -> dict[str, float]:
+        """Evaluate the uniform network at the budget, its norms renewed: those of the supernet fit no network."""
+        room = model.room
         return self.task.evaluate(self.ready(room.space.widths(room.uniform())), split)
+
+    def recipe(self, purpose: str) -> Recipe:
+        """Return the task's recipe."""
+        return self.task.recipe(purpose)
+
+    def check(self, model: nn.Module) -> None:
+        """Check the network inside as the task does."""
+        self.task.check(model)
+
+    def asked_of_model(self) -> dict[str, Any]:
+        """Return what the task asks of the network."""
+        return self.task.asked_of_model()

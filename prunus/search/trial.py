@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunus.data import Split, generator, hold_out
+from prunus.data import Split, generator
 from prunus.errors import UserError
 from prunus.recover import renew_norms
 from prunus.search.evaluation import Score
 from prunus.search.space import Widths
+from prunus.tasks import Task
 from prunus.train import in_mode
 
 SHARE = 0.15  # of the training pictures, that each of the two parts held out has at the most
@@ -48,14 +49,14 @@ def parted(train: Split, images: int, seed: int) -> Parts:
     Raises UserError if nothing would be left to hold out.
     """
     share = min(SHARE, images / max(1, len(train)))
-    rest, search = hold_out(train.labels, share, seed)
-    rests, confirms = hold_out(train.labels[rest], share / (1 - share), seed)
-    if not len(search) or not len(confirms):
+    rest, search = train.hold_out(share, seed)
+    rest, confirm = rest.hold_out(share / (1 - share), seed)
+    if not len(search) or not len(confirm):
         raise UserError(
             "a search compares networks on pictures held out of training, twice: with two pictures or fewer of every "
             "class that is not possible. Give more, or take a method that does not search."
         )
-    return Parts(train.take(rest[rests]), train.take(search), train.take(rest[confirms]))
+    return Parts(rest, search, confirm)
 
 
 class Pictures:
@@ -108,9 +109,9 @@ class Maker:
 
 
 class Trial:
-    """Tries networks picture by picture, as `search.Evaluator` has it. task: has right(output, y) -> bool (B,)."""
+    """Tries networks image by image, as `search.Evaluator` has it. task: judges single examples."""
 
-    def __init__(self, task, maker: Maker, split: Split):
+    def __init__(self, task: Task, maker: Maker, split: Split):
         self.task, self.maker, self.pictures = task, maker, Pictures(split)
         self.images = len(split)
         self._last: tuple[dict[str, int], nn.Module] | None = None
@@ -124,19 +125,19 @@ class Trial:
         device = next(model.parameters()).device
         with in_mode(model, False):
             found = [
-                self.task.right(model(x.to(device)), y.to(device)).cpu()
+                self.task.verdicts(model(x.to(device)), y.to(device)).cpu()
                 for x, y in self.pictures.between(images_from, images_to)
             ]
         return torch.cat(found)
 
 
-def tried_on(task, maker: Maker, split: Split) -> Score:
-    """How networks are scored on a split: picture by picture, so that they can race, where the task can say which are
-    right; else by its metric over all of them, turned round where less is better."""
-    if hasattr(task, "right"):
+def tried_on(task: Task, maker: Maker, split: Split) -> Score:
+    """Return how networks are scored on a split: image by image, so that they can race, if the task judges single
+    examples; otherwise by the task's metric, negated if lower is better."""
+    if task.judges_examples:
         return Trial(task, maker, split)
-    sign = 1 if task.higher_is_better else -1
-    return lambda widths: sign * task.evaluate(maker(widths), split)[task.metric]
+    sign = 1 if task.metric.higher_is_better else -1
+    return lambda widths: sign * task.evaluate(maker(widths), split)[task.metric.key]
 
 
 @torch.no_grad()

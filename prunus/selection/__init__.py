@@ -11,7 +11,7 @@ Its files, in the order in which to read them:
 """
 
 from prunus.selection.bounds import CAP, FLOOR, Rule, holders, least
-from prunus.selection.budget import Budget, Metered, Sparsity, short
+from prunus.selection.budget import Budget, CostMeter, Metered, Sparsity, short
 from prunus.selection.changes import plan
 from prunus.selection.choose import FREE, GRIDS, TOLERANCE, How, Selection, Unreachable, price_of, select
 from prunus.selection.cost import macs, memory_mb, params
@@ -24,6 +24,7 @@ __all__ = [
     "GRIDS",
     "TOLERANCE",
     "Budget",
+    "CostMeter",
     "How",
     "Metered",
     "Price",

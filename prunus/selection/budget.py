@@ -1,16 +1,20 @@
 """Budget: a cost and its limit.
 
-A cost that has no closed form, milliseconds, needs someone to measure it: a `Meter`, which travels with the budget
+A cost that has no closed form, milliseconds, needs someone to measure it: a `CostMeter`, which travels with the budget
 (`Metered`), so that whoever is handed the budget and passes it to `select` keeps it without knowing how.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Any, Protocol
+from typing import Any
+
+from torch import Tensor
 
 from prunus.errors import BudgetError, UserError, unknown
+from prunus.graph import Keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,22 +96,34 @@ class Budget:
 COSTS = tuple(field.name for field in fields(Budget))
 
 
-class Meter(Protocol):
+class CostMeter(ABC):
     """Measures what a keep costs, and so keeps a budget that has no closed form."""
 
-    def price(self, widths: Any) -> Any:
-        """What widths (C, A) are predicted to cost: (C,), of the same unit as the limit."""
+    @abstractmethod
+    def price(self, widths: Tensor) -> Tensor:
+        """Return what widths (C, A) are predicted to cost: (C,), in the unit of the limit."""
 
-    def settle(self, budget: Budget, propose: Callable[[Callable], dict]) -> dict:
-        """The best keep that holds as measured. propose(price) is the keep that holds by a price; raises BudgetError
-        if there is none."""
+    @abstractmethod
+    def settle(self, budget: "Budget", propose: Callable[[Callable], dict]) -> dict[str, list[int]]:
+        """Return the best keep that holds as measured.
+
+        propose(price) is the keep that holds by a price. Raises BudgetError if there is none.
+        """
+
+    @abstractmethod
+    def figures(self, keep: Keep) -> dict[str, Any]:
+        """Return what a keep was measured to cost, plain JSON: original_ms, predicted_ms, measured_ms, runtime ..."""
+
+    @abstractmethod
+    def alone(self) -> "CostMeter":
+        """Return a meter that knows what this one does, for use in a single process; it does not broadcast."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metered(Budget):
     """A budget that knows who measures it."""
 
-    meter: Meter = field(repr=False, compare=False)
+    meter: CostMeter = field(repr=False, compare=False)
 
 
 def short(number: float) -> str:

@@ -19,7 +19,7 @@ Shapes: A axes, N blocks in the queue, C candidates.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ FREE = 1e-9  # of the cost before: a unit below it costs nothing (peak memory, a
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """How scores become a keep: the options of `select`, for the Config of a method."""
+    """How scores become a keep: the options of `select`, as a method's options hold them."""
 
     how: How = "global"
     round_to: int | None = None
@@ -49,10 +49,21 @@ class Selection:
     cap: Rule = CAP
     freeze: tuple[str, ...] = ()
 
-    def select(self, graph: Graph, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, list[int]]:
-        """The keep; see `select`."""
-        options = {field.name: getattr(self, field.name) for field in fields(Selection)}
-        return select(graph, scores, budget, **options)
+    def select(
+        self,
+        graph: Graph,
+        scores: Mapping[str, Tensor],
+        budget: Budget,
+        *,
+        price: Price | None = None,
+        within: Mapping[str, Sequence[int]] | None = None,
+    ) -> dict[str, list[int]]:
+        """Return the keep of some scores under these options; see `select`."""
+        return select(graph, scores, budget, price=price, within=within, **self.rules(graph))
+
+    def rules(self, graph: Graph) -> dict[str, Any]:
+        """Return the options of `select` on a graph; a method that leaves axes alone overrides this."""
+        return {field.name: getattr(self, field.name) for field in fields(Selection)}
 
 
 def select(

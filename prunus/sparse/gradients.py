@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunus.errors import UserError
 from prunus.graph import Graph, call, skeleton
@@ -88,7 +88,7 @@ def synflow(
         total = sum(w.numel() for w in weights.values())
         for number in range(1, rounds + 1):
             output = call(bare, example)
-            flow = output.sum() if isinstance(output, Tensor) else output.logits.sum()
+            flow = sum(leaf.sum() for leaf in tree_leaves(output) if _is_floating(leaf))
             gradients = torch.autograd.grad(
                 flow, list(weights.values()), allow_unused=True, materialize_grads=True
             )
@@ -105,6 +105,10 @@ def synflow(
                     scores[name] *= part.view_as(w)
     largest = max(float(score.max()) for score in scores.values()) or 1.0
     return {name: (score / largest).float() for name, score in scores.items()}
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 @contextmanager
@@ -139,9 +143,10 @@ def _gradients(
     total, count = None, 0
     for count, batch in enumerate(batches, 1):
         inputs, targets = tree_map_only(Tensor, lambda tensor: tensor.to(device), tuple(batch))
-        output = call(bare, inputs)
-        output = output if isinstance(output, Tensor) else output.logits
-        value = loss(output / temperature, targets)
+        output = tree_map_only(
+            Tensor, lambda t: t / temperature if _is_floating(t) else t, call(bare, inputs)
+        )
+        value = loss(output, targets)
         if not value.isfinite():
             raise UserError(f"the loss of batch {count} is {value.item()}; are model and data whole?")
         each = torch.autograd.grad(

@@ -2,13 +2,14 @@
 
 Its files, in the order in which to read them:
 
-    classification    cross-entropy and top-1 accuracy
+    task              the contract: Task
+    classification    image classification: cross-entropy and top-1 accuracy
 """
 
-from prunus.tasks.classification import EVALUATION_BATCH, Classification, logits
+from prunus.tasks.classification import Classification
+from prunus.tasks.task import Task
 
 __all__ = [
-    "EVALUATION_BATCH",
     "Classification",
-    "logits",
+    "Task",
 ]

@@ -1,82 +1,86 @@
-"""Which class is on a picture: cross-entropy, top-1 accuracy, and distillation from another model's answers."""
+"""Image classification: cross-entropy, top-1 accuracy, and distillation from another model's answers."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunus.data import Data
+from prunus.data import Split
 from prunus.errors import UserError
+from prunus.metrics import ACCURACY
+from prunus.tasks.task import Task
 from prunus.train import Recipe, in_mode
 
-EVALUATION_BATCH = 256  # pictures
-SMALL_SET = 5_000  # pictures; below, an epoch is so short that many are affordable and needed
+EVALUATION_BATCH = 256  # images
+SMALL_SET = 5_000  # images; below, an epoch is so short that many are affordable and needed
 
 
-class Classification:
-    """Classify the pictures of `data` with `model`, which maps (B, C, H, W) to logits (B, data.classes).
+class Classification(Task):
+    """Classify images (B, C, H, W) with a model that maps them to logits (B, data.classes)."""
 
-    settled: fields that every recipe has, whatever it is for, in place of what is advised.
-    Raises UserError if the model cannot read the pictures or answers for another number of classes.
-    """
+    metric = ACCURACY
+    judges_examples = True
 
-    metric = "accuracy"
-    higher_is_better = True
+    def loss(self, output: Any, target: Tensor) -> Tensor:
+        """Return the mean cross-entropy in nats of output (B, classes) against the classes int64 (B,)."""
+        return F.cross_entropy(logits(output).float(), target)
 
-    def __init__(self, model: nn.Module, data: Data, settled: dict | None = None):
-        self.model, self.data, self.example = model, data, data.example
-        self.settled = settled or {}
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        try:
-            with in_mode(model, False), torch.no_grad():
-                shape = tuple(logits(model(data.example.to(device))).shape)
-        except RuntimeError as error:
-            seen = tuple(data.example.shape)
-            words = f"the model cannot read pictures of shape {seen} ({data.name}): {error}"
-            raise UserError(words) from error
-        if shape != (1, data.classes):
-            raise UserError(
-                f"the model's output for one picture has shape {shape}, but {data.name} has {data.classes} "
-                f"classes: expected (1, {data.classes}). Build the model for {data.classes} classes."
-            )
+    def training_loss(self, output: Any, target: Tensor, recipe: Recipe) -> Tensor:
+        """Return the mean cross-entropy in nats with the recipe's label smoothing."""
+        return F.cross_entropy(logits(output).float(), target, label_smoothing=recipe.label_smoothing)
 
-    def loss(self, output: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Mean cross-entropy in nats of output (B, classes) against y int64 (B,)."""
-        return F.cross_entropy(logits(output).float(), y, label_smoothing=smoothing)
+    def distil(self, output: Any, teacher_output: Any, temperature: float) -> Tensor:
+        """Return the KL divergence of the softened answers from the teacher's, times the temperature squared.
 
-    def right(self, output: Tensor, y: Tensor) -> Tensor:
-        """Of each picture whether the class that output (B, classes) holds likeliest is its own: bool (B,)."""
-        return logits(output).argmax(1) == y
-
-    def distill_loss(self, output: Tensor, teacher_output: Tensor, temperature: float) -> Tensor:
-        """How far the softened answers are from the teacher's: KL divergence times temperature squared.
-
-        Hinton et al., arXiv:1503.02531, section 2; the factor keeps gradients' size as the temperature varies.
+        Hinton et al., arXiv:1503.02531, section 2; the factor keeps the gradients' size as the temperature varies.
         """
         outputs = output, teacher_output
         student, teacher = (F.log_softmax(logits(o).float() / temperature, 1) for o in outputs)
         return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, split) -> dict[str, float]:
-        """{"accuracy": 0..1, "loss": nats} over all of `split`, in evaluation mode and full precision."""
+    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
+        """Return {"accuracy": 0..1, "loss": nats} over all of `split`, in evaluation mode and full precision."""
         device = next(model.parameters()).device
         correct, loss_sum = 0, 0.0
         with in_mode(model, False):
             for x, y in split.batches(EVALUATION_BATCH):
                 output, y = logits(model(x.to(device))).float(), y.to(device)
-                correct += int((output.argmax(1) == y).sum())
+                correct += int(self.verdicts(output, y).sum())
                 loss_sum += float(F.cross_entropy(output, y, reduction="sum"))
-        return {"accuracy": correct / len(split), "loss": loss_sum / len(split)}
+        return {self.metric.key: correct / len(split), "loss": loss_sum / len(split)}
+
+    def verdicts(self, output: Any, target: Tensor) -> Tensor:
+        """Return whether the top-1 prediction is correct, per image: bool (B,)."""
+        return logits(output).argmax(1) == target
 
     def recipe(self, purpose: str) -> Recipe:
-        """A recipe to begin with, for "scratch", "tune" (weights trained on like data) or "recover" (pruned).
-
-        Sets below 5,000 pictures get small batches and many of their short epochs.
-        """
+        """Return a recipe to begin with; data sets below 5,000 images get small batches and many short epochs."""
         small = len(self.data.train) < SMALL_SET
-        return replace((SMALL_RECIPES if small else RECIPES)[purpose], **self.settled)
+        return replace((SMALL_RECIPES if small else RECIPES)[purpose], **self.recipe_fields)
+
+    def check(self, model: nn.Module) -> None:
+        """Raise UserError if the model cannot read the images, or answers for another number of classes."""
+        data = self.data
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        try:
+            with in_mode(model, False), torch.no_grad():
+                shape = tuple(logits(model(data.example.to(device))).shape)
+        except RuntimeError as error:
+            seen = tuple(data.example.shape)
+            words = f"the model cannot read images of shape {seen} ({data.name}): {error}"
+            raise UserError(words) from error
+        if shape != (1, data.classes):
+            raise UserError(
+                f"the model's output for one image has shape {shape}, but {data.name} has {data.classes} "
+                f"classes: expected (1, {data.classes}). Build the model for {data.classes} classes."
+            )
+
+    def asked_of_model(self) -> dict[str, Any]:
+        """Return the number of classes, and the images' shape (C, H, W)."""
+        return {"classes": self.data.classes, "in_shape": list(self.data.example.shape[1:])}
 
 
 RECIPES = {
@@ -93,6 +97,6 @@ SMALL_RECIPES = {
 }
 
 
-def logits(output: object) -> Tensor:
-    """The logits in what a model returned: itself, or its `.logits` (transformers, GoogLeNet in training)."""
+def logits(output: Any) -> Tensor:
+    """Return the logits in what a model returned: itself, or its `.logits` (transformers, GoogLeNet in training)."""
     return output if isinstance(output, Tensor) else output.logits

@@ -9,15 +9,17 @@ Its files, in the order in which to read them:
     loop          fit
 """
 
-from prunus.train.along import Along
+from prunus.train.along import Along, Beside
 from prunus.train.checkpoint import Training, distinct
 from prunus.train.contexts import in_mode
-from prunus.train.loop import fit, share_buffers
+from prunus.train.loop import Trainable, fit, share_buffers
 from prunus.train.recipe import Recipe
 
 __all__ = [
     "Along",
+    "Beside",
     "Recipe",
+    "Trainable",
     "Training",
     "distinct",
     "fit",

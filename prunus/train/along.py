@@ -1,6 +1,9 @@
 """What a method does beside a training."""
 
+from typing import Protocol
+
 from torch import Tensor
+from torch.optim import Optimizer
 
 from prunus.train.checkpoint import Training
 
@@ -26,3 +29,43 @@ class Along:
 
     def restore(self, state: dict) -> None:
         """Go to where `state` stands, before the model's tensors are filled from the checkpoint."""
+
+
+class Search(Protocol):
+    """A search that learns while a network trains, such as DHP or PASS."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training may end with this step."""
+        ...
+
+    def decays(self, parameter: Tensor) -> bool:
+        """Return whether weight decay acts on a parameter."""
+        ...
+
+    def step(self, optimizer: Optimizer) -> None:
+        """Called after each step of the optimiser, before its gradients are cleared."""
+
+    def state(self) -> dict:
+        """Return the state beside the module's tensors, as plain JSON."""
+        ...
+
+    def restore(self, state: dict) -> None:
+        """Continue from a state."""
+
+
+class Beside(Along):
+    """Runs a search beside a training."""
+
+    def __init__(self, search: Search):
+        self.search = search
+        self.decays, self.state, self.restore = search.decays, search.state, search.restore
+
+    @property
+    def finished(self) -> bool:
+        """Whether the search has ended."""
+        return self.search.finished
+
+    def after_step(self, at: Training, step: int, lr: float) -> None:
+        """Take the search's step."""
+        self.search.step(at.optimizer)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +18,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from prunus.errors import TrainingError, UserError
+from prunus.metrics import Metric
 from prunus.progress import silent
 from prunus.train import checkpoint
 from prunus.train.along import Along
@@ -27,9 +29,28 @@ from prunus.train.recipe import OPTIMIZERS, Recipe, learning_rate
 SAVE_EVERY_S = 30.0
 
 
+class Trainable(Protocol):
+    """What a training knows of a task; see `tasks.Task`, which has all of it."""
+
+    metric: Metric
+    data: Any  # with the splits `train` and `val`
+
+    def training_loss(self, output: Any, target: Tensor, recipe: Recipe) -> Tensor:
+        """Return the loss that is minimised."""
+        ...
+
+    def distil(self, output: Any, teacher_output: Any, temperature: float) -> Tensor:
+        """Return how far an output is from the teacher's."""
+        ...
+
+    def evaluate(self, model: nn.Module, split: Any) -> dict[str, float]:
+        """Return the metric, and more, on a split."""
+        ...
+
+
 def fit(
     model: nn.Module,
-    task,
+    task: Trainable,
     recipe: Recipe,
     *,
     folder: Path | str | None = None,
@@ -129,7 +150,7 @@ def order(at: Training, accelerator: Accelerator) -> dict:
     return {"seed": seed, "epoch": at.epoch, "start": at.batch, "augment": True, "share": share}
 
 
-def objective(task, model: nn.Module, teacher: nn.Module | None, recipe: Recipe) -> Callable:
+def objective(task: Trainable, model: nn.Module, teacher: nn.Module | None, recipe: Recipe) -> Callable:
     """A function from a batch (x, y) to the loss to go down on."""
     device = next(model.parameters()).device
 
@@ -137,12 +158,12 @@ def objective(task, model: nn.Module, teacher: nn.Module | None, recipe: Recipe)
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             output = model(x)
-            loss = task.loss(output, y, recipe.label_smoothing)
+            loss = task.training_loss(output, y, recipe)
             if teacher is None:
                 return loss
             with torch.no_grad():
                 answers = teacher(x)
-            distilled = task.distill_loss(output, answers, recipe.distill_temperature)
+            distilled = task.distil(output, answers, recipe.distill_temperature)
         return torch.lerp(loss, distilled, recipe.distill_weight)
 
     return loss_of
@@ -180,13 +201,13 @@ def follow(at: Training, recipe: Recipe, step: int) -> None:
         average.lerp_(tensors[name], 1 - decay)
 
 
-def end_epoch(at: Training, task, recipe: Recipe, steps: int) -> None:
+def end_epoch(at: Training, task: Trainable, recipe: Recipe, steps: int) -> None:
     """Measure on val, with the average if kept; note the epoch's row and stand before the next one."""
     with swapped(averaged(at.model), at.average):
-        metric = task.evaluate(at.model, task.data.val)[task.metric]
+        metric = task.evaluate(at.model, task.data.val)[task.metric.key]
     lr = learning_rate(recipe, at.epoch + (at.batch - 1) / steps)  # the last step's
     row = {"epoch": at.epoch + 1, "loss": at.loss_sum / at.batch, "lr": lr, "seconds": at.seconds}
-    at.history.append(row | {task.metric: metric})
+    at.history.append(row | {task.metric.key: metric})
     at.epoch, at.batch, at.loss_sum, at.seconds = at.epoch + 1, 0, 0.0, 0.0
 
 

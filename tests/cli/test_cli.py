@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from prunus import cli
+from prunus import cli, methods
 from prunus.cli import commands
 from prunus.files import read_json
-from prunus.methods import _registry as registry
 
 SPARSE = ["run", "--model", "zoo:digits_resnet", "--data", "digits", "--out", "OUT", "--method", "lookahead"]
 
@@ -40,15 +39,15 @@ def test_help_names_every_command(capsys):
 
 def test_methods_are_the_folder(capsys):
     text = said(capsys, "methods")
-    assert {"taylor", "magnitude", "random"} <= set(registry.names())
-    assert all(name in text for name in registry.names())
+    assert {"taylor", "magnitude", "random"} <= set(methods.names())
+    assert all(name in text for name in methods.names())
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", methods.names())
 def test_every_method_tells_its_paper_and_options(capsys, name):
     text = said(capsys, "methods", name)
     assert "arXiv" in text
-    assert all(option in text for option, _ in registry.fields(registry.find(name).config_class))
+    assert all(option in text for option, _ in methods.option_types(methods.find(name).config_class))
 
 
 def test_methods_say_what_they_are_asked_with(capsys):

@@ -39,11 +39,6 @@ def write_folder(folder, counts, size=(8, 8), mode="L"):
             picture(20 * index, size, mode).save(folder / name / f"{index}.png")
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits")
-
-
 def identities(split):
     return set(split.members.tolist())
 

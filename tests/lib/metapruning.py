@@ -3,11 +3,9 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 
 from prunus import zoo
-from prunus.data import load_data
 from prunus.methods.metapruning import Config
 from prunus.run import Run
 from prunus.selection import Budget
@@ -18,11 +16,6 @@ SMALL = Config(
 )
 HALF = Budget(macs=0.5)
 EXAMPLE = torch.zeros(1, 1, 8, 8)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits")
 
 
 def fresh(digits):

@@ -15,16 +15,18 @@ import pytest
 import torch
 
 import prunus
-from prunus import latency, scores, surgery
+from prunus import latency, surgery
 from prunus.charts import Bars, Lines, Points
 from prunus.data import load_data
 from prunus.errors import BudgetError, UserError
 from prunus.graph import trace
 from prunus.methods.metapruning import Config, prune
+from prunus.metrics import Metric
 from prunus.recover import renew_norms
 from prunus.search import Maker, moving_norms, parted, to_renew_with, tried_on
 from prunus.search.trial import SHARE, Pictures
 from prunus.selection import Budget, Metered, cost
+from prunus.tasks import Classification
 from prunus.train import Recipe, fit
 from tests.lib.latency import Fake
 from tests.lib.metapruning import EXAMPLE, HALF, SMALL, begun, fresh, journal, lines
@@ -174,14 +176,13 @@ def test_moving_statistics_keep_some_of_where_they_started(trained):
 
 
 def test_a_metric_where_less_is_better_is_turned_round(trained):
-    class Error:
-        metric, higher_is_better = "loss", False
-        evaluate = trained.evaluate
+    class Error(Classification):
+        metric, judges_examples = Metric(key="loss", higher_is_better=False), False
 
     parts = parted(trained.data.train, 150, seed=0)
     maker = Maker(lambda widths: trained.model, parts.train, lambda model, batches: None)
     maker.calibration = Pictures(parts.train)
-    score = tried_on(Error(), maker, parts.search)
+    score = tried_on(Error(trained.model, trained.data), maker, parts.search)
     assert score({}) == -trained.evaluate(trained.model, parts.search)["loss"]
 
 
@@ -356,4 +357,4 @@ def test_options_without_effect_are_refused_before_a_run(given, words):
     model, example = build("residual")
     graph = trace(model, example)
     with pytest.raises(UserError, match=words):
-        Config(**given).select(graph, scores.random(graph, 0), HALF)
+        Config(**given).check(graph, HALF)

@@ -10,7 +10,7 @@ from prunus import cli
 from prunus.errors import BudgetError, FileError, UserError
 from prunus.export import load_keep
 from prunus.methods.structure import Config
-from prunus.selection import Budget, Metered
+from prunus.selection import Budget, CostMeter, Metered
 from tests.lib.nets import build
 
 
@@ -31,7 +31,7 @@ def test_another_network_keeps_the_same_units(first):
     for parameter in other.parameters():
         torch.nn.init.normal_(parameter)
     graph = prunus.trace(other, example)
-    found = Config(of=str(folder)).select(graph, prunus.scores.random(graph, 0), Budget(macs=0.5))
+    found = Config(of=str(folder)).keep(graph, Budget(macs=0.5))
     assert found == {name: list(kept) for name, kept in keep.items()}
 
 
@@ -39,10 +39,10 @@ def test_what_costs_more_than_the_budget_is_refused(first):
     model, example, _, folder = first
     graph = prunus.trace(model, example)
     with pytest.raises(BudgetError, match=r"comes to .*, 0\.4\d+ of the .* before"):
-        Config(of=str(folder)).select(graph, {}, Budget(macs=0.4))
+        Config(of=str(folder)).keep(graph, Budget(macs=0.4))
 
 
-class Clock:
+class Clock(CostMeter):
     """A meter to which every network takes 9 of 10 ms, and which predicts 1."""
 
     def price(self, widths):
@@ -51,28 +51,34 @@ class Clock:
     def figures(self, keep):
         return {"original_ms": 10.0, "measured_ms": 9.0}
 
+    def settle(self, budget, propose):
+        raise AssertionError("a structure is taken as it is")
+
+    def alone(self):
+        return self
+
 
 def test_milliseconds_are_measured(first):
     model, example, _, folder = first
     graph, config = prunus.trace(model, example), Config(of=str(folder))
-    assert config.select(graph, {}, Metered(latency_ms=0.95, meter=Clock()))
+    assert config.keep(graph, Metered(latency_ms=0.95, meter=Clock()))
     with pytest.raises(BudgetError, match=r"0\.9000 of the 10 before"):
-        config.select(graph, {}, Metered(latency_ms=0.5, meter=Clock()))
+        config.keep(graph, Metered(latency_ms=0.5, meter=Clock()))
 
 
 def test_another_architecture_is_refused_with_what_differs(first):
     other, example = build("concat")
     graph = prunus.trace(other, example)
     with pytest.raises(FileError, match=r"of a network with other axes: \w.* has (no|\d+) units there"):
-        Config(of=str(first[3])).select(graph, {}, Budget(macs=0.5))
+        Config(of=str(first[3])).keep(graph, Budget(macs=0.5))
 
 
 def test_a_folder_has_to_be_named_and_to_hold_a_keep(first, tmp_path):
     graph = prunus.trace(*first[:2])
     with pytest.raises(UserError, match="of=FOLDER"):
-        Config().select(graph, {}, Budget(macs=0.5))
+        Config().keep(graph, Budget(macs=0.5))
     with pytest.raises(FileError):
-        Config(of=str(tmp_path / "nothing")).select(graph, {}, Budget(macs=0.5))
+        Config(of=str(tmp_path / "nothing")).keep(graph, Budget(macs=0.5))
 
 
 def ran(tmp_path, name, *options):

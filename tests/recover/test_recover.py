@@ -8,15 +8,9 @@ import torch
 from torch import nn
 
 from prunus import zoo
-from prunus.data import load_data
 from prunus.recover import recover, renew_norms
 from prunus.tasks import Classification
 from prunus.train import fit, loop
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_data("digits")
 
 
 def batches(sizes, seed=0):

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from prunus import scores, zoo
+from prunus import methods, scores, zoo
 from prunus.data import load_data
 from prunus.errors import UserError
 from prunus.graph import trace
-from prunus.methods import _registry as registry
 from prunus.progress import silent
 from prunus.selection import Budget, cost
 from prunus.tasks import Classification
@@ -269,9 +268,9 @@ def task_and_run():
 @pytest.mark.parametrize("name", ["activation", "bn_scale", "fpgm", "lamp", "magnitude", "random", "taylor"])
 def test_every_score_is_a_method(task_and_run, name):
     task, run = task_and_run
-    method = registry.find(name)
+    method = methods.find(name)
     options = ["batches=2"] if name in ("activation", "taylor") else []
-    config = registry.configure(method.config_class, options, "option")
+    config = methods.configure(method.config_class, options, "option")
     before = {key: value.clone() for key, value in task.model.state_dict().items()}
     found = method.prune(task, Budget(macs=0.5), config, run)
     graph = trace(task.model, task.example)

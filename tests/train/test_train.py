@@ -58,11 +58,6 @@ def noisy(seed=0):
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return load_data("digits")
-
-
-@pytest.fixture(scope="module")
 def tiny(digits):
     """160 pictures to train on, 70 to watch."""
     return replace(digits, train=digits.train.take(np.arange(160)))
@@ -381,13 +376,13 @@ def test_distillation_alone_moves_the_answers_to_the_teachers(tiny):
 
     def apart():
         with torch.no_grad():
-            return float(task.distill_loss(model.eval()(x), teacher(x), 2.0))
+            return float(task.distil(model.eval()(x), teacher(x), 2.0))
 
     before = apart()
     recipe = replace(PLAIN, epochs=6, distill_weight=1.0, distill_temperature=2.0)
     fit(model.train(), task, recipe, teacher=teacher)
     assert apart() < before / 3
-    assert task.distill_loss(teacher(x), teacher(x), 2.0).item() == pytest.approx(0.0, abs=1e-6)
+    assert task.distil(teacher(x), teacher(x), 2.0).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_digits_are_learnt_to_97_percent(digits):
@@ -466,6 +461,6 @@ def test_evaluation_counts_right_answers_and_keeps_modes(tiny):
 
 def test_wrong_class_count_and_shape_are_said(tiny):
     with pytest.raises(UserError, match=r"shape \(1, 7\), but digits has 10 classes"):
-        Classification(zoo.build("digits_resnet", classes=7), tiny)
-    with pytest.raises(UserError, match=r"cannot read pictures of shape \(1, 1, 8, 8\)"):
-        Classification(zoo.build("resnet20"), tiny)
+        Classification(model := zoo.build("digits_resnet", classes=7), tiny).check(model)
+    with pytest.raises(UserError, match=r"cannot read images of shape \(1, 1, 8, 8\)"):
+        Classification(model := zoo.build("resnet20"), tiny).check(model)

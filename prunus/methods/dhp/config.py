@@ -2,24 +2,25 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from torch import Tensor
 
 from prunus import gates
 from prunus.errors import UserError
 from prunus.graph import Graph
+from prunus.methods import Units
 from prunus.methods.dhp.hypernetwork import Latents, Start
 from prunus.options import check_choices, nothing_before, refuse_idle
-from prunus.selection import Budget, Price, Selection, Unreachable, select
+from prunus.selection import Budget, Price, Unreachable
 
 Mode = Literal["exact", "paper"]
 Pressure = Literal["least", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Selection):
+class Config(Units):
     """What they mean:
 
     mode        exact: removing units changes nothing; paper: for reproduction. See above
@@ -60,7 +61,7 @@ class Config(Selection):
         if self.strength is not None and not 0 < self.strength < math.inf:
             raise UserError(f"strength should be above 0, but is {self.strength}; None follows the plan.")
 
-    def at_once(self) -> "Config":
+    def preview(self) -> "Config":
         """There is none: what goes is found by training."""
         raise nothing_before("dhp", "training", "another method, such as --method taylor")
 
@@ -91,26 +92,29 @@ class Config(Selection):
         """The axes that are left alone because removing their units would not be exact, and why."""
         return {} if self.mixed or self.mode == "paper" else gates.ungateable(graph)
 
+    def check(self, graph: Graph, limit: Budget) -> None:
+        """Raise UserError for options that conflict, Unreachable if the budget cannot be met."""
+        self.settled()
+        super().check(graph, limit)
+
+    def rules(self, graph: Graph) -> dict[str, Any]:
+        """Return the options of `select`; axes that are left alone count as frozen."""
+        return super().rules(graph) | {"freeze": (*self.freeze, *self.whole(graph))}
+
     def select(
         self,
         graph: Graph,
-        scores: dict[str, Tensor],
+        scores: Mapping[str, Tensor],
         budget: Budget,
-        within: Mapping[str, Sequence[int]] | None = None,
+        *,
         price: Price | None = None,
+        within: Mapping[str, Sequence[int]] | None = None,
     ) -> dict[str, list[int]]:
-        """The keep, of the units in `within`; axes left alone count as frozen.
-
-        Raises UserError as `settled` does, Unreachable if the budget cannot be met.
-        """
-        self.settled()  # before anything is trained
-        options = {field.name: getattr(self, field.name) for field in fields(Selection)}
-        whole = self.whole(graph)
-        options["freeze"] = (*self.freeze, *whole)
+        """Return the keep, of the units in `within`; Unreachable names the axes that are left alone."""
         try:
-            return select(graph, scores, budget, within=within, price=price, **options)
+            return super().select(graph, scores, budget, price=price, within=within)
         except Unreachable as error:
-            if whole:
+            if whole := self.whole(graph):
                 name, why = next(iter(whole.items()))
                 error.args = (
                     f"{error} dhp leaves {name} whole, for {why}; mixed=True takes such axes, too.",

@@ -24,35 +24,18 @@ need no private latent; classifiers are read through latents too.
 
 import copy
 from dataclasses import replace
-from typing import Any
 
 from prunus.errors import UserError
-from prunus.methods import Pruned
+from prunus.methods import Pruned, Run
 from prunus.methods.dhp.charts import drawn
 from prunus.methods.dhp.config import Config
 from prunus.methods.dhp.search import DHP
 from prunus.selection import Budget
-from prunus.train import Along, distinct, fit
+from prunus.tasks import Task
+from prunus.train import Beside, distinct, fit
 
 
-class Beside(Along):
-    """A search beside a training."""
-
-    def __init__(self, search: DHP):
-        self.search, self.decays = search, search.decays
-        self.state, self.restore = search.state, search.restore
-
-    @property
-    def finished(self) -> bool:
-        """The paper's search ends when it is near the budget."""
-        return self.search.finished
-
-    def after_step(self, at: Any, step: int, lr: float) -> None:
-        """Shrink the latents."""
-        self.search.step(at.optimizer)
-
-
-def prune(task, budget: Budget, config: Config, run) -> Pruned:
+def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
     """Train with latents until the network fits the budget; the units that are left, and the weights found."""
     model, config = copy.deepcopy(task.model), config.settled()
     recipe = task.recipe("tune" if config.start == "given" else "scratch")
@@ -62,7 +45,7 @@ def prune(task, budget: Budget, config: Config, run) -> Pruned:
     if not recipe.lr:
         raise UserError("the learning rate is 0, with which no latent moves; give one above 0.")
     steps = recipe.epochs * task.data.train.steps(recipe.batch_size)
-    search = DHP(model, task.example, budget, steps=steps, config=config, seed=run.seed)
+    search = DHP(model, task.example, budget, steps=steps, config=config, seed=run.seed, graph=task.graph)
     where = {"folder": run.folder("prune") / "search", "progress": run.progress, "label": "searching widths"}
     for row in fit(model, task, recipe, seed=run.seed, along=Beside(search), **where):
         run.log("epoch", stage="prune", **row)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus import gates, scores, surgery
+from prunus import gates, surgery
 from prunus.errors import TrainingError, UserError
 from prunus.gates import Compacted, Thresholds, can_be_cut, soft_threshold
-from prunus.graph import trace
+from prunus.graph import Graph, trace
 from prunus.methods.dhp.config import Config
 from prunus.methods.dhp.hypernetwork import attach
 from prunus.selection import GRIDS, TOLERANCE, Budget, Metered, Price, blocks, least, price_of
@@ -76,15 +76,16 @@ class DHP:
         steps: int,
         config: Config | None = None,
         seed: int = 0,
+        graph: Graph | None = None,
     ):
         if not isinstance(steps, int) or steps < 1:
             raise UserError(f"steps should be a whole number from 1, but is {steps!r}.")
         self.model, self.budget, self.steps = model, budget, steps
         self.config = config = (config or Config()).settled()
-        self.graph = graph = trace(model, example)
+        self.graph = graph = graph or trace(model, example)
         self.compacted = Compacted(model, graph)
         free = self.free_axes()
-        config.select(graph, scores.random(graph, seed), budget)  # refuse now what could not be met later
+        config.check(graph, budget)  # refuse now what could not be met later
         self.units = Thresholds(graph, free, price_of(graph, budget))
         self.target = budget.limit(self.units.before) / self.units.before
         self.cuts = config.compact and config.mode == "exact" and can_be_cut(model)
@@ -314,7 +315,7 @@ class DHP:
         ranked = {name: torch.ones(axis.size) for name, axis in self.graph.axes.items()}
         ranked |= {name: scores[place] for name, place in self.latents.places.items()}
         within = {n: left[place].nonzero().flatten().tolist() for n, place in self.latents.places.items()}
-        return self.config.select(self.graph, ranked, budget, within, price)
+        return self.config.select(self.graph, ranked, budget, price=price, within=within)
 
     def protect(self) -> None:
         """Let the best of each axis, as many as its floor, keep from zero; all press on others, unless at the floor."""

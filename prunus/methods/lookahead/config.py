@@ -8,6 +8,7 @@ from torch import Tensor
 
 from prunus.errors import UserError
 from prunus.graph import Graph
+from prunus.methods import Weights
 from prunus.selection import Sparsity
 from prunus.sparse import Allocation, choose, eligible, patterns
 from prunus.sparse import scores as weight_scores
@@ -17,11 +18,10 @@ Score = Literal[
     "lookahead", "before", "behind", "activity", "magnitude", "wanda", "snip", "grasp", "synflow", "random"
 ]
 # fmt: on
-USUAL = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Weights):
     """What they mean:
 
     score       lookahead, or with one neighbour alone (before, behind), or weighted with how often units are
@@ -57,26 +57,26 @@ class Config:
     batches: int = 8
     batch_size: int = 64
 
-    @property
-    def usual(self) -> Sparsity:
-        """What is taken where no sparsity was asked for: the pattern's own, else 80 %."""
-        return Sparsity(patterns.share(self.pattern) or USUAL)
+    def default_limit(self) -> Sparsity:
+        """Return the pattern's own sparsity, otherwise 80 %."""
+        share = patterns.share(self.pattern)
+        return Sparsity(share) if share else super().default_limit()
 
-    def at_once(self) -> "Config":
+    def preview(self) -> "Config":
         """The same without training."""
         return replace(self, schedule="one_shot")
 
-    def check(self, graph: Graph, wanted: Sparsity) -> None:
+    def check(self, graph: Graph, limit: Sparsity) -> None:
         """Raise UserError for what cannot be done, before anything is trained."""
         for name in ("rounds", "epochs", "every", "batches", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} should be at least 1, but is {value}.")
         share = patterns.share(self.pattern)
-        if share is not None and abs(wanted.value - share) > 1e-9:
+        if share is not None and abs(limit.value - share) > 1e-9:
             raise UserError(
                 f"pattern={self.pattern} sets {100 * share:g} % of the weights to zero, but a sparsity of "
-                f"{wanted.value:g} was asked for; give --sparsity {share:g}, or a pattern of blocks such as 1x4."
+                f"{limit.value:g} was asked for; give --sparsity {share:g}, or a pattern of blocks such as 1x4."
             )
         if share is not None and self.schedule != "one_shot":
             raise UserError(f"pattern={self.pattern} is one sparsity and goes with schedule=one_shot only.")
@@ -91,7 +91,7 @@ class Config:
                 f"score={self.score}, conv={self.conv}, pattern={self.pattern}; leave order=once."
             )
         scores = weight_scores.random(graph)
-        self.choose(graph, {name: scores[name] for name in eligible(graph, self.freeze)}, wanted)
+        self.choose(graph, {name: scores[name] for name in eligible(graph, self.freeze)}, limit)
 
     def choose(
         self,

@@ -2,18 +2,18 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunus.graph import Graph
-from prunus.methods import shown_batches
+from prunus.methods import Run, shown_batches
 from prunus.methods.lookahead.config import Config
 from prunus.selection import Sparsity
 from prunus.sparse import eligible, masks, top
 from prunus.sparse import gradients as gradient_scores
 from prunus.sparse import scores as weight_scores
+from prunus.tasks import Task
 from prunus.train import Along, Recipe, fit, in_mode
 
 SIDES = {"lookahead": "both", "before": "before", "behind": "behind", "activity": "both"}
@@ -25,8 +25,8 @@ class Judge:
 
     config: Config
     graph: Graph
-    task: Any
-    run: Any
+    task: Task
+    run: Run
 
     def masks(self, model: nn.Module, wanted: Sparsity) -> dict[str, Tensor]:
         """For the best weights of `model`; those that a held one has lost stay lost."""

@@ -25,18 +25,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus.graph import trace
-from prunus.methods import Pruned
+from prunus.methods import Pruned, Run
 from prunus.methods.lookahead.config import Config
 from prunus.methods.lookahead.judge import Judge
 from prunus.selection import Sparsity
 from prunus.sparse import eligible, masks, permutation
+from prunus.tasks import Task
 from prunus.train import Along, distinct, in_mode, share_buffers
 
 
-def prune(task, sparsity: Sparsity, config: Config, run) -> Pruned:
+def prune(task: Task, sparsity: Sparsity, config: Config, run: Run) -> Pruned:
     """Masks of the weights whose loss changes the layers around them most; and weights, if the schedule trains."""
-    judge = Judge(config, trace(task.model, task.example), task, run)
+    judge = Judge(config, task.graph, task, run)
     found = SCHEDULES[config.schedule](judge, sparsity)
     return replace(found, pattern=config.pattern, left_dense=config.left_dense(judge.graph))
 

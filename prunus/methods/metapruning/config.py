@@ -1,17 +1,15 @@
 """The options of MetaPruning."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch import Tensor
-
 from prunus.errors import UserError
 from prunus.graph import Graph
+from prunus.methods import Units
 from prunus.methods.metapruning.pruning_net import HIDDEN, Form, refuse_too_large
 from prunus.options import check_choices, nothing_before, refuse_idle
 from prunus.search import Evolution, Greedy, Random, Sampling, Space, Strategy
-from prunus.selection import Budget, Selection
+from prunus.selection import Budget
 
 Search = Literal["evolution", "greedy", "random"]
 Order = Literal["taylor", "magnitude", "none"]
@@ -34,7 +32,7 @@ COUNTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Selection):
+class Config(Units):
     """What they mean:
 
     weights      where those of the networks that are tried come from, see above. Of shared and hypernet:
@@ -99,7 +97,7 @@ class Config(Selection):
             if value is not None and value < 1:
                 raise UserError(f"{name} should be 1 at least, but is {value}.")
 
-    def at_once(self) -> "Config":
+    def preview(self) -> "Config":
         """There is none: what goes is found by the search."""
         raise nothing_before("metapruning", "a search", "another method, such as --method taylor")
 
@@ -160,13 +158,14 @@ class Config(Selection):
             chance=self.chance,
         )
 
-    def select(self, graph: Graph, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, list[int]]:
-        """What the scores alone would choose; a run asks before it begins, so it sees to the other options, too."""
+    def check(self, graph: Graph, limit: Budget) -> None:
+        """Raise UserError for options that conflict or have no effect, or a PruningNet that does not fit in memory,
+        BudgetError if no widths meet the limit."""
         self.refuse_idle()
         space = self.settled().space(graph)
         if self.weights == "hypernet":
             refuse_too_large(graph, space.names, self.form, self.hidden)
-        return super().select(graph, scores, budget)
+        super().check(graph, limit)
 
     def space(self, graph: Graph) -> Space:
         """The widths there are."""

@@ -33,8 +33,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from prunus import scores
-from prunus.graph import Graph, trace
-from prunus.methods import Pruned
+from prunus.graph import Graph
+from prunus.methods import Pruned, Run
 from prunus.methods.metapruning.config import Config
 from prunus.methods.metapruning.pruning_net import PruningNet
 from prunus.recover import renew_norms
@@ -63,7 +63,8 @@ from prunus.search import (
     to_renew_with,
     tried_on,
 )
-from prunus.selection import Budget, Metered, Price, select
+from prunus.selection import Budget, Metered, Price
+from prunus.tasks import Task
 from prunus.train import distinct, fit
 
 QUARTER = (
@@ -92,12 +93,12 @@ class Ready:
     history: list[dict]
 
 
-def ready(task, budget: Budget, config: Config, run) -> Ready:
+def ready(task: Task, budget: Budget, config: Config, run: Run) -> Ready:
     """Weights for all networks of a room, trained if they have to be, and what networks are tried on.
 
     config: settled. Raises BudgetError if no network is within the budget.
     """
-    graph = trace(task.model, task.example)
+    graph = task.graph
     space, parts = config.space(graph), parted(task.data.train, config.images, run.seed)
     ranks = unit_scores(task, graph, parts, config, run)
     order = ranks and best_first(graph, ranks)
@@ -115,7 +116,7 @@ def ready(task, budget: Budget, config: Config, run) -> Ready:
     return Ready(space, room, measured, parts, ranks, order, provider, maker, history)
 
 
-def prune(task, budget: Budget, config: Config, run) -> Pruned:
+def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
     """Get weights for all networks, search, and keep the winner's units."""
     config = config.settled()
     at = ready(task, budget, config, run)
@@ -145,15 +146,15 @@ def prune(task, budget: Budget, config: Config, run) -> Pruned:
     )
     charts.note(found, run)
     keep = at.provider.keep(found.winner.widths)
-    score = task.metric if task.higher_is_better else f"minus {task.metric}"
+    score = task.metric.key if task.metric.higher_is_better else f"minus {task.metric.key}"
     return Pruned(
         keep=keep,
         weights=handed_on(task, space, keep, maker, found, config, run.seed),
-        charts=[*charts.learned(at.history, task.metric), *charts.drawn(found, budget, space, score)],
+        charts=[*charts.learned(at.history, task.metric.key), *charts.drawn(found, budget, space, score)],
     )
 
 
-def supernet(task, room: Room, order: Orders | None, config: Config, seed: int) -> Supernet:
+def supernet(task: Task, room: Room, order: Orders | None, config: Config, seed: int) -> Supernet:
     """Weights for all networks, not trained yet."""
     graph, names = room.space.graph, room.space.names
     net, maker = copy.deepcopy(task.model), None
@@ -166,7 +167,7 @@ def supernet(task, room: Room, order: Orders | None, config: Config, seed: int) 
     return Supernet(net, room, order=order, maker=maker, sampling=config.sampling, seed=seed)
 
 
-def trained(net: Supernet, task: Together, config: Config, run) -> list[dict]:
+def trained(net: Supernet, task: Together, config: Config, run: Run) -> list[dict]:
     """Train the supernet; goes on where a killed run was."""
     recipe = task.task.recipe("tune" if config.start == "given" else "scratch")
     part = QUARTER if config.start == "scratch" else 1
@@ -187,7 +188,7 @@ def trained(net: Supernet, task: Together, config: Config, run) -> list[dict]:
 
 
 def handed_on(
-    task, space: Space, keep: dict, maker: Maker, found: Result, config: Config, seed: int
+    task: Task, space: Space, keep: dict, maker: Maker, found: Result, config: Config, seed: int
 ) -> dict[str, Tensor] | None:
     """The weights the winner is recovered with, as those of the whole model; None: the base's."""
     if config.winner == "base":
@@ -198,7 +199,7 @@ def handed_on(
     return distinct(put_back(task.model, space.graph, keep, small))
 
 
-def unit_scores(task, graph: Graph, parts: Parts, config: Config, run) -> dict[str, Tensor] | None:
+def unit_scores(task: Task, graph: Graph, parts: Parts, config: Config, run: Run) -> dict[str, Tensor] | None:
     """What decides which units of an axis stay; None: their places."""
     if config.order == "none":
         return None
@@ -221,8 +222,7 @@ def alone(
     """The widths that the scores alone would choose, to begin with."""
     if ranks is None or config.strict_paper:
         return []
-    options = {name: getattr(config, name) for name in ("how", "round_to", "floor", "cap", "freeze")}
-    return [graph.widths(select(graph, ranks, budget, price=price, **options))]
+    return [graph.widths(config.select(graph, ranks, budget, price=price))]
 
 
 def admitted(

@@ -2,22 +2,20 @@
 
 import glob
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal, get_args
-
-from torch import Tensor
+from typing import Any, Literal, get_args
 
 from prunus import gates
 from prunus.errors import UserError
 from prunus.graph import Graph
+from prunus.methods import Units
 from prunus.methods.pass_ import statistics
 from prunus.methods.pass_.hypernetwork import load
 from prunus.methods.pass_.prompt import How, Kind, fitting, picture_shape
 from prunus.methods.pass_.statistics import STATISTICS
 from prunus.options import check_choices, nothing_before, refuse_idle
-from prunus.selection import Budget, Price, Selection, select
+from prunus.selection import Budget
 
 Prompt = Literal[Kind, "none"]
 Masking = Literal["consumer", "product", "product_norms"]
@@ -34,7 +32,7 @@ assert set(STATISTICS) == set(get_args(Statistic))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Selection):
+class Config(Units):
     """What they mean:
 
     prompt      pad: a frame along the border; fixed: a square in the corner; random: a square, elsewhere in every
@@ -104,13 +102,18 @@ class Config(Selection):
         if isinstance(self.train_also, str):
             raise UserError(f"train_also: expected a list of patterns, got the text {self.train_also!r}.")
 
-    def at_once(self) -> "Config":
+    def preview(self) -> "Config":
         """There is none: what goes is found by training."""
         raise nothing_before("pass", "training", "the magnitudes that it begins with: --method magnitude")
 
-    def check(self, graph: Graph) -> None:
-        """Raise UserError for options that do not go together or with this network, FileError for a hypernetwork that
-        does not fit it."""
+    def check(self, graph: Graph, limit: Budget) -> None:
+        """Raise UserError for options that conflict, or do not go with this network, FileError for a hypernetwork that
+        does not fit it, BudgetError if no widths meet the limit."""
+        self.check_options(graph)
+        super().check(graph, limit)
+
+    def check_options(self, graph: Graph) -> None:
+        """Raise what `check` does, whatever the limit."""
         if not self.steps and not self.hypernetwork:
             raise UserError("steps=0 learns nothing: give steps, or a hypernetwork that was learned before.")
         if self.how != "global":
@@ -172,22 +175,11 @@ class Config(Selection):
         """The axes that are left alone because masks at those who read them would not be exact, and why."""
         return gates.ungateable(graph, ROLES["consumer"])
 
-    def select(
-        self, graph: Graph, scores: Mapping[str, Tensor], budget: Budget, price: Price | None = None
-    ) -> dict[str, list[int]]:
-        """`choose`, and raises also what `check` does: a run asks before it begins."""
-        self.check(graph)
-        return self.choose(graph, scores, budget, price)
-
     def frozen(self, graph: Graph) -> tuple[str, ...]:
         """Patterns of what keeps everything: `freeze`, and the axes left alone."""
         return (*self.freeze, *map(glob.escape, self.whole(graph)))
 
-    def choose(
-        self, graph: Graph, scores: Mapping[str, Tensor], budget: Budget, price: Price | None = None
-    ) -> dict[str, list[int]]:
-        """The keep of some scores; axes left alone count as frozen."""
-        options = {field.name: getattr(self, field.name) for field in fields(Selection)}
-        options["freeze"] = self.frozen(graph)
-        options["how"] = "uniform" if self.scope == "per_axis" else "global"
-        return select(graph, scores, budget, price=price, **options)
+    def rules(self, graph: Graph) -> dict[str, Any]:
+        """Return the options of `select`; axes that are left alone count as frozen."""
+        how = "uniform" if self.scope == "per_axis" else "global"
+        return super().rules(graph) | {"freeze": self.frozen(graph), "how": how}

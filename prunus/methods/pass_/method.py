@@ -18,48 +18,35 @@ has no prompt.
     prunus run ... --method pass --set hypernetwork=runs/other/prune/hypernetwork.safetensors --set steps=50
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from prunus.data import Split, hold_out
-from prunus.methods import Pruned
+from prunus.data import Split
+from prunus.methods import Pruned, Run
 from prunus.methods.pass_.charts import drawn
 from prunus.methods.pass_.config import Config
 from prunus.methods.pass_.search import PASS
 from prunus.selection import Budget
-from prunus.train import Along, Recipe, distinct, fit
+from prunus.tasks import Task
+from prunus.train import Beside, Recipe, distinct, fit
 
 MOST_HELD_OUT = 0.15  # of the training pictures
 
 
-class Beside(Along):
-    """A search beside a training."""
-
-    def __init__(self, search: PASS):
-        self.search, self.state, self.restore = search, search.state, search.restore
-
-    @property
-    def finished(self) -> bool:
-        """Whether the search has had its steps."""
-        return self.search.done >= self.search.steps
-
-    def after_step(self, at: Any, step: int, lr: float) -> None:
-        """Count, and now and then try the network that would be."""
-        self.search.step()
-
-
-def prune(task, budget: Budget, config: Config, run) -> Pruned:
+def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
     """Let the hypernetwork learn, and keep what it scores best."""
-    task, held_out = copy.copy(task), None
+    held_out, train = None, task.data.train
     if config.snapshots and config.steps:
-        task.data, held_out = set_aside(task.data, config.held_out, run.seed)
+        share = min(MOST_HELD_OUT, config.held_out / max(1, len(train)))
+        train, held_out = train.hold_out(share, run.seed)
+        task = task.with_data(replace(task.data, train=train))
     recipe = search_recipe(task, config)
     score = held_out and tried_on(task, held_out, recipe)
-    search = PASS(task.model, task.example, budget, config=config, seed=run.seed, score=score)
+    search = PASS(
+        task.model, task.example, budget, config=config, seed=run.seed, score=score, graph=task.graph
+    )
     run.log("searching", axes=len(search.names), units=len(search.kept), left_alone=search.left_alone)
     if config.steps:
         where = {
@@ -77,7 +64,7 @@ def prune(task, budget: Budget, config: Config, run) -> Pruned:
     return Pruned(keep=search.keep, weights=learned, charts=list(drawn(search)))
 
 
-def search_recipe(task, config: Config) -> Recipe:
+def search_recipe(task: Task, config: Config) -> Recipe:
     """Adam without decay, a learning rate that falls to 0 in the steps there are, which need not be whole epochs."""
     recipe = task.recipe("tune")
     recipe = replace(recipe, batch_size=config.batch_size or recipe.batch_size)
@@ -86,13 +73,7 @@ def search_recipe(task, config: Config) -> Recipe:
     return replace(recipe, epochs=epochs, warmup_epochs=0.0, ema_decay=0.0, distill_weight=0.0, **adam)
 
 
-def set_aside(data, images: int, seed: int) -> tuple[Any, Split]:
-    """The data without `images` training pictures, and those, an equal share of each class."""
-    rest, held = hold_out(data.train.labels, min(MOST_HELD_OUT, images / max(1, len(data.train))), seed)
-    return replace(data, train=data.train.take(rest)), data.train.take(held)
-
-
-def tried_on(task, split: Split, recipe: Recipe) -> Callable[[Callable], float]:
+def tried_on(task: Task, split: Split, recipe: Recipe) -> Callable[[Callable], float]:
     """How good a network is on a split: the loss, turned round, batches as in training but never changed."""
 
     def score(network: Callable) -> float:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
-from prunus import gates, scores, surgery
+from prunus import gates, surgery
 from prunus.errors import FileError, TrainingError, UserError
 from prunus.gates import Thresholds
-from prunus.graph import skeleton, trace
+from prunus.graph import Graph, skeleton, trace
 from prunus.methods.pass_ import hypernetwork
 from prunus.methods.pass_.config import Config
 from prunus.methods.pass_.hypernetwork import Hypernetwork
@@ -68,6 +68,7 @@ class PASS(nn.Module):
         score: Score | None = None,
         statistic: Callable[[nn.Module, Any], dict[str, Tensor]] | None = None,
         keep_prompt: bool = False,
+        graph: Graph | None = None,
     ):
         super().__init__()
         self.budget, self.config, self.keep_prompt = budget, config or Config(), keep_prompt
@@ -79,7 +80,7 @@ class PASS(nn.Module):
         self.steps = config.steps if steps is None else steps
         if not isinstance(self.steps, int) or self.steps < (0 if config.hypernetwork else 1):
             raise UserError(f"steps should be a whole number from 1, but is {self.steps!r}.")
-        graph = self.graph = trace(model, example)
+        graph = self.graph = graph or trace(model, example)
         shape = config.pictures(graph)
         self.left_alone, self.names = config.whole(graph), config.names(graph)
         floors = least(graph, config.floor, config.cap, config.frozen(graph))
@@ -88,7 +89,7 @@ class PASS(nn.Module):
             raise UserError(
                 f"pass can prune no axis of this network ({'; '.join(f'{n}: {w}' for n, w in list(whys.items())[:3])})."
             )
-        config.select(graph, scores.random(graph, seed), budget)  # refuse now what could not be met later
+        config.check(graph, budget)  # refuse now what could not be met later
         self.units = Thresholds(
             graph, {name: floors[name][0] for name in self.names}, price_of(graph, budget)
         )
@@ -169,7 +170,16 @@ class PASS(nn.Module):
         """What an optimiser should hold."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
-    def step(self) -> None:
+    @property
+    def finished(self) -> bool:
+        """Whether the search has had its steps."""
+        return self.done >= self.steps
+
+    def decays(self, parameter: Tensor) -> bool:
+        """Return whether weight decay acts on a parameter: not on biases and scales, as in any training."""
+        return parameter.dim() > 1
+
+    def step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """To be called after each optimizer.step(): counts, notes, and now and then tries the network that would be.
 
         Raises TrainingError if a score is NaN or infinite.
@@ -293,7 +303,7 @@ class PASS(nn.Module):
         if isinstance(self.budget, Metered):  # as predicted: to measure is for the end
             kept = self.chosen(found)
         else:
-            kept = self.among(self.config.choose(self.graph, self.of_axes(found), self.budget))
+            kept = self.among(self.config.select(self.graph, self.of_axes(found), self.budget))
         masks, on = kept.to(found.dtype), self.prompt if self.keep_prompt else nn.Identity()
         value = float(self._score(lambda x: self.run(masks, on(x))))
         if not isfinite(value):
@@ -307,7 +317,7 @@ class PASS(nn.Module):
         if self.keep is None:
             found = self.scores() if self.best is None else torch.tensor(self.best)
             self.chosen(found)  # refuses what is not finite
-            self.keep = self.config.choose(self.graph, self.of_axes(found), self.budget)
+            self.keep = self.config.select(self.graph, self.of_axes(found), self.budget)
 
     @torch.no_grad()
     def full(self) -> nn.Module:

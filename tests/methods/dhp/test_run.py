@@ -17,11 +17,10 @@ from prunus.data import load_data
 from prunus.errors import UserError
 from prunus.files import write_tensors
 from prunus.methods.dhp import DHP, Config, prune
-from prunus.methods.dhp.method import Beside
 from prunus.progress import silent
 from prunus.selection import Budget
 from prunus.tasks import Classification
-from prunus.train import Recipe, checkpoint, fit, loop
+from prunus.train import Beside, Recipe, checkpoint, fit, loop
 from tests.lib.dhp import X, batches, figure, searched, sgd, small, untouched
 from tests.lib.two_processes import assert_trains_as_one
 
@@ -161,7 +160,7 @@ class Folder:
 def test_the_method_gives_units_weights_of_full_size_and_pictures(mode, tiny, tmp_path):
     model = small()
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    task = Classification(model, tiny, settled={"epochs": 6, "batch_size": 32})
+    task = Classification(model, tiny, recipe_fields={"epochs": 6, "batch_size": 32})
     config = Config(mode="paper", strength=0.5, factors=2) if mode == "paper" else Config()
     run = Folder(tmp_path)
     with warnings.catch_warnings():
@@ -195,7 +194,7 @@ def test_the_method_gives_units_weights_of_full_size_and_pictures(mode, tiny, tm
 
 
 def test_a_recipe_without_a_learning_rate_is_refused_at_once(tiny, tmp_path):
-    task = Classification(small(), tiny, settled={"epochs": 6, "lr": 0.0})
+    task = Classification(small(), tiny, recipe_fields={"epochs": 6, "lr": 0.0})
     with pytest.raises(UserError, match="learning rate is 0"):
         prune(task, Budget(macs=0.5), Config(), Folder(tmp_path))
 

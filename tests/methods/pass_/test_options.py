@@ -144,7 +144,7 @@ def test_a_loop_that_goes_wrong_is_told_so():
     with pytest.raises(UserError, match="steps"):
         PASS(small(), X, HALF, steps=0)
     with pytest.raises(UserError, match="magnitude"):
-        Config().at_once()
+        Config().preview()
 
 
 def test_a_model_with_gates_is_refused_and_left():

@@ -15,9 +15,8 @@ from prunus.charts import PNG, Heat, Lines, Picture
 from prunus.data import load_data
 from prunus.export import load_keep
 from prunus.methods.pass_ import PASS, Config, prune
-from prunus.methods.pass_.method import Beside
 from prunus.tasks import Classification
-from prunus.train import Recipe, fit
+from prunus.train import Beside, Recipe, fit
 from tests.lib.dhp import small
 from tests.lib.pass_ import HALF, X, assert_untouched, figure, searched, snapshot
 from tests.lib.programs import kill_when_there

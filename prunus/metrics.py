@@ -1,0 +1,50 @@
+"""Metrics: the number that a task is judged by, and how people read it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """The number that a task is judged by.
+
+    Args:
+        key: The name under which `Task.evaluate` and result.json hold it.
+        unit: The unit in which it is shown, such as "%", "dB" or "nats"; empty for a plain number.
+        higher_is_better: Whether a higher value is a better model.
+        factor: The stored value times `factor` is in `unit`: 100 for a share shown in per cent.
+        digits: How many digits after the point are shown.
+    """
+
+    key: str
+    unit: str = ""
+    higher_is_better: bool = True
+    factor: float = 1.0
+    digits: int = 2
+
+    def text(self, value: float) -> str:
+        """Return a stored value as people read it, such as "92.30 %" or "31.04 dB"."""
+        return self._with_unit(f"{self.factor * value:.{self.digits}f}", self.unit)
+
+    def change(self, before: float, after: float) -> str:
+        """Return the difference of two stored values, such as "-0.28 points" (of per cent) or "+0.31 dB"."""
+        return self._with_unit(f"{self.factor * (after - before):+.{self.digits}f}", self.unit_of_changes)
+
+    def spread(self, deviation: float) -> str:
+        """Return a standard deviation of stored values, such as "0.20 points"."""
+        return self._with_unit(f"{self.factor * deviation:.{self.digits}f}", self.unit_of_changes)
+
+    def better(self, one: float, other: float) -> bool:
+        """Return whether `one` is a better value than `other`."""
+        return one > other if self.higher_is_better else one < other
+
+    @property
+    def unit_of_changes(self) -> str:
+        """The unit of differences: points for per cent, because a per cent of a per cent would be read otherwise."""
+        return "points" if self.unit == "%" else self.unit
+
+    @staticmethod
+    def _with_unit(number: str, unit: str) -> str:
+        return f"{number} {unit}" if unit else number
+
+
+ACCURACY = Metric(key="accuracy", unit="%", factor=100.0)

@@ -1,0 +1,131 @@
+"""The check of a method: its paper, its options, its budget, and that a killed run ends in the same bits."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunus.methods import Method, Options, Pruned, configure, find
+from prunus.run import Run, checks
+from prunus.selection import Budget, Sparsity
+from prunus.testing.networks import NETWORKS, tiny_task
+
+KILLED_AT = (0.3, 0.7)  # shares of a method's progress after which it is interrupted
+
+
+def check_method(
+    name: str,
+    *,
+    options: Sequence[str] = (),
+    limit: Budget | Sparsity | None = None,
+    networks: Sequence[str] = tuple(NETWORKS),
+) -> None:
+    """Put a method through what every method of Prunus has to hold.
+
+    It has a docstring that names its source, options that are checked and a default limit; on tiny networks it meets
+    the limit, leaves the task's model as it was, gives the same with the same seed, and when it is interrupted and
+    started again in the same folder ends in the same bits.
+
+    Args:
+        name: The method's name, or "package.module:prune" for one's own.
+        options: Options that the method needs or that make it quick, such as "steps=20".
+        limit: The limit to meet; the method's default if not given.
+        networks: Names of `NETWORKS` to try.
+
+    Raises:
+        AssertionError: Saying what does not hold, and on which network.
+        UserError: If there is no such method or option.
+    """
+    method = find(name)
+    config = configure(method.config_class, options, f"option of method {name}")
+    asked = config.default_limit() if limit is None else limit
+    method.check(asked)
+    doc = method.doc or ""
+    assert doc.strip(), f"{name}: its module needs a docstring, which `prunus methods` shows."
+    named = any(word in doc for word in ("arXiv", "doi", "Source: ours"))
+    assert named, f"{name}: its docstring should name the paper (arXiv or doi), or say `Source: ours`."
+    for network in networks:
+        _check_on(method, config, asked, network)
+
+
+def _check_on(method: Method, config: Options, limit: Budget | Sparsity, network: str) -> None:
+    where = f"method {method.name} on the tiny network {network!r}"
+    task = tiny_task(network)
+    config.check(task.graph, limit)
+    before = {key: value.clone() for key, value in task.model.state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        steps = [0]
+        found = method.prune(task, limit, config, _run(Path(folder, "whole"), _counting(steps)))
+        if isinstance(limit, Sparsity):
+            checks.check_sparsity(limit, found, method.name)
+        else:
+            checks.check_budget(task.graph, limit, found.keep, method.name)
+        same_model = all(value.equal(before[key]) for key, value in task.model.state_dict().items())
+        assert same_model, f"{where} changed the task's model; it should work on a copy."
+        for share in KILLED_AT if steps[0] else ():
+            path = Path(folder, f"killed{share}")
+            try:
+                method.prune(tiny_task(network), limit, config, _run(path, _interrupting(share * steps[0])))
+            except KeyboardInterrupt:
+                pass
+            resumed = method.prune(tiny_task(network), limit, config, _run(path, _counting([0]), resume=True))
+            _assert_same(found, resumed, f"{where}, interrupted at {100 * share:.0f} % and started again,")
+        again = method.prune(tiny_task(network), limit, config, _run(Path(folder, "again"), _counting([0])))
+        _assert_same(found, again, f"{where}, run twice with one seed,")
+
+
+def _run(path: Path, progress: Callable, resume: bool = False) -> Run:
+    run = Run(path, {"seed": 0}, resume=resume, progress=progress)
+    run.begin()
+    return run
+
+
+def _counting(steps: list[int]) -> Callable:
+    """A progress that counts how often it is called."""
+
+    @contextmanager
+    def progress(label: str, total: int) -> Iterator[Callable]:
+        def step(done: int = 1, note: str = "") -> None:
+            steps[0] += 1
+
+        yield step
+
+    return progress
+
+
+def _interrupting(after: float) -> Callable:
+    """A progress that interrupts after so many calls, as Ctrl-C does."""
+    steps = [0]
+
+    @contextmanager
+    def progress(label: str, total: int) -> Iterator[Callable]:
+        def step(done: int = 1, note: str = "") -> None:
+            steps[0] += 1
+            if steps[0] > after:
+                raise KeyboardInterrupt
+
+        yield step
+
+    return progress
+
+
+def _assert_same(one: Pruned, other: Pruned, what: str) -> None:
+    assert _plain(one.keep) == _plain(other.keep), f"{what} keeps other units."
+    for field in ("weights", "masks"):
+        ours, theirs = getattr(one, field), getattr(other, field)
+        assert (ours is None) == (theirs is None), f"{what} gives {field} only once."
+        if ours is not None:
+            differing = [key for key in ours if not _equal(ours[key], theirs.get(key))]
+            assert not differing, f"{what} ends in other {field}: {', '.join(differing[:3])}."
+
+
+def _plain(keep: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    return {axis: list(units) for axis, units in keep.items()}
+
+
+def _equal(one: Tensor, other: Any) -> bool:
+    return isinstance(other, Tensor) and torch.equal(one.cpu(), other.cpu())
