@@ -56,11 +56,6 @@ def rule(*operators: str | Family, like: str | None = None) -> Callable[[Rule], 
     return register
 
 
-def names_of(function: Rule) -> set[str]:
-    """The operators that a rule is registered for."""
-    return {name for name, rule in RULES.items() if rule is function}
-
-
 @cache
 def find(func: torch._ops.OpOverload) -> tuple[str, Rule]:
     """An operator's name and its rule, in-place forms included; `unknown` where there is none."""
