@@ -112,6 +112,43 @@ def test_operands_of_products_leave_out_what_is_added():
     assert operands(ATEN.embedding.default, "wi") == "w" and operands(ATEN.relu.default, "x") == ""
 
 
+# ---------------------------------------------------------------- a weight that moves is still itself
+class Cut(nn.Module):
+    """A product of two halves of one weight, or a weight that is viewed in its own shape."""
+
+    def __init__(self, halves):
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.weight, self.last = nn.Linear(6, 8), nn.Parameter(torch.randn(10, 8)), nn.Linear(5, 3)
+        self.halves = halves
+
+    def forward(self, x):
+        x = F.relu(self.up(x))
+        if not self.halves:
+            return F.linear(x, self.weight.view(self.weight.shape))
+        first, second = self.weight.split(5)
+        return self.last(F.linear(x, first) * F.linear(x, second))
+
+
+def test_a_gate_on_a_weight_that_is_cut_up_is_exact():
+    model, example = Cut(halves=True), torch.randn(4, 6)
+    graph = trace(model, example)
+    assert not gates.ungateable(graph)
+    small = surgery.shrink(model, graph, {"up": [0, 3, 6]})
+    made = gates.attach(model, graph, ["up"])
+    made.of("up").data[[1, 2, 4, 5, 7]] = 0
+    torch.testing.assert_close(model(example), small(example))
+
+
+@pytest.mark.filterwarnings("ignore:2 parameters are never used")
+def test_zeros_reach_through_a_view_of_a_weight_in_its_own_shape():
+    graph = trace(Cut(halves=False), torch.randn(4, 6))
+    unread = torch.ones(10, 8, dtype=torch.bool)
+    unread[:, 2] = False
+    alive = reach.alive(graph, {"weight": unread})["up"]
+    assert [unit for unit in range(8) if not alive[unit]] == [2]
+
+
 # ------------------------------------------------------- an operator of another library, declared once
 @torch.library.custom_op("prunus_test::mixed_linear", mutates_args=())
 def mixed_linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
