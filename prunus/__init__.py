@@ -9,6 +9,7 @@ from prunus.export import load_masks as load_masks
 from prunus.export import save as save
 from prunus.graph import Graph as Graph
 from prunus.graph import part as part
+from prunus.graph import rule as rule
 from prunus.graph import trace as trace
 from prunus.latency import latency_ms as latency_ms
 from prunus.selection import Budget as Budget
@@ -48,6 +49,7 @@ __all__ = [
     "part",
     "plan",
     "prune",
+    "rule",
     "save",
     "scores",
     "select",

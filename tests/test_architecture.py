@@ -4,8 +4,12 @@ CONTRIBUTING.md states the seven rules in words; the numbers below are theirs.
 """
 
 import ast
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 TREES = {
@@ -36,6 +40,13 @@ STANDS_ON = {
 }
 GROUND = "errors files progress options specs machine charts metrics".split()
 FRONT_DOOR = ("__init__", "__main__")
+# The operators of torch, and lines that hold such names but mean something else: (file, what).
+ATEN = {
+    name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names() if "aten::" in name
+}
+KNOWING_ANYWAY = {  # how the numbers of a unit's weights become one
+    ("scores/members.py", "{'sum': torch.sum, 'mean': torch.mean, 'max': torch.amax}"),
+}
 PRINTING = {"cli", "progress", "report"}
 
 
@@ -133,6 +144,92 @@ def test_a_face_is_a_sentence_its_files_and_its_names():
             f"{face} does not name {file}" for file in files if file not in doc.replace("/", " ").split()
         ]
     assert not wrong
+
+
+def test_what_an_operator_is_stands_in_graph_alone():
+    """Rule 6. Other rooms ask for families (`op.is_a(operators.CONVOLUTION)`) and arguments by name."""
+    assert not [
+        f"{path}:{line} {words}; name a family in graph/operators.py, or ask op.argument"
+        for path, tree in TREES.items()
+        if path.parts[0] != "graph"
+        for line, words in knowing_operators(tree)
+        if (str(path), words) not in KNOWING_ANYWAY
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'if op.name == "convolution": pass',
+        'if "convolution" in op.name: pass',
+        'if op.name.startswith("div"): pass',
+        'if name in ("mm", "addmm"): pass',
+        'MOVES = {"t", "transpose"}',
+        'MOVES = set("t transpose permute".split())',
+        'HANDLERS = {"mul": mul, "div": mul}',
+        '@handler("mul")\ndef mul(): pass',
+        "groups = op.inputs[0][8]",
+        "tensors = op.inputs[0][1:]",
+        "def of(op, args): return args[8]",
+        "same = op.func is torch.ops.aten.mm.default",
+    ],
+)
+def test_rule_six_sees(line):
+    assert list(knowing_operators(ast.parse(line)))
+
+
+def knowing_operators(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """The lines that know an operator by its name, or an argument by its number, each with what it knows."""
+    types = {id(each.slice) for each in ast.walk(tree) if is_literal_type(each)}
+    for node in ast.walk(tree):
+        if names_operators(node) and id(node) not in types:
+            yield node.lineno, ast.unparse(node)
+        elif isinstance(node, ast.FunctionDef) and {"op", "func"} & {each.arg for each in node.args.args}:
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Subscript) and ast.unparse(inner.value) == "args":
+                    if is_number(inner.slice):
+                        yield inner.lineno, ast.unparse(inner)
+
+
+def names_operators(node: ast.AST) -> bool:
+    """Whether a comparison, call, collection or subscript knows operators."""
+    if isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+        return any(map(is_name, sides)) and bool(ATEN & {text for side in sides for text in texts_of(side)})
+    if isinstance(node, ast.Call):
+        of_name = isinstance(node.func, ast.Attribute) and is_name(node.func.value)
+        texts = {text for each in node.args for text in texts_of(each)}
+        return (of_name or called(node) in ("handler", "rule")) and bool(ATEN & texts)
+    if isinstance(node, ast.Set | ast.Dict | ast.List | ast.Tuple | ast.Constant):
+        return len(texts_of(node)) > 1 and ATEN.issuperset(texts_of(node))
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Subscript):
+        return is_number(node.slice) and ast.unparse(node.value.value).endswith(".inputs")
+    return isinstance(node, ast.Attribute) and ast.unparse(node).endswith("ops.aten")
+
+
+def texts_of(node: ast.AST) -> list[str]:
+    """The strings that a node is, or that are its members or keys; words, where one string holds several."""
+    if isinstance(node, ast.Constant):
+        return node.value.split() if isinstance(node.value, str) else []
+    members = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
+    return [each.value for each in members if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+
+
+def is_name(node: ast.AST) -> bool:
+    """Whether it may be an operator's name: `op.name`, `name`."""
+    return getattr(node, "attr", getattr(node, "id", None)) == "name"
+
+
+def is_number(node: ast.AST) -> bool:
+    """Whether it is an index, or a slice between indices."""
+    if isinstance(node, ast.Slice):
+        return any(is_number(each) for each in (node.lower, node.upper) if each)
+    return isinstance(node, ast.Constant) and isinstance(node.value, int)
+
+
+def is_literal_type(node: ast.AST) -> bool:
+    """Whether it is `Literal[...]`: the options that a user chooses from."""
+    return isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal"
 
 
 def test_methods_do_not_know_each_other():

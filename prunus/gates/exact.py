@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from weakref import WeakKeyDictionary
 
 from prunus.gates.gates import ACT
-from prunus.graph import Axis, Graph, Layout, Op, Tag, axes
-
-# A zero in a weight is a zero in what they make of it.
-MOVES = {
-    *(
-        "t",
-        "transpose",
-        "permute",
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "unsqueeze",
-        "squeeze",
-        "slice",
-        "expand",
-    ),
-    *("detach", "alias", "clone"),
-}
+from prunus.graph import Axis, Graph, Layout, Op, Tag, axes, operators
 
 
 def ungateable(graph: Graph, roles: Collection[str] = ACT) -> dict[str, str]:
@@ -45,9 +28,10 @@ def _ungateable(graph: Graph, roles: Collection[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     weights = {tag: name for tag, name in graph.tensors.items() if name in graph.parameters}
     for op in graph.ops:
-        inputs = list(_tags([*op.inputs[0], *op.inputs[1].values()]))
-        if op.name in MOVES and inputs and inputs[0] in weights:
-            weights |= dict.fromkeys(_tags(op.results), weights[inputs[0]])
+        inputs = op.reads()
+        if op.is_a(operators.MOVE) and inputs and inputs[0] in weights:
+            # a zero in a weight is a zero in what it moves to
+            weights |= dict.fromkeys(op.writes(), weights[inputs[0]])
         elif op.mixes:
             for axis in _mixed(op):
                 found.setdefault(axis.name, f"{op} takes statistics over it")
@@ -66,25 +50,17 @@ def _gated(graph: Graph, name: str, roles: Collection[str]) -> set[Axis]:
     return {axis for layout in acts for axis in axes.leaves(layout)}
 
 
-def _tags(things: Iterable) -> Iterator[Tag]:
-    for thing in things:
-        if isinstance(thing, Tag):
-            yield thing
-        elif isinstance(thing, (list, tuple)):
-            yield from _tags(thing)
-
-
 def _leaves(tags: Iterable[Tag]) -> dict[Axis, None]:
     return {axis: None for tag in tags for layout in tag.dims for axis in axes.leaves(layout)}
 
 
 def _mixed(op: Op) -> Iterable[Axis]:
     """The axes over which statistics are taken; a group norm's groups are not among them."""
-    inputs = list(_tags([*op.inputs[0], *op.inputs[1].values()]))
-    if op.name != "native_group_norm":
-        return _leaves([*inputs, *_tags(op.results)])
-    channels, groups = op.inputs[0][4], op.inputs[0][6]
-    layout, inside = axes.normal(inputs[0].dims[1]), []
+    if not op.is_a(operators.GROUP_NORM):
+        return _leaves(op.tags())
+    normed, *_ = op.reads()
+    channels, groups = op.argument("C"), op.argument("group")
+    layout, inside = axes.normal(normed.dims[1]), []
     factors = list(layout.factors) if isinstance(layout, axes.Product) else [layout]
     while factors and axes.size(axes.nest(*inside)) < channels // groups:
         inside.insert(0, factors.pop())
@@ -92,13 +68,13 @@ def _mixed(op: Op) -> Iterable[Axis]:
 
 
 def _summed(op: Op) -> Iterable[Axis]:
-    inputs, results = _leaves(_tags([*op.inputs[0], *op.inputs[1].values()])), _leaves(_tags(op.results))
+    inputs, results = _leaves(op.reads()), _leaves(op.writes())
     return [*(axis for axis in inputs if axis not in results), *axes.leaves(_within_groups(op))]
 
 
 def _within_groups(op: Op) -> Layout:
     """What is summed over: of a grouped convolution's channels those of one group, for groups do not meet."""
-    groups = op.inputs[0][8] if "convolution" in op.name else 1
+    groups = op.argument("groups") if op.is_a(operators.CONVOLUTION) else 1
     layout = axes.normal(op.over)
     if groups == 1 or axes.size(layout) == groups:
         return layout if groups == 1 else 1

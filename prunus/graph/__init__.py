@@ -3,6 +3,7 @@
 Its files, in the order in which to read them:
 
     axes          the algebra of dimensions: axes, sums and products of them, unified
+    operators     what operators are: families, each named once, and arguments by name
     op            the record of one operation
     rules/        one small function per operator, which says how layouts pass through it
     skeleton      models without data
@@ -17,6 +18,7 @@ from prunus.graph.attributes import set_attributes
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.graph import Graph, Keep, Member
 from prunus.graph.op import CONSUMES, PRODUCES, SCALES, Op, Tag, Untracked, tensors_in
+from prunus.graph.rules import rule
 from prunus.graph.skeleton import call, named_tensors, quiet_forward
 from prunus.graph.tracer import Storage
 from prunus.graph.tracing import part, trace
@@ -38,6 +40,7 @@ __all__ = [
     "named_tensors",
     "part",
     "quiet_forward",
+    "rule",
     "set_attributes",
     "tensors_in",
     "trace",

@@ -27,6 +27,7 @@ from prunus.graph import axes
 from prunus.graph.attributes import Attribute, set_attributes, slots
 from prunus.graph.axes import Layout
 from prunus.graph.op import Op
+from prunus.graph.operators import CONVOLUTION
 from prunus.graph.rules import registry
 from prunus.graph.skeleton import (
     SameDevice,
@@ -225,8 +226,8 @@ class Follower:
                     if any(axes.leaves(layout)):
                         wanted[module][axes.size(layout)].append((None, layout))
         # the groups of a convolution are known from its operator, and never guessed from the size of a weight
-        convolutions = {type(self.modules[op.module]) for op in self.ops if op.name == "convolution"}
-        groups = {axes.normal(f) for op in self.ops if op.name == "convolution" for f, _, _ in op.follows}
+        convolutions = {type(self.modules[op.module]) for op in self.ops if op.is_a(CONVOLUTION)}
+        groups = {axes.normal(f) for op in self.ops if op.is_a(CONVOLUTION) for f, _, _ in op.follows}
         found: dict[tuple, Attribute] = {}
         joined = False
         for module, integers in wanted.items():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from prunus.graph import axes
+from prunus.graph import axes, operators
 from prunus.graph.axes import Layout
+from prunus.graph.operators import Family
 
 PRODUCES, CONSUMES, SCALES, SHIFTS = "produces", "consumes", "scales", "shifts"
 
@@ -49,6 +50,7 @@ class Op:
     __slots__ = (
         "alias",
         "contracts",
+        "family",
         "follows",
         "func",
         "inputs",
@@ -56,6 +58,7 @@ class Op:
         "mixes",
         "module",
         "name",
+        "order",
         "out",
         "outs",
         "over",
@@ -66,7 +69,8 @@ class Op:
 
     def __init__(self, func: torch._ops.OpOverload, module: str, out: Any):
         self.func = func
-        self.name = func._schema.name.removeprefix("aten::")
+        self.name = operators.name_of(func)
+        self.family = operators.family_of(func)
         self.module = module
         self.out = out
         self.outs: list[list[Layout] | None] = []  # per output tensor, what the rule returned
@@ -74,18 +78,50 @@ class Op:
         self.follows: list[tuple[Layout, int, int | None]] = []
         self.roles: list[tuple[Layout, str]] = []  # the axis a parameter dimension was born with, its role
         self.scalars: tuple[str, ...] = ()
-        self.inputs: tuple[list, dict] = (
-            [],
-            {},
-        )  # its arguments, tensors by their tags, `Untracked` without one
+        self.inputs: tuple[list, dict] = ([], {})  # its arguments: a tag for a tensor, or `Untracked`
         self.results: list[Tag | None] = []  # the tags of its output tensors
         self.mixes = self.contracts = False
         self.over: Layout = 1  # what a product sums over
+        self.order: list[int] | None = None  # of a transposition: which input dimension each becomes
         self.alias: torch.Tensor | None = None  # the input whose memory the output shares
 
     def __str__(self) -> str:
         return f"{self.name} in {self.module or 'the model itself'}"
 
+    # -------------------------------------------------------------------------- questions to a trace
+    def is_a(self, family: Family) -> bool:
+        """Whether the operator belongs to a family (see operators.py)."""
+        return self.family in family.parts
+
+    def argument(self, name: str, default: Any = operators._REQUIRED) -> Any:
+        """An argument by its name in the operator's schema; a tag in the place of a tensor.
+
+        default: for operators without an argument of this name, which raise UserError otherwise.
+        """
+        return operators.argument(self.func, name, *self.inputs, default=default)
+
+    def operands(self) -> Sequence:
+        """What a product multiplies: tags, or `Untracked`."""
+        return operators.operands(self.func, self.inputs[0])
+
+    def values(self) -> Iterator[Any]:
+        """All arguments, those in lists and those given by keyword too."""
+        yield from operators.flat(self.inputs[0])
+        yield from operators.flat(self.inputs[1].values())
+
+    def reads(self) -> list[Tag]:
+        """The tags of the tensors that it takes."""
+        return [value for value in self.values() if isinstance(value, Tag)]
+
+    def writes(self) -> list[Tag]:
+        """The tags of the tensors that it gives."""
+        return [tag for tag in self.results if tag is not None]
+
+    def tags(self) -> list[Tag]:
+        """The tags of all its tensors, those it takes first."""
+        return self.reads() + self.writes()
+
+    # ---------------------------------------------------------------------------- what a rule says
     def dims(self, tensor: torch.Tensor) -> list[Layout]:
         tag = tag_of(tensor)
         return tag.dims if tag is not None else list(tensor.shape)
@@ -101,9 +137,9 @@ class Op:
         self.contracts, self.over = True, over
         self.macs.append((times, layouts))
 
-    def follow(self, layout: Layout, argument: int, element: int | None = None) -> None:
+    def follow(self, layout: Layout, argument: str, element: int | None = None) -> None:
         if not isinstance(layout, int):
-            self.follows.append((layout, argument, element))
+            self.follows.append((layout, operators.position(self.func, argument), element))
 
     def role(self, tensor: torch.Tensor, dim: int, role: str) -> None:
         self.roles.append((self.dims(tensor)[dim], role))

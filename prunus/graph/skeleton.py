@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from prunus.errors import UserError
-from prunus.graph import op
+from prunus.graph import op, operators
 from prunus.graph.op import tag_of
-from prunus.graph.rules import registry
+from prunus.graph.operators import SHAPE_KEEPING
 
 
 def skeleton(model: nn.Module, real: bool = False) -> nn.Module:
@@ -146,48 +147,41 @@ def same_device(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return args, kwargs
 
 
-_SHAPE_KEEPING = {
-    *(
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "relu",
-        "gelu",
-        "silu",
-        "sigmoid",
-        "tanh",
-        "hardswish",
-        "hardsigmoid",
-        "hardtanh",
-    ),
-    *("leaky_relu", "elu", "_softmax", "_safe_softmax", "_log_softmax"),
-}
+_CONVOLUTION, _MEAN = torch.ops.aten.convolution.default, torch.ops.aten.mean.dim
+_BATCH_NORM, _LAYER_NORM = torch.ops.aten.native_batch_norm.default, torch.ops.aten.native_layer_norm.default
+
+
+@cache
+def _keeps_shape(func: Any) -> bool:
+    """Whether an operator of torch's own gives the shape of its first argument, if that is no smaller."""
+    return func.namespace == "aten" and operators.is_a(func, SHAPE_KEEPING)
 
 
 def compute(func: Any, args: tuple, kwargs: dict) -> Any:
     """Run an operator. Of abstract tensors only the shape matters, and for the most common operators it is that
     of the first: their meta kernels, written in Python, would be most of the time of a trace."""
-    name = registry.find(func)[0]
     first = args[0] if args else None
     if not isinstance(first, torch.Tensor) or not first.is_meta or not first.is_floating_point():
         return func(*args, **kwargs)
-    if name.removesuffix("_") in _SHAPE_KEEPING:
+    if _keeps_shape(func):
         if all(_broadcasts_to(other, first) for other in args[1:] if isinstance(other, torch.Tensor)):
-            return first if name.endswith("_") else torch.empty_like(first)
-    elif name == "mean" and len(args) > 2 and isinstance(args[1], (list, tuple)):
-        over = {d % first.dim() for d in args[1]}
+            return first if operators.name_of(func).endswith("_") else torch.empty_like(first)
+    elif func is _MEAN and len(args) > 2 and isinstance(args[1], (list, tuple)):
+        _, dims, keep, *_ = args
+        over = {d % first.dim() for d in dims}
         kept = [1 if d in over else n for d, n in enumerate(first.shape)]
-        return first.new_empty(kept if args[2] else [n for d, n in enumerate(kept) if d not in over])
-    elif name == "convolution" and not args[6]:
-        x, w, _, stride, padding, dilation = args[:6]
-        if len(stride) == len(padding) == len(dilation) == x.dim() - 2 and x.shape[1] == w.shape[1] * args[8]:
+        return first.new_empty(kept if keep else [n for d, n in enumerate(kept) if d not in over])
+    elif func is _CONVOLUTION:
+        x, w, _, stride, padding, dilation, transposed, _, groups = args
+        whole = len(stride) == len(padding) == len(dilation) == x.dim() - 2
+        if whole and not transposed and x.shape[1] == w.shape[1] * groups:
             sizes = zip(x.shape[2:], w.shape[2:], stride, padding, dilation, strict=True)
             space = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
             return x.new_empty((x.shape[0], w.shape[0], *space))
-    elif name == "native_batch_norm" and all(t is None or t.shape == first.shape[1:2] for t in args[1:5]):
-        return torch.empty_like(first), None, None
-    elif name == "native_layer_norm" and list(first.shape[-len(args[1]) :]) == list(args[1]):
+    elif func is _BATCH_NORM:
+        if all(t is None or t.shape == first.shape[1:2] for t in args[1:5]):
+            return torch.empty_like(first), None, None
+    elif func is _LAYER_NORM and list(first.shape[-len(args[1]) :]) == list(args[1]):
         if all(t is None or list(t.shape) == list(args[1]) for t in args[2:4]):
             return torch.empty_like(first), None, None
     return func(*args, **kwargs)

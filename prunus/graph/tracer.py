@@ -20,6 +20,7 @@ from prunus.errors import TraceError
 from prunus.graph import axes
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.op import Op, Tag, Untracked, tag_of, tensors_in
+from prunus.graph.operators import CONSTANT, DATA_DEPENDENT, is_a
 from prunus.graph.rules import registry
 from prunus.graph.skeleton import (
     SameDevice,
@@ -30,17 +31,6 @@ from prunus.graph.skeleton import (
     quiet_forward,
     same_device,
 )
-
-_DATA_DEPENDENT = {
-    "_local_scalar_dense",
-    "item",
-    "nonzero",
-    "masked_select",
-    "is_nonzero",
-    "equal",
-    "unique2",
-}
-_FROM_INTEGERS = {"new_zeros", "new_ones", "new_full", "zeros", "ones", "full"}
 
 
 class Storage:
@@ -111,7 +101,7 @@ class Tracer(TorchDispatchMode):
         name, rule = registry.find(func)
         tensors = tensors_in(args) + tensors_in(kwargs.values())
         tags = [tag for tag in map(tag_of, tensors) if tag is not None]
-        if name in _DATA_DEPENDENT and any(t.is_meta for t in tensors):
+        if is_a(func, DATA_DEPENDENT) and any(t.is_meta for t in tensors):
             raise TraceError(
                 f"{name} reads a value that depends on the data or the weights, at {user_line()}. "
                 "What runs next would depend on it, so one pass cannot stand for all. "
@@ -123,9 +113,9 @@ class Tracer(TorchDispatchMode):
         args, kwargs = same_device(args, kwargs)
         out = compute(func, args, kwargs)
         op = Op(func, self.modules.stack[-1] if self.modules else "", out)
-        if tags or name in _FROM_INTEGERS:
-            op.outs = _as_list(rule(op, *args, **kwargs))
+        if tags or op.is_a(CONSTANT):
             op.scalars, op.inputs = numbers, inputs
+            op.outs = _as_list(rule(op, *args, **kwargs))
             if self.keep is not None and (op.mixes or op.contracts):
                 apply = _on_kept if op.mixes else _without_removed
                 out = apply(op, args, kwargs, self.keep)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from prunus.errors import PrunusError
 from prunus.export import Call, programs
-from prunus.graph import Untracked, skeleton
+from prunus.graph import Untracked, operators, skeleton
 from prunus.latency import clock
-from prunus.latency.operators import Operator, Sizes, is_constant, size_at, tags
+from prunus.latency.operators import Operator, Sizes, is_constant, size_at
 
 ROUNDS = (5, 100)
 CHUNK, CHUNK_BYTES = 64, 2**28  # operators, and what they read and write, in one file for onnxruntime
@@ -158,7 +158,7 @@ def _chunks(wanted: Sequence[tuple[Operator, Sizes]]) -> Iterator[list[int]]:
     chunk, held = [], 0
     for number, (operator, sizes) in enumerate(wanted):
         size = partial(size_at, sizes=dict(zip(operator.variables, sizes, strict=True)))
-        bytes_here = 4 * sum(prod(map(size, tag.dims)) for tag in tags(operator.op))
+        bytes_here = 4 * sum(prod(map(size, tag.dims)) for tag in operator.op.tags())
         if chunk and (held + bytes_here > CHUNK_BYTES or len(chunk) == CHUNK):
             yield chunk
             chunk, held = [], 0
@@ -192,7 +192,7 @@ class _SideBySide(nn.Module):
                 self.inputs.append(value)
                 return _Given(len(self.inputs) - 1)
 
-            self.calls.append((_without_mutation(operator.op.func), *operator.build(sizes, tensor)))
+            self.calls.append((operators.functional(operator.op.func), *operator.build(sizes, tensor)))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The first result of each."""
@@ -219,14 +219,6 @@ class _Given:
 @dataclass(frozen=True)
 class _Held:
     name: str
-
-
-def _without_mutation(func: Any) -> Any:
-    """relu for relu_: a graph has no memory to write to."""
-    if not func._schema.is_mutable:
-        return func
-    packet = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::").removesuffix("_"))
-    return getattr(packet, func._overloadname)
 
 
 def _constant_type(operator: Operator, sizes: Sizes, like: Like) -> torch.dtype:

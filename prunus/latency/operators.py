@@ -9,7 +9,7 @@ arXiv:1804.03230) and MetaPruning.
 Letters: S sizes that an operator depends on (1, 2, or 1 for all together), C candidates.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import prod
@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from prunus.graph import Graph, Layout, Op, Tag, Untracked, axes
+from prunus.graph import operators as families
 
 KINDS = ("convolutions", "grouped convolutions", "products", "norms", "others")
 
@@ -59,8 +60,8 @@ class Operator:
 
     def _work(self, size: Callable[[Layout], Any]) -> Any:
         """Numbers read and written, as a share of the whole model's."""
-        whole = sum(prod(tag.shape) for tag in tags(self.op))
-        return sum(prod(map(size, tag.dims)) for tag in tags(self.op)) / whole
+        whole = sum(prod(tag.shape) for tag in self.op.tags())
+        return sum(prod(map(size, tag.dims)) for tag in self.op.tags()) / whole
 
     def build(self, sizes: Sizes, tensor: Callable[[int, Sizes, Any], Any]) -> tuple[list, dict]:
         """Its arguments at other sizes. tensor(position, shape, tag) makes those that are tensors."""
@@ -92,7 +93,7 @@ def operators(graph: Graph) -> list[Operator]:
 
 
 def _operator(op: Op) -> Operator | None:
-    dims = [dim for tag in tags(op) for dim in tag.dims] + [layout for layout, _, _ in op.follows]
+    dims = [dim for tag in op.tags() for dim in tag.dims] + [layout for layout, _, _ in op.follows]
     layouts = list(dict.fromkeys(axes.normal(dim) for dim in dims))
     layouts = [layout for layout in layouts if any(axes.leaves(layout))]
     if op.alias is not None or not layouts or not any(op.results):
@@ -112,29 +113,11 @@ def _operator(op: Op) -> Operator | None:
     key = f"{op.func}({', '.join(arguments)})"
     if len(variables) > 2:
         key += f" of {'+'.join(str(axes.size(variable)) for variable in variables)}"
-    kind = "norms" if "norm" in op.name else "others"
+    kind = "norms" if op.is_a(families.NORM) else "others"
     if op.contracts:
-        kind = (
-            "products"
-            if op.name != "convolution"
-            else "grouped convolutions"
-            if op.follows
-            else "convolutions"
-        )
+        grouped = "grouped convolutions" if op.follows else "convolutions"
+        kind = grouped if op.is_a(families.CONVOLUTION) else "products"
     return Operator(op, tuple(variables), key, kind)
-
-
-def tags(op: Op) -> list[Tag]:
-    """Of the tensors it reads and writes."""
-
-    def inside(values: Any) -> Iterator[Tag]:
-        for value in values:
-            if isinstance(value, Tag):
-                yield value
-            elif isinstance(value, (list, tuple)) and not isinstance(value, Untracked):
-                yield from inside(value)
-
-    return [*inside(op.inputs[0]), *inside(op.inputs[1].values()), *(tag for tag in op.results if tag)]
 
 
 def size_at(layout: Layout, sizes: Mapping[Layout, int]) -> int:

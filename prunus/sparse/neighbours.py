@@ -15,28 +15,22 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from prunus.graph import Graph, Op, Tag, Untracked, tensors_in
+from prunus.graph import Graph, Op, Tag, Untracked, operators, tensors_in
 from prunus.sparse import products, squares
-from prunus.sparse.products import ATTENTION, CONVOLUTIONS, MATRICES, PRODUCTS, Lag
+from prunus.sparse.products import Lag
 from prunus.sparse.squares import Wave, shapes_of
 
 Norms = Literal["fold", "trailing", "off"]
 Depthwise = Literal["layer", "transparent"]
 Places = Mapping[int, Tensor]  # something for operators, by their place in graph.ops
 Shaped = Callable[[Tensor], Tensor]  # numbers of a weight's outputs -> the same, to be broadcast to it
-
-# Operators through which a weight is still itself.
-KEEPS_WEIGHTS = set(
-    "t transpose permute view _unsafe_view reshape slice split split_with_sizes select unbind unsqueeze squeeze "
-    "expand _to_copy clone contiguous detach alias".split()
-)
 
 
 @dataclass(eq=False)
@@ -191,11 +185,11 @@ class Flow:
     def _step(self, place: int, op: Op) -> None:
         args, names = self._resolved(op.inputs[0]), op.inputs[1]
         kwargs = dict(zip(names, self._resolved(list(names.values())), strict=True))
-        given = list(_flat([*args, *kwargs.values()]))
+        given = list(operators.flat([*args, *kwargs.values()]))
         if not any(op.results):  # the trace does not follow it
-            unknown = any(isinstance(arg, Wave) for arg in given) and op.name not in squares.WITHOUT_WAVES
+            unknown = any(isinstance(arg, Wave) for arg in given) and not op.is_a(operators.WITHOUT_SIGNAL)
             out = self._end(op, args, kwargs) if unknown else []
-        elif op.name in PRODUCTS:
+        elif op.is_a(operators.PRODUCT):
             out = self._product(place, op, args, kwargs)
         elif any(isinstance(arg, Wave) for arg in given):
             out = self._carry(place, op, args, kwargs)
@@ -239,38 +233,39 @@ class Flow:
         return Wave(torch.full((1,) * len(shape), self.white), shape)
 
     def _product(self, place: int, op: Op, args: list, kwargs: dict) -> Any:
-        if op.name == "embedding" and isinstance(args[0], Tensor):
-            return products.embedding(self, place, op, args[0])
-        operands = products.operands(op.name, args)
+        operands = operators.operands(op.func, args)
+        if op.is_a(operators.EMBEDDING) and isinstance(*operands, Tensor):
+            return products.embedding(self, place, op, *operands)
         waves = [isinstance(operand, Wave) for operand in operands]
-        if all(waves) and op.name in ATTENTION:
+        if all(waves) and op.is_a(operators.ATTENTION):
             return products.attention(self, op, *operands)
-        if all(waves) and op.name in MATRICES:
+        if all(waves) and op.is_a(operators.MATMUL):
             return products.matmul(op, *operands)
         if sum(isinstance(operand, Tensor) for operand in operands) == 1 and len(operands) == 2:
             # what the trace does not follow feeds a weight
             operands = [self._all_white(tuple(o.shape)) if isinstance(o, Untracked) else o for o in operands]
             waves = [isinstance(operand, Wave) for operand in operands]
         if not any(waves):
-            known = not any(isinstance(arg, Untracked) for arg in _flat([*args, *kwargs.values()]))
+            known = not any(isinstance(arg, Untracked) for arg in operators.flat([*args, *kwargs.values()]))
             return op.func(*args, **kwargs) if known else Untracked(torch.Size(shapes_of(op)[0]))
         weight = operands[waves.index(False)] if not all(waves) else None
-        if isinstance(weight, Tensor) and op.name in CONVOLUTIONS and waves[0]:
-            return products.convolution(self, place, op, *operands, *args[2:9])
-        if isinstance(weight, Tensor) and op.name in MATRICES:
+        if isinstance(weight, Tensor) and op.is_a(operators.CONVOLUTION) and waves[0]:
+            return products.convolution(self, place, op, *operands)
+        if isinstance(weight, Tensor) and op.is_a(operators.MATMUL):
             return products.matrix(self, place, op, operands[waves.index(True)], weight, first=waves[1])
         return self._end(op, args, kwargs)
 
     def _carry(self, place: int, op: Op, args: list, kwargs: dict) -> Any:
-        if op.name in squares.WITHOUT_WAVES:
+        if op.is_a(operators.WITHOUT_SIGNAL):
             return [Untracked(torch.Size(shape)) for shape in shapes_of(op)]
         handler = squares.find(op)
         if handler is None:
             return self._end(op, args, kwargs)
+        first, *_ = args
         if handler is squares.softmax:
-            self.read(args[0])
+            self.read(first)
         if handler is squares.batch_norm and self.norms == "off":
-            return args[0]
+            return first
         out = handler(op, *args, **kwargs)
         if handler is squares.spatial and not self.white:  # how pooled places overlap is not followed
             out = Wave(out.value * 0, out.shape)
@@ -281,7 +276,7 @@ class Flow:
     def _end(self, op: Op, args: list, kwargs: dict) -> list[Wave]:
         """An operator that nothing is known of: all of its inputs matter, alike, and its outputs are white."""
         self.opaque.append(str(op))
-        for arg in _flat([*args, *kwargs.values()]):
+        for arg in operators.flat([*args, *kwargs.values()]):
             self.read(arg)
         return [self._all_white(shape) for shape in shapes_of(op)]
 
@@ -292,19 +287,12 @@ class Flow:
         }
         found = {}
         for op in self.graph.ops:
-            if squares.find(op) is squares.batch_norm and op.inputs[0][0] in made:
-                scale = squares.norm_scale((None, *self._resolved(op.inputs[0][1:])))
+            if op.is_a(operators.BATCH_NORM) and any(op.results):
+                normed, *rest = op.inputs[0]
+                scale = squares.norm_scale(op, (normed, *self._resolved(rest))) if normed in made else None
                 if scale is not None:
-                    found[made[op.inputs[0][0]]] = scale
+                    found[made[normed]] = scale
         return found
-
-
-def _flat(args: list) -> Iterator[Any]:
-    for arg in args:
-        if isinstance(arg, list):
-            yield from _flat(arg)
-        else:
-            yield arg
 
 
 def memory(tensor: Tensor) -> int:
@@ -326,18 +314,18 @@ def multiplying(graph: Graph) -> list[str]:
     origin = {tag: name for tag, name in graph.tensors.items() if name in graph.parameters}
     constant, found = set(graph.tensors), set()
     for op in graph.ops:
-        given = [arg for arg in _flat(op.inputs[0]) if isinstance(arg, Tag)]
+        given = op.reads()
         weights = [origin[tag] for tag in given if tag in origin and len(tag.dims) > 1]
-        if op.name in CONVOLUTIONS | MATRICES:
+        if op.is_a(operators.WEIGHTED):
             found.update(weights if any(tag not in constant for tag in given) else ())
-        elif op.name in KEEPS_WEIGHTS and given and given[0] in origin:
-            origin |= {tag: origin[given[0]] for tag in op.results if tag is not None}
+        elif op.is_a(operators.MOVE) and given and given[0] in origin:
+            origin |= dict.fromkeys(op.writes(), origin[given[0]])
         elif weights and all(tag in constant for tag in given) and op.results[0] is not None:
             whole = math.prod(graph.shapes[weights[0]])
             if math.prod(shapes_of(op)[0]) == whole:  # see Flow._adopt
                 origin[op.results[0]] = weights[0]
-        if given and all(tag in constant for tag in given) and op.name != "embedding":
-            constant.update(tag for tag in op.results if tag is not None)
+        if given and all(tag in constant for tag in given) and not op.is_a(operators.EMBEDDING):
+            constant.update(op.writes())
     return [name for name in graph.layouts if name in found and len(graph.shapes[name]) > 1]
 
 

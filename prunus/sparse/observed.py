@@ -8,24 +8,20 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.errors import UserError
-from prunus.graph import Graph, call, named_tensors, quiet_forward, skeleton
-from prunus.graph.rules import find
+from prunus.graph import Graph, call, named_tensors, operators, quiet_forward, skeleton
 from prunus.sparse.neighbours import Flow, memory
-from prunus.sparse.products import CONVOLUTIONS, MATRICES, operands
-
-GATES = {"relu", "hardtanh", "clamp", "clamp_min", "gelu", "silu", "hardswish", "leaky_relu", "elu", "mish"}
 
 
 class _Watch(TorchDispatchMode):
-    """Adds up what `see(op name, arguments, output)` gives, in the order in which it gives something."""
+    """Adds up what `see(operator, arguments, output)` gives, in the order in which it gives something."""
 
-    def __init__(self, see: Callable[[str, tuple, Any], Any]):
+    def __init__(self, see: Callable[[Any, tuple, Any], Any]):
         super().__init__()
         self.see, self.sums, self.at = see, [], 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        seen = self.see(find(func)[0].removesuffix("_"), args, out)
+        seen = self.see(func, args, out)
         if seen is not None:
             self.sums[self.at : self.at + 1] = [
                 seen if self.at >= len(self.sums) else self.sums[self.at] + seen
@@ -56,20 +52,20 @@ def inputs_of(model: nn.Module, graph: Graph, batches: Iterable) -> dict[int, Te
     parameters = {memory(parameter) for parameter in bare.parameters() if parameter.dim() > 1}
     flow = Flow(graph)
     flow.run(named_tensors(bare))
-    places = [
-        site.place for site in flow.sites if not site.computed and graph.ops[site.place].name != "embedding"
-    ]
+    sites = [site for site in flow.sites if not site.computed]
+    places = [site.place for site in sites if not graph.ops[site.place].is_a(operators.EMBEDDING)]
 
-    def see(name: str, args: tuple, out: Any) -> Tensor | None:
-        if name not in CONVOLUTIONS | MATRICES:
+    def see(func: Any, args: tuple, out: Any) -> Tensor | None:
+        if not operators.is_a(func, operators.WEIGHTED):
             return None
-        a, b = operands(name, args)
+        a, b = operators.operands(func, args)
         first = memory(a) in parameters
         if first == (memory(b) in parameters):
             return None
-        w, x, dim = (a, b, -2 if b.dim() > 1 else -1) if first else (b, a, 1 if name in CONVOLUTIONS else -1)
+        channels = 1 if operators.is_a(func, operators.CONVOLUTION) else -1
+        w, x, dim = (a, b, -2 if b.dim() > 1 else -1) if first else (b, a, channels)
         square = x.movedim(dim, -1).float().square()
-        if name in ("bmm", "baddbmm") and w.stride(0):  # a matrix for each of a batch
+        if operators.is_a(func, operators.BATCHED) and w.stride(0):  # a matrix for each of a batch
             return square.mean(1)
         return square.flatten(0, -2).mean(0)
 
@@ -79,17 +75,15 @@ def inputs_of(model: nn.Module, graph: Graph, batches: Iterable) -> dict[int, Te
 def activity_of(model: nn.Module, graph: Graph, batches: Iterable) -> dict[int, Tensor]:
     """How often the output of each activation function is above zero, by its place; along what may shrink."""
     gates = [
-        (place, op)
-        for place, op in enumerate(graph.ops)
-        if op.name.removesuffix("_") in GATES and any(op.results)
+        (place, op) for place, op in enumerate(graph.ops) if op.is_a(operators.RECTIFIER) and any(op.results)
     ]
     if not gates:
         warnings.warn("no activation function of this model is known: activity weighs nothing.", stacklevel=4)
         return {}
     over = iter(())
 
-    def see(name: str, args: tuple, out: Any) -> Tensor | None:
-        if name not in GATES or not out.is_floating_point():
+    def see(func: Any, args: tuple, out: Any) -> Tensor | None:
+        if not operators.is_a(func, operators.RECTIFIER) or not out.is_floating_point():
             return None
         dims = next(over, None)
         if dims is None:

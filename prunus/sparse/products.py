@@ -14,33 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.graph import Graph, Op, axes
-from prunus.graph.rules import products, registry
+from prunus.graph import Graph, Op, operators
 from prunus.sparse.squares import Wave, shapes_of, wide
 
 Lag = tuple[int, ...]  # a distance between two elements in space
 ROWS = 1 << 18  # elements worked on at once: what stays in a core's cache
 
-CONVOLUTIONS = registry.names_of(products.convolution)
-MATRICES = {"mm", "addmm", "linear", "bmm", "baddbmm", "mv"}
-ATTENTION = registry.names_of(products.attention)
-PRODUCTS = {*CONVOLUTIONS, *MATRICES, *ATTENTION, "embedding"}
 
-
-def operands(name: str, args: Sequence) -> Sequence:
-    """What a product multiplies, among its arguments."""
-    if name in ATTENTION:
-        return args[:3]
-    if name == "embedding":
-        return args[:1]
-    return args[1:3] if name in ("addmm", "baddbmm") else args[:2]
-
-
-def convolution(
-    flow: Any, place: int, op: Op, x: Wave, w: Tensor, b, stride, padding, dilation, transposed, extra, groups
-):
+def convolution(flow: Any, place: int, op: Op, x: Wave, w: Tensor) -> Wave:
     """w (O, I / G, *kernel), transposed (I, O / G, *kernel)."""
-    kernel = w.dim() - 2
+    kernel, stride, dilation = w.dim() - 2, op.argument("stride"), op.argument("dilation")
+    transposed, groups = op.argument("transposed", False), op.argument("groups")
     if len(stride) < kernel or len(dilation) < kernel:  # one number for all
         stride, dilation = (list(each) * (kernel // len(each)) for each in (stride, dilation))
     lag = flow.lag[-kernel:] if kernel <= len(flow.lag) else (0,) * kernel
@@ -93,7 +77,7 @@ def convolution(
 def matrix(flow: Any, place: int, op: Op, x: Wave, w: Tensor, first: bool) -> Wave:
     """w times x if `first`, else x times w, which is (..., I, O), but (O, I) for linear."""
     shape = shapes_of(op)[0]
-    stands = first or op.name == "linear"
+    stands = first or op.is_a(operators.LINEAR)
     w = w.unsqueeze(0) if w.dim() == 1 else w if stands else w.transpose(-1, -2)  # (..., O, I)
     dim = -2 if first and len(x.shape) > 1 else -1  # of x, that is summed over
     if w.dim() > 2 and not any(w.stride()[:-2]):  # the same matrix for all of a batch
@@ -237,9 +221,10 @@ def lags(graph: Graph) -> list[Lag]:
     """Zero, and one of each pair of opposite distances at which two places of a kernel can meet."""
     reach = [0, 0]
     for op in graph.ops:
-        if op.name in CONVOLUTIONS:
-            kernel = [axes.size(d) for d in op.inputs[0][1].dims[2:]][-2:]
-            dilation = list(op.inputs[0][5]) * (len(kernel) // len(op.inputs[0][5]))
+        if op.is_a(operators.CONVOLUTION) and any(op.results):
+            (_, weight), dilation = op.operands(), op.argument("dilation")
+            kernel = list(weight.shape[2:])[-2:]
+            dilation = list(dilation) * (len(kernel) // len(dilation))
             for i, (k, d) in enumerate(zip(kernel, dilation, strict=True), 2 - len(kernel)):
                 reach[i] = max(reach[i], d * (k - 1))
     every = itertools.product(*(range(-n, n + 1) for n in reach))

@@ -9,30 +9,15 @@ and their features) each is judged alone, so what lives only in heads that are r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from prunus.graph import Axis, Graph, Layout, Op, Storage, Tag, Untracked, axes
+from prunus.graph import Axis, Graph, Layout, Op, Storage, Tag, Untracked, axes, operators
 
 Units = dict[str, Tensor]  # axis name -> bool (size,)
-
-_MOVES = {
-    "t",
-    "transpose",
-    "permute",
-    "detach",
-    "alias",
-    "clone",
-    "_to_copy",
-    "split",
-    "split_with_sizes",
-    "slice",
-}
-_FLIPS = {"t", "transpose", "permute"}
-_FILLS = {"cat", "constant_pad_nd"}  # what an operand lacks, it does not add to
 
 
 class Product(NamedTuple):
@@ -87,29 +72,27 @@ class _Sweep:
         found = {name: torch.zeros(axis.size, dtype=torch.bool) for name, axis in self.graph.axes.items()}
         met = set()
         for op in self.graph.ops:
-            for tag in _results(op):
+            for tag in op.writes():
                 for axis in _axes(tag):
                     met.add(axis.name)
                     varies, used = self.varies[tag][axis.name], self.used.get(tag, {}).get(axis.name)
                     found[axis.name] |= varies & used if used is not None else False
-            for axis in (axis for tag in _tags(op) for axis in _axes(tag) if op.mixes):
+            for axis in (axis for tag in op.reads() for axis in _axes(tag) if op.mixes):
                 found[axis.name].fill_(True)
         return {name: units if name in met else torch.ones_like(units) for name, units in found.items()}
 
     # ------------------------------------------------------------------------------------- forward
     def _forward(self, op: Op) -> None:
-        inputs = list(_tags(op))
-        if op.name in _MOVES and len(inputs) == 1 and inputs[0] in self.origin:
+        inputs = op.reads()
+        if op.is_a(operators.MOVE) and len(inputs) == 1 and inputs[0] in self.origin:
             name, flipped = self.origin[inputs[0]]
-            for tag in _results(op):
-                if len(tag.dims) == len(self.graph.layouts[name]) and (
-                    op.name not in _FLIPS or len(tag.dims) == 2
-                ):
-                    self.origin[tag] = name, flipped != _flips(op)
+            for tag in op.writes():
+                if len(tag.dims) == len(self.graph.layouts[name]) and _in_place(op, inputs[0], tag):
+                    self.origin[tag] = name, flipped != (op.order == [1, 0])
         product = self._product(op)
         if product is not None:
             self.products[op] = product
-        for tag in _results(op):
+        for tag in op.writes():
             units = {}
             for axis in _axes(tag):
                 if op.mixes or tag.storage in self.shared:
@@ -139,20 +122,20 @@ class _Sweep:
     def _carried(self, op: Op, axis: Axis) -> Tensor:
         """Which units of an axis vary in the result of any other operator: those that do in an operand."""
         found = _all(axis, False)
-        if any(isinstance(value, Untracked) for value in _values(op)) or not _rides(op, axis):
+        if any(isinstance(value, Untracked) for value in op.values()) or not _rides(op, axis):
             return _all(axis, True)
-        for tag in _tags(op):
+        for tag in op.reads():
             if axis in _axes(tag):
                 found = found | self._of(self.varies, tag, axis, missing=True)
-            elif op.name not in _FILLS and tag not in self.graph.tensors:
+            elif not op.is_a(operators.FILLING) and tag not in self.graph.tensors:
                 return _all(axis, True)  # spread over the axis
         return found
 
     # ------------------------------------------------------------------------------------ backward
     def _backward(self, op: Op) -> None:
         product = self.products.get(op)
-        results = _results(op)
-        for tag in _tags(op):
+        results = op.writes()
+        for tag in op.reads():
             if product is not None and tag in self.origin:
                 continue
             for axis in _axes(tag):
@@ -187,18 +170,19 @@ class _Sweep:
     # ------------------------------------------------------------------------------------ products
     def _product(self, op: Op) -> Product | None:
         """How an operator multiplies by a parameter, if it is one of those known here."""
-        args = op.inputs[0]
-        if op.name == "convolution":
-            made = int(args[6])  # transposed
-            return self._with(args[0], args[1], made=made, summed=1 - made)
-        if op.name == "linear":
-            return self._with(args[0], args[1], made=0, summed=1)
-        if op.name == "embedding":
-            return self._with(None, args[0], made=1, summed=None)
-        if op.name in ("mm", "addmm"):
-            if op.name == "addmm" and args[0] not in self.graph.tensors:
-                return None
-            a, b = args[-2:]
+        if not any(op.results):  # the trace does not follow it
+            return None
+        if op.is_a(operators.CONVOLUTION):
+            made = int(op.argument("transposed", False))
+            return self._with(*op.operands(), made=made, summed=1 - made)
+        if op.is_a(operators.LINEAR):
+            return self._with(*op.operands(), made=0, summed=1)
+        if op.is_a(operators.EMBEDDING):
+            return self._with(None, *op.operands(), made=1, summed=None)
+        if op.is_a(operators.MATRIX):
+            (first, *_), (a, b) = op.inputs[0], op.operands()
+            if op.is_a(operators.ADDMM) and first not in self.graph.tensors:
+                return None  # a signal of its own is added
             return self._with(a, b, made=1, summed=0) or self._with(b, a, made=0, summed=1)
         return None
 
@@ -222,30 +206,16 @@ def _axes(tag: Tag) -> list[Axis]:
     return list(dict.fromkeys(axis for layout in tag.dims for axis in axes.leaves(layout)))
 
 
-def _values(op: Op) -> Iterator[object]:
-    """The operator's arguments, those in lists too."""
-    for value in [*op.inputs[0], *op.inputs[1].values()]:
-        yield from value if isinstance(value, list) else [value]
-
-
-def _tags(op: Op) -> Iterator[Tag]:
-    return (value for value in _values(op) if isinstance(value, Tag))
-
-
-def _results(op: Op) -> list[Tag]:
-    return [tag for tag in op.results if tag is not None]
-
-
-def _flips(op: Op) -> bool:
-    """Whether an operator swaps the two dimensions of a matrix."""
-    if op.name == "permute":
-        return op.inputs[0][1][0] % 2 == 1
-    return op.name == "t" or (op.name == "transpose" and (op.inputs[0][1] - op.inputs[0][2]) % 2 == 1)
+def _in_place(op: Op, before: Tag, after: Tag) -> bool:
+    """Whether a weight of as many dimensions as before still has each where it was, or two of two swapped."""
+    if op.is_a(operators.TRANSPOSE):
+        return len(after.dims) == 2
+    return op.is_a(operators.PART) or after.shape == before.shape
 
 
 def _rides(op: Op, axis: Axis) -> bool:
     """Whether the units of an axis stay apart: not so in the matrices of a product of activations (heads do)."""
-    matrices = (layout for tag in _tags(op) for layout in tag.dims[-2:])
+    matrices = (layout for tag in op.reads() for layout in tag.dims[-2:])
     return not op.contracts or all(axis not in set(axes.leaves(layout)) for layout in matrices)
 
 
@@ -253,12 +223,12 @@ def _written_through_views(ops: list[Op]) -> set[Storage]:
     """The memory that is written to after a view of it was taken: there a tag does not tell the last value."""
     viewed, written = set(), set()
     for op in ops:
-        for tag in _results(op):
+        for tag in op.writes():
             if tag.storage is None:
                 continue
             if op.func._schema.is_mutable:
                 written |= {tag.storage} & viewed
-            elif any(other.storage is tag.storage for other in _tags(op)):
+            elif any(other.storage is tag.storage for other in op.reads()):
                 viewed.add(tag.storage)
     return written
 

@@ -16,14 +16,13 @@ Source: specification of Lookahead on any traced model (ours), after Park et al.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from prunus.graph import Op, Untracked
-from prunus.graph.rules import norms, registry
+from prunus.graph import Op, Untracked, operators
 
 
 def wide(w: Tensor) -> Tensor:
@@ -70,39 +69,27 @@ def shapes_of(op: Op) -> list[tuple[int, ...]]:
 
 
 Handler = Callable[..., Any]
-HANDLERS: dict[str, Handler] = {}
-# What comes of these is taken as constant: comparisons, statistics that norms divide by, fresh tensors.
-WITHOUT_WAVES = {
-    *("gt", "lt", "ge", "le", "eq", "ne", "isnan", "isinf", "logical_not", "logical_and", "logical_or"),
-    *("linalg_vector_norm", "norm", "var", "std", "var_mean", "std_mean", "rsqrt", "sqrt"),
-    *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
-    *("new_zeros", "new_ones", "new_full", "new_empty"),
-}
+HANDLERS: dict[operators.Family, Handler] = {}
 
 
-def handler(names: str) -> Callable[[Handler], Handler]:
+def handler(*families: operators.Family) -> Callable[[Handler], Handler]:
     """Register what operators do. A handler takes the operation and its arguments, waves in tensors' places."""
 
     def register(function: Handler) -> Handler:
-        for name in names.split():
-            HANDLERS[name] = function
+        for family in families:
+            HANDLERS.update(dict.fromkeys(family.parts, function))
         return function
 
     return register
 
 
 def find(op: Op) -> Handler | None:
-    """The handler of an operator, in-place forms included; elementwise ones have one in common."""
-    found = HANDLERS.get(op.name) or HANDLERS.get(op.name.removesuffix("_"))
-    if found is None and (
-        torch.Tag.pointwise in op.func.tags or registry.find(op.func)[1] is registry.pointwise
-    ):
-        return elementwise
-    return found
+    """The handler of an operator's family."""
+    return HANDLERS.get(op.family)
 
 
 # ------------------------------------------------------------------------------------ elementwise
-@handler("where masked_fill native_dropout clone contiguous _to_copy detach alias copy lift_fresh as_strided")
+@handler(operators.ELEMENTWISE, operators.COPY, operators.RESTRIDED)
 def elementwise(op: Op, *args: Any, **kwargs: Any) -> Wave:
     """Waves that meet are added; everything else lets a wave through as it is."""
     waves = [arg for arg in args if isinstance(arg, Wave)]
@@ -120,12 +107,12 @@ def aligned(wave: Wave, op: Op) -> Tensor:
     return wave.value.reshape((1,) * missing + tuple(wave.value.shape))
 
 
-@handler("mul div")
+@handler(operators.MULTIPLICATION, operators.DIVISION)
 def mul(op: Op, a: Any, b: Any, **kwargs: Any) -> Wave:
     shape = shapes_of(op)[0]
     if isinstance(a, Wave) and isinstance(b, Wave):
         a, b = aligned(a, op), aligned(b, op)
-        if op.name.startswith("div"):
+        if op.is_a(operators.DIVISION):
             b = b.detach()  # what a norm written by hand divides by
         # The gradient of each is 1; the value is between theirs.
         return Wave(a + b - (a + b).detach() / 2, shape)
@@ -134,49 +121,51 @@ def mul(op: Op, a: Any, b: Any, **kwargs: Any) -> Wave:
         return Wave(aligned(wave, op), shape)
     square = wide(factor.detach()).square() if isinstance(factor, Tensor) else float(factor) ** 2
     value = aligned(wave, op)
-    return Wave(value / square if op.name.startswith("div") and wave is a else value * square, shape)
+    return Wave(value / square if op.is_a(operators.DIVISION) and wave is a else value * square, shape)
 
 
-@handler("glu")
+@handler(operators.GLU)
 def glu(op: Op, x: Wave, dim: int = -1) -> Wave:
     a, b = x.full().chunk(2, dim)
     return collapsed(a + b - (a + b).detach() / 2)
 
 
-@handler("_softmax _safe_softmax softmax _log_softmax log_softmax")
+@handler(operators.SOFTMAX)
 def softmax(op: Op, x: Wave, dim: int, *args: Any) -> Wave:
     """What is weighted by it is averaged evenly; what it is computed from is needed as it is (see neighbours)."""
     return Wave(x.value.new_full((1,) * len(x.shape), 1 / x.shape[dim] ** 2), x.shape)
 
 
 # ------------------------------------------------------------------------------------------ norms
-def norm_scale(args: tuple) -> Tensor | None:
+def norm_scale(op: Op, args: Sequence) -> Tensor | None:
     """The squared factor of a batch norm in evaluation mode, (C,); None without weights and statistics.
 
-    args: of the operator, (x, weight, bias, mean, variance, ...) with the small constant as the last real number.
+    args: of the operator, with what the weights are in their places.
     """
-    weight, variance = args[1], args[4] if len(args) > 4 else None
-    epsilon = [arg for arg in args if isinstance(arg, float)][-1]
+    weight, variance, eps, epsilon = (
+        operators.argument(op.func, name, args, default=None)
+        for name in ("weight", "running_var", "eps", "epsilon")
+    )
     scale = wide(weight).square() if isinstance(weight, Tensor) else None
     if isinstance(variance, Tensor):
-        inverse = 1 / (wide(variance) + epsilon)
+        inverse = 1 / (wide(variance) + (epsilon if eps is None else eps))
         scale = inverse if scale is None else scale * inverse
     return scale
 
 
-@handler(" ".join(registry.names_of(norms.batch_norm)))
+@handler(operators.BATCH_NORM)
 def batch_norm(op: Op, x: Wave, *args: Any) -> Wave:
-    scale = norm_scale((x, *args))
+    scale = norm_scale(op, (x, *args))
     return x if scale is None else Wave(x.value * scale.view(1, -1, *(1,) * (len(x.shape) - 2)), x.shape)
 
 
-@handler("native_layer_norm _fused_rms_norm")
+@handler(operators.LAYER_NORM, operators.RMS_NORM)
 def layer_norm(op: Op, x: Wave, shape: list[int], weight: Any = None, *args: Any) -> Wave:
     scaled = x.value * wide(weight).square() if isinstance(weight, Tensor) else x.value
     return Wave(scaled, x.shape)
 
 
-@handler("native_group_norm")
+@handler(operators.GROUP_NORM)
 def group_norm(op: Op, x: Wave, weight: Any = None, *args: Any) -> Wave:
     if not isinstance(weight, Tensor):
         return x
@@ -184,53 +173,47 @@ def group_norm(op: Op, x: Wave, weight: Any = None, *args: Any) -> Wave:
 
 
 # --------------------------------------------------------------------------- reductions and space
-@handler("mean sum")
+@handler(operators.MEAN, operators.SUM)
 def reduce(op: Op, x: Wave, over: Any = None, *args: Any, **kwargs: Any) -> Wave:
     """The sum of m squares, and for the mean the same over m^2."""
     over = [over] if isinstance(over, int) else over
     over = sorted({d % len(x.shape) for d in over}) if over else list(range(len(x.shape)))
     m = math.prod(x.shape[d] for d in over)
     held = math.prod(x.value.shape[d] for d in over)  # of the m, how many differ
-    value = x.value.sum(over, keepdim=True) * (m / held) / (m**2 if op.name == "mean" else 1)
+    value = x.value.sum(over, keepdim=True) * (m / held) / (m**2 if op.is_a(operators.MEAN) else 1)
     shape = shapes_of(op)[0]
     return Wave(value if len(shape) == len(x.shape) else value.squeeze(over), shape)
 
 
-@handler("amax max")
-def largest(op: Op, x: Wave, *args: Any, **kwargs: Any) -> Wave:
-    total = reduce(op, x, *args[:1])
+@handler(operators.LARGEST)
+def largest(op: Op, x: Wave, over: Any = None, *args: Any, **kwargs: Any) -> Wave:
+    total = reduce(op, x, over)
     return Wave(total.value * math.prod(total.shape) / math.prod(x.shape), total.shape)
 
 
+@handler(operators.SPATIAL)
 def spatial(op: Op, x: Wave, *args: Any, **kwargs: Any) -> Wave:
     """Poolings and resizings: constant over the dimensions behind the channels, so only their number matters."""
     shape = shapes_of(op)[0]
     inner = list(range(2, len(shape))) if len(shape) > 2 else []
     value = x.value.mean(inner, keepdim=True) if inner else x.value
     window = 1.0
-    if "avg_pool" in op.name:
-        if "adaptive" in op.name:
-            window = math.prod(x.shape[2:]) / math.prod(shape[2:])
-        else:
-            sizes = list(args[0])
-            window = math.prod(sizes * (len(shape) - 2) if len(sizes) == 1 else sizes)
+    if op.is_a(operators.ADAPTIVE_POOLING):
+        window = math.prod(x.shape[2:]) / math.prod(shape[2:])
+    elif op.is_a(operators.AVERAGE_POOLING):
+        sizes = list(op.argument("kernel_size"))
+        window = math.prod(sizes * (len(shape) - 2) if len(sizes) == 1 else sizes)
     return Wave(value / window, shape)
-
-
-for _count in (1, 2, 3):
-    handler(
-        (
-            "max_pool{}d_with_indices max_pool{}d avg_pool{}d adaptive_avg_pool{}d _adaptive_avg_pool{}d "
-            "adaptive_max_pool{}d reflection_pad{}d replication_pad{}d upsample_nearest{}d _upsample_nearest_exact{}d "
-            "upsample_bilinear{}d upsample_bicubic{}d upsample_linear{}d upsample_trilinear{}d"
-        ).replace("{}", str(_count))
-    )(spatial)
 
 
 # ---------------------------------------------------------------------------- moving and joining
 @handler(
-    "permute transpose t unsqueeze squeeze expand repeat slice select split split_with_sizes unbind "
-    "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle roll flip tril triu im2col"
+    operators.TRANSPOSE,
+    operators.WRAPPING,
+    operators.REPEAT,
+    operators.PART,
+    operators.SHUFFLE,
+    operators.TRIANGLE,
 )
 def moved(op: Op, x: Wave, *args: Any, **kwargs: Any) -> Any:
     """The operator itself, on the squares: constant dimensions stay so, for nothing is copied to move them."""
@@ -238,12 +221,12 @@ def moved(op: Op, x: Wave, *args: Any, **kwargs: Any) -> Any:
     return [collapsed(each) for each in out] if isinstance(out, (tuple, list)) else collapsed(out)
 
 
-@handler("view _unsafe_view reshape _reshape_alias")
+@handler(operators.VIEW)
 def view(op: Op, x: Wave, *args: Any) -> Wave:
     return collapsed(x.full().reshape(shapes_of(op)[0]))
 
 
-@handler("cat")
+@handler(operators.CAT)
 def cat(op: Op, tensors: list, dim: int = 0) -> Wave:
     shape = shapes_of(op)[0]
     dim %= len(shape)
@@ -256,7 +239,7 @@ def cat(op: Op, tensors: list, dim: int = 0) -> Wave:
     return Wave(torch.cat(parts, dim), shape)
 
 
-@handler("stack")
+@handler(operators.STACK)
 def stack(op: Op, tensors: list, dim: int = 0) -> Wave:
     waves = [wave if isinstance(wave, Wave) else constant(wave) for wave in tensors]
     wide = torch.broadcast_shapes(*(wave.value.shape for wave in waves))
@@ -268,7 +251,7 @@ def constant(other: Tensor | Untracked) -> Wave:
     return Wave(torch.zeros((1,) * len(other.shape)), tuple(other.shape))
 
 
-@handler("constant_pad_nd")
+@handler(operators.PADDING)
 def pad(op: Op, x: Wave, amounts: list[int], *args: Any) -> Wave:
     """Padding of space is left out, as convolutions leave it out; padded channels carry nothing."""
     value = x.value
@@ -280,7 +263,7 @@ def pad(op: Op, x: Wave, amounts: list[int], *args: Any) -> Wave:
     return Wave(value, shapes_of(op)[0])
 
 
-@handler("index index_select gather")
+@handler(operators.INDEXING)
 def index(op: Op, x: Wave, *args: Any) -> Wave:
     """Which elements are taken is not known, so each is the mean over what may be taken."""
     shape = shapes_of(op)[0]

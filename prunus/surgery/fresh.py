@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunus.graph import CONSUMES, Graph
+from prunus.graph import CONSUMES, Graph, operators
 
 
 def uniform(shape: Sequence[int], fan_in: int) -> Tensor:
@@ -20,9 +20,9 @@ def fan_in(graph: Graph, name: str) -> int:
     """How many products are summed for one output of a weight: its size along all it reads, kernel included."""
     reads = math.prod(n for dim, n in enumerate(graph.shapes[name]) if graph.role(name, dim) == CONSUMES)
     for op in graph.ops:
-        if op.name == "convolution" and graph.tensors.get(op.inputs[0][1]) == name:
-            *_, transposed, _, groups = op.inputs[0]
-            return reads // groups if transposed else reads  # transposed: all groups' inputs in one dimension
+        if op.is_a(operators.CONVOLUTION) and name in map(graph.tensors.get, op.operands()):
+            # transposed: all groups' inputs in one dimension
+            return reads // op.argument("groups") if op.argument("transposed", False) else reads
     return reads
 
 

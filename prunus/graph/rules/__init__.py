@@ -12,7 +12,7 @@ Its files, in the order in which to read them:
 """
 
 from prunus.graph.rules import elementwise, indexing, norms, products, shapes, space
-from prunus.graph.rules.registry import find
+from prunus.graph.rules.registry import find, rule
 
 __all__ = [
     "elementwise",
@@ -20,6 +20,7 @@ __all__ = [
     "indexing",
     "norms",
     "products",
+    "rule",
     "shapes",
     "space",
 ]

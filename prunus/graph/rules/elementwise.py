@@ -9,13 +9,11 @@ import torch
 from prunus.graph import axes
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.op import Op
+from prunus.graph.operators import CONSTANT, FRESH, GLU, UNTRACKED
 from prunus.graph.rules.registry import rule
 
 
-@rule(
-    "zeros_like ones_like empty_like rand_like randn_like full_like zero uniform normal random "
-    "_to_copy clone contiguous"
-)
+@rule(FRESH, "_to_copy clone contiguous")
 def same(op: Op, x: torch.Tensor, *args: Any, **kwargs: Any) -> list[Layout]:
     return op.dims(x)
 
@@ -26,7 +24,7 @@ def alias(op: Op, x: torch.Tensor, *args: Any) -> list[Layout]:
     return op.dims(x) + list(op.out.shape[x.dim() :])
 
 
-@rule("glu")
+@rule(GLU)
 def glu(op: Op, x: torch.Tensor, dim: int = -1) -> list[Layout]:
     dims = list(op.dims(x))
     first, second = axes.split(dims[dim], x.shape[dim] // 2, op)
@@ -35,16 +33,15 @@ def glu(op: Op, x: torch.Tensor, dim: int = -1) -> list[Layout]:
     return dims
 
 
-@rule("new_zeros new_ones new_full zeros ones full")
+@rule(CONSTANT)
 def constant(op: Op, *args: Any, **kwargs: Any) -> list[Layout]:
     """Equal everywhere, so it may shrink with whatever it meets, if its size follows."""
-    place = next(i for i, arg in enumerate(args) if isinstance(arg, (list, tuple)))
     dims: list[Layout] = [Axis(n) for n in op.out.shape]
     for i, layout in enumerate(dims):
-        op.follow(layout, place, i)
+        op.follow(layout, "size", i)
     return dims
 
 
-@rule("new_empty empty arange scalar_tensor")
+@rule(UNTRACKED)
 def untracked(op: Op, *args: Any, **kwargs: Any) -> None:
     """Nothing is known to shrink in it."""

@@ -9,13 +9,22 @@ import torch
 from prunus.graph import axes
 from prunus.graph.axes import Layout
 from prunus.graph.op import SCALES, SHIFTS, Op
+from prunus.graph.operators import (
+    BATCH_NORM,
+    GROUP_NORM,
+    LARGEST,
+    LAYER_NORM,
+    LENGTH,
+    MEAN,
+    RMS_NORM,
+    SOFTMAX,
+    SPREAD,
+    SUM,
+)
 from prunus.graph.rules.registry import pointwise, rule
 
 
-@rule(
-    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm "
-    "miopen_batch_norm _batch_norm_with_update _batch_norm_no_update batch_norm"
-)
+@rule(BATCH_NORM)
 def batch_norm(op: Op, x: torch.Tensor, weight, bias, mean, variance, *args: Any) -> Any:
     dims = op.dims(x)
     for tensor, role in ((weight, SCALES), (bias, SHIFTS), (mean, SHIFTS), (variance, SCALES)):
@@ -27,13 +36,13 @@ def batch_norm(op: Op, x: torch.Tensor, weight, bias, mean, variance, *args: Any
     return (dims,) + (None,) * (len(op.out) - 1)
 
 
-@rule("native_layer_norm")
+@rule(LAYER_NORM)
 def layer_norm(op: Op, x: torch.Tensor, shape: list[int], weight, bias, eps: float) -> Any:
     """Takes its statistics over the last dimensions, so it mixes their units."""
     dims = op.dims(x)
     first = len(dims) - len(shape)
     for i, layout in enumerate(dims[first:]):
-        op.follow(layout, 1, i)
+        op.follow(layout, "normalized_shape", i)
         for tensor, role in ((weight, SCALES), (bias, SHIFTS)):
             if tensor is not None:
                 op.unify(layout, op.dims(tensor)[i])
@@ -42,12 +51,12 @@ def layer_norm(op: Op, x: torch.Tensor, shape: list[int], weight, bias, eps: flo
     return dims, None, None
 
 
-@rule("_fused_rms_norm")
+@rule(RMS_NORM)
 def rms_norm(op: Op, x: torch.Tensor, shape: list[int], weight, eps) -> Any:
     return layer_norm(op, x, shape, weight, None, eps)[0], None
 
 
-@rule("native_group_norm")
+@rule(GROUP_NORM)
 def group_norm(op: Op, x: torch.Tensor, weight, bias, batch, channels, space, groups, eps) -> Any:
     """x (N, C, *) with C = G x rest; the statistics are taken over rest, so it mixes the units of rest."""
     dims = op.dims(x)
@@ -56,13 +65,13 @@ def group_norm(op: Op, x: torch.Tensor, weight, bias, batch, channels, space, gr
         if tensor is not None:
             op.unify(dims[1], op.dims(tensor)[0])
             op.role(tensor, 0, role)
-    op.follow(dims[1], 4)
-    op.follow(group, 6)
+    op.follow(dims[1], "C")
+    op.follow(group, "group")
     op.mixes = any(axes.leaves(dims[1]))
     return dims, None, None
 
 
-@rule("_softmax _log_softmax _safe_softmax softmax log_softmax")
+@rule(SOFTMAX)
 def along_dim(op: Op, x: torch.Tensor, dim: int, *args: Any, **kwargs: Any) -> list[Layout]:
     op.mixes = any(axes.leaves(op.dims(x)[dim]))
     return op.dims(x)
@@ -84,9 +93,7 @@ def _reduce(op: Op, x: torch.Tensor, over: Any, keepdim: bool) -> list[Layout]:
     return kept if keepdim else [layout for d, layout in enumerate(kept) if d not in over]
 
 
-@rule(
-    "mean sum amax amin var std var_mean std_mean logsumexp prod any all argmax argmin max min count_nonzero"
-)
+@rule(MEAN, SUM, LARGEST, SPREAD, "amin logsumexp prod any all argmax argmin min count_nonzero")
 def reduction(op: Op, x: torch.Tensor, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     if isinstance(dim, torch.Tensor):  # max(a, b)
         return pointwise(op, x, dim)
@@ -96,7 +103,7 @@ def reduction(op: Op, x: torch.Tensor, dim: Any = None, keepdim: bool = False, *
     return (out, out) if isinstance(op.out, tuple) else out
 
 
-@rule("linalg_vector_norm norm")
+@rule(LENGTH)
 def vector_norm(
     op: Op, x: torch.Tensor, order: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any
 ):

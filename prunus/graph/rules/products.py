@@ -10,12 +10,29 @@ import torch
 from prunus.graph import axes
 from prunus.graph.axes import Layout
 from prunus.graph.op import CONSUMES, PRODUCES, SHIFTS, Op
+from prunus.graph.operators import (
+    ADDMM,
+    ATTENTION,
+    BADDBMM,
+    BMM,
+    CONVOLUTION,
+    EMBEDDING,
+    LINEAR,
+    MM,
+    MV,
+    argument,
+    operands,
+)
 from prunus.graph.rules.registry import rule
 
 
-@rule("convolution _convolution cudnn_convolution mkldnn_convolution convolution_overrideable")
-def convolution(op: Op, x, w, b, stride, padding, dilation, transposed, output_padding, groups, *rest):
+@rule(CONVOLUTION)
+def convolution(op: Op, *args: Any) -> list[Layout]:
     """weight (C_out, C_in / G, *kernel), transposed (C_in, C_out / G, *kernel)."""
+    x, w = operands(op.func, args)
+    b = argument(op.func, "bias", args, default=None)
+    transposed = argument(op.func, "transposed", args, default=False)
+    groups = argument(op.func, "groups", args)
     x_dims, w_dims = op.dims(x), op.dims(w)
     op.fix(*x_dims[2:])
     for kernel in w_dims[2:]:
@@ -23,7 +40,7 @@ def convolution(op: Op, x, w, b, stride, padding, dilation, transposed, output_p
     group: Layout = 1
     if groups > 1:
         group, _ = axes.factor(w_dims[0], w.shape[0] // groups, op)
-        op.follow(group, 8)
+        op.follow(group, "groups")
     inner = axes.nest(group, w_dims[1])
     c_in, c_out = (w_dims[0], inner) if transposed else (inner, w_dims[0])
     op.unify(x_dims[1], c_in)
@@ -37,7 +54,7 @@ def convolution(op: Op, x, w, b, stride, padding, dilation, transposed, output_p
     return [x_dims[0], c_out, *op.out.shape[2:]]
 
 
-@rule("mm")
+@rule(MM)
 def mm(op: Op, a: torch.Tensor, b: torch.Tensor) -> list[Layout]:
     a_dims, b_dims = op.dims(a), op.dims(b)
     op.unify(a_dims[1], b_dims[0])
@@ -49,7 +66,7 @@ def mm(op: Op, a: torch.Tensor, b: torch.Tensor) -> list[Layout]:
     return [a_dims[0], b_dims[1]]
 
 
-@rule("addmm")
+@rule(ADDMM)
 def addmm(op: Op, bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **kwargs: Any) -> list[Layout]:
     out = mm(op, a, b)
     for i, layout in enumerate(reversed(op.dims(bias))):
@@ -59,7 +76,7 @@ def addmm(op: Op, bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **kwargs
     return out
 
 
-@rule("linear")
+@rule(LINEAR)
 def linear(op: Op, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> list[Layout]:
     """x (..., K), w (C_out, K)"""
     x_dims, w_dims = op.dims(x), op.dims(w)
@@ -73,7 +90,7 @@ def linear(op: Op, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = No
     return [*x_dims[:-1], w_dims[0]]
 
 
-@rule("bmm")
+@rule(BMM)
 def bmm(op: Op, a: torch.Tensor, b: torch.Tensor) -> list[Layout]:
     a_dims, b_dims = op.dims(a), op.dims(b)
     op.unify(a_dims[0], b_dims[0])
@@ -82,7 +99,7 @@ def bmm(op: Op, a: torch.Tensor, b: torch.Tensor) -> list[Layout]:
     return [a_dims[0], a_dims[1], b_dims[2]]
 
 
-@rule("baddbmm")
+@rule(BADDBMM)
 def baddbmm(op: Op, bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **kwargs: Any) -> list[Layout]:
     out = bmm(op, a, b)
     for i, layout in enumerate(reversed(op.dims(bias))):
@@ -91,17 +108,14 @@ def baddbmm(op: Op, bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **kwar
     return out
 
 
-@rule("mv")
+@rule(MV)
 def mv(op: Op, a: torch.Tensor, b: torch.Tensor) -> list[Layout]:
     op.unify(op.dims(a)[1], op.dims(b)[0])
     op.contracts = True
     return [op.dims(a)[0]]
 
 
-@rule(
-    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
-    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention"
-)
+@rule(ATTENTION)
 def attention(op: Op, q, k, v, *args, scale: float | None = None, **kwargs):
     """q (N, G, T, D), k (N, G, S, D), v (N, G, S, E); grouped queries: each k and v head serves several of q's.
 
@@ -121,7 +135,7 @@ def attention(op: Op, q, k, v, *args, scale: float | None = None, **kwargs):
     return ([*q_dims[:3], v_dims[3]],) + (None,) * (len(op.out) - 1)
 
 
-@rule("embedding")
+@rule(EMBEDDING)
 def embedding(op: Op, weight: torch.Tensor, index: torch.Tensor, *args: Any, **kwargs: Any) -> list[Layout]:
     """weight (rows, C): the rows are addressed by data, so they stay."""
     rows, columns = op.dims(weight)

@@ -4,11 +4,15 @@ A rule takes the operation `op` (see `Op`) and the operator's own arguments, uni
 same, and returns one layout per output dimension (a tuple of such lists for several outputs). On the
 way it may say
     op.count(n, *layouts, over)  n times the product of these layouts is its multiply-accumulates, summed over `over`
-    op.follow(layout, i, k)      its integer argument i (element k of it) must follow this layout
+    op.follow(layout, "size", k) its integer argument of this name (element k of it) must follow this layout
     op.mixes = True              its result at one unit depends on the others (norms, reductions)
     op.contracts = True          it sums products over its operands' units (`count` says so too)
     op.role(tensor, dim, role)   how a parameter dimension is used
 An operator without a rule fixes every axis it touches, under its own name. Never guess.
+
+What an operator is beside its layouts (a convolution, an activation, what moves a weight) its family says, see
+operators.py: `@rule(MM)` is the rule of a whole family, `@rule("mylib::scaled_linear", like="linear")` puts an
+operator of another library where `linear` is.
 
 Letters: N batch, C channels, G groups, K contracted, T tokens, D head features.
 """
@@ -23,32 +27,40 @@ import torch
 
 from prunus.graph.axes import Layout
 from prunus.graph.op import SCALES, SHIFTS, Op, tensors_in
+from prunus.graph.operators import ADDITION, POINTWISE, Family, adopt, look_up, name_of, normal_name
 
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
 
 
-def rule(names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for the operators named."""
+def rule(*operators: str | Family, like: str | None = None) -> Callable[[Rule], Rule]:
+    """Register a rule for operators: `@prunus.rule("aten.name")`, `@prunus.rule("mylib::it", like="linear")`.
+
+    operators: names, separated by spaces, with "aten." or "aten::" before them or nothing, with theirs for other
+    libraries; in-place forms are included. Or families. like: an operator that they do the same as, but for numbers
+    (their arguments in the same order, those read by name under the same names): they are scored, gated and timed as
+    that is. Without it, an operator that is in no family ends what would be followed through it.
+    Raises UserError if `like` is in no family.
+    """
+    each = [family.names if isinstance(family, Family) else family.split() for family in operators]
+    names = [normal_name(name) for part in each for name in part]
 
     def register(function: Rule) -> Rule:
-        for name in names.split():
+        for name in names:
             RULES[name] = function
+            if like is not None:
+                adopt(name, like)
+        find.cache_clear()
         return function
 
     return register
 
 
-def names_of(function: Rule) -> set[str]:
-    """The operators that a rule is registered for."""
-    return {name for name, rule in RULES.items() if rule is function}
-
-
 @cache
 def find(func: torch._ops.OpOverload) -> tuple[str, Rule]:
     """An operator's name and its rule, in-place forms included; `unknown` where there is none."""
-    name = func._schema.name.removeprefix("aten::")
-    found = RULES.get(name) or RULES.get(name.removesuffix("_"))
+    name = name_of(func)
+    found = look_up(RULES, name)
     if found is None and torch.Tag.pointwise in func.tags:
         found = pointwise
     return name, found or unknown
@@ -74,17 +86,12 @@ def unknown(op: Op, *args: Any, **kwargs: Any) -> None:
         op.fix(*op.dims(tensor))
 
 
-_SHIFT_OPS = {"add", "sub", "add_", "sub_", "rsub"}
-
-
-@rule(
-    "hardswish hardsigmoid where masked_fill native_dropout _prelu_kernel copy clamp_min clamp_max fill bernoulli"
-)
+@rule(POINTWISE, "hardswish hardsigmoid clamp_min")  # which torch's tag does not tell in every version
 def pointwise(op: Op, *args: Any, **kwargs: Any) -> Any:
     """Aligned dimensions are the same; a broadcast dimension of size 1 carries nothing."""
     out = op.out[0] if isinstance(op.out, tuple) else op.out
     result: list[Layout] = [1] * out.dim()
-    role = SHIFTS if op.name in _SHIFT_OPS else SCALES
+    role = SHIFTS if op.is_a(ADDITION) else SCALES
     for tensor in tensors_in([*args, *kwargs.values()]):
         offset = out.dim() - tensor.dim()
         for i, layout in enumerate(op.dims(tensor)):

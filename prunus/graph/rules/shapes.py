@@ -9,21 +9,23 @@ import torch
 from prunus.graph import axes
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.op import Op
+from prunus.graph.operators import CAT, REPEAT, RESTRIDED, STACK, TRIANGLE, VIEW, parameters
 from prunus.graph.rules.registry import rule
 
 
-@rule("view _unsafe_view reshape _reshape_alias")
+@rule(VIEW)
 def view(op: Op, x: torch.Tensor, shape: list[int], *args: Any) -> list[Layout]:
     op.alias = x
+    _, size, *_ = parameters(op.func)  # called size or shape
     dims = axes.reshape(op.dims(x), op.out.shape, op)
     for i, layout in enumerate(dims):
-        op.follow(layout, 1, i)
+        op.follow(layout, size, i)
     return dims
 
 
 @rule("permute")
 def permute(op: Op, x: torch.Tensor, order: list[int]) -> list[Layout]:
-    op.alias = x
+    op.alias, op.order = x, [d % x.dim() for d in order]
     dims = op.dims(x)
     return [dims[d] for d in order]
 
@@ -67,11 +69,11 @@ def expand(op: Op, x: torch.Tensor, shape: list[int], **kwargs: Any) -> list[Lay
         if x.shape[i] != 1:
             dims[new + i] = layout
     for i, layout in enumerate(dims):
-        op.follow(layout, 1, i)
+        op.follow(layout, "size", i)
     return dims
 
 
-@rule("repeat")
+@rule(REPEAT)
 def repeat(op: Op, x: torch.Tensor, times: list[int]) -> list[Layout]:
     new = len(times) - x.dim()
     dims = [1] * new + op.dims(x)
@@ -86,13 +88,13 @@ def moved(op: Op, x: torch.Tensor, *args: Any) -> list[Layout]:
     return op.dims(x)
 
 
-@rule("tril triu")
+@rule(TRIANGLE)
 def triangle(op: Op, x: torch.Tensor, *args: Any) -> list[Layout]:
     op.fix(*op.dims(x)[-2:])
     return op.dims(x)
 
 
-@rule("as_strided")
+@rule(RESTRIDED)
 def restride(op: Op, x: torch.Tensor, shape: list[int], *args: Any) -> list[Layout]:
     """The same shape in another memory order is the same tensor; anything else is not followed."""
     if list(op.out.shape) != list(x.shape):
@@ -102,7 +104,7 @@ def restride(op: Op, x: torch.Tensor, shape: list[int], *args: Any) -> list[Layo
     return op.dims(x)
 
 
-@rule("cat")
+@rule(CAT)
 def cat(op: Op, tensors: list[torch.Tensor], dim: int = 0) -> list[Layout]:
     tensors = [t for t in tensors if t.dim() == op.out.dim()]
     dim %= op.out.dim()
@@ -115,7 +117,7 @@ def cat(op: Op, tensors: list[torch.Tensor], dim: int = 0) -> list[Layout]:
     return result
 
 
-@rule("stack")
+@rule(STACK)
 def stack(op: Op, tensors: list[torch.Tensor], dim: int = 0) -> list[Layout]:
     result = list(op.dims(tensors[0]))
     for tensor in tensors[1:]:
@@ -144,7 +146,7 @@ def split(op: Op, x: torch.Tensor, length: int, dim: int = 0) -> tuple:
             op.unify(parts[0][dim], part[dim])
         else:
             op.fix(part[dim])
-    op.follow(parts[0][dim], 1)
+    op.follow(parts[0][dim], "split_size")
     return tuple(parts)
 
 
@@ -153,7 +155,7 @@ def split_with_sizes(op: Op, x: torch.Tensor, lengths: list[int], dim: int = 0) 
     op.alias = x
     parts = _parts(op, x, dim, lengths)
     for i, part in enumerate(parts):
-        op.follow(part[dim], 1, i)
+        op.follow(part[dim], "split_sizes", i)
     return tuple(parts)
 
 
@@ -180,9 +182,9 @@ def slice_(
     elif step == 1:
         before, rest = axes.split(dims[dim], begin, op)
         part, after = axes.split(rest, op.out.shape[dim], op)
-        op.follow(before, 2)
+        op.follow(before, "start")
         if axes.size(after):
-            op.follow(axes.total(before, part), 3)
+            op.follow(axes.total(before, part), "end")
         dims[dim] = part
     elif length % step == 0 and begin < step and op.out.shape[dim] == length // step:
         dims[dim], inner = axes.factor(dims[dim], step, op)

@@ -10,6 +10,7 @@ import torch
 from prunus.graph import axes
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.op import Op
+from prunus.graph.operators import PADDING, SPATIAL
 from prunus.graph.rules.registry import Rule, rule
 
 
@@ -25,16 +26,10 @@ def _spatial(count: int) -> Rule:
 
 
 for _count in (1, 2, 3):
-    _names = (
-        "max_pool{}d_with_indices max_pool{}d avg_pool{}d adaptive_avg_pool{}d _adaptive_avg_pool{}d "
-        "adaptive_max_pool{}d reflection_pad{}d replication_pad{}d upsample_nearest{}d "
-        "_upsample_nearest_exact{}d upsample_bilinear{}d "
-        "upsample_bicubic{}d _upsample_bilinear{}d_aa _upsample_bicubic{}d_aa upsample_linear{}d upsample_trilinear{}d"
-    )
-    rule(_names.replace("{}", str(_count)))(_spatial(_count))
+    rule(" ".join(name for name in SPATIAL.names if f"{_count}d" in name))(_spatial(_count))
 
 
-@rule("constant_pad_nd")
+@rule(PADDING)
 def constant_pad(op: Op, x: torch.Tensor, pad: list[int], value: float = 0) -> list[Layout]:
     """Padding a dimension that shrinks adds axes of its own (the zero-padded shortcuts of ResNet)."""
     dims = list(op.dims(x))
@@ -48,8 +43,8 @@ def constant_pad(op: Op, x: torch.Tensor, pad: list[int], value: float = 0) -> l
             dims[d] = op.out.shape[d]
         else:
             front, back = Axis(before), Axis(after)
-            op.follow(front, 1, 2 * k)
-            op.follow(back, 1, 2 * k + 1)
+            op.follow(front, "pad", 2 * k)
+            op.follow(back, "pad", 2 * k + 1)
             dims[d] = axes.Sum((front, dims[d], back))
     return dims
 
@@ -72,7 +67,7 @@ def pixel_unshuffle(op: Op, x: torch.Tensor, downscale: int) -> list[Layout]:
 def channel_shuffle(op: Op, x: torch.Tensor, groups: int) -> list[Layout]:
     dims = list(op.dims(x))
     outer, inner = axes.factor(dims[1], x.shape[1] // groups, op)
-    op.follow(outer, 1)
+    op.follow(outer, "groups")
     dims[1] = axes.nest(inner, outer)
     return dims
 
