@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from prunus import latency as latency
+from prunus import scores as scores
 from prunus import sparse as sparse
 from prunus.export import load as load
 from prunus.export import load_masks as load_masks
