@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from prunus import latency as latency
+from prunus import scores as scores
 from prunus import sparse as sparse
 from prunus.export import load as load
 from prunus.export import load_masks as load_masks

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 Line = Sequence[tuple[float, float | None]]  # (x, y), in order of x
 
@@ -111,7 +112,7 @@ def plain(chart: Chart) -> dict:
     return {"kind": type(chart).__name__.lower(), **values}
 
 
-def _json(value: object) -> object:
+def _json(value: Any) -> object:
     if hasattr(value, "tolist"):  # an array or a tensor, or one number of such
         value = value.tolist()
     if isinstance(value, bytes):

@@ -12,7 +12,7 @@ import torch
 from prunus.errors import FileError, PrunusError
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path beside `path`, then rename it to `path`.
 
     Raises PrunusError (with the cause, a full disk for instance) and leaves nothing half-written.

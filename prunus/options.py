@@ -3,8 +3,12 @@
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from prunus.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def choices(hint: object) -> Iterator[object]:
@@ -20,10 +24,10 @@ def check_choices(config: object) -> None:
         value, words = getattr(config, name), list(choices(hint))
         optional = type(None) in typing.get_args(hint)
         if words and value not in words and not (optional and value is None):
-            raise unknown(name, str(value), words)
+            raise unknown(name, str(value), map(str, words))
 
 
-def refuse_idle(config: object, idle: Sequence[tuple[str, bool, Sequence[str]]]) -> None:
+def refuse_idle(config: "DataclassInstance", idle: Sequence[tuple[str, bool, Sequence[str]]]) -> None:
     """Raise UserError if an option is set that nothing is left to act on.
 
     idle: in words when that is, whether it is so, and which options then have no effect.

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 import prunus
 from prunus import zoo
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 PAGES = ["dhp.md", "pass.md", "sparsity.md"]
 
 
@@ -58,3 +59,21 @@ def test_the_search_on_a_page_runs_and_meets_its_budget(tmp_path, monkeypatch):
     assert found.winner.score == max(each.score for each in found.candidates)
     assert prunus.macs(prunus.trace(small, example)) <= 0.5 * prunus.macs(graph)
     assert small(pictures).shape == (40, 10)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_path_that_a_page_names_is_there(page):
+    text = (ROOT / page).read_text()
+    named = re.findall(r"(?:prunus|tests|docs|examples|benchmarks|scripts)/[\w./]*\w/?", text)
+    assert named and not [path for path in named if not (ROOT / path).exists()]
+
+
+def test_the_score_that_contributing_shows_is_a_score():
+    (block,) = re.findall(r"```python\n(def peak.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
+    names = {"torch": torch, "nn": torch.nn, "Graph": prunus.Graph, "Scores": prunus.scores.Scores}
+    exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+    model = zoo.build("digits_resnet")
+    graph = prunus.trace(model, torch.randn(1, 1, 8, 8))
+    scores = names["peak"](model, graph)
+    assert {name: len(score) for name, score in scores.items()} == {n: a.size for n, a in graph.axes.items()}
+    prunus.select(graph, scores, prunus.Budget(macs=0.5))

@@ -80,7 +80,8 @@ class Lazy:
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
     def one(self, index: int, numbers: np.ndarray | None) -> np.ndarray:
-        picture = decoded(*self.rows[index], self.planes)
+        name, encoded = self.rows[index]
+        picture = decoded(name, encoded, self.planes)
         box = middle(picture.size) if numbers is None else random_box(picture.size, numbers)
         picture = picture.resize((self.side, self.side), Image.Resampling.BILINEAR, box, reducing_gap=2.0)
         if numbers is not None and numbers[4] < 0.5:

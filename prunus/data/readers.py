@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -38,7 +39,7 @@ def read_digits(place: str) -> Tables:
         raise UserError(f"the data set is called 'digits', without {place!r}.")
     from sklearn.datasets import load_digits  # slow to import, needed here only
 
-    found = load_digits()
+    found: Any = load_digits()  # a Bunch, where scikit-learn's annotation allows for a tuple
     pixels = np.round(found.images * (255 / 16)).astype(np.uint8)
     rows = [(f"digit {index}", Image.fromarray(picture)) for index, picture in enumerate(pixels)]
     return {"train": Table(rows, found.target.astype(np.int64))}, 10
@@ -53,7 +54,7 @@ class Files(Sequence):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[str, bytes]:
+    def __getitem__(self, index: int) -> tuple[str, bytes]:  # pyright: ignore[reportIncompatibleMethodOverride]: rows are read one by one
         try:
             return str(self.paths[index]), self.paths[index].read_bytes()
         except OSError as error:
@@ -108,7 +109,7 @@ class Rows(Sequence):
     def __len__(self) -> int:
         return len(self.column)
 
-    def __getitem__(self, index: int) -> tuple[str, bytes]:
+    def __getitem__(self, index: int) -> tuple[str, bytes]:  # pyright: ignore[reportIncompatibleMethodOverride]: rows are read one by one
         return self.named(index, self.column[index])
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
@@ -129,6 +130,7 @@ class Rows(Sequence):
 def read_parquet(place: str) -> Tables:
     """train*.parquet, test*.parquet, val*.parquet below DIR; by other names all are one, to be split."""
     import datasets
+    from datasets.exceptions import DatasetsError
 
     folder = existing_folder("parquet", place)
     files = sorted(str(path) for path in folder.rglob("*.parquet"))
@@ -136,14 +138,15 @@ def read_parquet(place: str) -> Tables:
         raise UserError(f"{folder} is empty: no .parquet files in it.")
     parts: dict[str, list[str]] = {}
     for file in files:
-        word = re.match(r"[a-z]*", Path(file).name.lower()).group()
-        parts.setdefault(SPLITS.get(word, "other"), []).append(file)
+        word = re.match(r"[a-z]*", Path(file).name.lower())
+        parts.setdefault(SPLITS.get(word.group() if word else "", "other"), []).append(file)
     parts = parts if "train" in parts else {"train": files}
     parts.pop("other", None)
     datasets.disable_progress_bars()
     try:
-        found = {name: datasets.Dataset.from_parquet(part) for name, part in parts.items()}
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reader: Any = datasets.Dataset.from_parquet  # its annotation leaves out a list of str
+        found = {name: reader(part) for name, part in parts.items()}
+    except (OSError, ValueError, DatasetsError) as error:
         cause = error.__cause__ or error
         raise UserError(f"the parquet files in {folder} cannot be read: {cause}. Copy them anew.") from error
     return column_tables(place, found)
@@ -152,12 +155,13 @@ def read_parquet(place: str) -> Tables:
 def read_hub(place: str) -> Tables:
     """A data set of the Hugging Face hub, downloaded once."""
     import datasets
+    from datasets.exceptions import DatasetsError
 
     try:
         found = datasets.load_dataset(place)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise UserError(f"hub:{place} cannot be loaded: {error}.") from error
-    found = {SPLITS[name]: part for name, part in found.items() if name in SPLITS}
+    found = {SPLITS[str(name)]: part for name, part in found.items() if name in SPLITS}
     if "train" not in found:
         raise UserError(f"hub:{place} has no split called 'train'.")
     return column_tables(place, found)
@@ -194,7 +198,7 @@ class Items(Sequence):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[str, Image.Image | Tensor]:
+    def __getitem__(self, index: int) -> tuple[str, Image.Image | Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]: rows are read one by one
         picture = self.items[index][0]
         if isinstance(picture, Tensor) and not picture.is_floating_point():
             picture = picture.movedim(0, -1).numpy() if picture.dim() == 3 else picture.numpy()
@@ -203,7 +207,7 @@ class Items(Sequence):
         return f"number {index}", picture
 
 
-def read_user(spec: str, made: object) -> Tables:
+def read_user(spec: str, made: Any) -> Tables:
     """Tables over what a user's callable returned: (train, test) data sets of (picture, label)."""
     pair = isinstance(made, tuple | list) and len(made) == 2
     if not pair or not all(hasattr(part, "__getitem__") for part in made):

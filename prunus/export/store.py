@@ -10,6 +10,7 @@ Where single weights were pruned, `model.safetensors` holds them as plain zeros,
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +38,7 @@ def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: 
     wrong = differences({n: graph.shape(n, keep) for n in graph.layouts}, tensors)
     if wrong:
         raise FileError(f"this model does not fit the keep to be saved: {'; '.join(wrong[:3])}.")
-    record = {
+    record: dict[str, Any] = {
         "format": FORMAT,
         "model": type(small).__name__,
         "axes": {

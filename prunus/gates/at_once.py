@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.autograd.forward_ad
 from torch import Tensor, nn
+from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]: torch has no annotations for it
 from torch.nn.utils import parametrize
 
 from prunus.gates.product import gated
@@ -46,7 +47,7 @@ class AtOnce:
         weights = [weight for weight in self.weights if _is_plain(weight)]
         if not weights or not _plain_training():
             return
-        values = self.gates.values
+        values = cast(Tensor, self.gates.values)
         once = list(dict.fromkeys(weight.steps for weight in weights))  # tied weights are in several places
         made = gated(values, [steps.original for steps in once], [steps[0].places for steps in once])
         of = {
@@ -89,7 +90,7 @@ def _plain_training() -> bool:
         torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
         or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]: public, says its documentation
         or several_processes()
     )
 
@@ -110,7 +111,7 @@ def _read_made(kind: type, attribute: str) -> None:
         made = None if torch.compiler.is_compiling() else _made.get(module, {}).get(attribute)
         if made and made.versions == (made.original._version, made.values._version):
             # a checkpoint will read it again after the call, and has to find the same way to it
-            if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+            if _autograd._top_saved_tensors_default_hooks(True) is None:
                 return made.weight
         return alone.fget(module)
 

@@ -8,6 +8,7 @@ at full size, whatever is left of it. Source: ours.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from prunus.errors import UserError
 from prunus.gates import at_once, gates
 from prunus.gates.gates import Gate
 from prunus.graph import Graph, Keep, Layout, axes, set_attributes, skeleton
-from prunus.surgery import copies
+from prunus.surgery import copies, lists_of
 
 
 class Compacted:
@@ -107,9 +108,10 @@ def _behind(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
     found = {name: tensor for name, tensor in own.items() if name in graph.layouts}
     for path, module in model.named_modules():
         if parametrize.is_parametrized(module):
-            for attribute, steps in module.parametrizations.items():
+            for attribute, held in lists_of(module).items():
                 name = f"{path}.{attribute}" if path else attribute
                 if name in graph.layouts:
+                    steps = cast(parametrize.ParametrizationList, held)
                     others = [type(step).__name__ for step in steps if type(step) is not Gate]
                     if others:
                         raise UserError(

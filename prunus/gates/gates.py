@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from prunus.errors import UserError, unknown
 from prunus.gates import at_once, product
 from prunus.gates.product import Place
 from prunus.graph import CONSUMES, PRODUCES, Axis, Graph, Keep, Layout, axes
-from prunus.surgery import steps
+from prunus.surgery import lists_of, steps
 
 ACT = (PRODUCES, CONSUMES)  # the roles of the dimensions that gates act on, if nothing else is said
 
@@ -141,7 +142,8 @@ def _behind_others(model: nn.Module, made: Mapping[str, Gate]) -> dict[str, Tens
         module = model.get_submodule(path)
         if parametrize.is_parametrized(module, attribute):
             value = found[name] = getattr(module, attribute).detach().clone()
-            trial = copy.deepcopy(module.parametrizations[attribute]).eval()  # spectral_norm would iterate
+            trial = copy.deepcopy(cast(parametrize.ParametrizationList, lists_of(module)[attribute]))
+            trial.eval()  # spectral_norm would iterate
             kinds = ", ".join(type(step).__name__ for step in trial)
             try:
                 trial.append(gate)
@@ -162,6 +164,7 @@ def replace_places(model: nn.Module, graph: Graph, keep: Keep) -> None:
     for weight in steps.found(model, Gate):
         if weight.name in graph.layouts:  # tied weights have their step under their first name
             step = weight.step(Gate)
+            assert step is not None  # `found` saw it
             at_once.forget([weight.module])
             step.places = places_of(graph, step.gates, weight.name, keep)
 

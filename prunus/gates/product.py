@@ -13,7 +13,6 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
-import torch.autograd.forward_ad
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,7 +21,7 @@ class Place(NamedTuple):
     """The units along one dimension of a weight, as places among the gates (N,); N, where all have none."""
 
     dim: int
-    index: Tensor  # int64 (length of the dimension,)
+    index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]: int64 (length of the dimension,)
 
 
 def gate(values: Tensor, dims: int, places: Sequence[Place]) -> Tensor:

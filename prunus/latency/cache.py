@@ -85,7 +85,7 @@ class Timings:
             found = read_json(self.path)
             problem = fault(found, self.given)
         except FileError as error:
-            problem = str(error)
+            found, problem = {}, str(error)
         if problem:
             self.damaged = True
             warnings.warn(f"{self.path} is measured again: {problem}", stacklevel=2)
@@ -125,7 +125,9 @@ def fault(found: dict, given: dict) -> str:
     """What is wrong with the contents of a file, in words; empty if nothing is."""
 
     def is_time(value: object) -> bool:
-        return type(value) in (int, float) and isfinite(value) and value >= 0
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return False
+        return isfinite(value) and value >= 0
 
     if found.get("circumstances") != given:
         return "it holds times of other circumstances"

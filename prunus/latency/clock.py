@@ -69,6 +69,7 @@ def undisturbed(call: Call, repeats: int = 1) -> float:
 
     What other threads of the call waited for is not known, so a try without is better. Long calls are tried once.
     """
+    ms = waited = 0.0
     for _ in range(ATTEMPTS):
         before = _waited_ms()
         ms = milliseconds(call, repeats)

@@ -216,7 +216,7 @@ class Meter(CostMeter):
     def _race(self, others: Iterable[_Measured]) -> list[float]:
         """One race of the original and others; the shares in it alone."""
         others = [each for each in others if each.call]
-        calls = [self._original, *(each.call for each in others)]
+        calls = [self._original, *(each.call for each in others if each.call)]
         rounds = self.runtime.race(calls, self.race_s, lambda done: None)
         self._original_ms += rounds[0]
         for each, times in zip(others, rounds[1:], strict=True):

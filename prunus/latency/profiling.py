@@ -140,6 +140,7 @@ def _expected_s(timings: Timings, runtime: Runtime, known: Iterable[Operator], l
     expected = 0.0
     for op in known:
         ms = timings.get(op, op.full)
+        assert ms is not None  # those that do not run by themselves are not among `known`
         for sizes in table.points(op, level) if level else [op.full]:
             share = prod(n / most for n, most in zip(sizes, op.full, strict=True))
             expected += runtime.seconds_a_point + runtime.rounds * ms * share / 1e3

@@ -1,6 +1,7 @@
 """A rising table of measured points, with straight lines between them."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ class Table:
                 for index, part in ((upper - 1, 1 - share), (upper, share))
             ]
         flat = self.values.flatten()
-        return sum(weight * flat[place] for place, weight in corners)
+        return reduce(torch.add, (weight * flat[place] for place, weight in corners))
 
 
 def rising(values: Tensor) -> Tensor:

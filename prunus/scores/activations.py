@@ -51,7 +51,7 @@ class _Mean:
     """Adds up |value| along a member's dimension, over all that enters (consumes) or leaves its module."""
 
     def __init__(self, bare: nn.Module, member: Member):
-        self.sums, self.count = 0, 0
+        self.sums, self.count = torch.zeros(()), 0
         self.entering = member.role == "consumes"
         weight = _tensor(bare, member)
         self.size = weight.shape[member.dim]

@@ -1,6 +1,7 @@
 """Scores of units from gradients: Taylor."""
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ def taylor(
     sum is the derivative by a gate on the unit, as in the paper; producers before a norm say much less.
     loss(output, targets) -> scalar. Raises UserError if there is no batch, or a loss is not a number.
     """
-    total, count = {}, 0
+    total: Scores = {}
+    count = 0
     with torch.inference_mode(False), torch.enable_grad():
         bare = skeleton.skeleton(model, real=True)
         weights = {n: p.requires_grad_() for n, p in bare.named_parameters() if p.is_floating_point()}
@@ -44,7 +46,8 @@ def taylor(
             }
             for axis in graph.axes:
                 parts = [_gather(change[m.tensor], m) for m in _members(graph, axis, roles, otherwise=ALL)]
-                total[axis] = total.get(axis, 0) + sum(parts).square()
+                square = reduce(torch.add, parts).square()
+                total[axis] = total[axis] + square if axis in total else square
     if not count:
         raise UserError("taylor: there is no batch to score with.")
     return {axis: squares / count for axis, squares in total.items()}

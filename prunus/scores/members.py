@@ -25,7 +25,8 @@ NORMALIZE = {"mean": torch.mean, "max": torch.amax, "none": torch.ones_like}
 
 def _named(model: nn.Module, name: str) -> Tensor:
     """A parameter or buffer; where the model has a parametrisation (weight norm), its result."""
-    return functools.reduce(getattr, name.split("."), model).detach()
+    path, _, attribute = name.rpartition(".")
+    return getattr(model.get_submodule(path), attribute).detach()
 
 
 def _tensor(model: nn.Module, member: Member) -> Tensor:

@@ -98,7 +98,7 @@ def fpgm(model: nn.Module, graph: Graph, *, normalize: Normalize = "mean") -> Sc
     """
     scores = {}
     for axis in graph.axes:
-        square_UU = 0
+        square_UU = torch.zeros(())
         for member in _members(graph, axis, ("produces",), otherwise=ALL):
             unit = _tensor(model, member).movedim(member.dim, 0)[member.index].flatten(1)
             square_UU = square_UU + torch.cdist(unit, unit).square()

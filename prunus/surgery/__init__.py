@@ -3,8 +3,8 @@
 Its files, in the order in which to read them:
 
     slicing            the part of a tensor that stays
-    copies             models that hold other tensors
     steps              modules that compute a weight, such as parametrisations
+    copies             models that hold other tensors
     proof              prove, verify, and the axis to blame
     apply              mask, crop, shrink
     optimizer_state    momentum and averages carried over
@@ -17,7 +17,7 @@ from prunus.surgery.fresh import draw_anew, fan_in, uniform
 from prunus.surgery.optimizer_state import carry_over
 from prunus.surgery.proof import TOLERANCES, Proof, prove, verify
 from prunus.surgery.slicing import cut, differences, sliced
-from prunus.surgery.steps import Held, found
+from prunus.surgery.steps import Held, found, lists_of
 
 __all__ = [
     "TOLERANCES",
@@ -35,6 +35,7 @@ __all__ = [
     "fan_in",
     "fill",
     "found",
+    "lists_of",
     "mask",
     "prove",
     "resized",

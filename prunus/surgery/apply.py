@@ -28,7 +28,12 @@ def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
 
 
 def crop(
-    model: nn.Module, graph: Graph, keep: Keep, *args: Any, weights: Mapping | None = None, **kwargs: Any
+    model: nn.Module,
+    graph: Graph,
+    keep: Keep,
+    *args: Any,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    **kwargs: Any,
 ) -> Any:
     """Run `model` as if shrunk, for one call; gradients reach the full weights. Norm statistics are not updated.
 

@@ -7,7 +7,7 @@ given at once in its final shape; ties, frozen parameters, memory formats and pa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from prunus.errors import FileError
 from prunus.graph import Graph, Keep, set_attributes, skeleton
 from prunus.surgery.slicing import cut, differences
+from prunus.surgery.steps import lists_of
 
 
 def checked_tensors(model: nn.Module, graph: Graph) -> dict[str, torch.Tensor]:
@@ -46,7 +47,7 @@ def _parametrised(model: nn.Module) -> dict[nn.Module, tuple[str, nn.Module, str
     found: dict[nn.Module, tuple[str, nn.Module, str]] = {}
     for prefix, module in model.named_modules():
         if parametrize.is_parametrized(module):
-            for attribute, steps in module.parametrizations.items():
+            for attribute, steps in lists_of(module).items():
                 found.setdefault(steps, (f"{prefix}.{attribute}" if prefix else attribute, module, attribute))
     return found
 
@@ -69,7 +70,7 @@ def clone(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
     plain: dict[nn.Module, nn.Parameter] = {}  # in the place of parametrisations that could not take theirs
     for module in list(small.modules()):
         if parametrize.is_parametrized(module):
-            values = {a: tensors[names[steps]].detach() for a, steps in module.parametrizations.items()}
+            values = {a: tensors[names[steps]].detach() for a, steps in lists_of(module).items()}
             _set_parametrised(module, values, plain)
     return small
 
@@ -89,23 +90,20 @@ def _set_parametrised(
     is of the old shape), the tensors become plain parameters, which are noted in `plain`: once for modules that
     share the parametrisation.
     """
-    training = module.training
-    module.parametrizations.eval()  # spectral_norm would iterate
-    frozen = {
-        name: not any(p.requires_grad for p in module.parametrizations[name].parameters()) for name in values
-    }
+    training, lists = module.training, lists_of(module)
+    lists.eval()  # spectral_norm would iterate
+    frozen = {name: not any(p.requires_grad for p in lists[name].parameters()) for name in values}
     try:
         for name, value in values.items():
-            _invert(module.parametrizations[name], value)
-        stateless = not any(True for _ in module.parametrizations.buffers())
+            _invert(cast(parametrize.ParametrizationList, lists[name]), value)
+        stateless = not any(True for _ in lists.buffers())
         taken = stateless and all(
             torch.allclose(getattr(module, name), value, rtol=1e-3) for name, value in values.items()
         )
     except (RuntimeError, NotImplementedError, ValueError):
         taken = False
-    module.parametrizations.train(training)
+    lists.train(training)
     if not taken:
-        lists = dict(module.parametrizations.items())
         kind = parametrize.type_before_parametrizations(module)
         del module.parametrizations
         module.__class__ = kind
@@ -118,7 +116,7 @@ def _set_parametrised(
 def _invert(parametrisations: parametrize.ParametrizationList, value: Any) -> None:
     with torch.no_grad():
         for step in reversed(parametrisations):
-            value = step.right_inverse(value)
+            value = cast(Any, step).right_inverse(value)
     values = value if isinstance(value, (tuple, list)) else [value]
     names = ["original"] if parametrisations.is_tensor else [f"original{i}" for i in range(len(values))]
     for name, new in zip(names, values, strict=True):
@@ -185,5 +183,6 @@ def describe(model: nn.Module, small: nn.Module) -> None:
                 setattr(new, name, after.shape[dim])
         if isinstance(getattr(new, "groups", None), int) and "in_channels" in vars(new) and after.dim() > 2:
             inner, outer = (0, 1) if getattr(new, "transposed", False) else (1, 0)
-            new.in_channels = after.shape[inner] * (new.groups if inner else 1)
-            new.out_channels = after.shape[outer] * (new.groups if outer else 1)
+            layer = cast(nn.Conv2d, new)  # or any other with these attributes
+            layer.in_channels = after.shape[inner] * (layer.groups if inner else 1)
+            layer.out_channels = after.shape[outer] * (layer.groups if outer else 1)

@@ -31,8 +31,9 @@ def draw_anew(model: nn.Module, graph: Graph, names: Sequence[str]) -> None:
     """Let `model` forget its training, in place: every module starts as its class does, weights on the axes `names`
     with variance 1 / fan_in, as in the paper."""
     for module in model.modules():
-        if callable(getattr(module, "reset_parameters", None)):
-            module.reset_parameters()
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
     for name in dict.fromkeys(member.tensor for axis in names for member in graph.members(axis)):
         if name in graph.parameters and len(graph.shapes[name]) > 1:
             path, _, attribute = name.rpartition(".")

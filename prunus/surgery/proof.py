@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 from prunus.errors import PruningError
 from prunus.graph import Graph, Keep, skeleton, tracer
 from prunus.surgery.copies import checked_tensors, clone, effective, resized
-from prunus.surgery.slicing import masked, sliced
+from prunus.surgery.slicing import Places, masked, sliced
 
 # Relative errors allowed. Lower precisions are for devices and models that cannot compute in double.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -76,6 +76,7 @@ def verify(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module | None =
         _check_weights(graph, keep, tensors, effective(small))
     # in a small model the few units left may all be dead for one input, and a dead unit hides its faults
     rounds = 3 if sum(map(torch.Tensor.numel, tensors.values())) < SMALL_MODEL else 1
+    cause: Exception | None = None
     for dtype, tolerance in TOLERANCES.items():
         try:
             error = max(_difference(model, graph, keep, tensors, dtype, seed) for seed in range(rounds))
@@ -85,8 +86,10 @@ def verify(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module | None =
     raise PruningError(f"the two models cannot be compared, for one does not run: {cause}") from cause
 
 
-def _check_weights(graph: Graph, keep: Keep, tensors: dict, small: dict) -> None:
-    places: dict = {}
+def _check_weights(
+    graph: Graph, keep: Keep, tensors: dict[str, torch.Tensor], small: dict[str, torch.Tensor]
+) -> None:
+    places: Places = {}
     for name, tensor in tensors.items():
         expected = sliced(tensor, graph.layouts[name], keep, places)
         parametrised = not isinstance(tensor, nn.Parameter) and name in graph.parameters
@@ -100,7 +103,12 @@ def _check_weights(graph: Graph, keep: Keep, tensors: dict, small: dict) -> None
 
 
 def _difference(
-    model: nn.Module, graph: Graph, keep: Keep, tensors: dict, dtype: torch.dtype, seed: int
+    model: nn.Module,
+    graph: Graph,
+    keep: Keep,
+    tensors: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    seed: int,
 ) -> float:
     """Largest difference of outputs over the largest output, for weights and inputs drawn with `seed`."""
     generator = torch.Generator().manual_seed(seed)

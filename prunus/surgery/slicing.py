@@ -24,8 +24,9 @@ def sliced(
         if key not in places:
             cuts = any(axis.name in keep for axis in axes.leaves(layout))
             places[key] = axes.positions(layout, keep).to(tensor.device) if cuts else None
-        if places[key] is not None:
-            tensor = tensor.index_select(dim, places[key])
+        index = places[key]
+        if index is not None:
+            tensor = tensor.index_select(dim, index)
     return tensor
 
 

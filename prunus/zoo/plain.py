@@ -40,6 +40,7 @@ def init(module: nn.Module) -> None:
     """Glorot's normal initialisation, biases 0."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.xavier_normal_(module.weight)
+        assert module.bias is not None  # every layer here has one
         nn.init.zeros_(module.bias)
 
 

@@ -1,0 +1,32 @@
+"""The examples run as they stand, without a network."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from tests.lib.models import torchvision_models
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+MAX_LINES = 70
+
+
+def test_one_s_own_loop(capsys):
+    runpy.run_path(str(EXAMPLES / "own_loop.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "multiply-adds left: 50%" in said
+    before, cut, after = (float(word.rstrip("%")) for word in said.rpartition(":")[2].split())
+    assert before > 90 and after > cut and after > 90
+
+
+def test_transformer(capsys):
+    pytest.importorskip("transformers")
+    torchvision_models()  # transformers imports torchvision where it is installed
+    runpy.run_path(str(EXAMPLES / "transformer.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "heads of the first layer: 8 -> 4" in said and "its hidden units: 256 -> 128" in said
+
+
+def test_examples_are_short():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
+    assert lengths and max(lengths.values()) <= MAX_LINES, lengths
