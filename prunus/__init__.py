@@ -57,7 +57,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # the run brings the learning column with it; who only shrinks need not wait for that import
+    # `prunus.run` imports the learning rooms; code that only shrinks does not have to wait for them
     if name == "prune":
         from prunus.run import prune as prune
 

@@ -11,7 +11,7 @@ from prunus import gates
 from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.methods.dhp.hypernetwork import Latents, Start
-from prunus.options import check_choices, nothing_before, refuse_idle
+from prunus.options import check_choices, no_preview, reject_unused
 from prunus.selection import Budget, Price, Selection, Unreachable, select
 
 Mode = Literal["exact", "paper"]
@@ -62,7 +62,7 @@ class Config(Selection):
 
     def at_once(self) -> "Config":
         """There is none: what goes is found by training."""
-        raise nothing_before("dhp", "training", "another method, such as --method taylor")
+        raise no_preview("dhp", "training", "another method, such as --method taylor")
 
     def settled(self) -> "Config":
         """The same with every None that depends on another option filled in. Raises UserError if options conflict."""
@@ -76,7 +76,7 @@ class Config(Selection):
             raise UserError("pressure=least sets the strength itself; leave out strength and mode=paper.")
         if not paper and start == "given" and latents == "normal":
             raise UserError("latents=normal would divide given weights by numbers near zero; take norms.")
-        refuse_idle(
+        reject_unused(
             self,
             [
                 ("mode=exact", not paper, ("factors",)),

@@ -9,7 +9,7 @@ from torch import Tensor
 from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.methods.metapruning.pruning_net import HIDDEN, Form, refuse_too_large
-from prunus.options import check_choices, nothing_before, refuse_idle
+from prunus.options import check_choices, no_preview, reject_unused
 from prunus.search import Evolution, Greedy, Random, Sampling, Space, Strategy
 from prunus.selection import Budget, Selection
 
@@ -101,7 +101,7 @@ class Config(Selection):
 
     def at_once(self) -> "Config":
         """There is none: what goes is found by the search."""
-        raise nothing_before("metapruning", "a search", "another method, such as --method taylor")
+        raise no_preview("metapruning", "a search", "another method, such as --method taylor")
 
     def settled(self) -> "Config":
         """The same with every None that depends on another option filled in. Raises UserError if options conflict."""
@@ -127,11 +127,11 @@ class Config(Selection):
         filled.strategy()
         return filled
 
-    def refuse_idle(self) -> None:
+    def reject_unused(self) -> None:
         """Raise UserError for options that the others, as the user gave them, leave nothing to act on."""
         of_training = ("start", "form", "hidden", "sampling", "epochs")
         of_children = ("parents", "mutants", "crossovers", "chance")
-        refuse_idle(
+        reject_unused(
             self,
             [
                 ("weights=inherit", self.weights == "inherit", of_training),
@@ -162,7 +162,7 @@ class Config(Selection):
 
     def select(self, graph: Graph, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, list[int]]:
         """What the scores alone would choose; a run asks before it begins, so it sees to the other options, too."""
-        self.refuse_idle()
+        self.reject_unused()
         space = self.settled().space(graph)
         if self.weights == "hypernet":
             refuse_too_large(graph, space.names, self.form, self.hidden)

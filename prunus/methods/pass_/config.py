@@ -16,7 +16,7 @@ from prunus.methods.pass_ import statistics
 from prunus.methods.pass_.hypernetwork import load
 from prunus.methods.pass_.prompt import How, Kind, fitting, picture_shape
 from prunus.methods.pass_.statistics import STATISTICS
-from prunus.options import check_choices, nothing_before, refuse_idle
+from prunus.options import check_choices, no_preview, reject_unused
 from prunus.selection import Budget, Price, Selection, select
 
 Prompt = Literal[Kind, "none"]
@@ -106,7 +106,7 @@ class Config(Selection):
 
     def at_once(self) -> "Config":
         """There is none: what goes is found by training."""
-        raise nothing_before("pass", "training", "the magnitudes that it begins with: --method magnitude")
+        raise no_preview("pass", "training", "the magnitudes that it begins with: --method magnitude")
 
     def check(self, graph: Graph) -> None:
         """Raise UserError for options that do not go together or with this network, FileError for a hypernetwork that
@@ -119,7 +119,7 @@ class Config(Selection):
             )
         of_search = ("lr", "batch_size", "snapshots", "held_out", "masking", "straight_through", "train_also")
         of_prompt = ("prompt_size", "prompt_how", "prompt_speed", "prompted")
-        refuse_idle(
+        reject_unused(
             self,
             [
                 ("prompt=none", self.prompt == "none", of_prompt),
