@@ -2,10 +2,10 @@
 
 Its files, in the order in which to read them:
 
-    split      a split: its order, its batches, what is held out
-    images     images decoded and augmented
-    readers    folders, parquet files, the hub
-    load       Data from a SPEC
+    split      a split: its order and its batches
+    images     decoding and augmenting images
+    readers    reading folders, parquet files, the hub
+    load       Data from a SPEC, and what is held out
 """
 
 from prunus.data.load import Data, hold_out, load_data
