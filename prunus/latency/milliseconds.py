@@ -36,7 +36,7 @@ def latency_ms(model: nn.Module, example: Any, *, repeats: int = 20, warmup: int
 
     The mode is restored. Compare two models in one run, interleaved: machines are noisy.
     """
-    call = programs.in_torch(model, example)
+    call = programs.prepare_torch(model, example)
     with clock.evaluating(model):
         times = [clock.milliseconds(call) for _ in range(warmup + repeats)]
     return Latency.of(times[warmup:])

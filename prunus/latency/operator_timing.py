@@ -249,7 +249,7 @@ def _profiled(
     from onnx.inliner import inline_selected_functions
 
     module = _SideBySide(wanted, like).eval()
-    onnx = programs.as_onnx(programs.exported(module, tuple(module.inputs))).model_proto
+    onnx = programs.to_onnx(programs.export_program(module, tuple(module.inputs))).model_proto
     _name_nodes(onnx.graph)
     times = _times(onnx, module.inputs, seconds)
     lost = {n.op_type for n in onnx.graph.node if "@" in n.name and int(n.name.split("@")[1]) not in times}
@@ -263,7 +263,7 @@ def _profiled(
 def _times(onnx: Any, inputs: Sequence[Tensor], seconds: float) -> dict[int, float]:
     """Milliseconds by the output that the operators lead to."""
     with tempfile.TemporaryDirectory() as folder:
-        session = programs.session(onnx.SerializeToString(), profile=str(Path(folder) / "profile"))
+        session = programs.open_session(onnx.SerializeToString(), profile=str(Path(folder) / "profile"))
         names = [each.name for each in session.get_inputs()]
         run = partial(session.run, None, {n: value.numpy() for n, value in zip(names, inputs, strict=True)})
         clock.take_turns({"": run}, seconds, lambda done: None, rounds=(20, 200), least_ms=0)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import PruningError, UserError
-from prunus.export import RELATIVE_TOLERANCE, as_onnx, exported, missing_for_onnx, session, store
+from prunus.export import RELATIVE_TOLERANCE, export_program, missing_for_onnx, open_session, store, to_onnx
 from prunus.files import write_json
 from prunus.latency import take_turns
 from prunus.progress import silent
@@ -153,14 +153,14 @@ def in_torch(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def write_onnx(model: nn.Module, shape: tuple[int, ...], file: Path) -> None:
     """`model` with a free batch size; linear layers become Gemm with the weights as they lie."""
-    as_onnx(exported(model, torch.zeros(2, *shape), free_batch=True)).save(file)
+    to_onnx(export_program(model, torch.zeros(2, *shape), free_batch=True)).save(file)
 
 
 def in_onnxruntime(file: Path) -> Callable[[Tensor], Tensor]:
     """An ONNX file in onnxruntime, on as many threads as torch."""
-    running = session(file.read_bytes())
-    name = running.get_inputs()[0].name
-    return lambda x: torch.from_numpy(running.run(None, {name: x.numpy()})[0])
+    session = open_session(file.read_bytes())
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
 def in_openvino(file: Path) -> Callable[[Tensor], Tensor]:
