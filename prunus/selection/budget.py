@@ -98,7 +98,7 @@ class Meter(Protocol):
     def price(self, widths: Any) -> Any:
         """What widths (C, A) are predicted to cost: (C,), of the same unit as the limit."""
 
-    def settle(self, budget: Budget, propose: Callable[[Callable], dict]) -> dict:
+    def select(self, budget: Budget, propose: Callable[[Callable], dict]) -> dict:
         """The best keep that holds as measured. propose(price) is the keep that holds by a price; raises BudgetError
         if there is none."""
 
