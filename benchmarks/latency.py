@@ -21,7 +21,7 @@ import prunus
 from prunus import latency, zoo
 from prunus.errors import BudgetError
 from prunus.files import write_json
-from prunus.latency import device_name, profiling, version_of
+from prunus.latency import device_name, library_version, profiling
 from prunus.progress import bar
 
 LIMITS = (0.7, 0.5)
@@ -33,7 +33,7 @@ def rows_of(name: str, runtime: str, seconds: float, cache: str) -> dict:
     torch.manual_seed(SEED)
     model, example = zoo.build(name, CLASSES, IN_SHAPE).eval(), torch.randn(1, *IN_SHAPE)
     graph = prunus.trace(model, example)
-    table = profiling.tables(model, graph, runtime=runtime, seconds=seconds, cache=cache, progress=bar)
+    table = latency.measure_tables(model, graph, runtime=runtime, seconds=seconds, cache=cache, progress=bar)
     scores = prunus.scores.magnitude(model, graph)
     found = {
         "network": name,
@@ -91,7 +91,7 @@ def main() -> None:
     record = {
         "setup": vars(asked) | {"limits": LIMITS, "seed": SEED, "input": [1, *IN_SHAPE]},
         "machine": {"device": device_name(torch.device("cpu")), "system": platform.platform()},
-        "versions": {name: version_of(name) for name in ("torch", "onnxruntime")},
+        "versions": {name: library_version(name) for name in ("torch", "onnxruntime")},
         "load_before": load,
         "load_after": os.getloadavg()[0],
         "rows": rows,

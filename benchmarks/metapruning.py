@@ -38,7 +38,8 @@ from board import Board, arguments, recovered, tuned
 import prunus
 from prunus import latency, scores
 from prunus.data import load_data
-from prunus.methods import Config, Ready, prune, ready
+from prunus.methods.metapruning import Config, prune
+from prunus.methods.metapruning.method import Ready, ready
 from prunus.run import Run
 from prunus.search import tried_on
 from prunus.selection import Budget, Metered, select

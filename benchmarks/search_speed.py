@@ -35,7 +35,8 @@ import prunus
 from prunus import zoo
 from prunus.data import load_data
 from prunus.files import write_json
-from prunus.methods import Config, Ready, alone, ready, supernet
+from prunus.methods.metapruning import Config
+from prunus.methods.metapruning.method import Ready, alone, ready, supernet
 from prunus.progress import bar
 from prunus.run import Run
 from prunus.search import CHUNKS, Maker, Supernet, Trial, Widths, drawn, moving_norms, search, to_renew_with

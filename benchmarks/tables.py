@@ -46,15 +46,15 @@ def core() -> str:
 
 Trace, L2 scores, half of every axis, physical removal, against torch-pruning 1.6.1 doing the same
 (`python benchmarks/core.py`; medians of {result["repeats"]} interleaved rounds, threads: {result["threads"]}, random
-weights, 1x3x224x224, a machine that did other work too). The proof is listed apart: torch-pruning has none.
+weights, 1x3x224x224, a shared machine). The proof is listed separately, because torch-pruning has none.
 On vit_b_16 torch-pruning removes less: {vit["torch_pruning_params_left"]:.0%} of the parameters are left,
 {vit["params_left"]:.0%} with Prunus. Median: {result["median_times_faster"]:.1f} times faster.
-Cost queries, ResNet-50: {result["resnet50_width_vectors_per_second"]:,.0f} width vectors a second.
+Cost queries, ResNet-50: {result["resnet50_width_vectors_per_second"]:,.0f} width vectors per second.
 
 {table(head, rows)}
 
-The least margin is on mobilenet_v3_large: there most of the time is torch's own meta kernels and module copies. On a
-machine with every core busy the margins shrink, for torch's threads wait on each other.
+The smallest margin is on mobilenet_v3_large, where most of the time goes to torch's own meta kernels and module copies.
+On a machine with every core busy the margins shrink, because torch's threads wait for each other.
 
 {versions}; {result["machine"]}.
 """
@@ -75,12 +75,12 @@ def round_to() -> str:
     setup, machine = result["setup"], result["machine"]
     return f"""## Width rounding: a training step of {setup["model"]}
 
-Forward and backward, batch {setup["batch"]}, bf16 autocast, channels-last, {setup["threads"]} threads; the dense
-network (twice: how far the ratios can be trusted) and the same cut to half its multiply-adds with each `round_to`,
-interleaved (`python benchmarks/round_to.py`). `auto` is the default of `select`. Ratios are of wall-clock,
-{in_turn(setup)}, and of processor time; the load before was {machine["load_before"]:.1f}.
+Forward and backward, batch size {setup["batch"]}, bf16 autocast, channels-last, {setup["threads"]} threads: the dense
+network (twice, to show how far the ratios can be trusted) and the same network cut to half its multiply-adds with each
+`round_to`, interleaved (`python benchmarks/round_to.py`). `auto` is the default of `select`. Ratios are of wall-clock
+time, {describe_setup(setup)}, and of processor time; the load before was {machine["load_before"]:.1f}.
 
-{table(["widths", "multiply-adds", "ms a step", "wall over dense", "processor over dense"], rows)}
+{table(["widths", "multiply-adds", "ms per step", "wall over dense", "processor over dense"], rows)}
 """
 
 
@@ -101,8 +101,8 @@ def resnet56() -> str:
     return f"""## A run: ResNet-56, CIFAR-10 (JPEG), half the multiply-adds
 
 `prunus run --model zoo:resnet56 --weights cifar10_resnet56.safetensors --data parquet:cifar10 --method taylor
---budget macs=0.5`, one seed. The base is the given weights tuned for 3 epochs on these JPEG pictures, the recovery 5
-epochs with the base as teacher; accuracies are the last epoch's, on the test set, which no choice was made on. Proof:
+--budget macs=0.5`, one seed. The base is the given weights fine-tuned for 3 epochs on these JPEG images; recovery is 5
+epochs with the base as teacher. Accuracies are the last epoch's, on the test set, on which no choice was made. Proof:
 largest relative difference {proof["max_abs_error"]:.1e}, allowed {proof["tolerance"]:.0e}. One seed says little:
 comparisons of methods need more.
 
@@ -115,10 +115,10 @@ ARMS = {
     "lookahead": "lookahead",
     "backward": "lookahead, last layer first",
     "forward": "lookahead, first layer first",
-    "behind": "what reads it alone, LFP",
-    "before": "what feeds it alone, LBP",
+    "behind": "only the layer after, LFP",
+    "before": "only the layer before, LBP",
     "activity": "lookahead, weighted by activity",
-    "random": "lots",
+    "random": "random",
     "magnitude-lamp": "magnitude, LAMP's shares",
     "lookahead-lamp": "lookahead, LAMP's shares",
     "behind-lamp": "LFP, LAMP's shares",
@@ -165,13 +165,13 @@ def scoring() -> str:
         [n, *(f"{r['times'][n]['over_floor']:.1f}" for r in result["rows"])] for n in names if n != "floor"
     ]
     floors = ["floor, ms", *(f"{1000 * row['times']['floor']['seconds']:.0f}" for row in result["rows"])]
-    return f"""## Scoring single weights: time over reading each and writing its score
+    return f"""## Scoring single weights: time relative to copying them
 
-`python benchmarks/weight_scores.py`; the floor is a fresh float32 copy of every weight, medians of
+`python benchmarks/weight_scores.py`; the floor is the time of a fresh float32 copy of every weight, medians of
 {result["setup"]["rounds"]} interleaved rounds, {result["setup"]["threads"]} threads, load before
-{result["machine"]["load_before"]:.1f}. The goal was 3: the stack of 300 M is near it, the small network is not, whose
-weights stay in the cache; a pass in order scores every layer again and chooses on the way. The time of fresh memory, a
-part of the floor, varies from run to run by a factor of ten.
+{result["machine"]["load_before"]:.1f}. The goal was 3: the transformer of 300 M is near it; the small network is not,
+because its weights stay in the cache. A pass in order scores every layer again and selects at each step. The time to
+allocate memory, a part of the floor, varies between runs by a factor of ten.
 
 {table(head, [floors, *lines])}
 """
@@ -193,9 +193,12 @@ def zeros() -> str:
     ]
     return f"""## What zeros gain in time
 
-How many times as fast as the dense network in the same program (CSR: as torch), {result["setup"]["threads"]} threads,
-load before {result["load_before"]:.1f} (`python benchmarks/zeros.py`, medians; no unit was removed). Short
-calls on a shared machine: what does not grow with the zeros is chance.
+The speed relative to the dense network in the same program (CSR: relative to torch), {
+        result["setup"]["threads"]
+    } threads,
+load before {
+        result["load_before"]:.1f} (`python benchmarks/zeros.py`, medians; no unit was removed). These are
+short calls on a shared machine: a gain that does not grow with the zeros is chance.
 
 {table(head, lines)}
 """
@@ -206,7 +209,7 @@ def patterns() -> str:
     names = [name for name in result["rows"][0]["times"] if name != "floor"]
     head = ["", *(f"{row['network']}, {row['dtype']}" for row in result["rows"])]
     lines = [[n, *(f"{r['times'][n]['over_floor']:.1f}" for r in result["rows"])] for n in names]
-    return f"""## Choosing weights by pattern: time over the floor
+    return f"""## Selecting weights by pattern: time relative to the same copy
 
 `python benchmarks/patterns.py`; the same floor, medians of {result["setup"]["rounds"]} interleaved rounds,
 {result["setup"]["threads"]} threads, load before {result["machine"]["load_before"]:.1f}.
@@ -218,7 +221,7 @@ def patterns() -> str:
 DHP_ARMS = {
     "dhp": "dhp",
     "dhp-all": "dhp, pressure on all latents",
-    "dhp-random": "dhp, but lots say which units go",
+    "dhp-random": "dhp, but random units are removed",
     "dhp-scratch": "dhp, from scratch",
     "dhp-paper": "dhp, as in the paper, from scratch",
     "taylor": "taylor",
@@ -241,37 +244,37 @@ def dhp() -> str:
         for arm, words in DHP_ARMS.items()
         if (row := rows.get(arm))
     ]
-    head = ["", "before removal", "after", "norms renewed", "recovered", "AUC", "multiply-adds"]
+    head = ["", "before removal", "after", "norms recalibrated", "recovered", "AUC", "multiply-adds"]
     return f"""## DHP
 
 ResNet-20, CIFAR-10 (JPEG), {setup["budget"]}, widths in multiples of {setup["round_to"]}, one seed
 (`python benchmarks/dhp.py`). The base has {100 * base["recovered"]:.1f} %. Every arm has
-{setup["search_epochs"]} + {setup["epochs"]} epochs: searching and recovering, or recovering all the time. Accuracy
-in % on the test set, which no choice was made on, before units go, right after, with norm statistics renewed, and after
-recovery (last epoch). AUC: how well the sizes of the first latents foretell which units stay; 0.5 where all begin
-equal.
+{setup["search_epochs"]} + {setup["epochs"]} epochs: search and recovery, or recovery throughout. Accuracy
+in % on the test set, on which no choice was made: before units are removed, right after, with norm statistics
+recalibrated, and after recovery (last epoch). AUC: how well the initial sizes of the latents predict which units stay;
+0.5 where all start equal.
 
 {table(head, lines)}
 
 {DHP_READING}
 ### What latents add to a training step
 
-`python benchmarks/dhp_overhead.py [--threads 1 --networks resnet20]`: time over that of the plain network, side by
-side, {in_turn(read("dhp_overhead")["setup"])}, batch 128. `plain again` is the noise.
-The whole search, of an epoch to half the multiply-adds, cuts units out as it goes; it counts what is left two hundred
-times at most, however long it is, so a longer one costs less.
+`python benchmarks/dhp_overhead.py [--threads 1 --networks resnet20]`: time relative to the plain network, interleaved,
+{describe_setup(read("dhp_overhead")["setup"])}, batch size 128. `plain again` shows the noise.
+The whole search, one epoch to half the multiply-adds, removes units on the way; it counts the remaining units at most
+two hundred times, however long it is, so a longer search costs less per step.
 
 {overhead("dhp_overhead", OVERHEAD)}
 
-The goal was 2 % for a step. On ResNet-20 other programs on the machine hide whether it is met (0 % with two threads,
-3.5 % with one); on ResNet-56 it is missed: latents add about 5 %. The search takes less than plain training, but for
-ResNet-20 on two threads, where it takes as long, for half the multiply-adds of so narrow a network still take most of
+The goal was 2 % per step. On ResNet-20 other programs on the machine hide whether it is met (0 % with two threads,
+3.5 % with one); on ResNet-56 it is missed: latents add about 5 %. The search takes less time than plain training, but
+for ResNet-20 on two threads it takes as long: half the multiply-adds of so narrow a network still take most of
 the time.
 """
 
 
 def overhead(name: str, words: dict[str, str]) -> str:
-    """Of each network, on two threads and on one: the ratios of what `words` has to what it is compared with."""
+    """The table of each network's ratios to what it is compared with, on two threads and on one; `words`: columns."""
     lines = [
         [network, str(result["setup"]["threads"]), *(spread(found[label], 3) for label in words)]
         for result in (read(name), read(f"{name}_1thread"))
@@ -281,13 +284,13 @@ def overhead(name: str, words: dict[str, str]) -> str:
 
 
 def spread(row: dict, digits: int = 2) -> str:
-    """A ratio by the clock, and how far it went apart between processes."""
+    """A ratio of wall-clock time, and its lowest and highest value over processes."""
     middle, least, most = (f"{row[key]:.{digits}f}" for key in ("wall_ratio", "least", "most"))
     return middle if least == most else f"{middle} ({least} to {most})"
 
 
-def in_turn(setup: dict) -> str:
-    """How ratios were taken; see timed.py."""
+def describe_setup(setup: dict) -> str:
+    """State how ratios were measured; see timed.py."""
     return f"medians of {setup['processes']} processes (least to most) of {setup['rounds']} rounds each"
 
 
@@ -316,8 +319,8 @@ def latency() -> str:
     return f"""## Milliseconds as a budget
 
 `python benchmarks/latency.py`: tables of operators, a prediction fitted to whole random sub-networks, R2 and worst
-error on others; then `select` for each limit, a share of the original's time, by L2 scores: what was predicted, what
-was measured in turns with the original when it was kept, and measured again after. One picture,
+error on others; then `select` for each limit, a share of the original's time, by L2 scores: the predicted share, the
+share measured in turns with the original when the budget was met, and the share measured again afterwards. One image,
 {result["setup"]["threads"]} thread, {result["machine"]["device"]}, load before {result["load_before"]:.1f}.
 
 {table(head, rows)}
@@ -359,9 +362,9 @@ def metapruning() -> str:
         for arm, words in META_ARMS.items()
         for row in of[arm]
     ]
-    head = ["", "seed", "training, s", "search, s", "networks (dropped)", "pictures"]
+    head = ["", "seed", "training, s", "search, s", "networks (dropped)", "images"]
     head += ["search: winner", "uniform", "confirmed: winner", "uniform"]
-    head += ["norms renewed", "recovered", "multiply-adds, %"]
+    head += ["norms recalibrated", "recovered", "multiply-adds, %"]
     truth = {row["number"]: row["recovered"] for row in result["rows"] if row["arm"] == "truths"}
     values = {name: [row["scores"].get(name, row.get(name)) for row in of["drawn"]] for name in META_SCORES}
     known = [index for index, row in enumerate(of["drawn"]) if row["number"] in truth]
@@ -378,22 +381,32 @@ def metapruning() -> str:
     return f"""## MetaPruning
 
 ResNet-20, CIFAR-10 (JPEG), {setup["budget"]}, widths in multiples of {setup["round_to"]}
-(`python benchmarks/metapruning.py`). Widths alone are compared: every arm ends as the base's own units, Taylor's best
-of each axis, at the widths it found, with {setup["epochs"]} epochs of recovery, taught by the base, which has
-{100 * of["base"][0]["recovered"]:.1f} %. Searches look at {setup["generations"]} x {setup["population"]} networks with
-{setup["calibration"]} pictures for the norms and {setup["images"]} for the score; the paper looks at 1000 networks
-with 150,000. Shared weights were trained on for {epochs["shared"]} epoch of sandwiches, alone and with what a
-hypernetwork adds; the paper's hypernetwork for {epochs["hypernet"]} epochs from scratch, one random network a step
-(the paper: a quarter of a training). Scores, in %, of the winner and the uniform network are on the pictures searched
-on and on those kept to confirm, each with the search's own weights, so columns are not to be compared down. Norms
-renewed and recovered (last epoch): accuracy in % on the test set, which no choice was made on. Pictures: forward
-passes of the search. Seconds are of a processor, one thread, on a machine that did other work.
+(`python benchmarks/metapruning.py`). Only widths are compared: every arm ends with the base's own units, the best of
+each axis by Taylor scores, at the widths that it found, with {
+        setup["epochs"]
+    } epochs of recovery; the teacher is the
+base, which has {100 * of["base"][0]["recovered"]:.1f} %. Searches evaluate {setup["generations"]} x {
+        setup["population"]
+    } networks with
+{setup["calibration"]} images to calibrate norms and {
+        setup["images"]
+    } for the score; the paper evaluates 1000 networks
+with 150,000. Shared weights were trained for {epochs["shared"]} epoch by the sandwich rule, alone and with a
+hypernetwork's addition; the paper's hypernetwork for {
+        epochs["hypernet"]
+    } epochs from scratch, one random network per
+step (the paper: a quarter of a training). Scores, in %, of the winner and the uniform network are on the images of the
+search and on those of the confirmation, with each search's own weights, so these columns do not compare searches.
+Norms recalibrated and recovered (last epoch): accuracy in % on the test set, on which no choice was made. Images:
+forward passes of the search. Seconds are processor time, one thread, on a shared machine.
 
 {table(head, lines)}
 
 {milliseconds(of["milliseconds"][0], setup["latency"])}
-How far scores agree: Kendall's tau over {len(of["drawn"])} random networks at the budget, with the parameters and
-multiply-adds as controls; last column: with the accuracy on test after an epoch of recovery, {len(known)} of them.
+Agreement of scores: Kendall's tau over {len(of["drawn"])} random networks at the budget, with parameters and
+multiply-adds as controls; last column: with the test accuracy after one epoch of recovery, for {
+        len(known)
+    } of them.
 
 {table(["", *META_SCORES.values(), "recovered"], agreement)}
 
@@ -402,7 +415,7 @@ multiply-adds as controls; last column: with the accuracy on test after an epoch
 
 
 def searching(row: dict) -> list[str]:
-    """What a search cost and said, if there was one."""
+    """The cells for a search's cost and scores; empty if there was no search."""
     if "networks" not in row:
         return [""] * 8
     seconds = row["processor_seconds"]
@@ -423,9 +436,9 @@ def tau(a: list[float], b: list[float]) -> float:
 def milliseconds(row: dict, limit: float) -> str:
     found = row["figures"]
     shares = [found[key] / found["original_ms"] for key in ("predicted_ms", "measured_ms")]
-    return f"""Milliseconds: at most {limit} of the base's {found["original_ms"]:.2f} ms were asked for, one picture in
-torch. The winner was predicted to take {shares[0]:.3f} of it, measured at {shares[1]:.3f} when it was chosen, and,
-measured again in a race of its own, at {row["again"]:.3f}; {found["measured"]} networks were measured.
+    return f"""Milliseconds: the budget was {limit} of the base's {found["original_ms"]:.2f} ms, for one image in
+torch. The winner was predicted to take {shares[0]:.3f} of it, was measured at {shares[1]:.3f} when it was chosen, and
+at {row["again"]:.3f} when only it and the base were measured again; {found["measured"]} networks were measured.
 """
 
 
@@ -433,35 +446,43 @@ def search_speed() -> str:
     result = read("search_speed")
     candidate, search, setup = result["candidate"], result["search"], result["setup"]
     ways = {
-        "inherit": "with the weights of the base",
-        "hypernet": "with a PruningNet's",
-        "original": "in the original's way",
+        "inherit": "with the base's weights",
+        "hypernet": "with a PruningNet's weights",
+        "original": "as in the original",
     }
     lines = [[words, f"{candidate['to_passes'][key]['wall']:.2f}"] for key, words in ways.items()]
-    return f"""### What a search costs beside its passes
+    return f"""### The cost of a search beside its forward passes
 
 `python benchmarks/search_speed.py`, {setup["threads"]} threads, medians of {
         setup["networks"]
-    } networks tried in turn in
-all ways: {setup["calibration"]} pictures to renew norms, {
+    } networks evaluated in turn in
+all ways: {setup["calibration"]} images to calibrate norms, {
         setup["images"]
-    } to score; the original makes all weights anew
-for each batch and renews norms on {setup["original"]}.
+    } to score; the original generates all weights
+again for each batch and calibrates norms on {setup["original"]}.
 
-{table(["a network made, renewed and scored", "over the passes alone, through the small network"], lines)}
+{
+        table(
+            [
+                "making, calibrating and scoring a network",
+                "time relative to the small network's passes alone",
+            ],
+            lines,
+        )
+    }
 
 The original's way takes {
         candidate["original_to_ours"]["wall"]:.1f} times as long as ours with the same PruningNet, and
 {
         search[
             "original_to_search"
-        ]:.1f} times as long as a network takes in a whole search, where those that fall behind are
+        ]:.1f} times as long as a network takes in a whole search, where networks that fall behind are
 dropped early ({search["dropped"]} of {
         search["networks"]
-    } here). The goal was ten times: most of what is saved is pictures
-for the norms, and with 50,000 pictures to score, as in the paper, that is less. Of that search's time
+    } here). The goal was ten times: most of the saving is images for
+the norms, and with 50,000 images to score, as in the paper, the saving is smaller. Of that search's time
 {100 * search["outside_of_calls"]["wall"]:.1f} % were spent outside of calls of networks. Costs: {
-        result["queries_a_second"]:,.0f} width vectors a second.
+        result["queries_a_second"]:,.0f} width vectors per second.
 """
 
 
@@ -470,27 +491,27 @@ PASS_ARMS = {
     "pass-no-prompt": "pass, no prompt",
     "pass-not-recurrent": "pass, every axis read alone",
     "pass-product": "pass, masks on both sides",
-    "pass-random-init": "pass, scores begin at random",
+    "pass-random-init": "pass, random initial scores",
     "pass-per-axis": "pass, equal shares of every axis",
     "l1": "L1",
-    "l1-longer": "L1, recovered for the steps of the search, too",
-    "bn-scale": "scales of norms",
+    "l1-longer": "L1, recovered for the search's steps as well",
+    "bn-scale": "norms' scales",
     "taylor": "taylor",
     "uniform": "uniform widths, L2",
-    "random": "uniform widths, units by lot",
+    "random": "uniform widths, random units",
 }
 TRANSFERS = {
     "own": "pass, its own search",
     "structure": "the structure found on the other half",
     "hypernetwork": "the hypernetwork learned on the other half, no search",
-    "hypernetwork-tuned": "the same, a sixth of a search",
+    "hypernetwork-tuned": "the same, with a sixth of a search",
     "l1": "L1",
 }
 PASS_OVERHEAD = {
     "masked again": "masked again",
     "step": "a step of the search",
     "no prompt": "without a prompt",
-    "selection": "selection, of a step",
+    "selection": "selection, share of a step",
 }
 
 
@@ -508,74 +529,78 @@ def passing() -> str:
     seconds = min(row["search_seconds"] for row in rows if "search_seconds" in row and "budget" in row)
     moved = {row["transfer"]: row for row in rows if "transfer" in row and row["seed"] == 0}
     there = [[words, *accuracies(moved.get(name))] for name, words in TRANSFERS.items() if name in moved]
-    stages = ("cut", "norms renewed", "recovered")
+    stages = ("cut", "norms recalibrated", "recovered")
     head = ["", *(f"{budget}: {stage}" for budget in budgets for stage in stages)]
     half = f"{100 * next(iter(moved.values()))['base']:.1f}" if moved else ""
     return f"""## PASS
 
 ResNet-20, CIFAR-10 (JPEG), widths in multiples of {setup["round_to"]}, one seed (`python benchmarks/pass.py`). The
-base has {100 * base["recovered"]:.1f} %. All arms have {setup["epochs"]} epoch of recovery, taught by the base; those
-of pass {setup["steps"]} steps of search before it ({seconds:.0f} s on one thread where least else ran). Accuracy in %
-on the test set, which no choice was made on, after the cut, with norms renewed, and after recovery (last epoch).
+base has {100 * base["recovered"]:.1f} %. All arms have {setup["epochs"]} epoch of recovery with the base as teacher;
+those of pass have {setup["steps"]} steps of search before it ({seconds:.0f} s on one thread, the fastest of all
+searches). Accuracy in % on the test set, on which no choice was made: after the cut, with norms recalibrated, and after
+recovery (last epoch).
 
 {table(head, lines)}
 
-From one half of the classes to the other, {budgets[0]}; the network tuned to the other half has {half} %:
+Transfer from one half of the classes to the other, {budgets[0]}; the network fine-tuned on the other half has {half} %:
 
 {table(["", *stages], there)}
 
 {PASS_READING}
-### What a step of the search costs
+### The cost of a step of the search
 
-`python benchmarks/pass_overhead.py [--threads 1 --networks resnet20]`: time over that of forward and backward through
-the masked network, side by side, {in_turn(read("pass_overhead")["setup"])}, batch 128; the goal
-was 1.10. Selection is from scores to exact masks; the goal was 0.05 of a step.
+`python benchmarks/pass_overhead.py [--threads 1 --networks resnet20]`: time relative to forward and backward through
+the masked network, interleaved, {describe_setup(read("pass_overhead")["setup"])},
+batch size 128; the goal was 1.10. Selection is the step from scores to exact masks; the goal was 0.05 of a step.
 
 {overhead("pass_overhead", PASS_OVERHEAD)}
 """
 
 
 def accuracies(row: dict | None) -> list[str]:
-    """After the cut, with norms renewed, after recovery."""
+    """The cells for accuracy after the cut, with norms recalibrated, and after recovery."""
     return [f"{100 * row[key]:.1f}" for key in ("after", "renewed", "recovered")] if row else [""] * 3
 
 
-PASS_READING = """A figure has a standard deviation of about 0.4 by the test set alone, and a search made again after a
-change of rounding may differ by as much. What we read in it:
+PASS_READING = """The standard deviation of a figure is about 0.4 from the test set alone, and a search repeated after a
+change of rounding may differ by as much. Our conclusions:
 
-- As they are cut, norms renewed, the networks that pass finds are better than L1's: by 7 points at half the
+- After the cut, with norms recalibrated, the networks that pass finds are better than L1's: by 7 points at half the
   multiply-adds, by 14 at a quarter, after 300 steps in which no weight of the network changed. Taylor scores, without
-  a search, come further at a half and as far at a quarter.
-- Once recovered they are not: 84.5 % against 84.7 (L1), 85.1 (Taylor) and 84.0 (uniform widths) at a half, 78.0 against
+  a search, are better still at a half and equal at a quarter.
+- After recovery they are not: 84.5 % against 84.7 (L1), 85.1 (Taylor) and 84.0 (uniform widths) at a half, 78.0 against
   77.5, 79.9 and 78.1 at a quarter. The paper claims 1 to 3 points over its baselines at equal cost; we do not find
   them. With as many steps as pass spends on its search, L1 is 1.1 and 1.6 points ahead of it.
 - The prompt and the recurrence make no difference that one seed could show: without a prompt 83.7 and 79.2 %, with
   every axis read alone 83.9 and 77.6 %.
-- What the specification decided against the formula's letter holds: masks on both sides find networks that are 11 to 12
-  points worse as they are cut, and 1 once recovered. A beginning at random costs 0.4 and 4.2.
-- What is carried over from the other half of the classes is worse than what is done on the spot: the structure by 1.9
-  points, the hypernetwork by 1.5, with a short search by 1.3; L1, which needs neither, by 0.1.
-- So take Taylor scores first; pass is there to be built upon.
+- Our departure from the formula, masks on one side only, is confirmed: masks on both sides find networks that are 11
+  to 12 points worse after the cut, and 1 after recovery. Random initial scores cost 0.4 and 4.2.
+- Transfer from the other half of the classes is worse than pass's own search: the structure by 1.9 points, the
+  hypernetwork by 1.5, with a short search by 1.3; L1, which needs neither, by 0.1.
+- So try Taylor scores first; pass is a basis for further work.
 """
 
 
-META_READING = """What we read in it, at 70 networks a search and two epochs of recovery:
+META_READING = """Our conclusions, at 70 networks per search and two epochs of recovery:
 
-- The search finds networks that are better as they are: with the base's weights 7 to 9 points above the uniform one on
-  the pictures searched on, as much on those that confirm and on test. Recovery evens that out: uniform widths end at
-  84.9 %, and so does every evolution, within 0.1. Random search is 0.8 above and L1 0.5 below; a figure has a standard
-  deviation of 0.35 by the test set alone. We cannot say that any of them beats uniform widths here.
-- The hypernetwork does not earn its keep. Added to shared weights and trained like them it raises all scores, that of
-  the uniform network more than that of the winner, ranks networks as shared weights do (tau 0.88), and its winner
-  recovers to the same. The paper's own took longer to train than any other, and its search came back with the uniform
-  network. It had 4 epochs; the 25 that the paper's rule gives were not tried.
-- Shared weights may foretell recovery a little better than the base's own (the networks are too few to be sure), for
-  50 times the preparation, and the network they chose ends the same. So `weights=inherit` is the default.
-- Scores do foretell recovery among random networks, which lie 3 points apart after an epoch; multiply-adds and
-  parameters foretell little. It is among the best, where searches end, that differences are too small to survive it.
-- Evolution does not beat random search at so few networks (the paper looks at 1000).
-- The budget of milliseconds holds as measured, with room to spare: what the uniform network corrected was too cautious
-  for the winner. It leaves a quarter of the multiply-adds: much of this network's time does not shrink with them.
+- The search finds networks that are better before recovery: with the base's weights 7 to 9 points above the uniform
+  network on the images of the search, and as much on those of the confirmation and on test. Recovery removes the
+  difference: uniform widths end at 84.9 %, and so does every evolution, within 0.1. Random search is 0.8 above and L1
+  0.5 below; the standard deviation of a figure is 0.35 from the test set alone. We cannot say that any of them beats
+  uniform widths here.
+- The hypernetwork is not worth its cost. Added to shared weights and trained with them, it raises all scores, the
+  uniform network's more than the winner's, ranks networks as shared weights do (tau 0.88), and its winner recovers to
+  the same accuracy. The paper's own hypernetwork took longer to train than any other, and its search returned the
+  uniform network. It had 4 epochs; the 25 of the paper's rule were not tried.
+- Shared weights may predict recovery a little better than the base's own (the networks are too few to be sure), for
+  50 times the preparation, and the network that they chose ends equal. So `weights=inherit` is the default.
+- Scores do predict recovery among random networks, which differ by 3 points after an epoch; multiply-adds and
+  parameters predict little. Among the best networks, where searches end, the differences are too small to survive
+  recovery.
+- Evolution does not beat random search with this few networks (the paper evaluates 1000).
+- The budget of milliseconds is met as measured, with a margin: the correction by the uniform network was too cautious
+  for the winner. It leaves a quarter of the multiply-adds, because much of this network's time does not shrink with
+  them.
 """
 
 
@@ -585,20 +610,20 @@ OVERHEAD = {
     "paper": "the paper's hypernetwork",
     "whole search": "the whole search",
 }
-DHP_READING = """One seed; differences of half a point are noise. What we read in it:
+DHP_READING = """One seed; differences of half a point are noise. Our conclusions:
 
-- After recovery dhp, taylor, L1 and uniform widths are level (86.1 to 86.8 %): where recovery is long enough for what
-  was cut, the choice of units hardly shows on so small a network. What dhp gains is before: its network is at 84 % when
-  units go, and their removal changes nothing, where cut networks fall to 10 to 22 %.
-- The choice does count: with lots instead of what the loss feels, the same search ends 1.7 points lower.
-- The threshold on all latents alike, as in the paper, loses 1.3 points to our pressure on those that the loss feels
-  least. Where it begins says where it ends: the first sizes of latents foretell who stays with an AUC of 0.93; in the
-  paper's mode, where they are drawn by lot, with 0.99. There the draw chooses the units, not the data.
-- In the paper's mode removal costs 32 points (67.4 to 34.9 %), for the bias of the hypernetwork leaves something in
-  every removed unit, and because the search stops near the budget: 60 units in use had to go. Four epochs from scratch
-  are too few for either of the two that start there; they are to be compared with each other.
-- Norm statistics have to be renewed on pictures changed as in training: on pictures as they are, renewing alone costs
-  the untouched base 3.6 points.
+- After recovery dhp, taylor, L1 and uniform widths are equal (86.1 to 86.8 %): if recovery is long enough for what was
+  cut, the choice of units hardly matters on so small a network. The gain of dhp is before recovery: its network is at
+  84 % when units are removed, and their removal changes nothing, where cut networks fall to 10 to 22 %.
+- The choice does matter: with random units instead of the loss's sensitivity, the same search ends 1.7 points lower.
+- The threshold on all latents alike, as in the paper, loses 1.3 points to our pressure on the latents to which the loss
+  is least sensitive. The initial sizes of the latents predict which units stay, with an AUC of 0.93; in the paper's
+  mode, where they are random, of 0.99: there the initialisation selects the units, not the data.
+- In the paper's mode removal costs 32 points (67.4 to 34.9 %), because the hypernetwork's bias leaves something in
+  every removed unit, and because the search stops near the budget: 60 units in use had to be removed. Four epochs are
+  too few for either of the two arms from scratch; compare them with each other.
+- Norm statistics must be recalibrated on images augmented as in training: on images without augmentation,
+  recalibration alone costs the unpruned base 3.6 points.
 """
 
 
@@ -614,20 +639,20 @@ def single_weights() -> str:
     return "\n".join(parts)
 
 
-READING = """Scores and shares are chosen independently: the first arms keep the papers' shares of each layer,
-the last let LAMP spread the zeros. One-shot, retrained with the masks held; schedules are a fraction of the papers'
-(which train for 20,000 to 50,000 steps on either side), so columns are to be compared, not set against the papers'
-tables. What we read in them:
+READING = """Scores and shares are chosen independently: the first arms use the papers' shares of each layer,
+the last use LAMP's. Pruning is one-shot, and retraining holds the masks; schedules are a fraction of the papers'
+(which train for 20,000 to 50,000 steps before and after), so compare the columns with each other, not with the papers'
+tables. Our conclusions:
 
-- The paper's claim holds on its fully connected network, and grows as it says: at 1.63 % survivors lookahead and
-  magnitude are within the spread of each other, at 0.43 % lookahead has little more than half of magnitude's errors,
-  and below that the gap is 20 points and more, far beyond the spread over seeds.
-- Pruning in order (each layer seeing what is left of the one before it) helps most at the extreme, by about 20 points
-  at 0.12 %; on Conv-6 by about 2. Weighting by activity, which looks at 960 pictures, is best at every share.
-- Neither neighbour alone does it: what reads a weight (LFP) is worth a little more than what feeds it (LBP).
+- The paper's claim holds on its fully connected network, and the gain grows as it says: at 1.63 % survivors lookahead
+  and magnitude are within the spread of each other, at 0.43 % lookahead has little more than half of magnitude's
+  errors, and below that the gap is 20 points and more, far beyond the spread over seeds.
+- Pruning in order (each layer scored with what is left of the layer before it) helps most at the extreme, by about 20
+  points at 0.12 %; on Conv-6 by about 2. Weighting by activity, which uses 960 images, is best at every share.
+- Neither neighbour alone suffices: the layer after (LFP) is worth a little more than the layer before (LBP).
 - LAMP's shares change nothing on the fully connected network, whose layers are alike. On Conv-6 they are worth more
   than any score: about 20 points at 3.62 % survivors, where one epoch of retraining leaves all arms far from the
-  dense network; lookahead is 3 points ahead of magnitude under both ways to share. One seed.
+  dense network; lookahead is 3 points ahead of magnitude with both kinds of shares. One seed.
 - So the defaults of `--method lookahead` are lookahead and LAMP. Networks with batch norm were not tried.
 """
 

@@ -1,4 +1,4 @@
-"""`python -m prunus` is the command line."""
+"""`python -m prunus` runs the command line."""
 
 import sys
 

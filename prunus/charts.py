@@ -1,8 +1,8 @@
-"""What a method draws of its own search, as plain data: report.html shows it.
+"""Charts of a method's search, as plain data that report.html shows.
 
-A method gives charts in Pruned.charts, a run keeps them in result.json, and the report draws them from there. Numbers
-may be Python's, numpy's or tensors; None and NaN are gaps. A chart that does not fit together is a fault of the
-method that made it and raises ValueError. A few thousand points make a page that still opens at once; thin out more.
+A method returns charts in `Pruned.charts`, a run stores them in result.json, and the report draws them from there.
+Numbers may be Python's, numpy's or tensors; None and NaN are gaps. A chart whose parts do not fit together is an error
+of the method that made it and raises ValueError. A page with a few thousand points opens at once; thin out more.
 """
 
 import base64
@@ -14,13 +14,18 @@ from typing import Any
 
 Line = Sequence[tuple[float, float | None]]  # (x, y), in order of x
 
-DIGITS = 6  # of numbers in JSON, enough for any picture
-PNG = b"\x89PNG\r\n\x1a\n"  # what every PNG file begins with
+DIGITS = 6  # significant digits of numbers in JSON, enough for any chart
+PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of every PNG file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """What all have: a title, and under the picture a note of one or two sentences that says how to read it."""
+    """The base of all charts.
+
+    Args:
+        title: The heading.
+        note: One or two sentences under the chart that say how to read it.
+    """
 
     title: str
     note: str
@@ -28,11 +33,15 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True)
 class Lines(Chart):
-    """Quantities that change, such as with the steps of a training.
+    """Quantities that change, for example over the steps of a training.
 
-    series: name -> line. references: name -> line, dashed: a plan, a target, a threshold. thin: many lines of a kind,
-    such as of every kept unit and of every removed one: kind -> its lines, in one colour, named once. log_y: what is
-    not above 0 drops out of sight then.
+    Args:
+        x_label: The quantity along x.
+        y_label: The quantity along y.
+        series: Lines by name, each (x, y) in order of x.
+        references: Dashed lines by name: a plan, a target, a threshold.
+        thin: Many lines of one kind, such as every kept unit: kind -> lines, in one colour, named once.
+        log_y: Whether y is logarithmic; values that are not above 0 are then not shown.
     """
 
     x_label: str
@@ -45,10 +54,18 @@ class Lines(Chart):
 
 @dataclass(frozen=True, kw_only=True)
 class Heat(Chart):
-    """A number for each row and each x as a colour, such as every layer's width over time.
+    """A colour for each row and each x, for example every layer's width over time.
 
-    values: (rows, x). middle: the number at which the colour changes from one hue to another; without it there is one
-    hue, which starts at 0 unless a value is negative.
+    Args:
+        rows: The rows' names, from the top.
+        x: The positions along x.
+        x_label: The quantity along x.
+        values: The numbers shown as colours, (rows, x).
+        value_label: The quantity that the colours show.
+        middle: The value at which one hue changes to another; None: one hue, from 0 unless a value is negative.
+
+    Raises:
+        ValueError: `values` is not (rows, x).
     """
 
     rows: Sequence[str]
@@ -68,9 +85,13 @@ class Heat(Chart):
 
 @dataclass(frozen=True, kw_only=True)
 class Points(Chart):
-    """One point for each thing tried, such as its score against its cost.
+    """One point for each candidate, for example its score against its cost.
 
-    groups: name -> (x, y, text shown beside the pointer). front: a line, such as through the best for each cost.
+    Args:
+        x_label: The quantity along x.
+        y_label: The quantity along y.
+        groups: Points by group name, each (x, y, text shown beside the pointer).
+        front: A line, for example through the best score at each cost.
     """
 
     x_label: str
@@ -81,7 +102,16 @@ class Points(Chart):
 
 @dataclass(frozen=True, kw_only=True)
 class Bars(Chart):
-    """Some numbers for each label, side by side, such as two networks' widths. series: name -> one value a label."""
+    """Bars side by side for each label, for example the widths of two networks.
+
+    Args:
+        labels: The groups of bars.
+        value_label: The quantity that the bars show.
+        series: Values by name, one for each label.
+
+    Raises:
+        ValueError: A series has another number of values than there are labels.
+    """
 
     labels: Sequence[str]
     value_label: str
@@ -97,23 +127,39 @@ class Bars(Chart):
 
 @dataclass(frozen=True, kw_only=True)
 class Picture(Chart):
-    """A picture as it is, such as a visual prompt. png: a PNG file's bytes; small ones are shown enlarged."""
+    """An image, for example a visual prompt. (Not called Image, because its kind "picture" is stored in result.json.)
+
+    Args:
+        png: The bytes of a PNG file; small images are shown enlarged.
+
+    Raises:
+        ValueError: `png` does not begin as a PNG file does.
+    """
 
     png: bytes
 
     def __post_init__(self) -> None:
         if not self.png.startswith(PNG):
-            raise ValueError(f"picture {self.title!r} should be the bytes of a PNG file.")
+            raise ValueError(
+                f"picture {self.title!r} should be the bytes of a PNG file, but begins with {self.png[:8]!r}."
+            )
 
 
-def plain(chart: Chart) -> dict:
-    """The chart as JSON: its fields, and its class in small letters as "kind"."""
+def to_json(chart: Chart) -> dict:
+    """Convert a chart to JSON.
+
+    Args:
+        chart: Any of the charts above.
+
+    Returns:
+        Its fields, and its class's name in small letters as "kind".
+    """
     values = {each.name: _json(getattr(chart, each.name)) for each in dataclasses.fields(chart)}
     return {"kind": type(chart).__name__.lower(), **values}
 
 
 def _json(value: Any) -> object:
-    if hasattr(value, "tolist"):  # an array or a tensor, or one number of such
+    if hasattr(value, "tolist"):  # an array, a tensor, or a numpy scalar
         value = value.tolist()
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")

@@ -1,4 +1,4 @@
-"""What can go wrong, as a tree:
+"""The tree of errors:
 
 PrunusError                     anything Prunus raises on purpose
 ├── UserError (ValueError)      something given to Prunus is wrong; the command line exits with 2
@@ -44,7 +44,16 @@ class TrainingError(PrunusError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name nobody knows: the nearest names first, then all of them."""
+    """Make the error for an unknown name: the message suggests the nearest names, then lists all.
+
+    Args:
+        kind: The kind of thing that was asked for, for example "method".
+        name: The name that was given.
+        known: The names that exist.
+
+    Returns:
+        The error, for the caller to raise.
+    """
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written beside their place, flushed, then renamed."""
+"""Files that are either complete or absent: written to a temporary file beside their path, flushed, then renamed."""
 
 import json
 import os
@@ -13,9 +13,14 @@ from prunus.errors import FileError, PrunusError
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path beside `path`, then rename it to `path`.
+    """Write a file completely or not at all.
 
-    Raises PrunusError (with the cause, a full disk for instance) and leaves nothing half-written.
+    Args:
+        path: The file; its folder is created if absent.
+        write: Writes the contents to the temporary path that it is given.
+
+    Raises:
+        PrunusError: The system refused, for example because the disk is full; nothing is left half-written.
     """
     path = Path(path)
     temporary = None
@@ -32,7 +37,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, safetensors.SafetensorError) as error:
         raise PrunusError(
             f"could not write {path}: {error}. Free some space or choose another folder; "
-            "what stood there before is unchanged."
+            "a file that was there before is unchanged."
         ) from error
     finally:
         if temporary is not None:
@@ -40,35 +45,74 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON, atomically."""
+    """Write `value` as indented JSON, atomically.
+
+    Args:
+        path: The file.
+        value: Plain JSON; NaN and infinity are refused with ValueError.
+
+    Raises:
+        PrunusError: As for `write_atomic`.
+    """
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
     write_atomic(path, lambda temporary: temporary.write_text(text))
 
 
 def read_json(path: Path) -> dict:
-    """Read a JSON object. Raises FileError naming the file and what is wrong with it."""
+    """Read a JSON object.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The object as a dict.
+
+    Raises:
+        FileError: The file is missing, is not JSON, or holds something other than an object.
+    """
     try:
         value = json.loads(Path(path).read_text())
     except FileNotFoundError as error:
         raise FileError(f"{path} does not exist.") from error
     except (OSError, ValueError) as error:
-        raise FileError(f"{path} is not readable as JSON ({error}); make it anew.") from error
+        raise FileError(f"{path} is not readable as JSON ({error}); write it again.") from error
     if not isinstance(value, dict):
         raise FileError(f"{path} should hold a JSON object, but holds a {type(value).__name__}.")
     return value
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict | None = None) -> None:
-    """Write tensors as safetensors, atomically. Tensors that share memory must be given once."""
+    """Write tensors as safetensors, atomically.
+
+    Args:
+        path: The file.
+        tensors: Tensors by name; those that share memory must be given once.
+        metadata: Text by name, for the file's header.
+
+    Raises:
+        PrunusError: As for `write_atomic`.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomic(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file onto the CPU. Raises FileError if it is missing, cut short or damaged."""
+    """Read a safetensors file onto the CPU.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        FileError: The file is missing, truncated or damaged.
+    """
     try:
         return safetensors.torch.load_file(path)
     except FileNotFoundError as error:
         raise FileError(f"{path} does not exist.") from error
     except (OSError, safetensors.SafetensorError) as error:
-        raise FileError(f"{path} is not a whole safetensors file ({error}); make or copy it anew.") from error
+        raise FileError(
+            f"{path} is not a whole safetensors file ({error}); write or copy it again."
+        ) from error

@@ -1,4 +1,4 @@
-"""The versions and the machine with which a figure was made."""
+"""The versions and the machine that produced a figure."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -9,7 +9,11 @@ import prunus
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the libraries that can change a figure."""
+    """Look up the versions of Python and of the libraries that can change a figure.
+
+    Returns:
+        Version by name; libraries that are not installed are left out.
+    """
     found = {"python": platform.python_version(), "prunus": prunus.__version__}
     for name in ("torch", "accelerate", "datasets", "torchvision", "timm", "transformers"):
         try:
@@ -20,7 +24,15 @@ def versions() -> dict[str, str]:
 
 
 def machine(device: torch.device, processes: int) -> dict[str, object]:
-    """What the times were taken on."""
+    """Describe the machine on which a figure was measured.
+
+    Args:
+        device: The device that computed.
+        processes: The number of processes that computed together.
+
+    Returns:
+        System, device, processor, threads and processes, as plain JSON.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "system": platform.platform(),

@@ -1,4 +1,4 @@
-"""What the options of methods have in common: choices are checked, and what would have no effect is refused."""
+"""Checks that the options of all methods share: choices are checked, and options without effect are refused."""
 
 import typing
 from collections.abc import Iterator, Sequence
@@ -12,14 +12,28 @@ if TYPE_CHECKING:
 
 
 def choices(hint: object) -> Iterator[object]:
-    """The values a type hint allows by name: those of its Literals; none for other types."""
+    """List the values that a type hint allows by name.
+
+    Args:
+        hint: A type, or a union of types.
+
+    Returns:
+        The values of its Literals; nothing for other types.
+    """
     for part in (hint, *typing.get_args(hint)):
         if typing.get_origin(part) is typing.Literal:
             yield from typing.get_args(part)
 
 
 def check_choices(config: object) -> None:
-    """Raise UserError, naming the nearest, if a field of a dataclass is none of the words its type lists."""
+    """Check that every field of a dataclass holds one of the words that its type lists.
+
+    Args:
+        config: The options of a method.
+
+    Raises:
+        UserError: A field holds another word; the message suggests the nearest.
+    """
     for name, hint in typing.get_type_hints(type(config)).items():
         value, words = getattr(config, name), list(choices(hint))
         optional = type(None) in typing.get_args(hint)
@@ -27,21 +41,35 @@ def check_choices(config: object) -> None:
             raise unknown(name, str(value), map(str, words))
 
 
-def refuse_idle(config: "DataclassInstance", idle: Sequence[tuple[str, bool, Sequence[str]]]) -> None:
-    """Raise UserError if an option is set that nothing is left to act on.
+def reject_unused(config: "DataclassInstance", rules: Sequence[tuple[str, bool, Sequence[str]]]) -> None:
+    """Check that no option is set that has no effect given the others.
 
-    idle: in words when that is, whether it is so, and which options then have no effect.
+    Args:
+        config: The options of a method, a dataclass.
+        rules: For each rule its condition in words, whether it holds, and the options that then have no effect.
+
+    Raises:
+        UserError: Such an option differs from its default.
     """
-    usual = {field.name: field.default for field in fields(config)}
-    for when, is_so, names in idle:
-        unused = [name for name in names if is_so and getattr(config, name) != usual[name]]
+    defaults = {field.name: field.default for field in fields(config)}
+    for condition, holds, names in rules:
+        unused = [name for name in names if holds and getattr(config, name) != defaults[name]]
         if unused:
-            raise UserError(f"with {when} there is no use for {', '.join(unused)}; leave that out.")
+            raise UserError(f"with {condition} there is no use for {', '.join(unused)}; leave that out.")
 
 
-def nothing_before(method: str, by: str, other: str) -> UserError:
-    """What `at_once` of a Config raises where nothing is known before."""
+def no_preview(method: str, by: str, other: str) -> UserError:
+    """Make the error for a dry run of a method that decides only while it trains or searches.
+
+    Args:
+        method: The method's name.
+        by: The way in which it decides, for example "training".
+        other: What to preview instead.
+
+    Returns:
+        The error, for the caller to raise.
+    """
     return UserError(
-        f"{method} finds what goes by {by}, so there is nothing to show before. See what can go at all with `prunus "
-        f"inspect`, or preview {other}."
+        f"{method} decides by {by} what is removed, so there is nothing to show before. See what can be removed with "
+        f"`prunus inspect`, or preview {other}."
     )

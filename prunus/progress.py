@@ -1,9 +1,9 @@
-"""How far a long stage is, on standard error: a bar with the time left, or lines where there is no terminal.
+"""The progress of a long stage, on standard error: a bar with the time left, or lines where there is no terminal.
 
     with bar("training", total=1000) as step:
         step(1, "loss 0.31")
 
-Library code takes such a function as an argument and uses `silent` when it is given none.
+Library code takes such a function as an argument; the default is `silent`.
 """
 
 import time
@@ -20,13 +20,22 @@ Step = Callable[..., None]  # step(done=1, note="")
 
 @contextmanager
 def silent(label: str, total: int) -> Iterator[Step]:
-    """Shows nothing."""
+    """Show nothing; the arguments and the yielded step are those of `bar`."""
     yield lambda done=1, note="": None
 
 
 @contextmanager
 def bar(label: str, total: int, console: Console | None = None) -> Iterator[Step]:
-    """Show `label` and how much of `total` is done; yields step(done=1, note="")."""
+    """Show the progress of a stage.
+
+    Args:
+        label: The stage's name.
+        total: The number of steps.
+        console: Where to show it; standard error if None.
+
+    Yields:
+        step(done=1, note=""): counts `done` more steps and shows the note.
+    """
     console = console or Console(stderr=True)
     show = live_bar if console.is_terminal else lines
     with show(label, total, console) as step:
@@ -35,7 +44,7 @@ def bar(label: str, total: int, console: Console | None = None) -> Iterator[Step
 
 @contextmanager
 def live_bar(label: str, total: int, console: Console) -> Iterator[Step]:
-    """A bar that is redrawn in place."""
+    """Show a bar that is redrawn in place."""
     columns = "{task.description}", BarColumn(), "{task.percentage:>3.0f} %", TimeRemainingColumn()
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as progress:
         task = progress.add_task(label, total=total, note="")
@@ -44,7 +53,7 @@ def live_bar(label: str, total: int, console: Console) -> Iterator[Step]:
 
 @contextmanager
 def lines(label: str, total: int, console: Console) -> Iterator[Step]:
-    """A line every few seconds, and one at the end."""
+    """Print a line every few seconds, and one at the end."""
     start = shown = time.monotonic()
     seen = 0
 

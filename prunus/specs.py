@@ -9,9 +9,18 @@ from prunus.errors import UserError, unknown
 
 
 def user_object(spec: str, kind: str, known: Iterable[str]) -> Callable:
-    """What "package.module:callable" names, looked for in the working folder too.
+    """Import the callable that a SPEC names; the working folder is searched too.
 
-    kind, known: what is asked for and what might have stood before the colon, for the error's words.
+    Args:
+        spec: "package.module:callable".
+        kind: The kind of thing that was asked for, for the error message.
+        known: The words that may stand before the colon, for the error message.
+
+    Returns:
+        The callable.
+
+    Raises:
+        UserError: The module or the name does not exist, or importing the module failed.
     """
     module, colon, name = spec.partition(":")
     here = str(Path.cwd())
@@ -20,7 +29,7 @@ def user_object(spec: str, kind: str, known: Iterable[str]) -> Callable:
         found = importlib.import_module(module) if colon and module and name else None
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise UserError(f"{spec} cannot be imported: {error}.") from error
+            raise UserError(f"{spec} cannot be imported: {error}. Install or correct it.") from error
         found = None
     finally:
         sys.path.remove(here)

@@ -4,7 +4,7 @@ Its files, in the order in which to read them:
 
     describe    tables for `inspect` and `methods`
     commands    one function per command
-    program     main: exit status, errors in a sentence
+    program     main: exit status, and errors as one sentence
 """
 
 from prunus.cli.program import main

@@ -1,6 +1,6 @@
-"""The command line: prunus demo | run | inspect | methods | compare | report | export | bench.
+"""The commands: prunus demo | run | inspect | methods | compare | report | export | bench.
 
-Exit status: 0 done, 2 something given is wrong (UserError), 1 anything else. A traceback with --debug alone.
+tyro reads each command's options from its parameters, and their help from the docstring.
 """
 
 import os
@@ -24,28 +24,29 @@ from prunus.run import bench as benching
 from prunus.selection import Budget, Sparsity
 from prunus.zoo import load_model
 
-# Of several processes one speaks.
+# Of several processes only the first prints.
 OUT = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")
 
-
-ADVISED = "(default: as the task advises)"
+ADVISED = "(default: the task's recommendation)"
 Whole = Annotated[int | None, arg(metavar="INT", help_behavior_hint=ADVISED)]
 Real = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint=ADVISED)]
 Precision = Annotated[str | None, arg(metavar="bf16|no", help_behavior_hint=ADVISED)]
 Runtime = Annotated[
     str | None, arg(metavar="torch|onnxruntime", help_behavior_hint="(default: torch, with latency_ms)")
 ]
-Size = Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as they are)")]
+Size = Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: their own size)")]
 Multiple = Annotated[
-    int | None, arg(metavar="INT", help_behavior_hint="(default: what is fast on the hardware)")
+    int | None, arg(metavar="INT", help_behavior_hint="(default: multiples that are fast on the hardware)")
 ]
 File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: train from scratch)")]
 Patterns = Annotated[tuple[str, ...], arg(metavar="PATTERN ...", help_behavior_hint="(default: none)")]
 Limit = Annotated[
-    str | None, arg(metavar="COST=LIMIT", help_behavior_hint="(default: macs=0.5 for methods of units)")
+    str | None,
+    arg(metavar="COST=LIMIT", help_behavior_hint="(default: macs=0.5, for methods that remove units)"),
 ]
 Share = Annotated[
-    float | None, arg(metavar="FLOAT", help_behavior_hint="(default: 0.8 for methods of single weights)")
+    float | None,
+    arg(metavar="FLOAT", help_behavior_hint="(default: 0.8, for methods that remove single weights)"),
 ]
 Pairs = Annotated[tuple[str, ...], UseAppendAction, arg(name="set", metavar="NAME=VALUE")]
 
@@ -56,9 +57,9 @@ def demo(
     seed: int = 0,
     resume: bool = False,
 ) -> None:
-    """See everything once, in a minute, without a download: train a small network on scikit-learn's digits,
-    halve its multiply-adds (or set 80 % of its weights to zero, where the method is one of single weights),
-    prove the smaller one, recover it, save and load it.
+    """Try everything once, in a minute, without a download: train a small network on scikit-learn's digits,
+    halve its multiply-adds (or set 80 % of its weights to zero, if the method removes single weights),
+    prove, recover, save and reload the smaller network.
 
     Examples:
       prunus demo
@@ -66,12 +67,12 @@ def demo(
       prunus demo --method lookahead
 
     Args:
-        method: How to choose what goes; `prunus methods` lists them.
-        out: The folder for everything it makes; a new one under runs/ if not given.
-        seed: Of weights, order and choices; the same seed gives the same numbers.
-        resume: Go on with the run that was begun in --out.
+        method: The pruning method; `prunus methods` lists them.
+        out: The folder for the results; a new one under runs/ if not given.
+        seed: The seed of weights, order and random choices; the same seed gives the same numbers.
+        resume: Continue the run that was begun in --out.
     """
-    torch.set_num_threads(1)  # a network this small gains nothing from more, and on a busy machine loses much
+    torch.set_num_threads(1)  # more threads do not help a network this small, and slow it on a busy machine
     out = out or unused_folder(Path("runs/demo"))
     settings, model = Settings(method=method, seed=seed), "zoo:digits_resnet"
     result = prune(model, data="digits", out=out, settings=settings, resume=resume, progress=bar)
@@ -103,7 +104,7 @@ def run(
     options: Pairs = (),
 ) -> None:
     """Make a model smaller: train or fine-tune it, prune it to a budget, prove, recover, test and report.
-    If it was killed, the same command with --resume goes on where it was, to the same numbers.
+    A run that was killed continues with the same command and --resume, and ends in the same numbers.
 
     Examples:
       prunus run --model zoo:resnet20 --data digits --budget macs=0.5 --image-size 32 --out runs/first
@@ -115,29 +116,29 @@ def run(
     Args:
         model: zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG_DIR or package.module:callable.
         data: digits, parquet:DIR, imagefolder:DIR, hub:NAME or package.module:callable.
-        out: The folder for the smaller model, the report and all that is needed to resume.
-        method: How to choose what goes; `prunus methods` lists them.
-        budget: The most that may be left of macs, params, memory_mb or latency_ms: a share (macs=0.5) or a number.
-            Milliseconds of one input are measured here, which takes a minute or two the first time.
-        sparsity: The share of single weights that become zero, in place of a budget. Makes files smaller, seldom
+        out: The folder for the smaller model, the report and everything that resuming needs.
+        method: The pruning method; `prunus methods` lists them.
+        budget: The upper limit on macs, params, memory_mb or latency_ms: a share of the original's (macs=0.5) or a
+            number. Milliseconds of one input are measured here, which takes a minute or two the first time.
+        sparsity: The share of single weights to set to zero, instead of a budget. Zeros make files smaller, seldom
             a model faster: measure it with `prunus bench`.
-        weights: A .safetensors file, or a .pt of tensors, to fine-tune from.
-        seed: Of weights, order and choices; the same seed gives the same numbers on the same CPU.
-        resume: Go on with the run in --out; it must have been begun with the same settings.
+        weights: A .safetensors file, or a .pt file of tensors, to fine-tune from.
+        seed: The seed of weights, order and random choices; the same seed gives the same numbers on the same CPU.
+        resume: Continue the run in --out, which must have been begun with the same settings.
         dry_run: Show what would be removed from the model as it is, and stop; nothing is trained or written. Methods
-            that find it by training or searching have nothing to show.
-        base_epochs: How long the model is trained before pruning; 0 takes the weights as they are.
-        base_lr: Highest learning rate before pruning.
-        epochs: How long the pruned model is trained on.
-        lr: Highest learning rate after pruning.
-        batch_size: Pictures a step, of all processes together.
-        precision: Of training: bf16 (the default where the hardware computes in it) or no (full precision).
-        distill_weight: How much the pruned model learns from the unpruned one, 0 to 1.
-        runtime: In what a budget of latency_ms is measured: torch on the device that trains, or onnxruntime on the
-            processor.
-        image_size: Bring all pictures to this many pixels a side.
-        freeze: Patterns of layers that keep everything, such as 'head*' 'layer4.*'.
-        round_to: Make all widths multiples of this.
+            that decide by training or searching have nothing to show.
+        base_epochs: The number of epochs of training before pruning; 0 uses the weights as they are.
+        base_lr: The highest learning rate before pruning.
+        epochs: The number of epochs of training after pruning.
+        lr: The highest learning rate after pruning.
+        batch_size: The number of images per step, of all processes together.
+        precision: The precision of training: bf16 (the default if the hardware supports it) or no (full precision).
+        distill_weight: The weight of distillation from the unpruned model in the loss, 0 to 1.
+        runtime: The runtime that measures a budget of latency_ms: torch on the training device, or onnxruntime on
+            the processor.
+        image_size: The side in pixels to which all images are resized.
+        freeze: Patterns of layers that keep all units, such as 'head*' 'layer4.*'.
+        round_to: The number of which all widths become multiples.
         options: An option of the method; may be given several times. `prunus methods NAME` lists them.
     """
     options += (f"freeze={','.join(freeze)}",) if freeze else ()
@@ -157,7 +158,7 @@ def run(
         distill_weight=distill_weight,
         runtime=runtime,
     )
-    limit = asked_limit(budget, sparsity)
+    limit = parse_limit(budget, sparsity)
     if dry_run:
         graph, found = preview(model, data=data, budget=limit, settings=settings, progress=bar)
         OUT.print(describe.plan(graph, found), markup=False, soft_wrap=True)
@@ -173,7 +174,7 @@ def inspect(
     classes: int | None = None,
     explain: str | None = None,
 ) -> None:
-    """What of a model can shrink: its axes, what is coupled, what is fixed and why, and what it costs;
+    """Show what of a model can shrink: its axes, what is coupled, what is fixed and why, and the costs;
     nothing is trained, loaded or changed.
 
     Examples:
@@ -183,9 +184,9 @@ def inspect(
 
     Args:
         model: zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG_DIR or package.module:callable.
-        data: Take shape and classes from this data.
-        input_shape: Planes, height and width of one picture.
-        classes: How many classes the model tells apart.
+        data: The data from which to take the image shape and the number of classes.
+        input_shape: The channels, height and width of one image.
+        classes: The number of classes.
         explain: An axis, layer or parameter to explain in full.
     """
     shape, number = describe.input_of(model, data, input_shape, classes)
@@ -195,7 +196,7 @@ def inspect(
 
 
 def methods(name: Positional[str | None] = None) -> None:
-    """List the methods; with a name, that method's paper and its options.
+    """List the methods; with a name, show that method's paper and options.
 
     Examples:
       prunus methods
@@ -208,21 +209,21 @@ def methods(name: Positional[str | None] = None) -> None:
 
 
 def compare(folders: Positional[tuple[Path, ...]]) -> None:
-    """Put finished runs side by side; runs that differ in their seed alone get a mean and a spread.
+    """Show finished runs side by side; runs that differ only in their seed get a mean and a spread.
 
     Examples:
       prunus compare runs/taylor runs/magnitude runs/random
 
     Args:
-        folders: Run folders.
+        folders: The folders of the runs.
     """
     if not folders:
-        raise UserError("name the run folders to compare, such as: prunus compare runs/a runs/b.")
-    OUT.print(report.comparison({str(folder): finished(folder) for folder in folders}))
+        raise UserError("name the run folders to compare, for example: prunus compare runs/a runs/b.")
+    OUT.print(report.comparison({str(folder): read_result(folder) for folder in folders}))
 
 
 def rewrite_report(folder: Positional[Path]) -> None:
-    """Show a finished run's table again and write its report.html anew.
+    """Show a finished run's table again and rewrite its report.html.
 
     Examples:
       prunus report runs/first
@@ -230,14 +231,14 @@ def rewrite_report(folder: Positional[Path]) -> None:
     Args:
         folder: The run's folder.
     """
-    values = finished(folder)
+    values = read_result(folder)
     report.write_page(folder / "report.html", values)
     show(values, folder)
 
 
 def export(folder: Positional[Path]) -> None:
-    """Write a finished run's model as model.pt2 (torch.export) and, where onnx is installed, model.onnx;
-    each is run and compared with the model before it is kept. The batch size stays free.
+    """Write a finished run's model as model.pt2 (torch.export) and, if onnx is installed, model.onnx;
+    each file is run and compared with the model before it is kept. The batch size stays free.
 
     Examples:
       prunus export runs/first
@@ -245,14 +246,14 @@ def export(folder: Positional[Path]) -> None:
     Args:
         folder: The run's folder.
     """
-    for line in export_run(folder, finished(folder)):
+    for line in export_run(folder, read_result(folder)):
         OUT.print(line, markup=False, soft_wrap=True)
 
 
 def bench(folder: Positional[Path], seconds: float = 3.0) -> None:
-    """Measure what a finished run's model gains here, in milliseconds: before and after pruning, in every program
-    that is installed (torch, torch's sparse matrices, onnxruntime, OpenVINO), side by side. Says in words whether
-    it is faster, and keeps the figures in bench.json.
+    """Measure how much faster a finished run's model is on this machine: milliseconds before and after pruning, in
+    every installed program (torch, torch's sparse matrices, onnxruntime, OpenVINO), side by side. States whether
+    it is faster, and writes the figures to bench.json.
 
     Examples:
       prunus bench runs/zeros
@@ -260,9 +261,9 @@ def bench(folder: Positional[Path], seconds: float = 3.0) -> None:
 
     Args:
         folder: The run's folder.
-        seconds: How long to measure each batch size; longer is surer on a busy machine.
+        seconds: How many seconds to measure each batch size; more is more reliable on a busy machine.
     """
-    record = benching.bench_run(folder, finished(folder), seconds=seconds, progress=bar)
+    record = benching.bench_run(folder, read_result(folder), seconds=seconds, progress=bar)
     OUT.print(report.measured(record))
     for line in record["words"]:
         OUT.print(line, markup=False, soft_wrap=True)
@@ -280,12 +281,12 @@ COMMANDS = {
 }
 DESCRIPTION = """Make trained PyTorch networks smaller and faster, with a proof of what was removed.
 
-Begin with `prunus demo`; `prunus COMMAND --help` has examples. Every command takes --debug, which shows the
-traceback of an error."""
+Begin with `prunus demo`; `prunus COMMAND --help` shows examples. With --debug, every command shows the traceback of an
+error."""
 
 
-def asked_limit(budget: str | None, sparsity: float | None) -> Budget | Sparsity | None:
-    """What --budget or --sparsity say; None if neither was given."""
+def parse_limit(budget: str | None, sparsity: float | None) -> Budget | Sparsity | None:
+    """Parse --budget or --sparsity; None if neither was given."""
     if budget is not None and sparsity is not None:
         raise UserError("give --budget (methods that remove units) or --sparsity (single weights), not both.")
     if sparsity is not None:
@@ -294,11 +295,11 @@ def asked_limit(budget: str | None, sparsity: float | None) -> Budget | Sparsity
 
 
 def show(values: dict, folder: Path) -> None:
-    """The table of a run, and where to find what it made."""
+    """Print the table of a run and the paths of its files."""
     OUT.print(report.summary(values))
     if dense := values.get("left_dense"):
         more = f" and {len(dense) - 3} more" if len(dense) > 3 else ""
-        hint = f"Left dense, for the pattern does not fit: {', '.join(list(dense)[:3])}{more}."
+        hint = f"Left dense, because the pattern does not fit: {', '.join(list(dense)[:3])}{more}."
         OUT.print(hint, markup=False, soft_wrap=True)
     if "sparsity" in values["after"]:
         hint = f"Zeros make a file smaller, seldom a model faster: `prunus bench {folder}` measures it."
@@ -306,16 +307,19 @@ def show(values: dict, folder: Path) -> None:
     OUT.print(f"The smaller model and its report: {folder}/report.html", markup=False, soft_wrap=True)
 
 
-def finished(folder: Path) -> dict:
-    """The result.json of a run; UserError if it is not finished."""
+def read_result(folder: Path) -> dict:
+    """Read the result.json of a run; UserError if the run is not finished."""
     if not (folder / "result.json").exists():
         begun = (folder / "settings.json").exists()
-        raise UserError(f"{folder} holds {'an unfinished run; go on with --resume' if begun else 'no run'}.")
+        found = (
+            "an unfinished run; continue it with --resume" if begun else "no run; begin one with `prunus run`"
+        )
+        raise UserError(f"{folder} holds {found}.")
     return read_json(folder / "result.json")
 
 
 def unused_folder(wanted: Path) -> Path:
-    """`wanted`, or `wanted` with the first number behind that is free."""
+    """The folder `wanted` if it is free, otherwise with the first free number appended."""
     number = 1
     folder = wanted
     while folder.exists():

@@ -1,4 +1,4 @@
-"""Words and tables for `prunus inspect` and `prunus methods`."""
+"""Tables and text for `prunus inspect`, `prunus methods` and `prunus run --dry-run`."""
 
 import inspect
 from collections import Counter
@@ -16,32 +16,32 @@ from prunus.report import count
 from prunus.selection import Budget, cost
 from prunus.sparse import masks
 
-USUAL_SHAPE, USUAL_CLASSES, ZOO_CLASSES = (3, 224, 224), 1000, 10
-REASONS = 12  # shown
+DEFAULT_SHAPE, DEFAULT_CLASSES, ZOO_CLASSES = (3, 224, 224), 1000, 10  # ImageNet's; the zoo is for CIFAR-10
+REASONS = 12  # reasons that are shown
 
 
 def input_of(
     model: str, data: str | None, shape: tuple[int, int, int] | None, classes: int | None
 ) -> tuple[tuple[int, int, int], int]:
-    """Shape of one picture and number of classes: as asked for, as in the data, or as usual for the model."""
+    """Shape of one image and number of classes: as given, otherwise the data's, otherwise the model's usual ones."""
     if data is not None:
         loaded = load_data(data)
         return shape or tuple(loaded.example.shape[1:]), classes or loaded.classes
     source, _, name = model.partition(":")
     if source == "zoo":
         return shape or zoo.native_shape(name), classes or ZOO_CLASSES
-    return shape or USUAL_SHAPE, classes or USUAL_CLASSES
+    return shape or DEFAULT_SHAPE, classes or DEFAULT_CLASSES
 
 
 def graph(traced: Graph) -> Group:
-    """The axes of a graph, what is fixed and why, and the costs."""
+    """The axes of a graph, the fixed dimensions with reasons, and the costs."""
     axes = Table(title="axes: what can shrink, and what shrinks with it", title_justify="left")
     for heading, side in (("axis", "left"), ("units", "right"), ("shrinks in", "left")):
         axes.add_column(heading, justify=side, overflow="fold")
     for name, axis in traced.axes.items():
         tensors = [member.tensor for member in traced.members(name)]
         modules = dict.fromkeys(tensor.rpartition(".")[0] or tensor for tensor in tensors)
-        axes.add_row(Text(name), str(axis.size), Text(listed(list(modules))))
+        axes.add_row(Text(name), str(axis.size), Text(list_first(list(modules))))
     reasons = Counter(why for _, why in traced.fixed)
     lines = [f"  {number} x {why}" for why, number in reasons.most_common(REASONS)]
     lines += [f"  and {len(reasons) - REASONS} more reasons"] if len(reasons) > REASONS else []
@@ -53,13 +53,13 @@ def graph(traced: Graph) -> Group:
     return Group(axes, Text("fixed dimensions and why:"), Text("\n".join(lines)), Text(costs))
 
 
-def listed(names: list[str], most: int = 4) -> str:
-    """The first few names, and how many more."""
+def list_first(names: list[str], most: int = 4) -> str:
+    """List the first few names, and say how many more there are."""
     return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
 
 
 def plan(traced: Graph, found: Pruned) -> str:
-    """What a method would leave: widths and costs, or the survivors of each layer."""
+    """The result of a dry run: widths and costs, or the surviving weights of each layer."""
     if found.masks is None:
         return str(selection.plan(traced, found.keep))
     counts = {name: (mask.numel(), int(mask.count_nonzero())) for name, mask in found.masks.items()}
@@ -72,25 +72,25 @@ def plan(traced: Graph, found: Pruned) -> str:
     if found.pattern is None:
         gone = masks.dead(traced, found.masks)
         units = sum(traced.axes[axis].size - len(kept) for axis, kept in gone.items())
-        lines.append(f"units through which nothing passes then, which are removed: {units}")
+        lines.append(f"units that are removed because nothing passes through them any more: {units}")
     return "\n".join(lines)
 
 
 def methods() -> Table:
-    """All methods, each with its docstring's first line."""
+    """A table of all methods, each with its docstring's first line."""
     table = Table()
     table.add_column("method", no_wrap=True)
-    table.add_column("asked with", no_wrap=True)
+    table.add_column("limit", no_wrap=True)
     table.add_column("what it does")
     for name in names():
         found = find(name)
-        asked = "--budget" if found.limit is Budget else "--sparsity"
-        table.add_row(name, asked, Text(found.doc.splitlines()[0]))
+        limit = "--budget" if found.limit is Budget else "--sparsity"
+        table.add_row(name, limit, Text(found.doc.splitlines()[0]))
     return table
 
 
 def method(found: Method) -> Group:
-    """One method: its docstring, its options with their defaults, and what they mean."""
+    """One method: its docstring, its options with types and defaults, and the options' meanings."""
     table = Table(title=f"options of {found.name}, each given as --set NAME=VALUE", title_justify="left")
     for heading in ("option", "type", "default"):
         table.add_column(heading)
@@ -100,15 +100,17 @@ def method(found: Method) -> Group:
         for part in name.split("."):
             value = getattr(value, part)
         table.add_row(name, Text(type_in_words(hint)), Text(str(value)))
-    return Group(Text(flowing(found.doc)), Text(), table, Text(inspect.getdoc(found.config_class) or ""))
+    return Group(Text(join_lines(found.doc)), Text(), table, Text(inspect.getdoc(found.config_class) or ""))
 
 
-def flowing(text: str) -> str:
-    """A docstring whose paragraphs the terminal may break where it likes; indented lines stay."""
+def join_lines(text: str) -> str:
+    """Join the lines of each paragraph, so that the terminal wraps them; indented lines stay."""
     lines = []
     for line in text.strip().splitlines():
-        goes_on = lines and lines[-1] and line and not line.startswith(" ") and not lines[-1].startswith(" ")
-        if goes_on:
+        continues = (
+            lines and lines[-1] and line and not line.startswith(" ") and not lines[-1].startswith(" ")
+        )
+        if continues:
             lines[-1] += f" {line}"
         else:
             lines.append(line)
@@ -116,5 +118,5 @@ def flowing(text: str) -> str:
 
 
 def example(shape: tuple[int, int, int]) -> torch.Tensor:
-    """A picture of zeros, (1, *shape)."""
+    """An image of zeros, (1, *shape)."""
     return torch.zeros(1, *shape)

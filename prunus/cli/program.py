@@ -1,4 +1,4 @@
-"""The program `prunus`: its exit status, and errors and warnings said in a sentence."""
+"""The program `prunus`: its exit status, and errors and warnings as one sentence."""
 
 import sys
 import traceback
@@ -20,42 +20,54 @@ ERR = Console(stderr=True, highlight=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; the exit status."""
+    """Run the program.
+
+    Args:
+        arguments: The command line without the program's name; None: that of this process.
+
+    Returns:
+        The exit status: 0 done, 2 an error in what was given, 130 interrupted, 1 anything else.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     config = (FlagCreatePairsOff,)
     try:
         command = COMMANDS.get(arguments[0])
-        if command is None:  # shows the help, or what is wrong
+        if command is None:  # tyro shows the help, or says what is wrong, and exits
             subcommand_cli_from_dict(
                 COMMANDS, prog="prunus", description=DESCRIPTION, args=arguments, config=config
             )
             return 0
-        # Called by itself, so that its help can hold the examples, which tyro takes for a section to leave out.
-        told = getdoc(command).partition("\nArgs:")[0]
+        # Called directly, so that its help shows the examples: tyro takes "Examples:" for a section to leave out.
+        description = getdoc(command).partition("\nArgs:")[0]
         with warnings.catch_warnings():
-            warnings.showwarning = plainly(warnings.showwarning)
+            warnings.showwarning = shorten_warnings(warnings.showwarning)
             tyro.cli(
-                command, prog=f"prunus {arguments[0]}", description=told, args=arguments[1:], config=config
+                command,
+                prog=f"prunus {arguments[0]}",
+                description=description,
+                args=arguments[1:],
+                config=config,
             )
     except KeyboardInterrupt:
-        return complain("stopped. The same command with --resume goes on.", 130, debug)
+        return complain("stopped. To continue, repeat the command with --resume.", 130, debug)
     except PrunusError as error:
         return complain(f"error: {error}", 2 if isinstance(error, UserError) else 1, debug)
     except Exception as error:
         text = (
-            f"unexpected {type(error).__name__}: {error}\n--debug shows where; not in your own code? Tell us."
+            f"unexpected {type(error).__name__}: {error}\nRepeat the command with --debug to see where; if it is not "
+            "in your own code, please report it."
         )
         return complain(text, 1, debug)
     finally:
-        if torch.distributed.is_initialized():  # else its threads may abort a process that ends well
+        if torch.distributed.is_initialized():  # otherwise its threads may abort a process at its end
             torch.distributed.destroy_process_group()
     return 0
 
 
-def plainly(show: Callable) -> Callable:
-    """How a warning is shown: ours in a sentence, all others by `show`, with the line of code they come from."""
+def shorten_warnings(show: Callable) -> Callable:
+    """Make a function that shows our warnings as one sentence, and others by `show`, with their line of code."""
 
     def shown(message, category, filename, *more) -> None:
         if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1]):
@@ -67,7 +79,7 @@ def plainly(show: Callable) -> Callable:
 
 
 def complain(text: str, status: int, debug: bool) -> int:
-    """Say what went wrong on standard error; the status."""
+    """Print an error on standard error; returns the status."""
     if debug:
         traceback.print_exc()
     ERR.print(text, markup=False, soft_wrap=True)

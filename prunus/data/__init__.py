@@ -3,8 +3,8 @@
 Its files, in the order in which to read them:
 
     split      a split: its order, its batches, what is held out
-    images     images decoded and augmented
-    readers    folders, parquet files, the hub
+    images     decoding and augmenting images
+    readers    reading folders, parquet files, the hub
     load       Data from a SPEC
 """
 

@@ -1,8 +1,8 @@
-"""Labelled pictures and batches of them, in an order and with changes that depend on the seed alone.
+"""Sources of images: decoding, normalising, and augmenting in a way that depends on the seed alone.
 
-A Split is labels and a source of pictures. A source has `read(indices, draw)`, which gives float pictures
-(B, C, H, W), changed at random where a generator `draw` is given: `InMemory` for small pictures of one size,
-`Lazy` for large or varied ones, `Ready` for tensors a user has prepared.
+A source has `read(indices, rng)`, which returns float images (B, C, H, W), augmented if a random generator `rng` is
+given: `InMemory` for small images of one size, `Lazy` for large images or mixed sizes, `Tensors` for tensors that a
+user has prepared.
 """
 
 import io
@@ -16,14 +16,14 @@ from torch import Tensor
 
 from prunus.errors import UserError
 
-# Planes -> mean and standard deviation over 0..1. For colour ImageNet's, which published weights expect.
+# Channels -> mean and standard deviation over 0..1. For colour ImageNet's, which published weights expect.
 NORMS = {1: ((0.3,), (0.35,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 MODES = {1: "L", 3: "RGB"}
 DECODERS = 2  # threads
 
 
 class InMemory:
-    """Small pictures of one size, decoded once. Training shifts them a little; colour ones are also mirrored.
+    """Small images of one size, decoded once. Augmenting shifts them a little and mirrors colour images.
 
     pixels: uint8 (N, H, W, C).
     """
@@ -36,24 +36,24 @@ class InMemory:
         # (pixel / 255 - mean) / std as one multiplication and one addition
         self.scale, self.offset = 1 / (255 * std), -mean / std
 
-    def read(self, indices: np.ndarray, draw: np.random.Generator | None) -> Tensor:
+    def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Tensor:
         x = self.pixels[torch.from_numpy(indices)]
-        if draw is not None:
-            x = moved(x, draw)
-        # the memory is laid out channels-last already, so this view is, too
+        if rng is not None:
+            x = shift_and_mirror(x, rng)
+        # a view, so that the batch is channels-last in memory
         return (x * self.scale + self.offset).permute(0, 3, 1, 2)
 
 
-def moved(x: Tensor, draw: np.random.Generator) -> Tensor:
-    """Each picture of x uint8 (B, H, W, C) shifted by up to an eighth of its height, black coming in.
+def shift_and_mirror(x: Tensor, rng: np.random.Generator) -> Tensor:
+    """Shift each image of x uint8 (B, H, W, C) by up to an eighth of its height, filling with black.
 
-    Colour ones are mirrored half of the time. Gray ones are mostly signs, which have a right way round: they
-    move by up to a fourteenth and are never mirrored.
+    Colour images are mirrored half of the time. Gray images are mostly characters, which a mirror would change: they
+    are shifted by up to a fourteenth and never mirrored.
     """
-    count, height, width, planes = x.shape
-    reach = height // 8 if planes == 3 else max(height // 14, 1)
-    top, left = torch.from_numpy(draw.integers(0, 2 * reach + 1, (2, count)))
-    mirror = torch.from_numpy(draw.integers(0, 2, count) * (planes == 3))
+    count, height, width, channels = x.shape
+    reach = height // 8 if channels == 3 else max(height // 14, 1)
+    top, left = torch.from_numpy(rng.integers(0, 2 * reach + 1, (2, count)))
+    mirror = torch.from_numpy(rng.integers(0, 2, count) * (channels == 3))
     rows = top[:, None] + torch.arange(height)
     columns = torch.arange(width).expand(count, -1)
     columns = left[:, None] + torch.where(mirror[:, None] == 1, columns.flip(1), columns)
@@ -62,43 +62,43 @@ def moved(x: Tensor, draw: np.random.Generator) -> Tensor:
 
 
 class Lazy:
-    """Large or varied pictures, decoded when asked for. Training crops and mirrors, else the middle is taken.
+    """Large images or mixed sizes, decoded when read. Augmenting crops and mirrors; otherwise the center is cropped.
 
-    rows: gives for an index (name, file's bytes or open picture).
+    rows: (name, the file's bytes or an open image) by index. side: the crops' side in pixels. channels: 1 or 3.
     """
 
     slow = True
 
-    def __init__(self, rows: Sequence, side: int, planes: int):
-        self.rows, self.side, self.planes = rows, side, planes
-        self.mean, self.std = (np.array(values, np.float32) for values in NORMS[planes])
+    def __init__(self, rows: Sequence, side: int, channels: int):
+        self.rows, self.side, self.channels = rows, side, channels
+        self.mean, self.std = (np.array(values, np.float32) for values in NORMS[channels])
 
-    def read(self, indices: np.ndarray, draw: np.random.Generator | None) -> Tensor:
-        numbers = [None] * len(indices) if draw is None else draw.random((len(indices), 5))
+    def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Tensor:
+        numbers = [None] * len(indices) if rng is None else rng.random((len(indices), 5))
         with ThreadPoolExecutor(DECODERS) as pool:
-            pictures = list(pool.map(self.one, indices.tolist(), numbers))
-        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+            images = list(pool.map(self.read_one, indices.tolist(), numbers))
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
-    def one(self, index: int, numbers: np.ndarray | None) -> np.ndarray:
-        name, encoded = self.rows[index]
-        picture = decoded(name, encoded, self.planes)
-        box = middle(picture.size) if numbers is None else random_box(picture.size, numbers)
-        picture = picture.resize((self.side, self.side), Image.Resampling.BILINEAR, box, reducing_gap=2.0)
+    def read_one(self, index: int, numbers: np.ndarray | None) -> np.ndarray:
+        """Decode, crop and normalise an image: float32 (H, W, C). numbers: five in 0..1 choose the augmentation."""
+        image = decode(*self.rows[index], self.channels)
+        box = center_box(image.size) if numbers is None else random_box(image.size, numbers)
+        image = image.resize((self.side, self.side), Image.Resampling.BILINEAR, box, reducing_gap=2.0)
         if numbers is not None and numbers[4] < 0.5:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        x = np.asarray(picture, np.float32).reshape(self.side, self.side, self.planes) / 255
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        x = np.asarray(image, np.float32).reshape(self.side, self.side, self.channels) / 255
         return (x - self.mean) / self.std
 
 
-def middle(size: tuple[int, int], share: float = 0.875) -> tuple[float, float, float, float]:
-    """The square in the middle, `share` of the shorter side long."""
+def center_box(size: tuple[int, int], share: float = 0.875) -> tuple[float, float, float, float]:
+    """The square in the center (left, top, right, bottom) whose side is `share` of the image's shorter side."""
     side = min(size) * share
     left, top = (size[0] - side) / 2, (size[1] - side) / 2
     return left, top, left + side, top + side
 
 
 def random_box(size: tuple[int, int], numbers: np.ndarray) -> tuple[float, float, float, float]:
-    """A part of 8 % to 100 % of the area, 3:4 to 4:3, that fits (Szegedy et al., arXiv:1409.4842, section 6)."""
+    """A box of 8 % to 100 % of the area, 3:4 to 4:3, inside the image (Szegedy et al., arXiv:1409.4842, section 6)."""
     area = size[0] * size[1] * (0.08 + 0.92 * numbers[0])
     ratio = np.exp(np.log(4 / 3) * (2 * numbers[1] - 1))
     width, height = min(np.sqrt(area * ratio), size[0]), min(np.sqrt(area / ratio), size[1])
@@ -106,34 +106,34 @@ def random_box(size: tuple[int, int], numbers: np.ndarray) -> tuple[float, float
     return left, top, left + width, top + height
 
 
-def opened(name: str, data: bytes | Image.Image) -> Image.Image:
-    """The picture in a file's bytes, its size and mode known. Raises UserError naming it if it is damaged."""
+def open_image(name: str, data: bytes | Image.Image) -> Image.Image:
+    """Open a file's bytes as an image with known size and mode, not decoded. Raises UserError if it is damaged."""
     try:
         return data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise damaged(name, error) from error
+        raise damage_error(name, error) from error
 
 
-def decoded(name: str, data: bytes | Image.Image, planes: int) -> Image.Image:
-    """The picture in a file's bytes, in gray or colour. Raises UserError naming it if it is damaged."""
+def decode(name: str, data: bytes | Image.Image, channels: int) -> Image.Image:
+    """Decode a file's bytes as a gray or colour image. Raises UserError if it is damaged."""
     try:
-        return opened(name, data).convert(MODES[planes])
+        return open_image(name, data).convert(MODES[channels])
     except (OSError, SyntaxError) as error:
-        raise damaged(name, error) from error
+        raise damage_error(name, error) from error
 
 
-def damaged(name: str, error: Exception) -> UserError:
-    """The error for a picture that is none."""
-    return UserError(f"picture {name} cannot be decoded ({error}); repair or remove it.")
+def damage_error(name: str, error: Exception) -> UserError:
+    """Make the error for an image that cannot be decoded."""
+    return UserError(f"image {name} cannot be decoded ({error}); repair or remove it.")
 
 
-class Ready:
-    """Pictures a user's own data set gives as float tensors (C, H, W): used as they are, never changed."""
+class Tensors:
+    """Images that a user's own data set returns as float tensors (C, H, W): used unchanged, never augmented."""
 
     slow = True
 
     def __init__(self, rows: Sequence):
         self.rows = rows
 
-    def read(self, indices: np.ndarray, draw: np.random.Generator | None) -> Tensor:
+    def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Tensor:
         return torch.stack([self.rows[index][1] for index in indices.tolist()]).float()

@@ -1,10 +1,9 @@
-"""Labelled pictures by a short name, split into train, val and test.
+"""Labelled images from a SPEC, split into train, val and test.
 
     digits   parquet:DIR   imagefolder:DIR   hub:NAME   package.module:callable
 
-`val` is what choices are made on: the set's own, or a seeded slice held out of train, an equal share of
-each class.
-`test` is never chosen on; where a set has none, a fixed fifth is put aside, the same for every seed.
+Choices are made on `val`: the data set's own, or an equal share of each class, held out of train by the seed.
+No choice is made on `test`; if the data set has none, a fifth of train is held out, the same for every seed.
 """
 
 from collections.abc import Callable
@@ -14,25 +13,36 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from prunus.data.images import InMemory, Lazy, Ready, decoded, opened
-from prunus.data.readers import READERS, Table, read_user
+from prunus.data.images import InMemory, Lazy, Tensors, decode, open_image
+from prunus.data.readers import READERS, Rows, read_user
 from prunus.data.split import Source, Split
 from prunus.errors import UserError
 from prunus.specs import user_object
 
 TEST_SHARE, TEST_SEED = 0.2, 0
-SMALL_SIDE = 64  # pixels; sets of pictures up to this size and...
-MEMORY_LIMIT_BYTES = 4 * 2**30  # ...this many bytes are decoded once and kept
-LARGE_SIDE = 224  # pixels; the size larger or varied pictures are brought to, unless asked otherwise
-LOOKED_AT = 64  # pictures, to find a set's size and whether it is gray
+SMALL_SIDE = 64  # pixels; data sets of images up to this size and...
+MEMORY_LIMIT_BYTES = 4 * 2**30  # ...up to this many bytes are decoded once and kept in memory
+LARGE_SIDE = (
+    224  # pixels; the size that larger images or mixed sizes are cropped to, unless `image_size` is given
+)
+INSPECTED = 64  # images that are opened to find a data set's image size and whether it is gray
 
 
 @dataclass(frozen=True)
 class Data:
-    """Labelled pictures. example: float (1, C, H, W), one of them as a model gets it."""
+    """A data set of labelled images.
+
+    Args:
+        name: The SPEC, or a name for messages.
+        classes: The number of classes; None if the targets are not classes.
+        example: One image as a model reads it, float (1, C, H, W).
+        train: The images to train on.
+        val: The images that choices are made on.
+        test: The images that no choice is made on.
+    """
 
     name: str
-    classes: int | None  # None: the targets are not classes
+    classes: int | None
     example: Tensor
     train: Split
     val: Split
@@ -47,11 +57,20 @@ def load_data(
     classes: int | None = None,
     val_share: float = 0.05,
 ) -> Data:
-    """The data set `spec` names.
+    """Load the data set that a SPEC names.
 
-    seed: which part of train becomes `val`; image_size: the side in pixels all pictures are brought to;
-    classes: how many there should be; val_share: of each class, at least one picture.
-    Raises UserError for a spec nobody knows, missing or damaged files, empty data, and labels out of range.
+    Args:
+        spec: digits, parquet:DIR, imagefolder:DIR, hub:NAME or package.module:callable.
+        seed: The seed that chooses which part of train becomes `val`.
+        image_size: The side in pixels that all images are resized to; None: their own, or 224 if large or mixed.
+        classes: The number of classes to expect; None: any.
+        val_share: The share of each class to hold out as `val`, at least one image.
+
+    Returns:
+        The data set, split into train, val and test.
+
+    Raises:
+        UserError: The spec is unknown, files are missing or damaged, the data is empty, or labels are out of range.
     """
     source, _, place = spec.partition(":")
     if source in READERS:
@@ -64,60 +83,62 @@ def load_data(
     found = found or 1 + int(max(tables["train"].labels, default=-1))
     check_labels(spec, tables, found)
     if classes not in (None, found):
-        raise UserError(f"{spec} has {found} classes, but {classes} were asked for.")
-    return split(spec, tables, found, image_size, (val_share, seed))
+        raise UserError(f"{spec} has {found} classes, but {classes} were expected.")
+    return split_data(spec, tables, found, image_size, (val_share, seed))
 
 
-def check_labels(spec: str, tables: dict[str, Table], classes: int) -> None:
-    """Raise UserError unless there are pictures, two classes at least, and every label is one of them."""
+def check_labels(spec: str, tables: dict[str, Rows], classes: int) -> None:
+    """Raise UserError unless there are images, at least two classes, and every label is a class."""
     for name, table in tables.items():
         if not len(table.labels):
-            raise UserError(f"{spec} is empty: no pictures in {name!r}.")
+            raise UserError(f"{spec} is empty: no images in {name!r}.")
         wrong = np.flatnonzero((table.labels < 0) | (table.labels >= classes))
         if len(wrong):
             label, at = table.labels[wrong[0]], wrong[0]
-            raise UserError(f"{spec}: label {label} of picture {at} in {name!r} is not in 0..{classes - 1}.")
+            raise UserError(f"{spec}: label {label} of image {at} in {name!r} is not in 0..{classes - 1}.")
     if classes < 2:
         raise UserError(f"{spec} has a single class; at least two are needed.")
 
 
-def split(spec: str, tables: dict, classes: int, image_size: int | None, val: tuple[float, int]) -> Data:
-    """Give every table a source of its own, and set aside what is missing of val and test."""
-    make = source_maker(tables["train"], image_size)
-    parts = {name: Split(make(t), t.labels, np.arange(len(t.labels))) for name, t in tables.items()}
-    # Folders with only "train" and "val" use val as their test set; what is chosen on is held out of train.
+def split_data(spec: str, tables: dict, classes: int, image_size: int | None, val: tuple[float, int]) -> Data:
+    """Make a source for every table, and hold val and test out of train where they are missing."""
+    make_source = choose_source(tables["train"], image_size)
+    parts = {name: Split(make_source(t), t.labels, np.arange(len(t.labels))) for name, t in tables.items()}
+    # Data sets with only "train" and "val" publish results on val: it becomes test, and val is held out of train.
     if "test" not in parts and "val" in parts:
         parts["test"] = parts.pop("val")
     for name, share, seed in (("test", TEST_SHARE, TEST_SEED), ("val", *val)):
         if name not in parts:
             parts["train"], parts[name] = parts["train"].hold_out(share, seed)
             if not len(parts[name]):
-                raise UserError(f"{spec} has one picture a class; more are needed to put some aside.")
+                raise UserError(
+                    f"{spec} has one image per class; at least two are needed to hold out {name!r}."
+                )
     train = parts["train"]
     example = train.source.read(train.members[:1], None)
     return Data(spec, classes, example, train, parts["val"], parts["test"])
 
 
-def source_maker(train: Table, image_size: int | None) -> Callable[[Table], Source]:
-    """A function from tables to sources: in memory if train's pictures are small and of one size, else lazy."""
+def choose_source(train: Rows, image_size: int | None) -> Callable[[Rows], Source]:
+    """Choose how all splits are read: from memory if train's images are small and of one size, otherwise lazily."""
     if isinstance(train.rows[0][1], Tensor):
-        return lambda table: Ready(table.rows)
-    looked_at = range(0, len(train.rows), -(-len(train.rows) // LOOKED_AT))
-    pictures = [opened(*train.rows[index]) for index in looked_at]
-    planes = 1 if {picture.mode for picture in pictures} <= {"1", "L"} else 3
-    sizes = {(image_size, image_size)} if image_size else {picture.size for picture in pictures}
+        return lambda table: Tensors(table.rows)
+    inspected = range(0, len(train.rows), -(-len(train.rows) // INSPECTED))
+    images = [open_image(*train.rows[index]) for index in inspected]
+    channels = 1 if {image.mode for image in images} <= {"1", "L"} else 3
+    sizes = {(image_size, image_size)} if image_size else {image.size for image in images}
     size = sizes.pop()
-    bytes_each = size[0] * size[1] * planes
+    bytes_each = size[0] * size[1] * channels
     if sizes or max(size) > SMALL_SIDE or bytes_each * len(train.rows) > MEMORY_LIMIT_BYTES:
-        return lambda table: Lazy(table.rows, image_size or LARGE_SIDE, planes)
-    return lambda table: in_memory(table, size, planes)
+        return lambda table: Lazy(table.rows, image_size or LARGE_SIDE, channels)
+    return lambda table: decode_all(table, size, channels)
 
 
-def in_memory(table: Table, size: tuple[int, int], planes: int) -> Source:
-    """Decode the whole table, about 20,000 a second; for pictures this small a second thread only costs time."""
-    pixels = np.empty((len(table.labels), size[1], size[0], planes), np.uint8)
+def decode_all(table: Rows, size: tuple[int, int], channels: int) -> Source:
+    """Decode all images, about 20,000 per second; for images this small a second thread only costs time."""
+    pixels = np.empty((len(table.labels), size[1], size[0], channels), np.uint8)
     for index, (name, data) in enumerate(table.rows):
-        picture = decoded(name, data, planes)
-        picture = picture if picture.size == size else picture.resize(size, Image.Resampling.BILINEAR)
-        pixels[index] = np.asarray(picture).reshape(pixels.shape[1:])
+        image = decode(name, data, channels)
+        image = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
+        pixels[index] = np.asarray(image).reshape(pixels.shape[1:])
     return InMemory(pixels)

@@ -1,4 +1,4 @@
-"""A split of a data set: its order, its batches and what is held out of it."""
+"""A split of a data set: its order, its batches, and what is held out of it."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,16 +11,23 @@ from torch import Tensor
 
 
 class Source(Protocol):
-    """Where pictures come from; `slow` if it is worth reading one batch ahead."""
+    """A source of images. slow: whether reading one batch ahead is worth it."""
 
     slow: bool
 
-    def read(self, indices: np.ndarray, draw: np.random.Generator | None) -> Tensor: ...
+    def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Tensor:
+        """Read images (B, C, H, W) by index, augmented at random if `rng` is given."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Pictures with a label each. labels: int64 (N,); members: where its pictures stand in the source."""
+    """Images of one source, each with its target.
+
+    Args:
+        source: The source that the images are read from.
+        labels: The targets (N, ...): classes, int64 (N,), or what else a task compares outputs with.
+        members: The images' indices in the source, int64 (N,).
+    """
 
     source: Source
     labels: np.ndarray
@@ -30,19 +37,16 @@ class Split:
         return len(self.members)
 
     def take(self, chosen: np.ndarray) -> "Split":
-        """The split of the pictures at the positions `chosen`, in that order."""
+        """Take the images at the positions `chosen`, in that order, as a split."""
         return replace(self, labels=self.labels[chosen], members=self.members[chosen])
 
     def hold_out(self, share: float, seed: int) -> tuple["Split", "Split"]:
-        """Return what stays and what is held out, both in order: `share` of each class, at least one, never all.
-
-        Targets that are not classes (int64, one for each image) have no classes: then it is `share` of all.
-        """
+        """Split in two at random: the examples that stay, and those held out; see `hold_out`."""
         rest, held = hold_out(self.labels, share, seed)
         return self.take(rest), self.take(held)
 
     def steps(self, batch_size: int) -> int:
-        """How many batches an epoch has."""
+        """The number of batches of an epoch."""
         return -(-len(self) // batch_size)
 
     def batches(
@@ -55,30 +59,49 @@ class Split:
         augment: bool = False,
         share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches number `start` and on, as (x float32 (B, C, H, W), y int64 (B,)); in order without a seed.
+        """Iterate over the batches of an epoch.
 
-        They have at most `batch_size` pictures and differ by one at most, so that no small one upsets a norm.
-        Order and changes depend on (seed, epoch, batch number): a start in the middle goes on exactly.
-        share: (rank, processes); a process gets its part of every batch.
+        Batch sizes differ by at most one, because a small last batch would disturb batch norms. Order and augmentation
+        depend on (seed, epoch, batch number) alone, so a start in the middle continues exactly.
+
+        Args:
+            batch_size: The most images in a batch, of all processes together.
+            seed: The seed of the order; None: in order.
+            epoch: The number of the epoch.
+            start: The number of the first batch.
+            augment: Whether to augment the images at random.
+            share: (rank, processes); each process reads its part of every batch.
+
+        Yields:
+            Images float32 (B, C, H, W) and classes int64 (B,).
         """
         order = np.arange(len(self)) if seed is None else generator(seed, epoch).permutation(len(self))
         rank, processes = share
 
         def read(number: int, positions: np.ndarray) -> tuple[Tensor, Tensor]:
             positions = positions[rank::processes]
-            draw = generator(seed or 0, epoch, number + 1, rank) if augment else None
-            x = self.source.read(self.members[positions], draw)
+            rng = generator(seed or 0, epoch, number + 1, rank) if augment else None
+            x = self.source.read(self.members[positions], rng)
             return x, torch.from_numpy(self.labels[positions])
 
         parts = np.array_split(order, max(self.steps(batch_size), 1))
         jobs = list(enumerate(parts))[start:]
-        return ahead(read, jobs) if self.source.slow else (read(*job) for job in jobs)
+        return read_ahead(read, jobs) if self.source.slow else (read(*job) for job in jobs)
 
 
 def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions that stay and positions held out, in order: `share` of each class, at least one, never all."""
+    """Choose at random which positions to hold out: an equal share of each class, at least one, never all.
+
+    Args:
+        labels: The targets (N, ...); int64 (N,) are classes, others count as one class.
+        share: The share of each class to hold out, 0 to 1.
+        seed: The seed of the choice.
+
+    Returns:
+        The positions that stay and the positions held out, each sorted.
+    """
     if labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer):
-        labels = np.zeros(len(labels), np.int64)  # one class: all of them
+        labels = np.zeros(len(labels), np.int64)
     held = []
     for label in np.unique(labels):
         members = generator(seed, int(label)).permutation(np.flatnonzero(labels == label))
@@ -87,8 +110,8 @@ def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, n
     return np.setdiff1d(np.arange(len(labels)), held), held
 
 
-def ahead(read: Callable, jobs: list[tuple]) -> Iterator:
-    """read(*job) for each job, the next one being read while the caller works on the last."""
+def read_ahead(read: Callable, jobs: list[tuple]) -> Iterator:
+    """Yield read(*job) for each job, reading the next one in a thread while the caller works."""
     with ThreadPoolExecutor(1) as pool:
         waiting = [pool.submit(read, *job) for job in jobs[:1]]
         for job in [*jobs[1:], None]:
@@ -101,5 +124,12 @@ def ahead(read: Callable, jobs: list[tuple]) -> Iterator:
 
 
 def generator(*numbers: int) -> np.random.Generator:
-    """Random numbers that depend on all of `numbers`, unrelated for unlike ones."""
+    """Make a random generator that depends on all of `numbers`, independent of those of other numbers.
+
+    Args:
+        numbers: Whole numbers not below 0, such as a seed and an epoch.
+
+    Returns:
+        The generator.
+    """
     return np.random.default_rng(np.random.SeedSequence(numbers))

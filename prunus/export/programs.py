@@ -1,10 +1,4 @@
-"""Programs that run a model, and how they are timed: side by side, in turns.
-
-Machines are noisy, and slow for seconds at a time. So whatever is compared takes turns, in an order drawn anew each
-round, and what is said of one is said relative to another in the same rounds. The time in which the system lets another
-program go first does not count: long calls meet that more often than short ones, so shares would be wrong, too. (Linux
-alone tells it.) Source: ours.
-"""
+"""Programs that run a model, torch and onnxruntime, and the conversion of a model to torch.export and ONNX."""
 
 import copy
 import importlib.util
@@ -22,62 +16,88 @@ from prunus.graph import skeleton
 
 ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
 
-Call = Callable[[], object]
+Call = Callable[[], object]  # runs a model once on its example
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until an accelerator has done what it was given."""
+    """Wait until an accelerator has finished its queue."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model's weights lie."""
+    """The device of a model's weights."""
     return next((tensor.device for tensor in skeleton.named_tensors(model).values()), torch.device("cpu"))
 
 
-def in_torch(model: nn.Module, example: Any) -> Call:
-    """`model`, as it is and where it is, run on an example: a tensor, a tuple or a dict of arguments.
+def prepare_torch(model: nn.Module, example: Any) -> Call:
+    """Prepare to run `model` on its device, on an example: a tensor, a tuple or a dict of arguments.
 
-    Not in inference mode: sparse matrices cannot multiply in it, and what models cache could not be trained on.
+    Gradients are off, but not by inference mode: sparse matrices cannot multiply in it, and tensors that the model
+    caches could not be trained on later.
     """
     device = device_of(model)
     example = tree_map_only(Tensor, lambda tensor: tensor.to(device), example)
 
     def call() -> object:
         with torch.no_grad():
-            answer = skeleton.call(model, example)
+            output = skeleton.call(model, example)
         synchronize(device)
-        return answer
+        return output
 
     return call
 
 
 def missing_for_onnx() -> str:
-    """What is not installed of what onnxruntime needs, and how to install it; empty if nothing is missing."""
+    """Say which packages are missing for ONNX, and how to install them.
+
+    Returns:
+        Words for a message; empty if nothing is missing.
+    """
     absent = [name for name in ONNX_NEEDS if importlib.util.find_spec(name) is None]
     return f"{', '.join(absent)} not installed; pip install 'prunus[onnx]'" if absent else ""
 
 
-def exported(model: nn.Module, example: Any, *, free_batch: bool = False) -> torch.export.ExportedProgram:
-    """The model as a torch.export program; free_batch: for any number of inputs.
+def export_program(
+    model: nn.Module, example: Any, *, free_batch: bool = False
+) -> torch.export.ExportedProgram:
+    """Export a model by torch.export.
 
-    Raises PrunusError with torch's reason if it cannot be one.
+    Args:
+        model: The model.
+        example: Its input: a tensor, a tuple or a dict of arguments.
+        free_batch: Whether the program takes any batch size; otherwise only the example's.
+
+    Returns:
+        The program.
+
+    Raises:
+        PrunusError: torch cannot export the model; the message holds torch's reason.
     """
     args, kwargs = ((), example) if isinstance(example, dict) else (example, {})
     args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
     shapes = ({0: torch.export.Dim("batch")},) if free_batch else None
     try:
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
-    except Exception as error:  # whatever torch.export stumbles over in the user's code
+    except Exception as error:  # torch.export may raise anything for the user's code
         reason = str(error).strip().splitlines()[0]
         raise PrunusError(f"torch.export cannot export this model: {reason}") from error
 
 
-def as_onnx(program: torch.export.ExportedProgram) -> Any:
-    """The program as torch.onnx's ONNXProgram. Raises PrunusError with its reason if ONNX cannot express it."""
+def to_onnx(program: torch.export.ExportedProgram) -> Any:
+    """Convert a program to ONNX.
+
+    Args:
+        program: A program of torch.export.
+
+    Returns:
+        torch.onnx's ONNXProgram.
+
+    Raises:
+        PrunusError: ONNX cannot express the program; the message holds torch's reason.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        warnings.simplefilter("ignore")  # deprecations inside the exporter
         try:
             return torch.onnx.export(program, dynamo=True, verbose=False)
         except torch.onnx.errors.OnnxExporterError as error:
@@ -85,10 +105,15 @@ def as_onnx(program: torch.export.ExportedProgram) -> Any:
             raise PrunusError(f"torch.onnx cannot export this model: {reason}") from error
 
 
-def session(onnx: bytes, *, profile: str = "") -> Any:
-    """onnxruntime's session for a model, on the processor, on as many threads as torch.
+def open_session(onnx: bytes, *, profile: str = "") -> Any:
+    """Open an onnxruntime session on the processor, with as many threads as torch.
 
-    profile: where it writes how long each operator took, a path without its ending.
+    Args:
+        onnx: A model in ONNX.
+        profile: The path, without its ending, to which to write how long each operator took; empty: not written.
+
+    Returns:
+        onnxruntime's InferenceSession.
     """
     import onnxruntime
 
@@ -99,8 +124,8 @@ def session(onnx: bytes, *, profile: str = "") -> Any:
     return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
 
 
-def in_onnxruntime(model: nn.Module, example: Any) -> Call:
-    """`model` exported as it is, for the example's shapes, and run on it by onnxruntime.
+def prepare_onnxruntime(model: nn.Module, example: Any) -> Call:
+    """Prepare to run `model` on an example in onnxruntime, exported for the example's shapes.
 
     Raises UserError if onnxruntime is not installed, PrunusError if the model cannot be exported.
     """
@@ -108,15 +133,15 @@ def in_onnxruntime(model: nn.Module, example: Any) -> Call:
         raise UserError(f"onnxruntime cannot run here: {missing}.")
     model = model if device_of(model).type == "cpu" else copy.deepcopy(model).cpu()
     example = tree_map_only(Tensor, Tensor.cpu, example)
-    onnx = as_onnx(exported(model, example)).model_proto.SerializeToString()
-    running = session(onnx)
+    onnx = to_onnx(export_program(model, example)).model_proto.SerializeToString()
+    session = open_session(onnx)
     leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
-    names = [each.name for each in running.get_inputs()]
+    names = [each.name for each in session.get_inputs()]
     feed = {name: leaf.detach().numpy() for name, leaf in zip(names, leaves, strict=True)}
-    return partial(running.run, None, feed)
+    return partial(session.run, None, feed)
 
 
 PROGRAMS: dict[str, Callable[[nn.Module, Any], Call]] = {
-    "torch": in_torch,
-    "onnxruntime": in_onnxruntime,
+    "torch": prepare_torch,
+    "onnxruntime": prepare_onnxruntime,
 }

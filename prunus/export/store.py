@@ -1,16 +1,15 @@
-"""A pruned model on disk: `keep.json`, plain data a person can read, and `model.safetensors`.
+"""A pruned model on disk: `keep.json`, plain data that a person can read, and `model.safetensors`.
 
-`keep.json` says which units stayed, which shapes the original had, and which integers in its modules
+`keep.json` states which units stayed, which shapes the original had, and which integers in its modules
 changed, so loading needs the original class and nothing else: no tracing, no method, no pickle.
 
-Where single weights were pruned, `model.safetensors` holds them as plain zeros, so that loading is the same, and
-`masks.safetensors` which they are, a bit each; `keep.json` then has an entry `masks`: parameter -> how many stay.
+Pruned single weights are plain zeros in `model.safetensors`, so that loading is the same, and `masks.safetensors`
+marks them, one bit per weight; `keep.json` then has an entry `masks`: parameter -> number of weights that stay.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -26,19 +25,29 @@ MASKS = "masks.safetensors"
 
 
 def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: Masks | None = None) -> None:
-    """Write a shrunk model to `folder` as keep.json and model.safetensors, both whole or not at all.
+    """Write a shrunk model as keep.json and model.safetensors, each complete or not at all.
 
-    masks: which single weights of `small` stay, by parameter (see `masks.sliced`); the others must be zero in it
-    (they are in a model that is held, or was finalised).
-    Raises FileError if `small` is not `keep` of the traced model or is not zero where the masks say so, PrunusError
-    if the disk refuses.
+    Args:
+        folder: The folder to write to.
+        small: The shrunk model.
+        keep: The units that stay, by axis.
+        graph: The graph of the original model.
+        masks: The single weights that stay, bool by parameter of `small` (see `masks.sliced`); the others must be zero,
+            as they are in a model that is held or was finalised.
+
+    Raises:
+        FileError: `small` is not `keep` of the traced model, or is not zero where the masks say so.
+        PrunusError: The files cannot be written.
     """
     keep = graph.checked(keep)
     tensors = effective(small)
     wrong = differences({n: graph.shape(n, keep) for n in graph.layouts}, tensors)
     if wrong:
-        raise FileError(f"this model does not fit the keep to be saved: {'; '.join(wrong[:3])}.")
-    record: dict[str, Any] = {
+        raise FileError(
+            f"this model does not fit the keep to be saved: {'; '.join(wrong[:3])}. Save what `shrink` returned for "
+            "this keep."
+        )
+    record = {
         "format": FORMAT,
         "model": type(small).__name__,
         "axes": {
@@ -73,9 +82,17 @@ def _check_masks(tensors: dict[str, torch.Tensor], masks: Masks) -> None:
 
 
 def load_keep(folder: str | Path, graph: Graph | None = None) -> dict[str, list[int]]:
-    """The keep of a saved model: {axis name: indices}. graph: of another model that is to be cut alike.
+    """Read the keep of a saved model.
 
-    Raises FileError if the file is missing or damaged, or the graph has not the same axes.
+    Args:
+        folder: The folder that `save` wrote to.
+        graph: The graph of another model that is to be cut in the same way; its axes are compared.
+
+    Returns:
+        The indices that stay, by axis.
+
+    Raises:
+        FileError: The file is missing or damaged, or the graph has other axes.
     """
     axes = _record(folder)["axes"]
     if graph is not None:
@@ -87,16 +104,23 @@ def load_keep(folder: str | Path, graph: Graph | None = None) -> dict[str, list[
                 f"{n} has {there.get(n, 'no')} units there, {here.get(n, 'none')} here" for n in wrong[:3]
             )
             raise FileError(
-                f"{folder}/keep.json is of a network with other axes: {'; '.join(words)}. A structure goes with "
-                "the one architecture it was found on."
+                f"{folder}/keep.json is of a network with other axes: {'; '.join(words)}. A structure fits only "
+                "the architecture that it was found on."
             )
     return {name: list(entry["keep"]) for name, entry in axes.items()}
 
 
 def load_masks(folder: str | Path) -> dict[str, torch.Tensor]:
-    """The masks of a saved model: {parameter name: bool tensor of its shape, True stays}; none if it has none.
+    """Read the masks of a saved model.
 
-    Raises FileError if a file is missing or damaged, or the masks are of another model than keep.json.
+    Args:
+        folder: The folder that `save` wrote to.
+
+    Returns:
+        Bool tensors of the weights' shapes by parameter, True stays; empty if the model has no masks.
+
+    Raises:
+        FileError: A file is missing or damaged, or the masks do not match keep.json.
     """
     record = _record(folder)
     counts = record.get("masks", {})
@@ -111,16 +135,24 @@ def load_masks(folder: str | Path) -> dict[str, torch.Tensor]:
     wrong += [name for name, count in survivors(found).items() if count != counts[name]]
     if wrong:
         raise FileError(
-            f"{folder}/{MASKS} does not go with keep.json: {', '.join(wrong[:3])} differ; save the model again."
+            f"{folder}/{MASKS} does not match keep.json: {', '.join(wrong[:3])} differ; save the model again."
         )
     return {name: found[name] for name in counts}
 
 
 def load(folder: str | Path, model: nn.Module) -> nn.Module:
-    """The model saved in `folder`, rebuilt from `model`: the original class at its original size, any weights.
+    """Rebuild a saved model.
 
-    `model` is untouched. Raises FileError if it is not what was pruned (the first three differences are named)
-    or a file is missing or damaged.
+    Args:
+        folder: The folder that `save` wrote to.
+        model: The original class at its original size, with any weights; untouched.
+
+    Returns:
+        The smaller model, on the device of `model`.
+
+    Raises:
+        FileError: `model` is not the class that was pruned (the first three differences are named), or a file is
+            missing or damaged.
     """
     record = _record(folder)
     shapes = {name: torch.Size(shape) for name, shape in record["original_shapes"].items()}
@@ -133,14 +165,16 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     tensors = read_tensors(Path(folder) / "model.safetensors")
     wrong = differences({name: torch.Size(shape) for name, shape in record["shapes"].items()}, tensors)
     if wrong:
-        raise FileError(f"{folder}/model.safetensors does not go with keep.json: {'; '.join(wrong[:3])}.")
+        raise FileError(
+            f"{folder}/model.safetensors does not match keep.json: {'; '.join(wrong[:3])}; save the model again."
+        )
     _check_attributes(folder, model, record["attributes"])
     device = next((t.device for t in named_tensors(model).values()), torch.device("cpu"))
     return fill(model, {name: tensor.to(device) for name, tensor in tensors.items()}, record["attributes"])
 
 
 def _check_attributes(folder: str | Path, model: nn.Module, attributes: dict) -> None:
-    """Only integers, and tuples of integers, of modules that exist are replaced."""
+    """Raise FileError unless only integers, and tuples of integers, of existing modules are replaced."""
     modules = dict(model.named_modules())
     for module, values in attributes.items():
         for name, value in values.items():
@@ -150,7 +184,8 @@ def _check_attributes(folder: str | Path, model: nn.Module, attributes: dict) ->
                 or (isinstance(old, (tuple, list)) and isinstance(value, list))
             ):
                 raise FileError(
-                    f"{folder}/keep.json changes {module}.{name}, which is no integer of this model."
+                    f"{folder}/keep.json changes {module}.{name}, which is not an integer of this model; it was "
+                    "damaged or saved from another class."
                 )
 
 
@@ -163,7 +198,7 @@ def _record(folder: str | Path) -> dict:
 
 
 def _well_formed(record: dict) -> bool:
-    """Whether every entry has the form `save` gives it."""
+    """Whether every entry has the form in which `save` writes it."""
 
     def ints(value: object) -> bool:
         return isinstance(value, list) and all(type(i) is int for i in value)

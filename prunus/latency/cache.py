@@ -1,8 +1,8 @@
-"""Times that were measured, kept on disk: a JSON file for each kind of circumstances, in the user's cache folder.
+"""Measured times on disk: one JSON file for each set of circumstances, in the user's cache folder.
 
-Circumstances are whatever changes times: the program, the processor, the number of threads, versions, the type and
-memory format of the numbers. Operators are kept by what they are, so that other models find those they share; whole
-networks by the model they were cut from. To measure anew, delete the folder.
+Circumstances are everything that changes times: the program, the processor, the number of threads, versions, the
+tensors' type and memory format. Operators are stored by their key, so that models share them; whole networks by the
+model that they were cut from. To measure again, delete the folder.
 """
 
 import hashlib
@@ -25,18 +25,18 @@ from prunus.latency.table import GRIDS
 
 
 def cache_folder() -> Path:
-    """Where times are kept: $XDG_CACHE_HOME/prunus, or ~/.cache/prunus."""
+    """The folder for times: $XDG_CACHE_HOME/prunus, or ~/.cache/prunus."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prunus"
 
 
 def circumstances(runtime: str, like: Like) -> dict:
-    """Whatever changes times."""
+    """Everything that changes times, as plain JSON."""
     return {
         "runtime": runtime,
         "device": device_name(torch.device("cpu") if runtime == "onnxruntime" else like.device),
         "threads": torch.get_num_threads(),
         "versions": {
-            name: version_of(name) for name in ("torch", "onnxruntime") if name in ("torch", runtime)
+            name: library_version(name) for name in ("torch", "onnxruntime") if name in ("torch", runtime)
         },
         "dtype": str(like.dtype),
         "channels_last": like.channels_last,
@@ -44,7 +44,14 @@ def circumstances(runtime: str, like: Like) -> dict:
 
 
 def device_name(device: torch.device) -> str:
-    """Of an accelerator, or of the processor with what torch uses of it."""
+    """Name a device.
+
+    Args:
+        device: An accelerator, or the processor.
+
+    Returns:
+        The accelerator's name, or the processor's with its cores and the instructions that torch uses.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -57,8 +64,15 @@ def device_name(device: torch.device) -> str:
     return f"{name}, {os.cpu_count()} cores, {get_cpu_capability()}"
 
 
-def version_of(name: str) -> str:
-    """Of an installed library."""
+def library_version(name: str) -> str:
+    """Look up the version of a library.
+
+    Args:
+        name: The library.
+
+    Returns:
+        The version, or "not installed".
+    """
     try:
         return version(name)
     except PackageNotFoundError:
@@ -66,7 +80,7 @@ def version_of(name: str) -> str:
 
 
 class Timings:
-    """The times known in given circumstances. A file that cannot be read is as good as none, with a warning."""
+    """The times known in given circumstances. A file that cannot be read is ignored with a warning."""
 
     def __init__(self, folder: Path, given: dict):
         self.given = given
@@ -78,12 +92,12 @@ class Timings:
         self.read()
 
     def read(self) -> None:
-        """Take in what is on disk; what is in memory holds where both know something."""
+        """Read the times on disk; times in memory take precedence."""
         if self.damaged or not self.path.exists():
             return
         try:
             found = read_json(self.path)
-            problem = fault(found, self.given)
+            problem = find_fault(found, self.given)
         except FileError as error:
             found, problem = {}, str(error)
         if problem:
@@ -95,7 +109,7 @@ class Timings:
         self.networks = found["networks"] | self.networks
 
     def write(self) -> None:
-        """Keep them, together with what others wrote meanwhile. Only a warning if that is not possible."""
+        """Write all times, merged with those that other processes wrote meanwhile. Failing is only a warning."""
         self.read()
         known = {"circumstances": self.given, "operators": self.operators, "networks": self.networks}
         try:
@@ -104,25 +118,25 @@ class Timings:
             warnings.warn(f"these times will be measured again next time: {error}", stacklevel=2)
 
     def has(self, operator: Operator, sizes: Sizes) -> bool:
-        """Whether an operator was measured at these sizes, or found not to run by itself."""
-        return point(sizes) in self.operators.get(operator.key, {})
+        """Whether an operator was measured at these sizes, or found not to run alone."""
+        return point_key(sizes) in self.operators.get(operator.key, {})
 
     def get(self, operator: Operator, sizes: Sizes) -> float | None:
-        """Milliseconds of an operator that was measured; None if it does not run by itself."""
-        return self.operators[operator.key][point(sizes)]
+        """Milliseconds of an operator that was measured; None if it does not run alone."""
+        return self.operators[operator.key][point_key(sizes)]
 
     def put(self, operator: Operator, sizes: Sizes, ms: float | None) -> None:
-        """Remember milliseconds."""
-        self.operators.setdefault(operator.key, {})[point(sizes)] = ms
+        """Store the milliseconds of an operator; None if it does not run alone."""
+        self.operators.setdefault(operator.key, {})[point_key(sizes)] = ms
 
 
-def point(sizes: Sizes) -> str:
-    """Sizes as the file has them."""
+def point_key(sizes: Sizes) -> str:
+    """The key of sizes in the file."""
     return ",".join(map(str, sizes))
 
 
-def fault(found: dict, given: dict) -> str:
-    """What is wrong with the contents of a file, in words; empty if nothing is."""
+def find_fault(found: dict, given: dict) -> str:
+    """Say what is wrong with the contents of a file; empty if nothing is."""
 
     def is_time(value: object) -> bool:
         if not isinstance(value, int | float) or isinstance(value, bool):
@@ -139,14 +153,18 @@ def fault(found: dict, given: dict) -> str:
             value is None or is_time(value) for value in times.values()
         ):
             return f"the times of {key} are not numbers"
-    for key, of in networks.items():
-        ok = isinstance(of, dict) and is_time(of.get("original_ms")) and isinstance(of.get("samples"), list)
+    for key, entry in networks.items():
+        ok = (
+            isinstance(entry, dict)
+            and is_time(entry.get("original_ms"))
+            and isinstance(entry.get("samples"), list)
+        )
         if (
             not ok
-            or of.get("level") not in GRIDS
+            or entry.get("level") not in GRIDS
             or not all(
                 isinstance(each, dict) and isinstance(each.get("widths"), list) and is_time(each.get("share"))
-                for each in of["samples"]
+                for each in entry["samples"]
             )
         ):
             return f"the networks of {key} are not widths and times"

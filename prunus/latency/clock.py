@@ -1,4 +1,10 @@
-"""Timing calls in turns, so that a busy machine slows all of them alike."""
+"""Timing calls in turns, so that a busy machine slows all of them alike.
+
+Machines are noisy, and slow for seconds at a time. So calls that are compared take turns, in a new random order each
+round, and a time is only compared with others of the same round. Time that the system gives to another program does
+not count: long calls are interrupted more often than short ones, so their ratio would be wrong. (Only Linux reports
+that time.) Source: ours.
+"""
 
 import math
 import random
@@ -12,9 +18,10 @@ from torch import nn
 from prunus.export import Call
 
 WARMUP = 3
-LEAST_MS = 1.0  # of one measurement: shorter calls are repeated within it
-ATTEMPTS, LONG_MS = 3, 10.0  # to time a call without another program between; from where on that is in vain
-WAITED = Path("/proc/thread-self/schedstat")  # nanoseconds of running, of waiting to run, turns
+LEAST_MS = 1.0  # length of one measurement; shorter calls are repeated within it
+ATTEMPTS = 3  # to time a call without an interruption by another program
+LONG_MS = 10.0  # calls that run longer are not timed again, because they are nearly always interrupted
+WAITED = Path("/proc/thread-self/schedstat")  # nanoseconds of running, of waiting to run, and time slices
 
 
 def take_turns(
@@ -25,30 +32,38 @@ def take_turns(
     rounds: tuple[int, int] = (20, 400),
     least_ms: float = LEAST_MS,
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call in each round, for `seconds`, but for no fewer and no more `rounds` than given.
+    """Time calls in turns, in a random order each round.
 
-    step: told how many more whole seconds have passed. least_ms: shorter calls are repeated until they take so long.
+    Args:
+        calls: The calls by name.
+        seconds: How long to measure.
+        step: Called with the number of whole seconds that have passed since its last call.
+        rounds: The least and the most rounds, whatever `seconds` allows.
+        least_ms: The length of one measurement in milliseconds; shorter calls are repeated within it.
+
+    Returns:
+        The milliseconds of one call in each round, by name.
     """
-    repeats = {name: repeats_of(call, least_ms) for name, call in calls.items()}
+    repeats = {name: count_repeats(call, least_ms) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
-    tick, lot = Ticker(step, seconds), random.Random(0)
+    tick, rng = Ticker(step, seconds), random.Random(0)
     for number in range(rounds[1]):
-        for name in lot.sample(list(calls), len(calls)):
-            times[name].append(undisturbed(calls[name], repeats[name]))
+        for name in rng.sample(list(calls), len(calls)):
+            times[name].append(time_undisturbed(calls[name], repeats[name]))
         if tick() > seconds and number + 1 >= rounds[0]:
             break
     return times
 
 
 class Ticker:
-    """Tells how many of `seconds`, whole ones, have passed since it was made."""
+    """A counter that reports whole seconds to `step`, up to `seconds` in all."""
 
     def __init__(self, step: Callable, seconds: float):
         self.step, self.seconds = step, seconds
         self.begun, self.shown = time.monotonic(), 0
 
     def __call__(self) -> float:
-        """The seconds that have passed; `step` is told how many more than last time."""
+        """Report the whole seconds since the last call; returns the seconds since the counter was made."""
         past = time.monotonic() - self.begun
         now = min(round(past), round(self.seconds))
         self.step(now - self.shown)
@@ -57,17 +72,18 @@ class Ticker:
 
 
 def milliseconds(call: Call, repeats: int = 1) -> float:
-    """Of a call, over so many."""
+    """Mean milliseconds per call over `repeats` calls."""
     start = time.perf_counter()
     for _ in range(repeats):
         call()
     return 1e3 * (time.perf_counter() - start) / repeats
 
 
-def undisturbed(call: Call, repeats: int = 1) -> float:
-    """`milliseconds`, less what the system gave to others meanwhile; of a few tries the first without.
+def time_undisturbed(call: Call, repeats: int = 1) -> float:
+    """Mean milliseconds per call, less the time in which this thread waited for other programs.
 
-    What other threads of the call waited for is not known, so a try without is better. Long calls are tried once.
+    Of a few attempts the first without waiting counts, because only this thread's waiting is known, not that of other
+    threads of the call. Long calls get one attempt.
     """
     ms = waited = 0.0
     for _ in range(ATTEMPTS):
@@ -76,26 +92,26 @@ def undisturbed(call: Call, repeats: int = 1) -> float:
         waited = _waited_ms() - before
         if not waited or ms * repeats - waited > LONG_MS:
             break
-    return ms - waited / repeats if waited < ms * repeats else ms  # it may have waited just before or after
+    return ms - waited / repeats if waited < ms * repeats else ms  # otherwise it waited outside of the call
 
 
 def _waited_ms() -> float:
-    """How long this thread was ready and another had its processor, ever; always 0 where the system does not tell."""
+    """Milliseconds that this thread has waited for a processor since its start; 0 if the system does not report it."""
     try:
         return int(WAITED.read_bytes().split()[1]) / 1e6
     except (OSError, ValueError, IndexError):
         return 0.0
 
 
-def repeats_of(call: Call, least_ms: float = LEAST_MS) -> int:
-    """How many calls make one measurement; the call is warm after."""
+def count_repeats(call: Call, least_ms: float = LEAST_MS) -> int:
+    """Count the calls that take `least_ms` together; this also warms the call up."""
     fastest = min(milliseconds(call) for _ in range(WARMUP))
     return max(1, math.ceil(least_ms / max(fastest, 1e-4)))
 
 
 @contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """The models in evaluation mode; each of their modules goes back to its own afterwards."""
+def evaluation_mode(*models: nn.Module) -> Iterator[None]:
+    """Put models into evaluation mode; afterwards every module returns to the mode it had."""
     training = [module for model in models for module in model.modules() if module.training]
     for model in models:
         model.eval()

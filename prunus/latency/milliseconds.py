@@ -1,4 +1,4 @@
-"""Milliseconds that a whole model takes, measured."""
+"""Timing whole models."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ from torch import nn
 from prunus.export import programs
 from prunus.latency import clock
 from prunus.latency.operator_timing import Runtime
-from prunus.latency.profiling import program
+from prunus.latency.profiling import find_runtime
 from prunus.progress import silent
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one forward pass: the median, and the spread between the quartiles."""
+    """The time of one forward pass.
+
+    Args:
+        median_ms: The median in milliseconds.
+        spread_ms: The difference between the quartiles in milliseconds.
+        repeats: The number of measurements.
+    """
 
     median_ms: float
     spread_ms: float
@@ -26,23 +32,32 @@ class Latency:
 
     @classmethod
     def of(cls, times: Sequence[float]) -> Latency:
-        """Of at least two measurements."""
+        """Summarise at least two measurements in milliseconds."""
         low, median, high = statistics.quantiles(times, n=4)
         return cls(median, high - low, len(times))
 
 
 def latency_ms(model: nn.Module, example: Any, *, repeats: int = 20, warmup: int = 3) -> Latency:
-    """Measure one forward pass of `model` on `example`, in evaluation mode, on the device it is on.
+    """Time a forward pass in torch, in evaluation mode, on the model's device; the mode is restored.
 
-    The mode is restored. Compare two models in one run, interleaved: machines are noisy.
+    Machines are noisy: to compare models, time them in turns with `latency.measure`.
+
+    Args:
+        model: The model.
+        example: Its input: a tensor, a tuple or a dict of arguments.
+        repeats: The number of timed passes, at least 2.
+        warmup: The number of passes before them.
+
+    Returns:
+        The latency in milliseconds.
     """
-    call = programs.in_torch(model, example)
-    with clock.evaluating(model):
+    call = programs.prepare_torch(model, example)
+    with clock.evaluation_mode(model):
         times = [clock.milliseconds(call) for _ in range(warmup + repeats)]
     return Latency.of(times[warmup:])
 
 
-RACE_S = 2.0  # for each proposal
+RACE_S = 2.0  # seconds of measuring
 
 
 def measure(
@@ -53,13 +68,24 @@ def measure(
     seconds: float = RACE_S,
     progress: Callable = silent,
 ) -> dict[str, Latency]:
-    """Milliseconds of one forward pass of each model on `example`, by name, measured in turns in evaluation mode.
+    """Time a forward pass of several models, in turns and in evaluation mode; their modes are restored.
 
-    runtime: torch, where the models are, or onnxruntime, on the processor. Raises UserError as `tables` does.
+    Args:
+        models: The models by name.
+        example: Their input: a tensor, a tuple or a dict of arguments.
+        runtime: "torch", on the models' device, or "onnxruntime", on the processor.
+        seconds: How long to measure, all models together.
+        progress: How to show the progress.
+
+    Returns:
+        The latency of each model in milliseconds, by name.
+
+    Raises:
+        UserError: The runtime is unknown or not installed.
     """
-    runtime = program(runtime)
-    with clock.evaluating(*models.values()):
-        calls = [runtime.ready(model, example) for model in models.values()]
+    runtime = find_runtime(runtime)
+    with clock.evaluation_mode(*models.values()):
+        calls = [runtime.prepare(model, example) for model in models.values()]
         with progress(f"measuring in {runtime.name}", round(seconds)) as step:
             rounds = runtime.race(calls, seconds, step)
     return {name: Latency.of(times) for name, times in zip(models, rounds, strict=True)}

@@ -1,10 +1,9 @@
-"""Operators whose time depends on widths, and tables of how long they take: what a predicted latency is made of.
+"""Operators whose time depends on widths; each can be built alone at any widths.
 
-Tracing leaves a tape of operators with the layouts of their tensors, so each can be built by itself at any widths (and
-timed, see optimes.py). Operators that differ in nothing but their widths share one table: a grid of sizes, the
-hardware's multiples among them, with straight lines between. Narrower networks are faster, and selection relies on it,
-so tables are made to rise. Source: ours, after the per-layer tables of NetAdapt (Yang et al., ECCV 2018,
-arXiv:1804.03230) and MetaPruning.
+Tracing records operators with the layouts of their tensors, so each can be built and timed alone (operator_timing.py).
+Operators that differ only in their widths share one table (table.py): a grid of sizes, with the multiples that hardware
+prefers, and linear interpolation. Selection relies on narrower networks being faster, so tables are made to rise.
+Source: ours, after the per-layer tables of NetAdapt (Yang et al., ECCV 2018, arXiv:1804.03230) and MetaPruning.
 
 Letters: S sizes that an operator depends on (1, 2, or 1 for all together), C candidates.
 """
@@ -29,8 +28,8 @@ Sizes = tuple[int, ...]
 class Operator:
     """One operation whose time depends on widths.
 
-    variables: the sizes it depends on, independent of each other. key: the same for all that take the same time at
-    the same sizes. kind: what is corrected together.
+    variables: the sizes that it depends on, independent of each other. key: equal for operators that take the same time
+    at the same sizes. kind: the kind that shares one correction factor.
     """
 
     op: Op
@@ -49,36 +48,36 @@ class Operator:
         return len(self.variables) > 2
 
     def coordinates(self, size: Callable[[Layout], Tensor]) -> list[Tensor]:
-        """Where widths lie in its table: a tensor (C,) for each S. size: (C,) of a layout at these widths."""
+        """The table's coordinates at some widths: a tensor (C,) for each S. size: a layout's lengths (C,)."""
         return [self._work(size)] if self.together else [size(variable) for variable in self.variables]
 
     def place(self, sizes: Sizes) -> tuple[float, ...]:
-        """Where sizes that were measured lie in its table."""
+        """The table's coordinates of measured sizes."""
         if not self.together:
             return sizes
         return (self._work(partial(size_at, sizes=dict(zip(self.variables, sizes, strict=True)))),)
 
     def _work(self, size: Callable[[Layout], Any]) -> Any:
-        """Numbers read and written, as a share of the whole model's."""
+        """The number of elements read and written, as a share of that at full size."""
         whole = sum(prod(tag.shape) for tag in self.op.tags())
         return sum(prod(map(size, tag.dims)) for tag in self.op.tags()) / whole
 
     def build(self, sizes: Sizes, tensor: Callable[[int, Sizes, Any], Any]) -> tuple[list, dict]:
-        """Its arguments at other sizes. tensor(position, shape, tag) makes those that are tensors."""
+        """Build the arguments at other sizes. tensor(position, shape, tag) makes those that are tensors."""
         size = partial(size_at, sizes=dict(zip(self.variables, sizes, strict=True)))
         count = iter(range(10**6))
 
-        def made(value: Any) -> Any:
+        def build_argument(value: Any) -> Any:
             if isinstance(value, Tag):
                 return tensor(next(count), tuple(map(size, value.dims)), value)
             if isinstance(value, Untracked):
                 return tensor(next(count), tuple(value.shape), value)
-            return [made(each) for each in value] if isinstance(value, (list, tuple)) else value
+            return [build_argument(each) for each in value] if isinstance(value, (list, tuple)) else value
 
-        args, kwargs = [made(value) for value in self.op.inputs[0]], {}
+        args, kwargs = [build_argument(value) for value in self.op.inputs[0]], {}
         for name, value in self.op.inputs[1].items():
             if name != "device":
-                kwargs[name] = made(value)
+                kwargs[name] = build_argument(value)
         for layout, argument, element in self.op.follows:
             if element is None:
                 args[argument] = size(layout)
@@ -88,7 +87,7 @@ class Operator:
 
 
 def operators(graph: Graph) -> list[Operator]:
-    """The operations of a traced model that compute something and depend on widths."""
+    """List the operations of a traced model that compute something and depend on widths."""
     return [found for op in graph.ops if (found := _operator(op)) is not None]
 
 
@@ -121,7 +120,7 @@ def _operator(op: Op) -> Operator | None:
 
 
 def size_at(layout: Layout, sizes: Mapping[Layout, int]) -> int:
-    """The length of a layout when some layouts, this one or those it is made of, have the sizes given."""
+    """The length of a layout, given the sizes of some layouts: of this one or of its parts."""
     layout = axes.normal(layout)
     if layout in sizes:
         return sizes[layout]
@@ -144,7 +143,7 @@ def _formula(layout: Layout, names: Mapping[Layout, str]) -> str:
 
 
 def _words(value: Any, names: Mapping[Layout, str]) -> str:
-    """An argument in a key. A constant tensor (a weight, or made of one) reads otherwise than one that is computed."""
+    """An argument in a key; constant tensors (weights, or computed from weights alone) are marked."""
     if isinstance(value, Tag):
         dims = ", ".join(_formula(dim, names) for dim in value.dims)
         return f"{'constant' if is_constant(value) else ''}[{dims}]"

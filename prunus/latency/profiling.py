@@ -1,4 +1,4 @@
-"""Measuring the operators and random sub-networks of a model for a prediction of milliseconds."""
+"""Measuring the operators and random sub-networks of a model, to predict milliseconds."""
 
 import hashlib
 import json
@@ -19,18 +19,18 @@ from prunus.latency import operators, table
 from prunus.latency.cache import Timings, cache_folder, circumstances
 from prunus.latency.operator_timing import RUNTIMES, Like, Runtime
 from prunus.latency.operators import Operator
-from prunus.latency.predictor import Predictor, first_units, grouped, shares
+from prunus.latency.predictor import Predictor, first_units, group_operators, shares
 from prunus.progress import silent
 from prunus.selection import FLOOR, blocks
 
-SECONDS = 60.0  # for a table
-NETWORKS, LEAST_NETWORKS = 21, 12  # random ones; of three, two are fitted on and one is held out
-OPERATORS = 0.4  # of the time, for single operators; the rest is for networks
-MOST_WEIGHTS = 10**9  # of all of them together
-MOST_SLOWER = 2.0  # than expected: beginning takes time, too
+SECONDS = 60.0  # for all measurements of a model
+NETWORKS, LEAST_NETWORKS = 21, 12  # random sub-networks; two of every three are fitted on, one is held out
+OPERATORS = 0.4  # share of the time for single operators; the rest is for networks
+MOST_WEIGHTS = 10**9  # of all random sub-networks together
+MOST_SLOWER = 2.0  # highest factor on the expected time: starting takes time, too
 
 
-def tables(
+def measure_tables(
     model: nn.Module,
     graph: Graph,
     *,
@@ -39,17 +39,27 @@ def tables(
     cache: str | Path | None = None,
     progress: Callable = silent,
 ) -> Predictor:
-    """Measure what `model` is made of, on the example it was traced with, where it is, on torch's number of threads.
+    """Measure a model's operators and random sub-networks, on the traced example and torch's number of threads.
 
-    runtime: torch or onnxruntime. seconds: how long that may take; grids get coarser and rounds fewer to hold it, but
-    the least is more for large models. cache: the folder that keeps times, `timings.cache_folder()` if None; what it
-    knows is not measured again. Raises UserError for a runtime that is not there, or another model than was traced.
+    Args:
+        model: The model.
+        graph: Its graph.
+        runtime: "torch", on the model's device, or "onnxruntime", on the processor.
+        seconds: How long it may take; grids get coarser and rounds fewer to stay within it, but large models take more.
+        cache: The folder for times; None: the user's cache folder. Times that it holds are not measured again.
+        progress: How to show the progress.
+
+    Returns:
+        The predictor of milliseconds at any widths.
+
+    Raises:
+        UserError: The runtime is unknown or not installed, or the model is not the traced one.
     """
-    return Predictor(graph, measured_data(model, graph, program(runtime), seconds, cache, progress))
+    return Predictor(graph, measure_data(model, graph, find_runtime(runtime), seconds, cache, progress))
 
 
-def program(runtime: str | Runtime) -> Runtime:
-    """The runtime of that name; UserError if there is none, or it cannot run here."""
+def find_runtime(runtime: str | Runtime) -> Runtime:
+    """Find a runtime by its name; UserError if it is unknown or cannot run here."""
     if isinstance(runtime, Runtime):
         return runtime
     if runtime not in RUNTIMES:
@@ -59,7 +69,7 @@ def program(runtime: str | Runtime) -> Runtime:
     return RUNTIMES[runtime]()
 
 
-def measured_data(
+def measure_data(
     model: nn.Module,
     graph: Graph,
     runtime: Runtime,
@@ -67,40 +77,40 @@ def measured_data(
     cache: str | Path | None,
     progress: Callable,
 ) -> dict:
-    """All that a Predictor is made from, as plain values."""
+    """Measure everything that a Predictor needs, as plain values."""
     whole = surgery.shrink(model, graph, {}, verify="off").eval()
     like, begun = Like.of(whole), time.monotonic()
     timings = Timings(Path(cache or cache_folder()), circumstances(runtime.name, like))
-    groups = {key: group[0] for key, group in grouped(graph).items()}
+    groups = {key: group[0] for key, group in group_operators(graph).items()}
     if not groups:
         raise UserError("no operator of this model depends on widths, so none of its time can be saved.")
     count = _time_points(timings, runtime, like, [(op, op.full) for op in groups.values()], 0, silent)
     took = time.monotonic() - begun if count else 0.0
     known = {key: op for key, op in groups.items() if timings.get(op, op.full) is not None}
-    networks = timings.networks.get(_code(graph))
+    networks = timings.networks.get(_fingerprint(graph))
     if networks and any(len(each["widths"]) != len(graph.axes) for each in networks["samples"]):
         networks = None
     if networks:
         level = networks["level"]
     else:
-        level = _affordable(timings, runtime, known.values(), OPERATORS * seconds, took)
+        level = _choose_grid(timings, runtime, known.values(), OPERATORS * seconds, took)
     wanted = {key: table.points(op, level) for key, op in known.items()}
     missing = [(op, sizes) for key, op in known.items() for sizes in wanted[key]]
     count += _time_points(timings, runtime, like, missing, OPERATORS * seconds, progress)
     points = {key: [[list(s), timings.get(op, s)] for s in wanted[key]] for key, op in known.items()}
-    whole_tables = {key: of for key, of in points.items() if all(ms is not None for _, ms in of)}
+    complete = {key: grid for key, grid in points.items() if all(ms is not None for _, ms in grid)}
     left = seconds - (time.monotonic() - begun)
     if networks is None:
-        networks = _random_networks(runtime, whole, graph, max(left, seconds / 4), progress)
+        networks = _measure_networks(runtime, whole, graph, max(left, seconds / 4), progress)
         networks["level"] = level
-        timings.networks[_code(graph)] = networks
+        timings.networks[_fingerprint(graph)] = networks
     timings.write()
     return {
         "circumstances": timings.given,
         "tables": [
-            {"key": key, "full": list(full), "points": of} for (key, full), of in whole_tables.items()
+            {"key": key, "full": list(full), "points": grid} for (key, full), grid in complete.items()
         ],
-        "left_out": sorted({str(op.op) for key, op in groups.items() if key not in whole_tables}),
+        "left_out": sorted({str(op.op) for key, op in groups.items() if key not in complete}),
         "measured": count,
         "seconds": time.monotonic() - begun,
         **networks,
@@ -115,7 +125,7 @@ def _time_points(
     seconds: float,
     progress: Callable,
 ) -> int:
-    """Measure what is not known yet; how many that were."""
+    """Measure the operators whose times are not known; returns their number."""
     missing = {(op.key, sizes): (op, sizes) for op, sizes in wanted if not timings.has(op, sizes)}
     if missing:
         with progress(f"timing {len(missing)} operators in {runtime.name}", round(seconds)) as step:
@@ -125,10 +135,10 @@ def _time_points(
     return len(missing)
 
 
-def _affordable(
+def _choose_grid(
     timings: Timings, runtime: Runtime, known: Collection[Operator], seconds: float, took: float
 ) -> str:
-    """The finest grid that can be measured in time. took: seconds that the whole model's sizes did, if measured."""
+    """The finest grid that can be measured within `seconds`. took: seconds that the full sizes took, if measured."""
     slower = min(max(1.0, took / _expected_s(timings, runtime, known, None)), MOST_SLOWER)
     levels = list(table.GRIDS)
     fit = [level for level in levels if slower * _expected_s(timings, runtime, known, level) <= seconds]
@@ -136,19 +146,19 @@ def _affordable(
 
 
 def _expected_s(timings: Timings, runtime: Runtime, known: Iterable[Operator], level: str | None) -> float:
-    """How long a grid (None: the whole model's sizes alone) takes, by what operators take in the whole model."""
+    """Estimate the seconds for a grid (None: the full sizes alone) from the operators' times at full size."""
     expected = 0.0
     for op in known:
         ms = timings.get(op, op.full)
         assert ms is not None  # those that do not run by themselves are not among `known`
         for sizes in table.points(op, level) if level else [op.full]:
             share = prod(n / most for n, most in zip(sizes, op.full, strict=True))
-            expected += runtime.seconds_a_point + runtime.rounds * ms * share / 1e3
+            expected += runtime.seconds_per_point + runtime.rounds * ms * share / 1e3
     return expected
 
 
-def _code(graph: Graph) -> str:
-    """Under which a model's networks are known: the same for models whose operators are the same."""
+def _fingerprint(graph: Graph) -> str:
+    """The key of a model's networks in the cache; equal for models with the same operators."""
     described = [
         [(name, axis.size) for name, axis in graph.axes.items()],
         sorted(operator.key for operator in operators.operators(graph)),
@@ -156,11 +166,11 @@ def _code(graph: Graph) -> str:
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
 
 
-def _random_networks(
+def _measure_networks(
     runtime: Runtime, whole: nn.Module, graph: Graph, seconds: float, progress: Callable
 ) -> dict:
-    """Times of random sub-networks as shares of the whole model's: {original_ms, samples: [{widths, share}]}."""
-    begun, calls, widths = time.monotonic(), [runtime.ready(whole, graph.example)], []
+    """Measure random sub-networks as shares of the whole model: {original_ms, samples: [{widths, share}]}."""
+    begun, calls, widths = time.monotonic(), [runtime.prepare(whole, graph.example)], []
     weights = 0
     for each in random_widths(graph, NETWORKS):
         if len(widths) >= LEAST_NETWORKS and (
@@ -169,7 +179,7 @@ def _random_networks(
             break
         small = surgery.shrink(whole, graph, first_units(graph, each), verify="off").eval()
         weights += sum(map(Tensor.numel, small.parameters()))
-        calls.append(runtime.ready(small, graph.example))
+        calls.append(runtime.prepare(small, graph.example))
         widths.append(each)
     left = max(seconds - (time.monotonic() - begun), 1.0)
     with progress(f"timing {len(widths)} random sub-networks in {runtime.name}", round(left)) as step:
@@ -179,9 +189,9 @@ def _random_networks(
 
 
 def random_widths(graph: Graph, number: int) -> list[list[int]]:
-    """Widths (A,) of sub-networks from narrow to whole, in an order without a trend, axes differing at random.
+    """Sample widths (A,) of sub-networks from narrow to whole, in an order without a trend, axes differing at random.
 
-    Every other one in the multiples that selection likes best, the others in finer ones.
+    Every other one is in the multiples that selection prefers, the others in finer ones.
     """
     generator = torch.Generator().manual_seed(0)
     sizes = torch.tensor([axis.size for axis in graph.axes.values()])

@@ -1,4 +1,4 @@
-"""A rising table of measured points, with straight lines between them."""
+"""A rising table of measured points, with linear interpolation."""
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prunus.latency.operators import Operator, Sizes
 
-# Sizes measured, by how closely: the multiples that kernels work in, from a sixteenth of the whole upwards.
+# The sizes to measure by the grid's resolution: multiples that kernels prefer, from a sixteenth of the full size.
 GRIDS = {
     "fine": (
         1,
@@ -27,11 +27,11 @@ GRIDS = {
     "middle": tuple(2**n for n in range(17)),
     "coarse": tuple(4**n for n in range(9)),
 }
-SHARES = (1, 3 / 4, 1 / 2, 1 / 4, 1 / 16)  # where an operator depends on too many sizes, all shrink together
+SHARES = (1, 3 / 4, 1 / 2, 1 / 4, 1 / 16)  # of all sizes at once, if an operator has too many for a grid
 
 
 def points(operator: Operator, level: str) -> list[Sizes]:
-    """The sizes to measure an operator at, the largest first."""
+    """List the sizes at which to measure an operator, the largest first."""
     if operator.together:
         return [tuple(max(1, round(share * size)) for size in operator.full) for share in SHARES]
     found: list[Sizes] = [()]
@@ -43,18 +43,18 @@ def points(operator: Operator, level: str) -> list[Sizes]:
 
 
 class Table:
-    """Milliseconds on a grid, rising along it, with straight lines between."""
+    """Milliseconds on a grid, rising along every dimension, linear between the grid's points."""
 
     def __init__(self, times: Mapping[tuple[float, ...], float]):
-        """times: place -> milliseconds, for all places of a grid."""
+        """times: milliseconds by position, for all positions of a grid."""
         self.grid = [
             torch.tensor(sorted(set(line)), dtype=torch.float64) for line in zip(*times, strict=True)
         ]
         values = torch.tensor([times[place] for place in sorted(times)], dtype=torch.float64)
-        self.values = rising(values.view([len(line) for line in self.grid]))
+        self.values = make_rising(values.view([len(line) for line in self.grid]))
 
     def __call__(self, coordinates: Sequence[Tensor]) -> Tensor:
-        """Milliseconds (...) at coordinates (...), one tensor for each S; differentiable in them."""
+        """Milliseconds (...) at coordinates (...), one tensor per dimension of the grid; differentiable in them."""
         corners = [(torch.zeros((), dtype=torch.long), torch.ones((), dtype=torch.float64))]
         for line, x in zip(self.grid, coordinates, strict=True):
             x = x.clamp(line[0], line[-1])
@@ -69,8 +69,8 @@ class Table:
         return reduce(torch.add, (weight * flat[place] for place, weight in corners))
 
 
-def rising(values: Tensor) -> Tensor:
-    """The mean of the least rising table above `values` and the greatest below; `values` where they rise."""
+def make_rising(values: Tensor) -> Tensor:
+    """Average the lowest rising table above `values` and the highest below them; rising values stay as they are."""
     above, below = values, values
     for dim in range(values.dim()):
         above = above.cummax(dim).values

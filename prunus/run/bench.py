@@ -1,10 +1,10 @@
-"""How fast a finished run's model is on this machine's processor, next to the base it was cut from.
+"""The milliseconds that a finished run's model takes on this machine's processor, beside the base it was cut from.
 
-Both are run by every program that is installed: torch; torch with sparse matrices (CSR) in the linear layers that are
-mostly zeros; onnxruntime; OpenVINO. All take turns in an order drawn anew each round, so that a busy machine slows all
-alike, and each time is compared with the others of its round. Every program also runs the base a second time, loaded
-anew: what these two differ by is chance. The pruned model counts as faster only if it needs less than 90 % of the
-base's time, and in each fifth of the rounds a smaller share of it than the base again needs in any. Source: ours.
+Both are run by every installed program: torch; torch with sparse matrices (CSR) in the linear layers that are mostly
+zeros; onnxruntime; OpenVINO. All take turns in a new random order each round, so that a busy machine slows all alike,
+and a time is compared only with others of its round. Every program also runs a second copy of the base: the difference
+between the two is chance. The pruned model counts as faster only if it needs less than 90 % of the base's time and, in
+every fifth of the rounds, a smaller share of it than the second copy needs in any. Source: ours.
 """
 
 import copy
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import PruningError, UserError
-from prunus.export import RELATIVE_TOLERANCE, as_onnx, exported, missing_for_onnx, session, store
+from prunus.export import RELATIVE_TOLERANCE, export_program, missing_for_onnx, open_session, store, to_onnx
 from prunus.files import write_json
 from prunus.latency import take_turns
 from prunus.progress import silent
@@ -32,31 +32,48 @@ from prunus.sparse import formats
 from prunus.zoo import load_model
 
 BATCHES = (1, 64)
-FASTER = 0.9  # of the base's time; less is not worth a claim
-CSR_FROM = 0.7  # share of zeros from which torch's sparse matrices can pay at all
-PARTS = 5  # of the rounds, each judged by itself
+FASTER = 0.9  # of the base's time; a smaller gain is not reported as one
+CSR_FROM = 0.7  # share of zeros from which torch's sparse matrices can be faster
+PARTS = 5  # parts of the rounds, each evaluated separately
 BASE, AGAIN, PRUNED = "base", "base again", "pruned"
 UNITS = "To gain time, remove units instead: prunus run --budget macs=0.5."
 
 
 @dataclass(frozen=True)
 class Runner:
-    """One program with one of the models. run: a batch (B, *shape) to the answers (B, classes)."""
+    """One program with one of the models.
+
+    Args:
+        program: The program's name.
+        model: BASE, AGAIN or PRUNED.
+        run: Maps a batch (B, *shape) to the outputs (B, classes).
+    """
 
     program: str
-    model: str  # BASE, AGAIN or PRUNED
+    model: str
     run: Callable[[Tensor], Tensor]
 
     @property
     def name(self) -> str:
-        """As rows are called."""
+        """The name of its row."""
         return f"{self.program}, {self.model}"
 
 
 def bench_run(folder: Path, result: dict, *, seconds: float = 3.0, progress: Callable = silent) -> dict:
-    """Measure the models of a finished run, whose result.json is `result`; the record, also written to bench.json.
+    """Measure the models of a finished run, and write the record to bench.json.
 
-    seconds: for each batch size. Raises UserError if the model was not given by a SPEC.
+    Args:
+        folder: The run's folder.
+        result: Its result.json.
+        seconds: How long to measure each batch size.
+        progress: How to show the progress.
+
+    Returns:
+        The record; see `bench`.
+
+    Raises:
+        UserError: The model was not given by a SPEC, so it cannot be built again.
+        PruningError: A program computes something else than torch.
     """
     spec, shape = result["settings"]["model"], tuple(result["input"]["shape"])
     if ":" not in spec:
@@ -84,19 +101,30 @@ def bench(
     seconds: float = 3.0,
     progress: Callable = silent,
 ) -> dict:
-    """Measure `pruned` next to `base` on random inputs (B, *shape), B = 1 and 64: a record as plain JSON.
+    """Measure a pruned model beside its base on random inputs (B, *shape), B = 1 and 64. Source: ours.
 
-    zeros: the share of weights that are zero; macs: of the base's multiply-adds, what is left. For the words only.
-    rows: by batch size and runner, `median_ms` and `of_base`, its share of the time the same program needs for the
-    base (torch for CSR): the median, and the lowest and highest of five parts of the rounds. missing: programs that
-    were not run, and why. words: what it comes to.
-    Raises PruningError if a program answers otherwise than torch.
+    Args:
+        base: The model that was pruned.
+        pruned: The pruned model.
+        shape: The shape of one input.
+        zeros: The share of weights that are zero, for the text only.
+        macs: The share of the base's multiply-adds that is left, for the text only.
+        seconds: How long to measure each batch size.
+        progress: How to show the progress.
+
+    Returns:
+        A record as plain JSON. rows: by batch size and runner, `median_ms`, and `of_base`, the share of the time that
+        the same program needs for the base (torch for CSR): the median, and the lowest and highest of five parts of
+        the rounds. missing: programs that were not run, and why. words: the conclusion.
+
+    Raises:
+        PruningError: A program computes something else than torch.
     """
     base, pruned = base.cpu().eval(), pruned.cpu().eval()
     with tempfile.TemporaryDirectory() as place:
-        runners, missing = contestants(base, pruned, shape, Path(place))
+        runners, missing = make_runners(base, pruned, shape, Path(place))
         for runner in runners:
-            check(runner, pruned if runner.model == PRUNED else base, shape)
+            check_output(runner, pruned if runner.model == PRUNED else base, shape)
         times = {}
         for batch in BATCHES:
             x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(batch))
@@ -115,16 +143,16 @@ def bench(
     }
 
 
-def contestants(
+def make_runners(
     base: nn.Module, pruned: nn.Module, shape: tuple[int, ...], place: Path
 ) -> tuple[list[Runner], dict[str, str]]:
-    """Every program that can run here with both models; and why the others cannot."""
+    """Make the runners of every program that can run here; returns them, and why other programs cannot."""
     models = {BASE: base, AGAIN: copy.deepcopy(base), PRUNED: pruned}
-    runners = [Runner("torch", which, in_torch(model)) for which, model in models.items()]
+    runners = [Runner("torch", which, prepare_torch(model)) for which, model in models.items()]
     missing = {}
     sparse = formats.to_csr(pruned, CSR_FROM)
     if any(tensor.layout == torch.sparse_csr for tensor in sparse.state_dict().values()):
-        runners.append(Runner("torch CSR", PRUNED, in_torch(sparse)))
+        runners.append(Runner("torch CSR", PRUNED, prepare_torch(sparse)))
     else:
         missing["torch CSR"] = f"no linear layer has {100 * CSR_FROM:.0f} % of zeros"
     if needed := missing_for_onnx():
@@ -132,17 +160,17 @@ def contestants(
     files = {which: place / f"{which}.onnx" for which in models}
     for which, model in models.items():
         write_onnx(model, shape, files[which])
-    runners += [Runner("onnxruntime", which, in_onnxruntime(file)) for which, file in files.items()]
+    runners += [Runner("onnxruntime", which, prepare_onnxruntime(file)) for which, file in files.items()]
     if importlib.util.find_spec("openvino") is None:
         return runners, missing | {"OpenVINO": "openvino is not installed; pip install openvino"}
     return [
         *runners,
-        *(Runner("OpenVINO", which, in_openvino(file)) for which, file in files.items()),
+        *(Runner("OpenVINO", which, prepare_openvino(file)) for which, file in files.items()),
     ], missing
 
 
-def in_torch(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """`model` as it is. (Sparse matrices cannot multiply in inference mode.)"""
+def prepare_torch(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Prepare to run `model` in torch, without inference mode, because sparse matrices cannot multiply in it."""
 
     def run(x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -152,36 +180,36 @@ def in_torch(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def write_onnx(model: nn.Module, shape: tuple[int, ...], file: Path) -> None:
-    """`model` with a free batch size; linear layers become Gemm with the weights as they lie."""
-    as_onnx(exported(model, torch.zeros(2, *shape), free_batch=True)).save(file)
+    """Write `model` as ONNX with a free batch size; linear layers become Gemm with the weights as stored."""
+    to_onnx(export_program(model, torch.zeros(2, *shape), free_batch=True)).save(file)
 
 
-def in_onnxruntime(file: Path) -> Callable[[Tensor], Tensor]:
-    """An ONNX file in onnxruntime, on as many threads as torch."""
-    running = session(file.read_bytes())
-    name = running.get_inputs()[0].name
-    return lambda x: torch.from_numpy(running.run(None, {name: x.numpy()})[0])
+def prepare_onnxruntime(file: Path) -> Callable[[Tensor], Tensor]:
+    """Prepare to run an ONNX file in onnxruntime, with as many threads as torch."""
+    session = open_session(file.read_bytes())
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
-def in_openvino(file: Path) -> Callable[[Tensor], Tensor]:
-    """An ONNX file in OpenVINO, in float32, on as many threads as torch, asked to use zeros where it can."""
+def prepare_openvino(file: Path) -> Callable[[Tensor], Tensor]:
+    """Prepare to run an ONNX file in OpenVINO, in float32, with as many threads as torch, and with sparse weights."""
     import openvino
 
-    asked = {
+    config = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
         "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": 0.5,
     }
-    request = openvino.Core().compile_model(str(file), "CPU", asked).create_infer_request()
+    request = openvino.Core().compile_model(str(file), "CPU", config).create_infer_request()
     return lambda x: torch.from_numpy(request.infer([x.numpy()])[0])
 
 
-def check(runner: Runner, model: nn.Module, shape: tuple[int, ...]) -> None:
-    """Raise PruningError unless the runner answers what torch does: another computation is not worth timing."""
+def check_output(runner: Runner, model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raise PruningError unless the runner computes what torch does; otherwise its time would mean nothing."""
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
-    expected, answer = in_torch(model)(x), runner.run(x)
-    error, allowed = (answer - expected).abs().max().item(), max(1.0, expected.abs().max().item())
+    expected, output = prepare_torch(model)(x), runner.run(x)
+    error, allowed = (output - expected).abs().max().item(), max(1.0, expected.abs().max().item())
     if not error <= RELATIVE_TOLERANCE * allowed:
         raise PruningError(
             f"{runner.name} differs from the model by {error:.1e}; its time would mean nothing."
@@ -189,7 +217,7 @@ def check(runner: Runner, model: nn.Module, shape: tuple[int, ...]) -> None:
 
 
 def row(runner: Runner, times: dict[str, list[float]]) -> dict:
-    """What is said of one runner at one batch size."""
+    """The record of one runner at one batch size."""
     found = {"median_ms": statistics.median(times[runner.name]), "rounds": len(times[runner.name])}
     if runner.model == BASE:
         return found
@@ -200,56 +228,56 @@ def row(runner: Runner, times: dict[str, list[float]]) -> dict:
 
 
 def share(times: dict[str, list[float]], one: str, other: str) -> tuple[float, float, float]:
-    """The share of `other`'s time that `one` needs, round by round: the lowest of five parts' medians, the median of
-    all, the highest of the five."""
+    """The share of `other`'s time that `one` needs, compared within rounds: the lowest median of five parts of the
+    rounds, the median of all, the highest median of the five parts."""
     shares = [a / b for a, b in zip(times[one], times[other], strict=True)]
     parts = [statistics.median(shares[start::PARTS]) for start in range(PARTS)]
     return min(parts), statistics.median(shares), max(parts)
 
 
 def is_faster(found: tuple[float, float, float], chance: tuple[float, float, float]) -> bool:
-    """Whether a share of the base's time is a gain that was seen. chance: the share that the base again needs."""
+    """Whether a share of the base's time is a gain beyond chance. chance: the share that the base's copy needs."""
     return found[1] < FASTER and found[2] < min(1.0, chance[0])
 
 
 def words(
     times: dict[int, dict[str, list[float]]], missing: dict[str, str], zeros: float = 0.0, macs: float = 1.0
 ) -> list[str]:
-    """What the times come to: the fastest way to run either model, for each batch size, and what to do."""
+    """State the conclusion: the fastest way to run each model, for each batch size, and what to do."""
     lines, gains = [], []
-    for batch, of in times.items():
-        medians = {name: statistics.median(values) for name, values in of.items()}
+    for batch, rounds in times.items():
+        medians = {name: statistics.median(values) for name, values in rounds.items()}
         base, pruned = (
-            min((name for name in of if name.endswith(f", {which}")), key=lambda name: medians[name])
+            min((name for name in rounds if name.endswith(f", {which}")), key=lambda name: medians[name])
             for which in (BASE, PRUNED)
         )
-        found = share(of, pruned, base)
-        gains.append(is_faster(found, share(of, base.replace(BASE, AGAIN), base)))
-        unsure = "no faster for sure, the difference may be chance" if found[1] < FASTER else "no faster"
-        said = f"{1 / found[1]:.2f} times as fast" if gains[-1] else unsure
+        found = share(rounds, pruned, base)
+        gains.append(is_faster(found, share(rounds, base.replace(BASE, AGAIN), base)))
+        unsure = "not reliably faster, the difference may be chance" if found[1] < FASTER else "no faster"
+        verdict = f"{1 / found[1]:.2f} times as fast" if gains[-1] else unsure
         lines.append(
             f"{'one input' if batch == 1 else f'batch of {batch}'}: at best the base takes {medians[base]:.3g} ms "
             f"({base.partition(',')[0]}), the pruned model {medians[pruned]:.3g} ms "
-            f"({pruned.partition(',')[0]}): {said}."
+            f"({pruned.partition(',')[0]}): {verdict}."
         )
     lines += [f"{program} was not measured: {why}." for program, why in missing.items()]
     tried = ", ".join(dict.fromkeys(name.partition(",")[0] for name in next(iter(times.values()))))
     if zeros and macs < 1 and any(gains):
         lines.append(
-            f"{100 * macs:.3g} % of the multiply-adds are left, for units through which nothing passed are gone; "
-            "that helps every program. The zeros that remain help where torch CSR is the fastest, and there only."
+            f"{100 * macs:.3g} % of the multiply-adds are left, because units through which nothing passed were "
+            "removed; that helps every program. The remaining zeros help only where torch CSR is the fastest."
         )
     if zeros and not any(gains):
         lines.append(f"{100 * zeros:.4g} % of zeros make it no faster than dense on {tried}. {UNITS}")
     elif zeros and not all(gains):
-        lines.append(f"{100 * zeros:.4g} % of zeros make it faster in some of these cases only. {UNITS}")
+        lines.append(f"{100 * zeros:.4g} % of zeros make it faster only in some of these cases. {UNITS}")
     elif not any(gains):
-        lines.append(f"It is no faster than the base on {tried}: what was removed costs little time here.")
+        lines.append(f"It is no faster than the base on {tried}: the removed units cost little time here.")
     return lines
 
 
 def version(name: str) -> str | None:
-    """Of an installed library; None if it is not."""
+    """The version of a library; None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -96,7 +96,7 @@ class Work:
             "masks": chosen.masks is not None,
             "pattern": chosen.pattern,
             "left_dense": dict(chosen.left_dense),
-            "charts": [charts.plain(chart) for chart in chosen.charts],
+            "charts": [charts.to_json(chart) for chart in chosen.charts],
             **measured,
         }
 

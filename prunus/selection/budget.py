@@ -104,7 +104,7 @@ class CostMeter(ABC):
         """Return what widths (C, A) are predicted to cost: (C,), in the unit of the limit."""
 
     @abstractmethod
-    def settle(self, budget: "Budget", propose: Callable[[Callable], dict]) -> dict[str, list[int]]:
+    def select(self, budget: "Budget", propose: Callable[[Callable], dict]) -> dict[str, list[int]]:
         """Return the best keep that holds as measured.
 
         propose(price) is the keep that holds by a price. Raises BudgetError if there is none.
@@ -115,7 +115,7 @@ class CostMeter(ABC):
         """Return what a keep was measured to cost, plain JSON: original_ms, predicted_ms, measured_ms, runtime ..."""
 
     @abstractmethod
-    def alone(self) -> "CostMeter":
+    def local_copy(self) -> "CostMeter":
         """Return a meter that knows what this one does, for use in a single process; it does not broadcast."""
 
 

@@ -100,7 +100,7 @@ def select(
             "freeze": freeze,
             "within": within,
         }
-        return budget.meter.settle(
+        return budget.meter.select(
             budget, lambda price: select(graph, scores, budget, price=price, **options)
         )
     measured = price is not None

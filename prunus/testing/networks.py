@@ -102,7 +102,7 @@ def tiny_task(network: str, seed: int = 0) -> Classification:
     patterns = torch.randn(CLASSES, 1, SIDE, SIDE, generator=generator)
     labels = torch.randint(CLASSES, (count,), generator=generator)
     pixels = patterns[labels] + torch.randn(count, 1, SIDE, SIDE, generator=generator)
-    source = images.Ready([(str(number), image) for number, image in enumerate(pixels)])
+    source = images.Tensors([(str(number), image) for number, image in enumerate(pixels)])
     ends = np.cumsum([0, *SIZES.values()])
     splits = {
         name: Split(source, labels[start:stop].numpy(), np.arange(start, stop))

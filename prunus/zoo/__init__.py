@@ -1,8 +1,8 @@
-"""The zoo: the reference networks of the pruning papers that torchvision lacks, and models from elsewhere.
+"""The zoo: the reference networks of the pruning papers that torchvision lacks, and models from other libraries.
 
 Its files, in the order in which to read them:
 
-    networks                      the networks by name: build
+    networks                      builds the networks by name
     resnet                        residual networks
     wrn                           wide residual networks
     vgg densenet mobilenet vit    the families of these names

@@ -1,8 +1,8 @@
 """DenseNet-40 (growth 12, no bottleneck): Huang et al., CVPR 2017, arXiv:1608.06993, table 2.
 
-A stem of 16, three blocks of 12 layers that each add 12 planes to what they were given, transitions of
+A stem of 16 channels, three blocks of 12 layers that each append 12 channels to their input, transitions of
 unchanged width. With 10 classes: 1,019,722 parameters (the paper: 1.0 M), 264.8 M multiply-adds.
-Shapes: pictures (B, in_width, 32, 32); output (B, classes).
+Shapes: images (B, in_width, 32, 32); output (B, classes).
 """
 
 import torch
@@ -15,7 +15,7 @@ STEM, GROWTH, LAYERS = 16, 12, 12
 
 
 class DenseLayer(nn.Module):
-    """Norm, ReLU and a 3x3 convolution whose `growth` planes are laid behind the input's."""
+    """Norm, ReLU and a 3x3 convolution whose `growth` channels are appended to the input's."""
 
     def __init__(self, in_width: int, growth: int):
         super().__init__()
@@ -27,7 +27,7 @@ class DenseLayer(nn.Module):
 
 
 class Transition(nn.Module):
-    """Norm, ReLU, a 1x1 convolution of the same width, and half the picture's side."""
+    """Norm, ReLU, a 1x1 convolution of the same width, and a pooling that halves the image's side."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -61,10 +61,10 @@ class DenseNet(nn.Module):
 
 
 def dense_block(in_width: int) -> nn.Sequential:
-    """Twelve dense layers, each 12 planes wider than the one before."""
+    """Build twelve dense layers, each reading 12 channels more than the one before."""
     return nn.Sequential(*(DenseLayer(in_width + i * GROWTH, GROWTH) for i in range(LAYERS)))
 
 
 def densenet40(classes: int, in_width: int) -> DenseNet:
-    """DenseNet-40 with growth 12."""
+    """Build DenseNet-40 with growth 12."""
     return DenseNet(classes, in_width)

@@ -1,10 +1,10 @@
 """MobileNetV1 (Howard et al. 2017, arXiv:1704.04861, table 1) and MobileNetV2 (Sandler et al., CVPR 2018,
-arXiv:1801.04381, table 2), for three sizes of pictures.
+arXiv:1801.04381, table 2), for three image sizes.
 
-Widths and repetitions are the papers'. For small pictures strides are taken out, as DHP did (Li et al., ECCV 2020,
-arXiv:2003.13683): at 64 pixels (Tiny-ImageNet) V2's second stage keeps the side, at 32 (CIFAR) the stem of both does,
-too. V1 has no other stride to leave out, so at 64 it is the network of 224.
-`width` makes every layer that many times as wide.
+Widths and repetitions are the papers'. For small images some strides are removed, as in DHP (Li et al., ECCV 2020,
+arXiv:2003.13683): at 64 pixels (Tiny-ImageNet) V2's second stage keeps the side, at 32 (CIFAR) so does the stem of
+both. V1 has no other stride to remove, so at 64 it is the network for 224.
+`width` multiplies the width of every layer.
 
     mobilenet_v1         10 classes    3,217,226 parameters    46.3 M multiply-adds
     mobilenet_v1_64     200            3,411,976               46.5
@@ -13,7 +13,7 @@ too. V1 has no other stride to leave out, so at 64 it is the network of 224.
     mobilenet_v2_64     200            2,480,072               88.2
     mobilenet_v2_224  1,000            3,504,872              300.8
 
-Shapes: pictures (B, in_width, H, W); output (B, classes).
+Shapes: images (B, in_width, H, W); output (B, classes).
 """
 
 import torch.nn.functional as F
@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from prunus.zoo.resnet import init
 
 STEM = 32
-# V1: width and stride of each separable convolution
+# V1: channels and stride of each separable convolution
 SEPARABLE = (
     *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)),
     *((512, 1), (512, 1), (512, 1), (512, 1), (512, 1), (1024, 2), (1024, 1)),
 )
-# V2: expansion, width, repetitions, stride of the first
+# V2: expansion, channels, repetitions, stride of the first repetition
 STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -41,13 +41,13 @@ HEAD = 1280
 
 
 def conv_norm(in_width: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """A convolution without bias and its norm."""
+    """Build a convolution without bias, and its norm."""
     conv = nn.Conv2d(in_width, width, kernel, stride, kernel // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(width)]
 
 
 class Separable(nn.Module):
-    """Filter each plane (3x3 depthwise), then mix the planes (1x1)."""
+    """Filter each channel (3x3 depthwise), then mix the channels (1x1)."""
 
     def __init__(self, in_width: int, width: int, stride: int):
         super().__init__()
@@ -59,7 +59,7 @@ class Separable(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Widen (1x1), filter each plane (3x3 depthwise), narrow (1x1, linear); the input is added if it fits."""
+    """Widen (1x1), filter each channel (3x3 depthwise), narrow (1x1, linear); the input is added if shapes agree."""
 
     def __init__(self, in_width: int, width: int, stride: int, expansion: int):
         super().__init__()
@@ -74,17 +74,24 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV1(nn.Module):
-    """Stem, 13 separable convolutions, global average, linear layer; for pictures of `side` pixels (32, 64, 224)."""
+    """MobileNetV1: stem, 13 separable convolutions, global average, linear layer. arXiv:1704.04861, table 1.
+
+    Args:
+        classes: The number of classes.
+        in_width: The number of the image's channels.
+        side: The image's side in pixels: 32, 64 or 224.
+        width: The factor on the width of every layer.
+    """
 
     def __init__(self, classes: int, in_width: int = 3, side: int = 32, width: float = 1.0):
         super().__init__()
-        before = scaled(STEM, width)
+        before = scale_width(STEM, width)
         stem = conv_norm(in_width, before, 3, 1 if side <= 32 else 2)
         self.stem = nn.Sequential(*stem, nn.ReLU(inplace=True))
         blocks = []
-        for planes, stride in SEPARABLE:
-            blocks.append(Separable(before, scaled(planes, width), stride))
-            before = scaled(planes, width)
+        for channels, stride in SEPARABLE:
+            blocks.append(Separable(before, scale_width(channels, width), stride))
+            before = scale_width(channels, width)
         self.blocks = nn.Sequential(*blocks)
         self.linear = nn.Linear(before, classes)
         self.apply(init)
@@ -94,21 +101,29 @@ class MobileNetV1(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Stem, 17 inverted residuals, a 1x1 convolution to 1280, global average, linear layer; `side` as in V1."""
+    """MobileNetV2: stem, 17 inverted residuals, 1x1 convolution, global average, linear. arXiv:1801.04381, table 2.
+
+    Args:
+        classes: The number of classes.
+        in_width: The number of the image's channels.
+        side: The image's side in pixels: 32, 64 or 224.
+        width: The factor on the width of every layer.
+    """
 
     def __init__(self, classes: int, in_width: int = 3, side: int = 32, width: float = 1.0):
         super().__init__()
-        before = scaled(STEM, width)
+        before = scale_width(STEM, width)
         stem = conv_norm(in_width, before, 3, 1 if side <= 32 else 2)
         self.stem = nn.Sequential(*stem, nn.ReLU6(inplace=True))
         blocks = []
-        for number, (expansion, planes, repetitions, stride) in enumerate(STAGES):
+        for number, (expansion, channels, repetitions, stride) in enumerate(STAGES):
             for i in range(repetitions):
                 halves = i == 0 and stride == 2 and not (number == 1 and side <= 64)
-                blocks.append(InvertedResidual(before, scaled(planes, width), 2 if halves else 1, expansion))
-                before = scaled(planes, width)
+                stride_here = 2 if halves else 1
+                blocks.append(InvertedResidual(before, scale_width(channels, width), stride_here, expansion))
+                before = scale_width(channels, width)
         self.blocks = nn.Sequential(*blocks)
-        head = max(HEAD, scaled(HEAD, width))  # narrower networks keep it whole, as in the paper
+        head = max(HEAD, scale_width(HEAD, width))  # narrower networks keep 1280, as in the paper
         self.head = nn.Sequential(*conv_norm(before, head, 1), nn.ReLU6(inplace=True))
         self.linear = nn.Linear(head, classes)
         self.apply(init)
@@ -118,7 +133,7 @@ class MobileNetV2(nn.Module):
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-def scaled(planes: int, width: float) -> int:
-    """`width` times as many planes, as the multiple of 8 that is nearest but not more than a tenth below."""
-    nearest = max(8, int(planes * width + 4) // 8 * 8)
-    return nearest if nearest >= 0.9 * planes * width else nearest + 8
+def scale_width(channels: int, width: float) -> int:
+    """Scale a number of channels to the nearest multiple of 8, or to the next one if that is over a tenth too low."""
+    nearest = max(8, int(channels * width + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * channels * width else nearest + 8

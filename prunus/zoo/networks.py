@@ -15,7 +15,7 @@ from prunus.zoo.vit import vit_tiny
 from prunus.zoo.wrn import wide_resnet
 
 DEPTHS = (20, 32, 44, 56, 110)
-SIDES = (64, 224)  # of pictures for which there are MobileNets besides those for 32
+SIDES = (64, 224)  # pixels; image sizes with MobileNets of their own, besides 32
 
 # name -> f(classes, in_width)
 NETWORKS = {
@@ -34,40 +34,59 @@ NETWORKS = {
     **{f"mobilenet_v2_{side}": partial(MobileNetV2, side=side) for side in SIDES},
     "digits_resnet": digits_resnet,
 }
-# name -> f(classes, in_shape): parameters whose size follows from the picture's
-OF_ONE_SIZE = {"fcn": fcn, "conv6": conv6, "vit_tiny": vit_tiny}
+# name -> f(classes, in_shape): some parameters' sizes depend on the image's
+FIXED_SIZE = {"fcn": fcn, "conv6": conv6, "vit_tiny": vit_tiny}
 NATIVE = {  # all others: (3, 32, 32)
     "digits_resnet": (1, 8, 8),
     "fcn": (1, 28, 28),
     **{f"mobilenet_v{version}_{side}": (3, side, side) for version in (1, 2) for side in SIDES},
 }
-LEAST_SIDE = {"fcn": 1, "vgg11_bn": 16, "vgg16_bn": 16, "vgg19_bn": 16}  # all others: 8
+MIN_SIDE = {"fcn": 1, "vgg11_bn": 16, "vgg16_bn": 16, "vgg19_bn": 16}  # all others: 8
 
 
 def native_shape(name: str) -> tuple[int, int, int]:
-    """The shape (planes, height, width) of the pictures the network was made for."""
+    """Look up the shape of the images that a network was designed for.
+
+    Args:
+        name: A network of the zoo.
+
+    Returns:
+        (channels, height, width).
+
+    Raises:
+        UserError: The zoo has no such network; the message suggests the nearest names.
+    """
     check(name)
     return NATIVE.get(name, (3, 32, 32))
 
 
 def build(name: str, classes: int = 10, in_shape: tuple[int, int, int] | None = None) -> nn.Module:
-    """A freshly initialised network (by torch's global seed); `in_shape`: the pictures', native if not given.
+    """Build a network of the zoo, initialised by torch's global seed.
 
-    Maps (B, *in_shape) to (B, classes). Raises UserError for an unknown name or a shape that is too small.
+    Args:
+        name: A network of the zoo, for example "resnet56".
+        classes: The number of classes.
+        in_shape: The images' (channels, height, width); `native_shape(name)` if None.
+
+    Returns:
+        A network that maps (B, *in_shape) to (B, classes).
+
+    Raises:
+        UserError: The name is unknown, or the images are too small for the network.
     """
-    planes, height, width = in_shape or native_shape(name)
+    channels, height, width = in_shape or native_shape(name)
     check(name)
-    if min(height, width) < LEAST_SIDE.get(name, 8):
+    if min(height, width) < MIN_SIDE.get(name, 8):
         raise UserError(
-            f"zoo:{name} needs larger pictures than {height}x{width}: sides of at least "
-            f"{LEAST_SIDE.get(name, 8)}; give image_size=32."
+            f"zoo:{name} needs larger images than {height}x{width}: sides of at least "
+            f"{MIN_SIDE.get(name, 8)}; give image_size=32."
         )
-    if name in OF_ONE_SIZE:
-        return OF_ONE_SIZE[name](classes, (planes, height, width))
-    return NETWORKS[name](classes, planes)
+    if name in FIXED_SIZE:
+        return FIXED_SIZE[name](classes, (channels, height, width))
+    return NETWORKS[name](classes, channels)
 
 
 def check(name: str) -> None:
-    """Raise UserError, with the nearest names, unless the zoo has `name`."""
-    if name not in NETWORKS and name not in OF_ONE_SIZE:
-        raise unknown("zoo network", name, {**NETWORKS, **OF_ONE_SIZE})
+    """Raise UserError, suggesting the nearest names, unless the zoo has `name`."""
+    if name not in NETWORKS and name not in FIXED_SIZE:
+        raise unknown("zoo network", name, {**NETWORKS, **FIXED_SIZE})

@@ -1,12 +1,12 @@
-"""The plain networks of the pruning literature, without norms, as Lookahead was shown on: Park et al., ICLR 2020,
-arXiv:2002.04809, section 5. Weights start from Glorot's normal initialisation and biases from 0, as there.
+"""The plain networks of the pruning literature, without norms, on which Lookahead was evaluated: Park et al., ICLR
+2020, arXiv:2002.04809, section 5. As there, weights start from Glorot's normal initialisation and biases from 0.
 
     fcn      784-500-500-500-500-10, ReLU    1,149,010 parameters     1.1 M multiply-adds    (1, 28, 28)
-    conv6    six 3x3 convolutions in pairs of 64, 128 and 256, each pair before a pooling, then linear layers of
+    conv6    six 3x3 convolutions in pairs of 64, 128 and 256, each pair followed by a pooling, then linear layers of
              256, 256 (Frankle & Carbin, ICLR 2019, arXiv:1803.03635, figure 2)
                                              2,262,602 parameters   153.9 M multiply-adds    (3, 32, 32)
 
-Shapes: pictures (B, *in_shape); output (B, classes).
+Shapes: images (B, *in_shape); output (B, classes).
 """
 
 from itertools import pairwise
@@ -15,8 +15,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-HIDDEN, HIDDEN_LAYERS = 500, 4  # of the fully connected network
-WIDTHS, LINEAR = (64, 128, 256), (256, 256)  # of Conv-6
+HIDDEN, HIDDEN_LAYERS = 500, 4  # fully connected network
+WIDTHS, LINEAR = (64, 128, 256), (256, 256)  # Conv-6
 
 
 class Plain(nn.Module):
@@ -37,7 +37,7 @@ class Plain(nn.Module):
 
 @torch.no_grad()
 def init(module: nn.Module) -> None:
-    """Glorot's normal initialisation, biases 0."""
+    """Initialise a layer by Glorot's normal initialisation, biases by 0."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.xavier_normal_(module.weight)
         assert module.bias is not None  # every layer here has one
@@ -45,12 +45,12 @@ def init(module: nn.Module) -> None:
 
 
 def fcn(classes: int, in_shape: tuple[int, int, int]) -> Plain:
-    """Four hidden layers of 500."""
+    """Build the fully connected network, with four hidden layers of 500."""
     return Plain([], [prod(in_shape), *[HIDDEN] * HIDDEN_LAYERS, classes])
 
 
 def conv6(classes: int, in_shape: tuple[int, int, int]) -> Plain:
-    """Conv-6; each of its three poolings halves the side, so it should be at least 8."""
+    """Build Conv-6; each of its three poolings halves the side, so the side should be at least 8."""
     in_width, height, width = in_shape
     features: list[nn.Module] = []
     for out_width in WIDTHS:

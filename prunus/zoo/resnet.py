@@ -1,4 +1,4 @@
-"""ResNets for 32x32 pictures: He et al., CVPR 2016, arXiv:1512.03385, section 4.2.
+"""ResNets for 32x32 images: He et al., CVPR 2016, arXiv:1512.03385, section 4.2.
 
 3 stages of n basic blocks, widths 16, 32, 64, depth 6n + 2, global average, one linear layer.
 With zero-padded shortcuts and 10 classes:
@@ -9,22 +9,21 @@ With zero-padded shortcuts and 10 classes:
     resnet56     853,018              125.5 M
     resnet110  1,727,962              252.9 M
 
-The bottleneck networks have depth 9n + 2, a stem of 16 and stages of widths 64, 128, 256, all shortcuts that change
-shape being projections: what the pruning literature since DHP (Li et al., ECCV 2020, arXiv:2003.13683) calls
-ResNet-110 and ResNet-164. Norm and ReLU stand behind the convolutions.
+The bottleneck networks have depth 9n + 2, a stem of 16, stages of widths 64, 128, 256, and projections wherever a
+shortcut changes shape. The pruning literature since DHP (Li et al., ECCV 2020, arXiv:2003.13683) calls them ResNet-110
+and ResNet-164. Norm and ReLU follow the convolutions.
 
     resnet110_bottleneck  1,147,738 parameters   167.4 M multiply-adds
     resnet164_bottleneck  1,704,154              247.6 M
 
-`resnet18` and `resnet50` are the networks of four stages of table 1 of the paper, `resnext50` the 32x4d of Xie et al.,
-CVPR 2017, arXiv:1611.05431, table 1, in the form that is used for small pictures: the 3x3 stem, no pooling, projection
-shortcuts.
+`resnet18` and `resnet50` are the networks of four stages in table 1 of the paper, `resnext50` the 32x4d of Xie et al.,
+CVPR 2017, arXiv:1611.05431, table 1, in their usual form for small images: 3x3 stem, no pooling, projection shortcuts.
 
     resnet18    11,173,962 parameters     555.4 M multiply-adds
     resnet50    23,520,842              1,297.8 M
     resnext50   22,992,714              1,344.0 M
 
-Shapes: pictures (B, 3, 32, 32), or any (B, in_width, H, W); output (B, classes).
+Shapes: images (B, 3, 32, 32), or any (B, in_width, H, W); output (B, classes).
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +35,7 @@ from torch import Tensor, nn
 
 
 class PadShortcut(nn.Module):
-    """Every second pixel, with `front` zero planes put before and `back` behind; no parameters (option A)."""
+    """Every second pixel, with `front` zero channels before and `back` after; no parameters (option A)."""
 
     def __init__(self, front: int, back: int):
         super().__init__()
@@ -47,13 +46,13 @@ class PadShortcut(nn.Module):
 
 
 def projection(in_width: int, width: int, stride: int) -> nn.Sequential:
-    """A strided 1x1 convolution and its norm (option B)."""
+    """Build a strided 1x1 convolution and its norm (option B)."""
     conv = nn.Conv2d(in_width, width, 1, stride=stride, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(width))
 
 
-def carry(in_width: int, width: int, stride: int, shortcut: str) -> nn.Module:
-    """What the input goes through on its way around a block; `shortcut` where the shape changes."""
+def make_shortcut(in_width: int, width: int, stride: int, shortcut: str) -> nn.Module:
+    """Build the shortcut around a block: the identity, or the kind `shortcut` where the shape changes."""
     if stride == 1 and in_width == width:
         return nn.Identity()
     if shortcut == "projection":
@@ -63,7 +62,7 @@ def carry(in_width: int, width: int, stride: int, shortcut: str) -> nn.Module:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around which the input is carried."""
+    """Two 3x3 convolutions with a shortcut."""
 
     def __init__(self, in_width: int, width: int, stride: int, shortcut: str):
         super().__init__()
@@ -71,7 +70,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.shortcut = carry(in_width, width, stride, shortcut)
+        self.shortcut = make_shortcut(in_width, width, stride, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -79,7 +78,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Narrow to `width` / `by` (1x1), filter (3x3, strided, in groups), widen (1x1); the input is carried around."""
+    """Narrow to `width` / `by` (1x1), filter (3x3, strided, in groups), widen (1x1); with a shortcut."""
 
     def __init__(
         self, in_width: int, width: int, stride: int, shortcut: str, *, by: int = 4, groups: int = 1
@@ -92,7 +91,7 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(narrow)
         self.conv3 = nn.Conv2d(narrow, width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
-        self.shortcut = carry(in_width, width, stride, shortcut)
+        self.shortcut = make_shortcut(in_width, width, stride, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -102,7 +101,7 @@ class Bottleneck(nn.Module):
 
 class ResNet(nn.Module):
     """A stem, stages (all but the first halve the side), and a linear layer; the stem is as wide as the first stage
-    unless `stem` says otherwise."""
+    unless `stem` is given."""
 
     def __init__(
         self,
@@ -136,7 +135,7 @@ class ResNet(nn.Module):
 
 @torch.no_grad()
 def init(module: nn.Module) -> None:
-    """He's initialisation for convolutions, 1 for norms' scales, small normal weights for linear layers."""
+    """Initialise a layer: convolutions by He's method, linear layers by small normal weights; norms' scales stay 1."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):
@@ -145,29 +144,29 @@ def init(module: nn.Module) -> None:
 
 
 def cifar_resnet(depth: int, classes: int, in_width: int, shortcut: str = "pad") -> ResNet:
-    """The network of `depth` = 6n + 2 layers; `shortcut` is "pad" or "projection"."""
+    """Build the network of `depth` = 6n + 2 layers; `shortcut` is "pad" or "projection"."""
     n = (depth - 2) // 6
     return ResNet((n, n, n), (16, 32, 64), classes, in_width, shortcut)
 
 
 def bottleneck_resnet(depth: int, classes: int, in_width: int) -> ResNet:
-    """The network of `depth` = 9n + 2 layers, of bottlenecks, with projections."""
+    """Build the network of `depth` = 9n + 2 layers, of bottlenecks, with projections."""
     n, widths = (depth - 2) // 9, (64, 128, 256)
     return ResNet((n, n, n), widths, classes, in_width, shortcut="projection", block=Bottleneck, stem=16)
 
 
 def resnet18(classes: int, in_width: int) -> ResNet:
-    """ResNet-18 for small pictures."""
+    """Build ResNet-18 for small images."""
     return ResNet((2, 2, 2, 2), (64, 128, 256, 512), classes, in_width, shortcut="projection")
 
 
 def resnet50(classes: int, in_width: int) -> ResNet:
-    """ResNet-50 for small pictures."""
+    """Build ResNet-50 for small images."""
     return _four_stages(classes, in_width, Bottleneck)
 
 
 def resnext50(classes: int, in_width: int) -> ResNet:
-    """ResNeXt-50 (32x4d) for small pictures."""
+    """Build ResNeXt-50 (32x4d) for small images."""
     return _four_stages(classes, in_width, partial(Bottleneck, by=2, groups=32))
 
 

@@ -1,4 +1,4 @@
-"""Models by a short name, freshly initialised, and weights from a file.
+"""Freshly initialised models from a SPEC, and weights from a file.
 
     zoo:resnet56   torchvision:resnet50   timm:vit_tiny_patch16_224   hf:CONFIG_DIR   package.module:callable
 
@@ -20,14 +20,23 @@ from prunus.errors import FileError, UserError
 from prunus.files import read_json, read_tensors
 from prunus.specs import user_object
 
-SHOWN = 3  # differences named in an error
+SHOWN = 3  # differences that an error names
 
 
 def load_model(spec: str, *, classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
-    """A freshly initialised model (by torch's global seed) for pictures of `in_shape` and `classes` classes.
+    """Build the model that a SPEC names, initialised by torch's global seed.
 
-    A user's callable is given `classes` and `in_shape`, or those of the two that it names.
-    Raises UserError for a spec or name nobody knows (with the nearest ones) or a library that is missing.
+    Args:
+        spec: zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG_DIR or package.module:callable.
+        classes: The number of classes; passed to a user's callable if it has this parameter.
+        in_shape: The images' (channels, height, width); passed in the same way.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: The spec or name is unknown (the nearest are suggested), a library is missing, or a user's callable
+            does not return a module.
     """
     sources = {"zoo": zoo.build, "torchvision": from_torchvision, "timm": from_timm, "hf": from_config}
     source, _, name = spec.partition(":")
@@ -43,44 +52,52 @@ def load_model(spec: str, *, classes: int, in_shape: tuple[int, int, int]) -> nn
 
 
 def load_weights(model: nn.Module, file: str | Path) -> None:
-    """Fill `model` from a .safetensors file, or a .pt file of tensors only; nothing is executed from it.
+    """Load weights from a file into a model, in place; nothing in the file is executed.
 
-    Raises FileError if the file is damaged or its names or shapes differ; `model` is then untouched.
+    Args:
+        model: The model; untouched if an error is raised.
+        file: A .safetensors file, or a .pt file of tensors only.
+
+    Raises:
+        FileError: The file is missing or damaged, or its names or shapes differ from the model's.
     """
     file = Path(file)
     tensors = read_tensors(file) if file.suffix == ".safetensors" else read_pt(file)
     own = model.state_dict()
-    # Files written for BatchNorm before torch 0.4.1, and by other libraries, lack the step counter.
+    # Files from before torch 0.4.1, and from other libraries, lack BatchNorm's step counter.
     missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
     extra = [name for name in tensors if name not in own]
     other = [
-        f"{name} is {tuple(tensors[name].shape)} there, {tuple(own[name].shape)} here"
+        f"{name} is {tuple(tensors[name].shape)} in the file, {tuple(own[name].shape)} in the model"
         for name in own
         if name in tensors and tensors[name].shape != own[name].shape
     ]
-    found = {"it lacks": missing, "it has besides": extra, "of other shape": other}
-    differences = [f"{what}: {first(names)}" for what, names in found.items() if names]
+    found = {"missing in the file": missing, "unknown to the model": extra, "of another shape": other}
+    differences = [f"{what}: {list_first(names)}" for what, names in found.items() if names]
     if differences:
-        raise FileError(f"the weights in {file} do not fit the model. {'; '.join(differences)}.")
+        raise FileError(
+            f"the weights in {file} do not fit the model. {'; '.join(differences)}. "
+            "Build the model that they were saved from."
+        )
     model.load_state_dict(tensors, strict=True)
 
 
-def first(names: list[str]) -> str:
-    """The first few names, and how many more."""
+def list_first(names: list[str]) -> str:
+    """List the first few names, and say how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 
 def read_pt(file: Path) -> dict[str, Tensor]:
-    """The state dict in a .pt file; it may lie under "state_dict" or "model" and have DataParallel's names."""
+    """Read the state dict of a .pt file; it may be stored under "state_dict" or "model", with DataParallel's names."""
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise FileError(f"{file} does not exist.") from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         cause = str(error).splitlines()[0]
-        words = f"{file} is not a file of tensors only ({cause}); save model.state_dict()."
-        raise FileError(words) from error
+        message = f"{file} is not a file of tensors only ({cause}); save model.state_dict()."
+        raise FileError(message) from error
     for key in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
@@ -91,17 +108,17 @@ def read_pt(file: Path) -> dict[str, Tensor]:
 
 
 def from_torchvision(name: str, classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
-    """A torchvision classifier; they take three planes."""
+    """Build a torchvision classifier; these take images of three channels."""
     models = library("torchvision.models")
     check_listed("torchvision", name, models.list_models())
     if in_shape[0] != 3:
         seen = f"these have {in_shape[0]}; try timm:{name}"
-        raise UserError(f"torchvision:{name} takes pictures of 3 planes, {seen}.")
+        raise UserError(f"torchvision:{name} takes images of 3 channels, {seen}.")
     return models.get_model(name, weights=None, num_classes=classes)
 
 
 def from_timm(name: str, classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
-    """A timm classifier; one that was made for a single picture size is made for this one."""
+    """Build a timm classifier; architectures of a fixed image size are built for this size."""
     timm = library("timm")
     check_listed("timm", name, timm.list_models())
     fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
@@ -110,7 +127,7 @@ def from_timm(name: str, classes: int, in_shape: tuple[int, int, int]) -> nn.Mod
 
 
 def from_config(folder: str, classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
-    """The image classifier that a transformers config.json describes."""
+    """Build the image classifier that a transformers config.json describes."""
     config = read_json(Path(folder) / "config.json")
     transformers = library("transformers")
     try:
@@ -124,7 +141,7 @@ def from_config(folder: str, classes: int, in_shape: tuple[int, int, int]) -> nn
 
 
 def library(name: str):
-    """Import an optional library, or say how to get it."""
+    """Import an optional library; the error says how to install it."""
     try:
         return importlib.import_module(name)
     except (ImportError, RuntimeError) as error:
@@ -136,7 +153,7 @@ def library(name: str):
 
 
 def check_listed(source: str, name: str, listed: Iterable[str]) -> None:
-    """Raise UserError with the nearest names unless `name` is listed (all of them would fill pages)."""
+    """Raise UserError with the nearest names unless `name` is listed; all names would fill pages."""
     listed = list(listed)
     if name not in listed:
         near = difflib.get_close_matches(name, listed, n=3, cutoff=0.4)

@@ -1,13 +1,13 @@
-"""VGGs with batch norm for 32x32 pictures: Simonyan & Zisserman, ICLR 2015, arXiv:1409.1556, nets A, D and E.
+"""VGGs with batch norm for 32x32 images: Simonyan & Zisserman, ICLR 2015, arXiv:1409.1556, nets A, D and E.
 
-As the pruning literature uses them: convolutions, four poolings, a global average, one hidden linear
-layer of 512. With 10 classes:
+The form is that of the pruning literature: convolutions, four poolings, a global average, one hidden linear layer of
+512. With 10 classes:
 
     vgg11_bn     9,491,530 parameters    153.0 M multiply-adds
     vgg16_bn    14,987,210               313.5 M
     vgg19_bn    20,298,186               398.4 M
 
-Shapes: pictures (B, in_width, 32, 32), sides at least 16; output (B, classes).
+Shapes: images (B, in_width, 32, 32), sides at least 16; output (B, classes).
 """
 
 import torch.nn.functional as F
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from prunus.zoo.resnet import init
 
-WIDTHS = (64, 128, 256, 512, 512)  # of the stages between which the poolings stand
-CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # of each stage, by depth
+WIDTHS = (64, 128, 256, 512, 512)  # one per stage; the poolings are between stages
+CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # per stage, by depth
 HIDDEN = 512
 
 
@@ -47,5 +47,5 @@ class VGG(nn.Module):
 
 
 def vgg_bn(depth: int, classes: int, in_width: int) -> VGG:
-    """The network of `depth` layers (11, 16 or 19) for small pictures."""
+    """Build the network of `depth` layers (11, 16 or 19) for small images."""
     return VGG(classes, in_width, depth)

@@ -1,10 +1,10 @@
-"""A vision transformer for 32x32 pictures: Dosovitskiy et al., ICLR 2021, arXiv:2010.11929, figure 1 and section 3.1.
+"""A vision transformer for 32x32 images: Dosovitskiy et al., ICLR 2021, arXiv:2010.11929, figure 1 and section 3.1.
 
 `vit_tiny` has the widths of DeiT-Ti (Touvron et al., ICML 2021, arXiv:2012.12877, table 1): 12 blocks, a stream of 192,
-3 heads of 64, an MLP of 768. Patches are of 4x4 pixels, where theirs are of 16x16 for pictures of 224x224.
+3 heads of 64, an MLP of 768. Patches have 4x4 pixels; theirs have 16x16, for images of 224x224.
 5,362,762 parameters, 365.1 M multiply-adds (19.5 M of them between tokens), with 10 classes.
 
-Shapes: pictures (B, in_width, H, W) of one size; output (B, classes). T tokens: the class token, then the patches.
+Shapes: images (B, in_width, H, W) of one size; output (B, classes). T tokens: the class token, then the patches.
 """
 
 import torch
@@ -15,7 +15,7 @@ PATCH = 4
 
 
 class Attention(nn.Module):
-    """Self-attention of `heads` heads: (B, T, width) to the same."""
+    """Self-attention with `heads` heads: (B, T, width) to (B, T, width)."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -32,7 +32,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then an MLP of one hidden layer, each behind a norm; the stream is carried around both."""
+    """Attention, then an MLP of one hidden layer, each preceded by a norm, on a residual stream."""
 
     def __init__(self, width: int, heads: int, hidden: int):
         super().__init__()
@@ -49,14 +49,14 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Patches, blocks, and a linear layer that reads the class token."""
+    """A patch embedding, blocks, and a linear layer that reads the class token."""
 
     def __init__(
         self, classes: int, in_shape: tuple[int, int, int], depth: int, width: int, heads: int, hidden: int
     ):
         super().__init__()
-        planes, height, side = in_shape
-        self.patches = nn.Conv2d(planes, width, PATCH, stride=PATCH)
+        channels, height, side = in_shape
+        self.patches = nn.Conv2d(channels, width, PATCH, stride=PATCH)
         self.token = nn.Parameter(torch.zeros(1, 1, width))
         self.places = nn.Parameter(torch.zeros(1, 1 + (height // PATCH) * (side // PATCH), width))
         self.blocks = nn.Sequential(*(Block(width, heads, hidden) for _ in range(depth)))
@@ -73,12 +73,12 @@ class ViT(nn.Module):
 
 @torch.no_grad()
 def init(module: nn.Module) -> None:
-    """Small normal weights for linear layers, biases of zero."""
+    """Initialise linear layers by small normal weights and biases of zero."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
 
 
 def vit_tiny(classes: int, in_shape: tuple[int, int, int]) -> ViT:
-    """DeiT-Ti's network, patches being of 4x4 pixels."""
+    """Build DeiT-Ti's network, with patches of 4x4 pixels."""
     return ViT(classes, in_shape, depth=12, width=192, heads=3, hidden=768)

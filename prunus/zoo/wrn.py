@@ -1,11 +1,11 @@
-"""Wide residual networks for 32x32 pictures: Zagoruyko & Komodakis, BMVC 2016, arXiv:1605.07146, table 1.
+"""Wide residual networks for 32x32 images: Zagoruyko & Komodakis, BMVC 2016, arXiv:1605.07146, table 1.
 
-Norm and ReLU before each convolution; three stages of widths 16k, 32k, 64k, depth 6n + 4. The shortcut is a 1x1
-convolution, on what has been through the block's first norm, where the width changes. With 10 classes:
+Norm and ReLU come before each convolution; three stages of widths 16k, 32k, 64k, depth 6n + 4. Where the width
+changes, the shortcut is a 1x1 convolution of the first norm's output. With 10 classes:
 
     wrn_16_8    10,961,370 parameters    1,548.1 M multiply-adds
 
-Shapes: pictures (B, in_width, 32, 32); output (B, classes).
+Shapes: images (B, in_width, 32, 32); output (B, classes).
 """
 
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ STEM = 16
 
 
 class PreactBlock(nn.Module):
-    """Norm, ReLU, 3x3 convolution, twice, around which the input is carried."""
+    """Norm, ReLU, 3x3 convolution, twice, with a shortcut."""
 
     def __init__(self, in_width: int, width: int, stride: int):
         super().__init__()
@@ -58,5 +58,5 @@ class WideResNet(nn.Module):
 
 
 def wide_resnet(depth: int, factor: int, classes: int, in_width: int) -> WideResNet:
-    """The network of `depth` = 6n + 4 layers, `factor` times as wide."""
+    """Build the network of `depth` = 6n + 4 layers, `factor` times as wide."""
     return WideResNet((depth - 4) // 6, factor, classes, in_width)

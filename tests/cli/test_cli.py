@@ -1,4 +1,4 @@
-"""The command line: help that teaches, exit statuses, one clear message for what is wrong."""
+"""The command line: help with examples, exit statuses, one clear message for every error."""
 
 import importlib.util
 import shutil
@@ -44,16 +44,16 @@ def test_methods_are_the_folder(capsys):
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_every_method_tells_its_paper_and_options(capsys, name):
+def test_every_method_shows_its_paper_and_options(capsys, name):
     text = said(capsys, "methods", name)
     assert "arXiv" in text
     assert all(option in text for option, _ in methods.option_types(methods.find(name).config_class))
 
 
-def test_methods_say_what_they_are_asked_with(capsys):
+def test_methods_say_which_limit_they_take(capsys):
     lines = said(capsys, "methods").splitlines()
-    asked = {name: next(line for line in lines if f" {name} " in line) for name in ("taylor", "lookahead")}
-    assert "--budget" in asked["taylor"] and "--sparsity" in asked["lookahead"]
+    rows = {name: next(line for line in lines if f" {name} " in line) for name in ("taylor", "lookahead")}
+    assert "--budget" in rows["taylor"] and "--sparsity" in rows["lookahead"]
 
 
 def test_inspect_shows_axes_and_reasons(capsys):
@@ -145,7 +145,7 @@ def test_layers_left_dense_are_named_with_the_result(capsys, digits_run):
     commands.show(values, digits_run)
     assert "Left dense" not in capsys.readouterr().out
     commands.show(values | {"left_dense": dict.fromkeys(["a", "b", "c", "d"], "too narrow")}, digits_run)
-    assert "Left dense, for the pattern does not fit: a, b, c and 1 more." in capsys.readouterr().out
+    assert "Left dense, because the pattern does not fit: a, b, c and 1 more." in capsys.readouterr().out
 
 
 def test_report_and_compare_read_finished_runs(capsys, digits_run, tmp_path):
@@ -156,7 +156,7 @@ def test_report_and_compare_read_finished_runs(capsys, digits_run, tmp_path):
     assert "taylor" in said(capsys, "compare", str(copy), str(digits_run))
 
 
-@pytest.mark.filterwarnings("ignore")  # the exporters' own
+@pytest.mark.filterwarnings("ignore")  # from the exporters
 def test_export_is_checked_against_the_model(capsys, digits_run, tmp_path):
     copy = shutil.copytree(digits_run, tmp_path / "copy")
     text = said(capsys, "export", str(copy))
@@ -192,9 +192,9 @@ def test_the_demo_ends_well(capsys, tmp_path):
     assert result["after"]["accuracy"] > 0.95
 
 
-def test_warnings_of_ours_are_a_sentence_and_others_say_where_they_come_from(capsys, monkeypatch):
+def test_our_warnings_are_one_sentence_and_others_say_where_they_come_from(capsys, monkeypatch):
     def command() -> None:
-        """Warns."""
+        """Issue two warnings."""
         warnings.warn_explicit(
             "too few epochs", UserWarning, str(Path(commands.__file__).with_name("latents.py")), 7
         )

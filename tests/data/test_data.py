@@ -1,4 +1,4 @@
-"""Data by name: splits that do not overlap, batches that depend on the seed alone, true pictures, kind errors."""
+"""Data from a SPEC: disjoint splits, batches that depend on the seed alone, correct images, helpful errors."""
 
 import io
 from pathlib import Path
@@ -17,18 +17,18 @@ from prunus.errors import UserError
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
-def picture(shade, size=(8, 8), mode="L"):
+def make_image(shade, size=(8, 8), mode="L"):
     return Image.new(mode, size, shade if mode == "L" else (shade, shade // 2, 255 - shade))
 
 
-def encoded(*args, format="PNG", **options):
+def encode(*args, format="PNG", **options):
     file = io.BytesIO()
-    picture(*args, **options).save(file, format)
+    make_image(*args, **options).save(file, format)
     return file.getvalue()
 
 
 def write_parquet(file, shades, labels, **options):
-    images = [{"bytes": encoded(shade, **options), "path": None} for shade in shades]
+    images = [{"bytes": encode(shade, **options), "path": None} for shade in shades]
     pq.write_table(pa.table({"image": images, "label": pa.array(labels, pa.int64())}), file)
 
 
@@ -36,7 +36,7 @@ def write_folder(folder, counts, size=(8, 8), mode="L"):
     for name, count in counts.items():
         (folder / name).mkdir(parents=True)
         for index in range(count):
-            picture(20 * index, size, mode).save(folder / name / f"{index}.png")
+            make_image(20 * index, size, mode).save(folder / name / f"{index}.png")
 
 
 def identities(split):
@@ -59,7 +59,7 @@ def test_seed_moves_val_but_never_test(digits):
     assert identities(load_data("digits", seed=0).val) == identities(digits.val)
 
 
-def test_batches_cover_every_picture_once_in_nearly_equal_parts(digits):
+def test_batches_cover_every_image_once_in_nearly_equal_parts(digits):
     sizes, labels = [], []
     for x, y in digits.train.batches(100, seed=3):
         assert x.dtype == torch.float32 and y.dtype == torch.int64 and len(x) == len(y)
@@ -86,7 +86,7 @@ def test_seed_and_epoch_change_order_and_augmentation(digits, other):
     assert not torch.equal(y, other_y) and not torch.equal(x, other_x)
 
 
-def test_the_same_picture_is_changed_otherwise_in_every_epoch(digits):
+def test_the_same_image_is_augmented_differently_in_every_epoch(digits):
     (x, y), (other_x, other_y) = (
         next(digits.train.batches(128, epoch=epoch, augment=True)) for epoch in (0, 1)
     )
@@ -99,21 +99,21 @@ def test_processes_share_each_batch(digits):
     assert torch.equal(torch.stack(parts, 1).flatten(), whole)
 
 
-def test_pictures_are_normalised_and_in_order_without_a_seed(digits):
+def test_images_are_normalised_and_in_order_without_a_seed(digits):
     x, y = next(digits.test.batches(1000))
     assert torch.equal(y, torch.from_numpy(digits.test.labels))
     first = digits.test.source.pixels[digits.test.members[0]].permute(2, 0, 1).float() / 255
     assert torch.allclose(x[0], (first - 0.3) / 0.35, atol=1e-6)
 
 
-@pytest.mark.parametrize(("planes", "reach", "mirrors"), [(1, 1, False), (3, 2, True)])
-def test_augmentation_shifts_and_mirrors_whole_pictures(planes, reach, mirrors):
-    """Every augmented picture is one of the shifts (and mirrors) of its original; many different ones occur."""
+@pytest.mark.parametrize(("channels", "reach", "mirrors"), [(1, 1, False), (3, 2, True)])
+def test_augmentation_shifts_and_mirrors_whole_images(channels, reach, mirrors):
+    """Every augmented image is one of the shifts (and mirrors) of its original, and all of them occur."""
     side = 16
-    pixels = np.random.default_rng(0).integers(1, 255, (1, side, side, planes), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(1, 255, (1, side, side, channels), dtype=np.uint8)
     source = InMemory(pixels)
     plain = ((source.pixels.float() * source.scale) + source.offset)[0]
-    black = source.offset.expand(side + 2 * reach, side + 2 * reach, planes).clone()
+    black = source.offset.expand(side + 2 * reach, side + 2 * reach, channels).clone()
     possible = {}
     for mirror in (False, True) if mirrors else (False,):
         padded = black.clone()
@@ -141,7 +141,7 @@ def test_parquet_keeps_pixels_and_takes_val_from_train(tmp_path):
 
 
 def test_parquet_of_other_names_is_split(tmp_path):
-    write_parquet(tmp_path / "pictures.parquet", range(50), [0, 1] * 25)
+    write_parquet(tmp_path / "images.parquet", range(50), [0, 1] * 25)
     data = load_data(f"parquet:{tmp_path}")
     assert (len(data.train), len(data.val), len(data.test)) == (38, 2, 10)
 
@@ -154,7 +154,7 @@ def test_folder_with_val_only_tests_on_it(tmp_path):
     assert data.test.labels.tolist() == [0, 0, 1, 1, 1] and data.example.shape == (1, 3, 8, 8)
 
 
-def test_one_folder_is_split_and_large_pictures_are_decoded_lazily(tmp_path):
+def test_one_folder_is_split_and_large_images_are_decoded_lazily(tmp_path):
     write_folder(tmp_path, {"a": 10, "train station": 10}, size=(90, 70), mode="RGB")
     data = load_data(f"imagefolder:{tmp_path}", image_size=80)
     assert isinstance(data.train.source, Lazy) and data.example.shape == (1, 3, 80, 80)
@@ -165,7 +165,7 @@ def test_one_folder_is_split_and_large_pictures_are_decoded_lazily(tmp_path):
 
 
 def test_lazy_augmentation_crops_and_mirrors():
-    """A picture that darkens from left to right: its crops show other parts of it, half of them mirrored."""
+    """An image whose shade rises from left to right: its crops show different parts, half of them mirrored."""
     ramp = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8), (100, 1)))
     x = Lazy([("ramp", ramp)], 32, 1).read(np.zeros(64, np.int64), np.random.default_rng(0))
     left, right = x[:, 0, 16, 0], x[:, 0, 16, -1]
@@ -173,8 +173,8 @@ def test_lazy_augmentation_crops_and_mirrors():
     assert len(torch.minimum(left, right).unique()) > 32
 
 
-def test_a_lazy_picture_shows_the_middle(tmp_path):
-    """Left half black, right half white: without augmentation the resized middle is, too."""
+def test_a_lazy_image_shows_the_center(tmp_path):
+    """Left half black, right half white: without augmentation so is the resized center."""
     image = Image.new("L", (200, 100))
     image.paste(255, (100, 0, 200, 100))
     x = Lazy([("half", image)], 64, 1).read(np.array([0]), None)
@@ -182,13 +182,13 @@ def test_a_lazy_picture_shows_the_middle(tmp_path):
     assert torch.allclose(x[0, 0, :, -30:] * 0.35 + 0.3, torch.ones(64, 30), atol=1e-5)
 
 
-def test_asked_size_wins_over_the_pictures_own(tmp_path):
+def test_image_size_takes_precedence_over_the_images_own(tmp_path):
     write_folder(tmp_path, {"a": 10, "b": 10})
     assert load_data(f"imagefolder:{tmp_path}", image_size=16).example.shape == (1, 1, 16, 16)
 
 
 def user_data():
-    """For the test below: prepared float tensors and uint8 arrays are taken, labels read off."""
+    """Data sets for the tests below: prepared float tensors, and uint8 arrays."""
     floats = [(torch.full((2, 4, 4), float(i)), i % 2) for i in range(20)]
     arrays = [(np.full((4, 4), i, np.uint8), i % 2) for i in range(20)]
     return {"floats": (floats, floats), "arrays": (arrays, arrays)}
@@ -202,13 +202,13 @@ def arrays():
     return user_data()["arrays"]
 
 
-def test_a_callable_gives_prepared_tensors_unchanged():
+def test_a_callable_may_return_prepared_tensors():
     data = load_data(f"{__name__}:floats")
     x, y = next(data.test.batches(20, augment=True))
     assert torch.equal(x[:, 1, 2, 3], torch.arange(20.0)) and y.tolist() == [0, 1] * 10
 
 
-def test_a_callable_gives_arrays_of_pixels():
+def test_a_callable_may_return_arrays_of_pixels():
     data = load_data(f"{__name__}:arrays", classes=2)
     x, _ = next(data.test.batches(20))
     assert torch.allclose(x[:, 0, 0, 0] * 0.35 + 0.3, torch.arange(20) / 255, atol=1e-6)
@@ -220,20 +220,20 @@ def test_errors_name_cause_and_remedy(tmp_path, monkeypatch):
             load_data(spec, **options)
 
     refuses("unknown data source 'digit'.*Did you mean digits", "digit")
-    refuses("has 10 classes, but 7", "digits", classes=7)
+    refuses("has 10 classes, but 7 were expected", "digits", classes=7)
     refuses("not there", f"parquet:{tmp_path / 'no'}")
     refuses("is empty: no .parquet", f"parquet:{tmp_path}")
     refuses("is empty", f"imagefolder:{tmp_path}")
     refuses("should return a Data", "builtins:list")
     (tmp_path / "hollow" / "a").mkdir(parents=True)
     (tmp_path / "hollow" / "b").mkdir()
-    refuses("is empty: no pictures in 'train'", f"imagefolder:{tmp_path / 'hollow'}")
+    refuses("is empty: no images in 'train'", f"imagefolder:{tmp_path / 'hollow'}")
 
 
 def test_labels_out_of_range_are_named(tmp_path):
     write_parquet(tmp_path / "train.parquet", range(10), [0, 1] * 5)
     write_parquet(tmp_path / "test.parquet", [1, 2], [1, 5])
-    with pytest.raises(UserError, match=r"label 5 of picture 1 in 'test' is not in 0\.\.1"):
+    with pytest.raises(UserError, match=r"label 5 of image 1 in 'test' is not in 0\.\.1"):
         load_data(f"parquet:{tmp_path}")
 
 
@@ -246,11 +246,11 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (90, 70)])
-def test_a_damaged_picture_is_named(tmp_path, size):
+def test_a_damaged_image_is_named(tmp_path, size):
     write_folder(tmp_path, {"a": 10, "b": 10}, size)
     for file in (tmp_path / "b").iterdir():
         file.write_bytes(file.read_bytes()[:-30])
-    with pytest.raises(UserError, match=r"picture .*b/\d\.png cannot be decoded"):
+    with pytest.raises(UserError, match=r"image .*b/\d\.png cannot be decoded"):
         data = load_data(f"imagefolder:{tmp_path}")
         list(data.train.batches(4))
 
@@ -261,7 +261,7 @@ def test_wrong_columns_are_named(tmp_path):
         load_data(f"parquet:{tmp_path}")
 
 
-def test_val_keeps_one_picture_of_a_rare_class():
+def test_val_keeps_one_image_of_a_rare_class():
     labels = np.array([0] * 100 + [1] * 2)
     split = Split(None, labels, np.arange(102))
     from prunus.data import hold_out

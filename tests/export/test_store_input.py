@@ -1,4 +1,4 @@
-"""Files that are missing, damaged, or of another model: what `load` and `save` refuse, and with which words."""
+"""Files that are missing, damaged, or of another model are refused by `load` and `save`, with a clear message."""
 
 import json
 
@@ -20,7 +20,7 @@ def perceptron():
 
 @pytest.fixture
 def saved(tmp_path):
-    """A model, and a folder with two of its units kept."""
+    """A model, its graph, and a folder in which two of its units are kept."""
     model = perceptron()
     graph = prunus.trace(model, X)
     prunus.save(tmp_path, prunus.shrink(model, graph, {"0": [1, 2]}), {"0": [1, 2]}, graph)
@@ -71,7 +71,7 @@ def test_a_keep_file_with_wrong_content(saved, wrong):
         load_keep(folder)
 
 
-def test_files_of_two_keeps_do_not_go_together(saved, tmp_path):
+def test_files_of_two_keeps_do_not_match(saved, tmp_path):
     model, graph, folder = saved
     prunus.save(tmp_path / "other", prunus.shrink(model, graph, {"0": [0, 3, 4]}), {"0": [0, 3, 4]}, graph)
     (tmp_path / "other" / "model.safetensors").replace(folder / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Masks on disk: bit-packed beside the weights, loadable from the files alone, refused where they do not fit."""
+"""Masks on disk: bit-packed beside the weights, loadable from the files alone, refused if they do not fit."""
 
 import json
 
@@ -23,14 +23,14 @@ def perceptron():
 
 
 def random_masks(model, graph, share=0.4):
-    """For every weight that may be pruned, a mask with about this share left."""
+    """Random masks for all weights that may be pruned; about `share` of each stays."""
     generator = torch.Generator().manual_seed(0)
     return {name: torch.rand(graph.shapes[name], generator=generator) < share for name in maskable(graph)}
 
 
 @pytest.fixture
 def saved(tmp_path):
-    """A model, its graph, and a folder with some of its units kept and some of their weights."""
+    """A model, its graph, a keep, masks, and a folder in which they are saved."""
     model = perceptron()
     graph = prunus.trace(model, X)
     keep = {"0": [1, 2, 5]}
@@ -111,14 +111,14 @@ def test_files_cut_short(saved, left):
         lambda bits: bits["0.weight"].__setitem__(0, bits["0.weight"][0] ^ 1),
         lambda bits: bits["2.weight"].__setitem__(-1, bits["2.weight"][-1] | 128),
     ],
-    ids=["missing", "unknown", "too few", "no bytes", "a bit flipped", "a bit behind the end"],
+    ids=["missing", "unknown", "too few", "no bytes", "a bit flipped", "a bit after the end"],
 )
-def test_masks_that_do_not_go_with_the_keep_file(saved, spoil):
+def test_masks_that_do_not_match_the_keep_file(saved, spoil):
     *_, folder = saved
     bits = load_file(folder / store.MASKS)
     spoil(bits)
     save_file(bits, folder / store.MASKS)
-    with pytest.raises(FileError, match=r"does not go with keep\.json"):
+    with pytest.raises(FileError, match=r"does not match keep\.json"):
         store.load_masks(folder)
 
 

@@ -1,4 +1,4 @@
-"""Milliseconds as a budget: on a clock that is made up everything is exact; one small test looks at a real one."""
+"""Milliseconds as a budget: with a fake clock everything is exact; a few small tests use a real one."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from prunus.latency import cache, clock, operator_timing, operators, predictor, 
 from prunus.latency import table as time_table
 from prunus.latency.meter import NEAR, surgery
 from prunus.latency.operator_timing import RUNTIMES, Like
-from prunus.latency.profiling import tables
+from prunus.latency.profiling import measure_tables
 from prunus.latency.table import Table
 from prunus.methods import Pruned
 from prunus.run import Run, Settings, preview, prune
@@ -53,11 +53,11 @@ GRAPH = trace(MODEL, EXAMPLE)
 
 
 def table_of(runtime, folder, model=MODEL, graph=GRAPH):
-    return tables(model, graph, runtime=runtime, cache=folder)
+    return measure_tables(model, graph, runtime=runtime, cache=folder)
 
 
 def measured(runtime, keep, model=MODEL, graph=GRAPH):
-    """Of the original's time, what a made-up runtime takes for a keep."""
+    """The share of the original's time that a fake runtime takes for a keep."""
     small = surgery.shrink(model, graph, keep, verify="off")
     (whole, *_), (part, *_) = runtime.race([FakeCall(model, EXAMPLE), FakeCall(small, EXAMPLE)], 1, None)
     return part / whole
@@ -67,13 +67,13 @@ def random_rows(number=50, seed=1):
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.tensor([axis.size for axis in GRAPH.axes.values()])
     rows = (torch.rand(number, len(sizes), generator=generator) * sizes).ceil().long()
-    return rows.clamp_min(2)  # an axis of one unit is none, so the made-up clock does not see it
+    return rows.clamp_min(2)  # an axis of one unit is no axis, so the fake clock does not see it
 
 
 # ------------------------------------------------------------------------------------- operators
 @pytest.mark.parametrize("name", nets.NETS)
 @pytest.mark.parametrize("share", [1.0, 0.5])
-def test_operators_run_by_themselves_at_any_width_and_give_the_shapes_they_should(name, share):
+def test_operators_run_alone_at_any_width_and_return_the_right_shapes(name, share):
     model, example = nets.build(name)
     found = operators.operators(trace(model, example))
     assert found
@@ -82,7 +82,7 @@ def test_operators_run_by_themselves_at_any_width_and_give_the_shapes_they_shoul
         sizes = tuple(max(1, int(share * size)) for size in operator.full)
         pool = operator_timing._Pool(Like.of(model))
         if operator_timing._torch_call(operator, sizes, pool) is None:
-            assert operator.op.name == "masked_fill"  # whose mask was computed
+            assert operator.op.name == "masked_fill"  # its mask was computed
             continue
         size = partial(operators.size_at, sizes=dict(zip(operator.variables, sizes, strict=True)))
         args, kwargs = operator.build(sizes, partial(pool.tensor, operator, torch.int64))
@@ -110,7 +110,7 @@ def test_widths_that_change_nothing_are_not_timed_and_equal_operators_share_a_ta
     assert not [op for op in found if op.op.name in ("view", "t", "permute")]
 
 
-def test_the_grid_holds_what_hardware_works_in():
+def test_the_grid_holds_the_multiples_that_hardware_prefers():
     found = {op.full: op for op in operators.operators(trace(Net(512, 96), EXAMPLE)) if len(op.full) == 2}
     for level in time_table.GRIDS:
         sizes = time_table.points(found[512, 96], level)
@@ -127,7 +127,7 @@ def test_tables_rise_and_are_exact_where_times_do():
     a, b = torch.rand(2, 100, dtype=torch.float64) * 39 + 1
     assert torch.allclose(table([a, b]), 3 * a + a * b)
     noisy = torch.rand(5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    rising = time_table.rising(noisy)
+    rising = time_table.make_rising(noisy)
     assert (rising.diff(dim=0) >= 0).all() and (rising.diff(dim=1) >= 0).all()
     assert (rising >= noisy.min()).all() and (rising <= noisy.max()).all()
 
@@ -148,7 +148,7 @@ def test_kinds_of_operators_have_factors_of_their_own(tmp_path):
         return by_size(operator, sizes) * (0.0 if operator.kind == "norms" else 1.0)
 
     class Joins(Fake):
-        """Norms take time by themselves, but in networks they are joined to others."""
+        """Norms take time alone, but in networks they are fused with other operators."""
 
         def race(self, calls, seconds, step):
             self.of_operator = joined
@@ -182,7 +182,7 @@ def test_predictions_can_be_differentiated_and_refuse_other_shapes(tmp_path):
         table.price(torch.ones(2, 7))
 
 
-def test_operators_that_do_not_run_by_themselves_are_left_out_and_named(tmp_path):
+def test_operators_that_do_not_run_alone_are_left_out_and_named(tmp_path):
     runtime = Fake(lambda op, sizes: None if op.op.name == "relu" else by_size(op, sizes))
     table = table_of(runtime, tmp_path)
     assert {text.partition(" ")[0] for text in table.left_out} == {"relu"}
@@ -294,7 +294,7 @@ WRONG = {
 
 
 class Bent(Fake):
-    """Random sub-networks, which the table is fitted on, take what their operators do; what is proposed does not."""
+    """Random sub-networks, on which the table is fitted, take the sum of their operators; proposals do not."""
 
     def __init__(self, of_network):
         super().__init__(of_network=lambda total: total)
@@ -323,7 +323,7 @@ def test_the_limit_holds_for_what_is_measured(tmp_path, how, share):
         return
     assert measured(runtime, keep) <= share
     assert figures["measured_ms"] / figures["original_ms"] == pytest.approx(measured(runtime, keep))
-    # it uses what it may: with two more of every axis it would not hold
+    # it uses the budget: with two more units on every axis it would exceed it
     sizes = GRAPH.widths()
     wider = {name: list(range(min(sizes[name], len(units) + 2))) for name, units in keep.items()}
     assert measured(runtime, wider) > share or share - measured(runtime, keep) <= NEAR
@@ -371,7 +371,9 @@ def test_milliseconds_can_be_given_as_a_number(tmp_path):
     assert 0.5 * limit < figures["measured_ms"] <= limit
     with pytest.raises(BudgetError, match="above what the model costs unpruned"):
         latency.select_measured(MODEL, GRAPH, ranks, Budget(latency_ms=1e6), table, runtime=runtime)
-    with pytest.raises(UserError, match=r"for macs at most 0\.5 of before call select"):
+    with pytest.raises(
+        UserError, match=r"needs a budget of latency_ms; for macs at most 0\.5 of before call select"
+    ):
         latency.select_measured(MODEL, GRAPH, ranks, Budget(macs=0.5), table, runtime=runtime)
 
 
@@ -386,7 +388,7 @@ def test_a_budget_that_cannot_be_met_names_the_least_that_was_measured(tmp_path)
     assert f"at the least, {measured(runtime, least):.4f} of the" in words and "Held up most by: " in words
 
 
-def test_what_the_prediction_calls_out_of_reach_is_measured_before_it_is_refused(tmp_path):
+def test_a_budget_that_the_prediction_calls_out_of_reach_is_measured_before_it_is_refused(tmp_path):
     class Pessimist(Fake):
         def race(self, calls, seconds, step):
             self.of_network = (lambda total: total) if self.raced else (lambda total: total + 200.0)
@@ -402,9 +404,9 @@ def test_what_the_prediction_calls_out_of_reach_is_measured_before_it_is_refused
     assert measured(runtime, keep) <= 0.3 and figures["predicted_ms"] > figures["measured_ms"]
 
 
-def test_a_network_that_held_by_luck_is_not_the_choice(tmp_path):
+def test_a_network_within_the_budget_by_luck_is_not_chosen(tmp_path):
     class Lucky(Fake):
-        """Whatever is measured for the first time looks faster than it is."""
+        """A runtime in which every network looks faster than it is when it is measured for the first time."""
 
         def __init__(self):
             super().__init__()
@@ -428,7 +430,7 @@ def test_a_network_that_held_by_luck_is_not_the_choice(tmp_path):
     assert measured(Fake(), keep) <= 0.6
 
 
-def test_times_that_are_chance_alone_end_with_words(tmp_path):
+def test_times_that_are_chance_alone_are_refused_with_advice(tmp_path):
     class Dice(Fake):
         def race(self, calls, seconds, step):
             rounds = super().race(calls, seconds, step)
@@ -446,7 +448,7 @@ def test_times_that_are_chance_alone_end_with_words(tmp_path):
         )
 
 
-def test_the_price_of_a_metered_budget_is_for_searches_too(tmp_path):
+def test_searches_can_use_the_price_of_a_metered_budget(tmp_path):
     meter = latency.Meter(MODEL, GRAPH, runtime=Fake(), cache=tmp_path)
     price = price_of(GRAPH, Metered(latency_ms=0.5, meter=meter))
     whole = torch.tensor([[axis.size for axis in GRAPH.axes.values()]])
@@ -456,9 +458,9 @@ def test_the_price_of_a_metered_budget_is_for_searches_too(tmp_path):
     assert figures["measured_ms"] == figures["original_ms"] == figures["predicted_ms"]
 
 
-def test_runtimes_that_are_not_there_are_refused():
+def test_unknown_runtimes_are_refused():
     with pytest.raises(UserError, match=r"unknown runtime 'onnx'\. Did you mean onnxruntime"):
-        tables(MODEL, GRAPH, runtime="onnx")
+        measure_tables(MODEL, GRAPH, runtime="onnx")
     with pytest.raises(UserError, match="goes with a budget of latency_ms"):
         preview("zoo:digits_resnet", data="digits", settings=Settings(runtime="torch"))
 
@@ -466,7 +468,7 @@ def test_runtimes_that_are_not_there_are_refused():
 # ------------------------------------------------------------------------------------------- runs
 @pytest.fixture
 def fake_torch(monkeypatch, tmp_path):
-    """Runs that ask for torch get a made-up clock; times are kept in a folder of the test's own."""
+    """Runs that measure in torch get a fake clock; times are stored in the test's own folder."""
     made = []
 
     def make():
@@ -479,7 +481,7 @@ def fake_torch(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["taylor", "magnitude", "random"])
-def test_a_run_keeps_milliseconds_without_its_method_knowing(fake_torch, tmp_path, method, capsys):
+def test_a_run_meets_milliseconds_without_its_method_knowing(fake_torch, tmp_path, method, capsys):
     out = tmp_path / "run"
     arguments = ["run", "--model", "zoo:digits_resnet", "--data", "digits", "--out", str(out)]
     arguments += ["--method", method, "--budget", "latency_ms=0.7", "--base-epochs", "1", "--epochs", "1"]
@@ -498,9 +500,7 @@ def test_a_run_keeps_milliseconds_without_its_method_knowing(fake_torch, tmp_pat
     raced = sum(runtime.raced for runtime in fake_torch)
     (out / "stages" / "evaluate.json").unlink()
     assert cli.main([*arguments, "--resume"]) == 0
-    assert (
-        sum(runtime.raced for runtime in fake_torch) == raced
-    )  # the choice stands, nothing is measured again
+    assert sum(runtime.raced for runtime in fake_torch) == raced  # nothing is measured again
     assert read_json(out / "result.json")["latency"] == found
 
 
@@ -517,7 +517,7 @@ def test_a_budget_out_of_reach_is_refused_before_anything_is_trained(fake_torch,
     assert not (tmp_path / "run" / "settings.json").exists()
 
 
-def test_a_method_that_overruns_milliseconds_is_found_out(fake_torch, tmp_path, monkeypatch):
+def test_a_method_that_exceeds_milliseconds_is_refused(fake_torch, tmp_path, monkeypatch):
     monkeypatch.setattr("prunus.methods.magnitude.prune", lambda task, budget, config, run: Pruned(keep={}))
     settings = Settings(method="magnitude", base_epochs=0, epochs=1)
     with pytest.raises(PruningError, match="above the budget of"):
@@ -532,7 +532,7 @@ def test_a_method_that_overruns_milliseconds_is_found_out(fake_torch, tmp_path, 
 
 # --------------------------------------------------------------------------------- many processes
 def choose_in_a_process(folder):
-    """What a process of several chooses, whose clock is its own."""
+    """Choose units in one of several processes, each with a clock of its own."""
     rank = int(os.environ["RANK"])
     run = Run(Path(folder) / "run", {"seed": 0})
     runtime = Fake(of_network=lambda total: total ** (1.0 + 0.5 * rank) + 3.0)
@@ -565,32 +565,32 @@ def test_one_process_measures_and_all_choose_the_same(tmp_path):
     ("takes_ms", "waits_ms", "counts_ms", "tries"),
     [
         (4.0, [0.0], 4.0, 1),
-        (4.0, [8.0, 0.0], 4.0, 2),  # the second was left alone
-        (4.0, [8.0, 6.0, 2.0, 0.0], 4.0, 3),  # none was: it is reckoned
-        (40.0, [25.0, 0.0], 40.0, 1),  # the rest of a long one is its own
+        (4.0, [8.0, 0.0], 4.0, 2),  # the second was not interrupted
+        (4.0, [8.0, 6.0, 2.0, 0.0], 4.0, 3),  # all were: the waiting is subtracted
+        (40.0, [25.0, 0.0], 40.0, 1),  # long calls are timed once
     ],
 )
 def test_time_that_went_to_other_programs_does_not_count(
     monkeypatch, tmp_path, takes_ms, waits_ms, counts_ms, tries
 ):
-    told, waited = tmp_path / "schedstat", list(waits_ms)
-    told.write_text("5 0 1\n")
-    monkeypatch.setattr(clock, "WAITED", told)
+    schedstat, waits = tmp_path / "schedstat", list(waits_ms)
+    schedstat.write_text("5 0 1\n")
+    monkeypatch.setattr(clock, "WAITED", schedstat)
 
     def milliseconds(call, repeats):
-        wait = waited.pop(0)
-        told.write_text(f"5 {int(told.read_text().split()[1]) + int(1e6 * wait)} 1\n")
+        wait = waits.pop(0)
+        schedstat.write_text(f"5 {int(schedstat.read_text().split()[1]) + int(1e6 * wait)} 1\n")
         return takes_ms + wait
 
     monkeypatch.setattr(clock, "milliseconds", milliseconds)
-    assert clock.undisturbed(print) == pytest.approx(counts_ms)
-    assert len(waits_ms) - len(waited) == tries
+    assert clock.time_undisturbed(print) == pytest.approx(counts_ms)
+    assert len(waits_ms) - len(waits) == tries
 
 
-def test_systems_that_do_not_tell_are_believed(monkeypatch, tmp_path):
+def test_systems_that_do_not_report_waiting_are_believed(monkeypatch, tmp_path):
     monkeypatch.setattr(clock, "WAITED", tmp_path / "none")
     monkeypatch.setattr(clock, "milliseconds", lambda call, repeats: 7.0)
-    assert clock.undisturbed(print) == 7.0
+    assert clock.time_undisturbed(print) == 7.0
 
 
 def test_measuring_takes_turns_and_restores_the_mode():
@@ -612,7 +612,7 @@ def test_measuring_takes_turns_and_restores_the_mode():
         ),  # each is exported
     ],
 )
-@pytest.mark.filterwarnings("ignore")  # the exporter's own
+@pytest.mark.filterwarnings("ignore")  # from the exporter
 def test_real_times_are_predicted_within_a_factor_of_two(tmp_path, runtime, networks, monkeypatch):
     monkeypatch.setattr(profiling, "NETWORKS", networks)
     monkeypatch.setattr(profiling, "LEAST_NETWORKS", networks)
@@ -623,8 +623,8 @@ def test_real_times_are_predicted_within_a_factor_of_two(tmp_path, runtime, netw
     small = surgery.shrink(model, graph, half, verify="off")
     rows = torch.tensor([[axis.size for axis in graph.axes.values()]])
     found = []
-    for attempt in range(3):  # other programs may disturb one
-        table = tables(model, graph, runtime=runtime, seconds=3, cache=tmp_path / str(attempt))
+    for attempt in range(3):  # other programs may disturb an attempt
+        table = measure_tables(model, graph, runtime=runtime, seconds=3, cache=tmp_path / str(attempt))
         assert not table.left_out and table.measured
         whole, part = table.price(torch.cat([rows, rows // 2])).tolist()
         assert whole == pytest.approx(table.original_ms)
@@ -637,7 +637,7 @@ def test_real_times_are_predicted_within_a_factor_of_two(tmp_path, runtime, netw
 
 @pytest.mark.skipif(not HAS_ONNX, reason="not installed")
 @pytest.mark.filterwarnings("ignore")
-def test_onnxruntime_says_what_each_operator_took_and_what_it_cannot_run_is_left_out(monkeypatch):
+def test_onnxruntime_times_each_operator_and_those_that_it_cannot_run_are_left_out(monkeypatch):
     model, example = nets.build("attention")
     found = list({op.key: op for op in operators.operators(trace(model, example))}.values())
     broken = found[3]

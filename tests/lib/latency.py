@@ -1,4 +1,4 @@
-"""A meter that needs no clock."""
+"""A runtime that needs no clock."""
 
 from math import prod
 
@@ -8,12 +8,12 @@ from prunus.latency.operator_timing import Runtime
 
 
 def by_size(operator, sizes):
-    """A time that straight lines between grid points meet exactly, and that no two operators share."""
+    """A time in milliseconds that linear interpolation predicts exactly, and that differs between operators."""
     return 1e-3 * (1 + len(operator.key) % 7) * prod(sizes)
 
 
 class FakeCall:
-    """What a made-up runtime runs: it only knows its model."""
+    """A call of the fake runtime; it only knows its model."""
 
     def __init__(self, model, example):
         self.operators = operators.operators(trace(model, example))
@@ -32,7 +32,7 @@ class Fake(Runtime):
         self.timed += [operator.key for operator, _ in wanted]
         return [self.of_operator(operator, sizes) for operator, sizes in wanted]
 
-    def ready(self, model, example):
+    def prepare(self, model, example):
         return FakeCall(model, example)
 
     def race(self, calls, seconds, step):
@@ -41,5 +41,5 @@ class Fake(Runtime):
             self.of_network(sum(self.of_operator(op, op.full) or 0.0 for op in each.operators))
             for each in calls
         ]
-        # the machine gets slower and faster, for all alike
+        # the machine gets slower and faster, for all calls alike
         return [[ms * (1 + 0.5 * (number % 3)) for number in range(9)] for ms in times]

@@ -51,10 +51,10 @@ class Clock(CostMeter):
     def figures(self, keep):
         return {"original_ms": 10.0, "measured_ms": 9.0}
 
-    def settle(self, budget, propose):
+    def select(self, budget, propose):
         raise AssertionError("a structure is taken as it is")
 
-    def alone(self):
+    def local_copy(self):
         return self
 
 

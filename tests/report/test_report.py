@@ -155,7 +155,7 @@ def every_kind(name: str = "layer1") -> list[dict]:
     line = [(0, 1.0), (1, nan), (2, None), (3, 0.25)]
     plane = {"x_label": name, "y_label": name}
     return [
-        charts.plain(chart)
+        charts.to_json(chart)
         for chart in (
             charts.Lines(
                 **words, **plane, series={name: line}, references={name: line}, thin={name: [line, line]}
@@ -275,7 +275,7 @@ def test_empty_charts_are_drawn():
         charts.Heat(**words, rows=["a"], x=[1], x_label="x", values=[[None]], value_label="v"),
         charts.Bars(**words, labels=[], value_label="v", series={}),
     ):
-        assert figure(charts.plain(chart))["layout"]["height"] > 0
+        assert figure(charts.to_json(chart))["layout"]["height"] > 0
 
 
 def test_many_thin_lines_are_one_trace_of_a_colour_each():
@@ -283,7 +283,7 @@ def test_many_thin_lines_are_one_trace_of_a_colour_each():
     chart = charts.Lines(
         title="", note="", x_label="", y_label="", thin={"kept": [line] * 60, "removed": [line] * 20}
     )
-    kept, removed = figure(charts.plain(chart))["data"]
+    kept, removed = figure(charts.to_json(chart))["data"]
     assert len(kept["x"]) == 60 * 51 and len(removed["x"]) == 20 * 51
     assert kept["line"]["color"] != removed["line"]["color"]
 
@@ -292,7 +292,7 @@ def test_many_series_leave_room_for_the_plot():
     def height(series: int) -> int:
         lines = {f"layer{i}.0.conv1": [(0, i)] for i in range(series)}
         chart = charts.Lines(title="", note="", x_label="", y_label="", series=lines)
-        return figure(charts.plain(chart))["layout"]["height"]
+        return figure(charts.to_json(chart))["layout"]["height"]
 
     assert height(1) == height(2) < height(9) < height(30)
 

@@ -1,4 +1,4 @@
-"""prunus bench: what is timed is the model, and a gain is claimed only where it was seen."""
+"""prunus bench: only the model itself is timed, and a gain is claimed only where it was measured."""
 
 import copy
 import importlib.util
@@ -19,7 +19,7 @@ BASE = "torch, base"
 
 
 def times(pruned_ms: float, again_ms: float = 1.0, wobble: float = 0.01) -> dict[str, list[float]]:
-    """Twenty rounds of one program, each figure moving a little and not with the others."""
+    """Twenty rounds of one program; each time varies a little, independently of the others."""
 
     def around(ms: float, phase: int) -> list[float]:
         return [ms * (1 + wobble * math.sin(7 * number + phase)) for number in range(20)]
@@ -36,19 +36,19 @@ def times(pruned_ms: float, again_ms: float = 1.0, wobble: float = 0.01) -> dict
     [
         (times(0.5), "2.00 times as fast"),
         (times(1.0), "no faster."),
-        (times(0.93), "no faster."),  # seen, but too little
+        (times(0.93), "no faster."),  # measured, but too small
         (times(1.7), "no faster."),
         (times(0.8, again_ms=0.8), "may be chance"),  # the base itself was as fast a second time
         (times(0.85, wobble=0.5), "may be chance"),
     ],
 )
-def test_a_gain_is_claimed_only_where_it_was_seen(measured, says):
+def test_a_gain_is_claimed_only_where_it_was_measured(measured, says):
     lines = bench.words({1: measured}, {}, zeros=0.8)
     assert says in lines[0]
     assert ("remove units" in lines[-1]) == ("2.00" not in says)
 
 
-def test_the_best_way_to_run_either_model_is_compared():
+def test_the_best_ways_to_run_the_two_models_are_compared():
     measured = times(1.0) | {"torch CSR, pruned": [0.6] * 20, "onnxruntime, base": [0.3] * 20}
     measured |= {"onnxruntime, base again": [0.3] * 20, "onnxruntime, pruned": [0.3] * 20}
     lines = bench.words({1: measured}, {"OpenVINO": "it is not installed"}, zeros=0.9)
@@ -72,8 +72,8 @@ def wide(zeros: float) -> nn.Module:
     return model
 
 
-@pytest.mark.filterwarnings("ignore")  # the exporters' own
-def test_every_program_that_is_there_is_measured():
+@pytest.mark.filterwarnings("ignore")  # from the exporters
+def test_every_installed_program_is_measured():
     record = bench.bench(wide(0.0), wide(0.9), (64,), zeros=0.9, seconds=0.05)
     programs = {name.partition(",")[0] for name in record["rows"]["1"]}
     assert {"torch", "torch CSR"} <= programs
@@ -96,11 +96,11 @@ def test_another_computation_is_not_timed():
     with torch.no_grad():
         wrong[2].bias.add_(1)
     with pytest.raises(PruningError, match="its time would mean nothing"):
-        bench.check(Runner("torch", PRUNED, bench.in_torch(wrong)), model, (64,))
+        bench.check_output(Runner("torch", PRUNED, bench.prepare_torch(wrong)), model, (64,))
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_run_is_measured_and_the_figures_kept(capsys, digits_run, tmp_path):
+def test_a_run_is_measured_and_the_figures_are_stored(capsys, digits_run, tmp_path):
     folder = shutil.copytree(digits_run, tmp_path / "run")
     assert cli.main(["bench", str(folder), "--seconds", "0.05"]) == 0
     said = capsys.readouterr().out
@@ -110,7 +110,7 @@ def test_a_run_is_measured_and_the_figures_kept(capsys, digits_run, tmp_path):
     assert all(line in " ".join(said.split()) for line in record["words"])
 
 
-def test_a_model_that_was_given_cannot_be_built_again(tmp_path):
+def test_a_model_that_was_given_as_an_object_cannot_be_built_again(tmp_path):
     result = {"settings": {"model": "Net (given)"}, "input": {"shape": [1, 8, 8]}}
     with pytest.raises(UserError, match=r"prunus\.run\.bench\.bench"):
         bench.bench_run(tmp_path, result)

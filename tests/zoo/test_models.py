@@ -1,4 +1,4 @@
-"""Models by name, weights from files that are checked before they are used, kind errors."""
+"""Models from a SPEC, weights from files that are checked before use, helpful errors."""
 
 import sys
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_an_import_that_fails_inside_the_users_module_is_named(tmp_path, monkeyp
 
 @pytest.fixture
 def libraries(monkeypatch):
-    """torchvision and timm, made importable beside a CPU build of torch where a helper for it is at hand."""
+    """Make torchvision and timm importable beside a CPU build of torch, where a helper for it is available."""
     if (SHARED / "tools" / "torchvision_cpu.py").exists():
         monkeypatch.syspath_prepend(str(SHARED / "tools"))
         pytest.importorskip("torchvision_cpu")
@@ -75,7 +75,7 @@ def libraries(monkeypatch):
     pytest.importorskip("timm")
 
 
-@pytest.mark.filterwarnings("ignore")  # theirs
+@pytest.mark.filterwarnings("ignore")  # the libraries' own
 @pytest.mark.parametrize("spec", ["torchvision:shufflenet_v2_x0_5", "timm:resnet10t", "timm:test_vit"])
 def test_libraries_models_fit_the_data(libraries, spec):
     model = load_model(spec, classes=7, in_shape=(3, 64, 64)).eval()
@@ -91,12 +91,12 @@ def test_libraries_unknown_models_offer_the_nearest(libraries, spec):
 
 @pytest.mark.filterwarnings("ignore")
 def test_torchvision_says_it_takes_colour_only(libraries):
-    with pytest.raises(UserError, match="takes pictures of 3 planes, these have 1; try timm:resnet18"):
+    with pytest.raises(UserError, match="takes images of 3 channels, these have 1; try timm:resnet18"):
         load_model("torchvision:resnet18", classes=7, in_shape=(1, 32, 32))
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_transformers_config(libraries, tmp_path):  # which it imports, where they are installed
+def test_transformers_config(libraries, tmp_path):  # transformers imports the libraries where installed
     transformers = pytest.importorskip("transformers")
     transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]).save_pretrained(tmp_path)
     model = load_model(f"hf:{tmp_path}", classes=7, in_shape=(1, 32, 32))
@@ -136,13 +136,14 @@ def test_weights_that_do_not_fit_are_refused_with_the_first_differences(tmp_path
     with pytest.raises(FileError) as caught:
         load_weights(model, tmp_path / "w.safetensors")
     words = str(caught.value)
-    assert "it lacks: bn1.weight, bn1.bias, bn1.running_mean and 1 more" in words
-    assert "it has besides: extra" in words and "linear.weight is (3, 64) there, (10, 64) here" in words
+    assert "missing in the file: bn1.weight, bn1.bias, bn1.running_mean and 1 more" in words
+    assert "unknown to the model: extra" in words
+    assert "linear.weight is (3, 64) in the file, (10, 64) in the model" in words
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 class Evil:
-    """Would create a file when unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, file):
         self.file = file
@@ -167,8 +168,8 @@ def test_missing_and_damaged_files_are_named(name, tmp_path):
         load_weights(filled(0), tmp_path / name)
 
 
-def test_published_weights_classify_the_jpeg_pictures():
-    """81.0 % on all 10,000 in another program; 1,000 suffice to notice wrong planes, norms or names."""
+def test_published_weights_classify_the_jpeg_images():
+    """Another program measured 81.0 % on all 10,000; 1,000 suffice to notice wrong channels, norms or names."""
     weights, data = SHARED / "weights" / "cifar10_resnet20.safetensors", SHARED / "data" / "cifar10"
     if not (weights.exists() and data.exists()):
         pytest.skip("CIFAR-10 or its weights are not beside the project")

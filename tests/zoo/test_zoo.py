@@ -1,4 +1,4 @@
-"""The zoo's networks have the published sizes, read the published weights and can be trained."""
+"""The zoo's networks have the published sizes, load the published weights and can be trained."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ SIZES = {
     "resnet18": (11_173_962, 555.42e6),
     "resnet50": (23_520_842, 1297.8e6),
     "resnext50": (22_992_714, 1344.0e6),
-    "vit_tiny": (5_362_762, 345.64e6),  # attention multiplies 19.47 M more, which are no layers
+    "vit_tiny": (5_362_762, 345.64e6),  # attention adds 19.47 M, which belong to no layer
     "wrn_16_8": (10_961_370, 1548.1e6),
     "resnet110_bottleneck": (1_147_738, 167.43e6),
     "resnet164_bottleneck": (1_704_154, 247.65e6),
@@ -43,8 +43,8 @@ SIZES = {
     "mobilenet_v1_64": (3_217_226, 46.35e6),
     "mobilenet_v2_64": (2_236_682, 87.98e6),
 }
-# parameters and multiply-adds in millions as DHP's counter has them (arXiv:2003.13683): twice every element that a
-# batch norm gives is added to the multiply-adds
+# parameters and multiply-adds in millions, counted as DHP does (arXiv:2003.13683): two multiply-adds are added for
+# every element that a batch norm outputs
 DHP_SIZES = {
     "resnet20_projection": (0.2725, 41.2),
     "resnet56_projection": (0.8558, 126.8),
@@ -82,7 +82,7 @@ BY = [
 
 
 @pytest.mark.parametrize("name", DHP_SIZES)
-def test_sizes_are_those_dhp_starts_from(name):
+def test_sizes_are_those_that_dhp_starts_from(name):
     model, example = zoo.build(name).eval(), torch.zeros(1, 3, 32, 32)
     elements = []
     for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
@@ -95,7 +95,7 @@ def test_sizes_are_those_dhp_starts_from(name):
 
 
 @pytest.mark.parametrize(("network", "width"), IMAGENET_SIZES)
-def test_mobilenets_for_large_pictures_have_the_published_sizes(network, width):
+def test_mobilenets_for_large_images_have_the_published_sizes(network, width):
     graph = trace(network(1000, side=224, width=width).eval(), torch.zeros(1, 3, 224, 224))
     params, macs = IMAGENET_SIZES[network, width]
     assert prunus.params(graph) / 1e6 == pytest.approx(params, abs=0.06)
@@ -103,14 +103,14 @@ def test_mobilenets_for_large_pictures_have_the_published_sizes(network, width):
 
 
 @pytest.mark.parametrize(("name", "by"), BY)
-def test_large_pictures_are_halved_as_often_as_published(name, by):
-    """What reaches the global average has a side of 1/`by` of the picture's."""
+def test_large_images_are_halved_as_often_as_published(name, by):
+    """The input of the global average has a side of 1/`by` of the image's."""
     seen = []
     model = zoo.build(name).eval()
     last = list(model.blocks)[-1]
     last.register_forward_hook(lambda _module, _args, output: seen.append(output.shape[2:]))
-    planes, height, width = zoo.native_shape(name)
-    model(torch.zeros(1, planes, height, width))
+    channels, height, width = zoo.native_shape(name)
+    model(torch.zeros(1, channels, height, width))
     assert seen == [(height // by, width // by)]
 
 
@@ -139,10 +139,10 @@ LEARNERS = (
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_classes_and_input_planes_are_respected_and_every_parameter_learns(name):
-    planes, side = 2, 16
-    model = zoo.build(name, classes=7, in_shape=(planes, side, side))
-    output = model(torch.randn(4, planes, side, side))
+def test_classes_and_input_channels_are_respected_and_every_parameter_learns(name):
+    channels, side = 2, 16
+    model = zoo.build(name, classes=7, in_shape=(channels, side, side))
+    output = model(torch.randn(4, channels, side, side))
     assert output.shape == (4, 7)
     output.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -164,21 +164,21 @@ def test_unknown_name_offers_the_nearest():
 
 
 @pytest.mark.parametrize(("name", "side"), [("vgg16_bn", 8), ("vgg19_bn", 15), ("conv6", 7), ("resnet18", 4)])
-def test_too_small_pictures_are_refused_in_words(name, side):
-    with pytest.raises(UserError, match=f"{name} needs larger pictures than {side}x{side}"):
+def test_too_small_images_are_refused_in_words(name, side):
+    with pytest.raises(UserError, match=f"{name} needs larger images than {side}x{side}"):
         zoo.build(name, in_shape=(3, side, side))
 
 
 @pytest.mark.parametrize(
     ("name", "shape"), [("conv6", (3, 8, 17)), ("fcn", (2, 1, 3)), ("vgg11_bn", (1, 16, 20))]
 )
-def test_pictures_of_other_shapes_are_read(name, shape):
+def test_images_of_other_shapes_are_read(name, shape):
     assert zoo.build(name, classes=4, in_shape=shape).eval()(torch.zeros(2, *shape)).shape == (2, 4)
 
 
 @pytest.mark.parametrize("name", ["fcn", "conv6"])
 def test_plain_networks_start_as_the_papers(name):
-    """Glorot's normal initialisation: variance 2 / (fan in + fan out); nothing is shifted."""
+    """Glorot's normal initialisation: variance 2 / (fan in + fan out), mean 0."""
     torch.manual_seed(0)
     for module in zoo.build(name).modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
@@ -190,13 +190,13 @@ def test_plain_networks_start_as_the_papers(name):
 
 @pytest.mark.parametrize("name", ["fcn", "conv6", "vgg11_bn", "resnet18", "resnext50", "wrn_16_8"])
 def test_every_weight_but_the_outputs_can_shrink(name):
-    """All axes are found: the picture's planes and the classes alone are fixed."""
+    """All axes are found: only the image's channels and the classes are fixed."""
     graph = trace(zoo.build(name).eval(), torch.zeros(1, *zoo.native_shape(name)))
     kernels = {n: shape for n, shape in graph.shapes.items() if n in graph.parameters and len(shape) > 1}
     for weight, shape in kernels.items():
         free = [any(True for _ in leaves(layout)) for layout in graph.layouts[weight][:2]]
-        pictures = shape[1] in (3, 784)
-        assert free == [shape[0] != 10, not pictures], weight
+        reads_images = shape[1] in (3, 784)
+        assert free == [shape[0] != 10, not reads_images], weight
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_every_weight_but_the_outputs_can_shrink(name):
         (
             "resnet110_bottleneck",
             3 + 2 * 36 + 1,
-        ),  # a stream for each stage, two widths in each block, the stem
+        ),  # one stream per stage, two widths per block, the stem
         ("resnet164_bottleneck", 3 + 2 * 54 + 1),
         *((name, 14) for name in ("mobilenet_v1", "mobilenet_v1_64", "mobilenet_v1_224")),
         *((name, 16 + 7 + 2) for name in ("mobilenet_v2_64", "mobilenet_v2_224")),

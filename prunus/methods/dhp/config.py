@@ -12,7 +12,7 @@ from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.methods import Units
 from prunus.methods.dhp.hypernetwork import Latents, Start
-from prunus.options import check_choices, nothing_before, refuse_idle
+from prunus.options import check_choices, no_preview, reject_unused
 from prunus.selection import Budget, Price, Unreachable
 
 Mode = Literal["exact", "paper"]
@@ -63,7 +63,7 @@ class Config(Units):
 
     def preview(self) -> "Config":
         """There is none: what goes is found by training."""
-        raise nothing_before("dhp", "training", "another method, such as --method taylor")
+        raise no_preview("dhp", "training", "another method, such as --method taylor")
 
     def settled(self) -> "Config":
         """The same with every None that depends on another option filled in. Raises UserError if options conflict."""
@@ -77,7 +77,7 @@ class Config(Units):
             raise UserError("pressure=least sets the strength itself; leave out strength and mode=paper.")
         if not paper and start == "given" and latents == "normal":
             raise UserError("latents=normal would divide given weights by numbers near zero; take norms.")
-        refuse_idle(
+        reject_unused(
             self,
             [
                 ("mode=exact", not paper, ("factors",)),

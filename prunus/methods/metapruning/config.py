@@ -7,7 +7,7 @@ from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.methods import Units
 from prunus.methods.metapruning.pruning_net import HIDDEN, Form, refuse_too_large
-from prunus.options import check_choices, nothing_before, refuse_idle
+from prunus.options import check_choices, no_preview, reject_unused
 from prunus.search import Evolution, Greedy, Random, Sampling, Space, Strategy
 from prunus.selection import Budget
 
@@ -99,7 +99,7 @@ class Config(Units):
 
     def preview(self) -> "Config":
         """There is none: what goes is found by the search."""
-        raise nothing_before("metapruning", "a search", "another method, such as --method taylor")
+        raise no_preview("metapruning", "a search", "another method, such as --method taylor")
 
     def settled(self) -> "Config":
         """The same with every None that depends on another option filled in. Raises UserError if options conflict."""
@@ -125,11 +125,11 @@ class Config(Units):
         filled.strategy()
         return filled
 
-    def refuse_idle(self) -> None:
+    def reject_unused(self) -> None:
         """Raise UserError for options that the others, as the user gave them, leave nothing to act on."""
         of_training = ("start", "form", "hidden", "sampling", "epochs")
         of_children = ("parents", "mutants", "crossovers", "chance")
-        refuse_idle(
+        reject_unused(
             self,
             [
                 ("weights=inherit", self.weights == "inherit", of_training),
@@ -161,7 +161,7 @@ class Config(Units):
     def check(self, graph: Graph, limit: Budget) -> None:
         """Raise UserError for options that conflict or have no effect, or a PruningNet that does not fit in memory,
         BudgetError if no widths meet the limit."""
-        self.refuse_idle()
+        self.reject_unused()
         space = self.settled().space(graph)
         if self.weights == "hypernet":
             refuse_too_large(graph, space.names, self.form, self.hidden)

@@ -237,7 +237,7 @@ def admitted(
         return space.keep(space.widths(Room(space, budget, price=price).uniform()), order)
 
     meter = budget.meter
-    figures = meter.figures(meter.settle(budget, uniform))  # the same in all processes
+    figures = meter.figures(meter.select(budget, uniform))  # the same in all processes
     before = figures["original_ms"]
     # By the corrected price that network is just within the limit, so that the search begins with one that holds.
     predicted, saved = 1 - figures["predicted_ms"] / before, 1 - budget.limit(before) / before
@@ -247,7 +247,7 @@ def admitted(
     def price(widths: Tensor) -> Tensor:
         return before * (1 - gain * (1 - meter.price(widths) / whole))
 
-    meter = meter.alone()  # one process measures for all
+    meter = meter.local_copy()  # one process measures for all
 
     def measured(widths: dict[str, int]) -> float:
         figures = meter.figures(space.keep(widths, order))

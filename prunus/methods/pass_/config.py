@@ -14,7 +14,7 @@ from prunus.methods.pass_ import statistics
 from prunus.methods.pass_.hypernetwork import load
 from prunus.methods.pass_.prompt import How, Kind, fitting, picture_shape
 from prunus.methods.pass_.statistics import STATISTICS
-from prunus.options import check_choices, nothing_before, refuse_idle
+from prunus.options import check_choices, no_preview, reject_unused
 from prunus.selection import Budget
 
 Prompt = Literal[Kind, "none"]
@@ -104,7 +104,7 @@ class Config(Units):
 
     def preview(self) -> "Config":
         """There is none: what goes is found by training."""
-        raise nothing_before("pass", "training", "the magnitudes that it begins with: --method magnitude")
+        raise no_preview("pass", "training", "the magnitudes that it begins with: --method magnitude")
 
     def check(self, graph: Graph, limit: Budget) -> None:
         """Raise UserError for options that conflict, or do not go with this network, FileError for a hypernetwork that
@@ -122,7 +122,7 @@ class Config(Units):
             )
         of_search = ("lr", "batch_size", "snapshots", "held_out", "masking", "straight_through", "train_also")
         of_prompt = ("prompt_size", "prompt_how", "prompt_speed", "prompted")
-        refuse_idle(
+        reject_unused(
             self,
             [
                 ("prompt=none", self.prompt == "none", of_prompt),
