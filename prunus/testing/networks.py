@@ -41,14 +41,18 @@ class Concatenating(nn.Module):
         self.stem, self.norm = nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16)
         self.left = nn.Conv2d(16, 12, 1)
         self.deep, self.right = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 20, 1)
-        self.norm_both, self.point = nn.BatchNorm2d(32), nn.Conv2d(32, 24, 1)
+        self.norm_both, self.point, self.norm_point = (
+            nn.BatchNorm2d(32),
+            nn.Conv2d(32, 24, 1),
+            nn.BatchNorm2d(24),
+        )
         self.head = nn.Linear(24, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 1, 8, 8); returns logits (B, 4)."""
         x = F.relu(self.norm(self.stem(x)))
         x = torch.cat([self.left(x), self.right(F.relu(self.deep(x)))], 1)
-        return self.head(F.relu(self.point(F.relu(self.norm_both(x)))).mean((2, 3)))
+        return self.head(F.relu(self.norm_point(self.point(F.relu(self.norm_both(x))))).mean((2, 3)))
 
 
 class Attending(nn.Module):
