@@ -242,6 +242,34 @@ def test_methods_do_not_know_each_other():
     ]
 
 
+def test_the_search_of_a_method_works_in_a_users_own_loop():
+    """Rule 4: it imports the structure wing, the ground, and its own folder alone."""
+    structure = {*GROUND, *WINGS["structure"]}
+    assert not [
+        f"{path} imports {name}"
+        for path, tree in TREES.items()
+        if path.parts[0] == "methods" and path.name == "search.py"
+        for name in imported(tree)
+        if first(name) not in structure and not name.startswith(home(path))
+    ]
+
+
+# Rule 7. These ask things of others: torch.compile's wrapper, torch.ops, named tuples, users' data, arrays.
+FOREIGN = {
+    "graph/tracing.py": 1,
+    "graph/operators.py": 1,
+    "graph/attributes.py": 1,
+    "data/readers.py": 2,
+    "charts.py": 1,
+}
+
+
+def test_no_contract_is_probed():
+    """Rule 7: a contract is a class; `hasattr` asks only things that are not ours."""
+    asked = [place.split(":")[0] for place, call in every(ast.Call) if called(call) == "hasattr"]
+    assert {place: asked.count(place) for place in asked} == FOREIGN
+
+
 def is_own(path: Path, name: str) -> bool:
     """Whether a module under `methods` belongs to the method in `path`, or is what all methods share."""
     return name.split(".")[1].startswith("_") or (
