@@ -43,9 +43,9 @@ class Compacted:
     @torch.no_grad()
     def full(self) -> nn.Module:
         """A copy of the original's shapes with the weights of now: zeros, in buffers ones, where units are gone."""
-        full = copies.clone(self.model, expanded(self.graph, self.kept, copies.effective(self.model)))
+        full = copies.clone(self.model, expanded(self.graph, self.kept, copies.effective_tensors(self.model)))
         set_attributes(full, self.graph.attributes, self.graph.widths())
-        copies.describe(self.model, full)
+        copies.update_stated_sizes(self.model, full)
         return full
 
 
@@ -98,7 +98,7 @@ def cut(
             states[tensor].update(state)
     gates.replace_places(model, graph, after)
     set_attributes(model, graph.attributes, graph.widths(after))
-    copies.describe(like, model)
+    copies.update_stated_sizes(like, model)
 
 
 def _behind(model: nn.Module, graph: Graph) -> dict[str, Tensor]:

@@ -115,10 +115,10 @@ def attach(
             made[name] = step(name, gates, shape, places) if step else Gate(gates, shape, places)
     chained = _behind_others(model, made) if values or step else {}  # else all is one: nothing to divide by
     for name, gate in made.items():
-        weight = steps.put(model, name, gate)
+        weight = steps.add_step(model, name, gate)
         if name in chained:
             weight.steps.right_inverse(chained[name])
-    direct = [w for w in steps.found(model, Gate) if w.steps.is_tensor and type(w.steps[0]) is Gate]
+    direct = [w for w in steps.find_steps(model, Gate) if w.steps.is_tensor and type(w.steps[0]) is Gate]
     if direct:
         at_once.AtOnce(model, gates, direct)
     return gates
@@ -127,7 +127,7 @@ def attach(
 def take_off(model: nn.Module) -> None:
     """Make the weights of `model` that stand behind gates, in place, ordinary parameters of the value they had."""
     at_once.leave(model)
-    steps.take_off(model, Gate)
+    steps.remove_steps(model, Gate)
 
 
 def _behind_others(model: nn.Module, made: Mapping[str, Gate]) -> dict[str, Tensor]:
@@ -159,7 +159,7 @@ def _behind_others(model: nn.Module, made: Mapping[str, Gate]) -> dict[str, Tens
 
 def replace_places(model: nn.Module, graph: Graph, keep: Keep) -> None:
     """Bring the gates of a model that was cut to `keep` up to date, in place."""
-    for weight in steps.found(model, Gate):
+    for weight in steps.find_steps(model, Gate):
         if weight.name in graph.layouts:  # tied weights have their step under their first name
             step = weight.step(Gate)
             at_once.forget([weight.module])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunus.graph import Graph, trace
 from prunus.search.space import Orders, Space, Widths
-from prunus.surgery import checked_tensors, clone, effective, fresh, resized, sliced
+from prunus.surgery import checked_tensors, clone, effective_tensors, fresh, resize, slice_tensor
 
 
 class Inherit:
@@ -28,12 +28,12 @@ class Inherit:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the weights of networks depend on, by name."""
-        return effective(self.model)
+        return effective_tensors(self.model)
 
     def network(self, widths: Widths) -> nn.Module:
         """A module of these widths, of its own."""
         graph = self.space.graph
-        return resized(self.model, graph, self.keep(widths), checked_tensors(self.model, graph))
+        return resize(self.model, graph, self.keep(widths), checked_tensors(self.model, graph))
 
 
 def drawn_anew(small: nn.Module, example: Tensor, names: Sequence[str], seed: int) -> nn.Module:
@@ -41,7 +41,7 @@ def drawn_anew(small: nn.Module, example: Tensor, names: Sequence[str], seed: in
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         graph = trace(small, example)
-        fresh.draw_anew(small, graph, [name for name in names if name in graph.axes])
+        fresh.reinitialise(small, graph, [name for name in names if name in graph.axes])
     return small
 
 
@@ -51,10 +51,10 @@ def put_back(
 ) -> nn.Module:
     """A copy of `model` which, cut by `keep`, is `small`: its tensors in their places, the rest as it was."""
     found = {}
-    for name, part in effective(small).items():
-        whole = effective(model)[name].detach().clone(memory_format=torch.contiguous_format)
+    for name, part in effective_tensors(small).items():
+        whole = effective_tensors(model)[name].detach().clone(memory_format=torch.contiguous_format)
         places = torch.arange(whole.numel(), device=whole.device).view(whole.shape)
-        whole.view(-1)[sliced(places, graph.layouts[name], keep).reshape(-1)] = (
+        whole.view(-1)[slice_tensor(places, graph.layouts[name], keep).reshape(-1)] = (
             part.detach().reshape(-1).to(whole)
         )
         found[name] = whole

@@ -22,7 +22,7 @@ from prunus.data import Split
 from prunus.graph import Graph
 from prunus.search.proposals import Room, drawn
 from prunus.search.space import Orders, Widths
-from prunus.surgery import checked_tensors, resized
+from prunus.surgery import checked_tensors, resize
 from prunus.train import Along, Training
 
 Sampling = Literal["sandwich", "uniform", "budget"]
@@ -102,7 +102,7 @@ class Supernet(nn.Module):
     def network(self, widths: Widths) -> nn.Module:
         """A module of these widths, of its own; its norms are to be renewed."""
         tensors = checked_tensors(self.net, self.graph) | self.made(widths)
-        return resized(self.net, self.graph, self.keep(widths), tensors)
+        return resize(self.net, self.graph, self.keep(widths), tensors)
 
 
 class Stepping(Along):

@@ -85,16 +85,16 @@ def test_a_cut_model_is_the_shrunk_one(name, how):
 def test_brought_back_to_full_size_and_cut_again(name):
     model, example = build(name)
     graph, keep = prunus.trace(model, example), random_keep(prunus.trace(model, example), seed=1)
-    original, classes = copies.effective(build(name)[0]), stated(model)
+    original, classes = copies.effective_tensors(build(name)[0]), stated(model)
     cut = Compacted(model, graph)
     cut.cut(keep)
-    tensors = copies.effective(model)
+    tensors = copies.effective_tensors(model)
     back = expanded(graph, keep, tensors)
     assert {n: t.shape for n, t in back.items()} == {n: t.shape for n, t in original.items()}
     gone = 0
     for n, tensor in back.items():
-        assert torch.equal(slicing.sliced(tensor, graph.layouts[n], keep), tensors[n]), n
-        stays = slicing.zeroed(torch.ones_like(tensor), graph.layouts[n], keep).bool()
+        assert torch.equal(slicing.slice_tensor(tensor, graph.layouts[n], keep), tensors[n]), n
+        stays = slicing.zero_tensor(torch.ones_like(tensor), graph.layouts[n], keep).bool()
         assert (tensor[~stays] == (0 if n in graph.parameters else 1)).all(), n
         assert torch.equal(tensor[stays], original[n][stays])
         gone += int((~stays).sum())
@@ -231,9 +231,9 @@ def trained(model, example, optimizer, compacted, dtype):
                 cut.cut(keep, optimizer)
         with torch.no_grad():
             made.values.mul_(stays)  # momentum would still move them
-        tensors = {n: t.detach() for n, t in copies.effective(model).items()}
+        tensors = {n: t.detach() for n, t in copies.effective_tensors(model).items()}
         if not compacted:
-            tensors = {n: slicing.sliced(t, graph.layouts[n], keep) for n, t in tensors.items()}
+            tensors = {n: slicing.slice_tensor(t, graph.layouts[n], keep) for n, t in tensors.items()}
         rows.append({n: t.clone() for n, t in tensors.items()} | {"gates": made.values.detach().clone()})
     assert all(len(units) < graph.axes[n].size for n, units in keep.items())
     return rows
@@ -280,7 +280,10 @@ def test_the_optimisers_state_is_cut_with_the_same_indices_and_laid_out_alike(op
         assert parameter.grad is None or parameter.shape == graph.shapes[n]
         for key, value in state.items():
             if isinstance(value, torch.Tensor) and value.numel() > 1:
-                assert torch.equal(value, slicing.sliced(before[n][key], graph.layouts[n], keep)), (n, key)
+                assert torch.equal(value, slicing.slice_tensor(before[n][key], graph.layouts[n], keep)), (
+                    n,
+                    key,
+                )
                 assert value.stride() == parameter.stride()
                 checked += value.shape != before[n][key].shape
             else:

@@ -56,7 +56,7 @@ def assert_removal_changes_nothing(model, graph, made, example, seed=0):
         assert expected.std() > 1e-6  # or nothing could be seen
     buffers = dict(model.named_buffers())  # as the batch left them
     for name, buffer in small.named_buffers():
-        kept = slicing.sliced(buffers[name], graph.layouts[name], keep)
+        kept = slicing.slice_tensor(buffers[name], graph.layouts[name], keep)
         torch.testing.assert_close(buffer, kept, **CLOSE)
 
 
@@ -107,14 +107,14 @@ def test_what_cannot_be_divided_by_its_gates_is_refused_and_left_alone():
 def test_a_weight_is_multiplied_by_the_gates_of_the_units_it_writes_to_and_reads_from(name):
     model, example = build(name)
     graph = prunus.trace(model, example)
-    before = {n: t.detach().clone() for n, t in copies.effective(model).items()}
+    before = {n: t.detach().clone() for n, t in copies.effective_tensors(model).items()}
     made = attach(model, graph, list(graph.axes))
     values = drawn_values(graph, graph.axes)
     with torch.no_grad():
         for axis, new in values.items():
             made.of(axis).copy_(new)
     touched = 0
-    for n, tensor in copies.effective(model).items():
+    for n, tensor in copies.effective_tensors(model).items():
         factor = multiplied_out(graph, values, n) if n in graph.parameters else 1
         torch.testing.assert_close(tensor, before[n] * factor)
         touched += not torch.equal(tensor, before[n])
@@ -347,7 +347,7 @@ def test_i6_gradients_of_gates_and_weights_are_finite_differences(name):
     model, example = double(*build(name))
     graph = prunus.trace(model, example)
     made = attach(model, graph, list(graph.axes), values=drawn_values(graph, graph.axes)).double()
-    weight = next(steps.found(model, Gate)).steps.original
+    weight = next(steps.find_steps(model, Gate)).steps.original
     wanted = torch.randn_like(model(example))
 
     def loss():
@@ -412,7 +412,7 @@ def test_made_at_once_is_made_one_by_one(name, monkeypatch):
     attach(model, graph, list(graph.axes), values=drawn_values(graph, graph.axes))
     seen = counted(monkeypatch)
     at_once = gradients(model, example)
-    alone = {w.steps for w in steps.found(model, Gate) if len(w.steps) == 1}
+    alone = {w.steps for w in steps.find_steps(model, Gate) if len(w.steps) == 1}
     assert seen == [len(alone)] and at_once["output"].requires_grad
     leave(model)
     one_by_one = gradients(model, example)
@@ -533,10 +533,10 @@ def test_nothing_made_outlives_its_pass():
     before = model(example).detach()
     with pytest.raises(RuntimeError):
         model(example[:, :1])
-    for tensor in (made.values, *(w.steps.original for w in steps.found(model, Gate))):
+    for tensor in (made.values, *(w.steps.original for w in steps.find_steps(model, Gate))):
         tensor.data *= 1.5  # which no version tells
     assert not torch.allclose(model(example), before)
-    weight = next(steps.found(model, Gate))
+    weight = next(steps.find_steps(model, Gate))
     assert torch.equal(getattr(weight.module, weight.attribute), weight.step(Gate)(weight.steps.original))
 
 
@@ -555,7 +555,7 @@ def test_a_pass_that_was_interrupted_leaves_nothing_to_what_is_cut_or_taken_off_
         model.a.parametrizations.weight.original.mul_(3)
     torch.testing.assert_close(model.a.weight, 3 * other.a.weight)
     made.values.data *= 2
-    expected = {w.name: w.step(Gate)(w.steps.original) for w in steps.found(model, Gate)}
+    expected = {w.name: w.step(Gate)(w.steps.original) for w in steps.find_steps(model, Gate)}
     gates.take_off(model)
     assert all(torch.equal(model.get_parameter(name), value) for name, value in expected.items())
 
@@ -630,7 +630,7 @@ def test_frozen_and_half_precision_weights_are_gated_as_they_are():
     model(example.bfloat16()).float().sum().backward()
     assert made.values.grad.abs().sum() > 0
     assert [p for p in model.parameters() if p.requires_grad] == [made.values]
-    assert copies.effective(model)["a.weight"].dtype == torch.bfloat16
+    assert copies.effective_tensors(model)["a.weight"].dtype == torch.bfloat16
 
 
 def test_tied_weights_have_one_gate_and_stay_tied():

@@ -35,7 +35,7 @@ from prunus.search import (
     to_renew_with,
 )
 from prunus.selection import Budget, cost
-from prunus.surgery import effective
+from prunus.surgery import effective_tensors
 from prunus.tasks import Classification
 from prunus.train import Recipe, fit, loop
 from tests.lib.metapruning import EXAMPLE, HALF, SMALL, begun, fresh, journal, lines
@@ -51,7 +51,7 @@ def test_whole_networks_have_the_shapes_of_the_dense_one(form):
     graph = trace(model, example)
     space = Space(graph)
     maker = PruningNet(graph, space.names, form=form, hidden=4).double()
-    whole = maker(graph.widths(), effective(model))
+    whole = maker(graph.widths(), effective_tensors(model))
     assert {name: weight.shape for name, weight in whole.items()} == {n: graph.shapes[n] for n in whole}
     assert "linear.weight" not in whole and "blocks.3.layers.0.weight" in whole and "stem.0.weight" in whole
     if form != "paper":  # they begin as the network that they are given
@@ -288,7 +288,7 @@ def test_what_is_put_back_is_what_is_cut_again():
         keep = net.keep(widths)
         before = {n: t.clone() for n, t in model.state_dict().items()}
         again = surgery.shrink(put_back(model, net.graph, keep, small), net.graph, keep)
-        for a, b in zip(effective(again).values(), effective(small).values(), strict=True):
+        for a, b in zip(effective_tensors(again).values(), effective_tensors(small).values(), strict=True):
             assert torch.allclose(a, b, rtol=1e-9)
         assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 

@@ -335,4 +335,4 @@ def test_a_graph_can_be_used_again(name):
     keep = nets.random_keep(graph)
     shapes = [[p.shape for p in prunus.shrink(model, graph, keep).parameters()] for _ in range(2)]
     assert shapes[0] == shapes[1]
-    assert all(prunus.axes.root(axis) is axis for axis in graph.axes.values())
+    assert all(prunus.graph.axes.root(axis) is axis for axis in graph.axes.values())

@@ -15,7 +15,7 @@ from prunus import gates, scores
 from prunus.errors import UserError
 from prunus.gates import Gate, Gates, Place
 from prunus.graph import Graph
-from prunus.surgery import draw_anew, fan_in, found, uniform
+from prunus.surgery import fan_in, find_steps, reinitialise, sample_uniform
 
 Start = Literal["given", "scratch"]
 Latents = Literal["ones", "norms", "normal"]
@@ -35,9 +35,9 @@ class Hypernetwork(Gate):
         depth = max(2, *(place.dim + 1 for place in places))
         self.shape, self.head, kernel = shape, shape[:depth], math.prod(shape[depth:])
         self.bias0 = nn.Parameter(torch.zeros(self.head))
-        self.weight1 = nn.Parameter(uniform((*self.head, factors), 1))
+        self.weight1 = nn.Parameter(sample_uniform((*self.head, factors), 1))
         self.bias1 = nn.Parameter(torch.zeros(*self.head, factors))
-        self.weight2 = nn.Parameter(uniform((*self.head, kernel, factors), factors * fan_in))
+        self.weight2 = nn.Parameter(sample_uniform((*self.head, kernel, factors), factors * fan_in))
 
     def forward(self, weight: Tensor) -> Tensor:
         gate = self.gate()
@@ -70,7 +70,7 @@ def attach(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if start == "scratch":
-            draw_anew(model, graph, names)
+            reinitialise(model, graph, names)
         values = {}
         if latents == "norms":
             norms = scores.magnitude(model, graph)
@@ -102,7 +102,7 @@ def check_plain(model: nn.Module, graph: Graph, names: Sequence[str]) -> None:
 @torch.no_grad()
 def put_drawn_behind(model: nn.Module) -> None:
     """Let what was drawn stand behind the weights, in place: A, and with the paper's hypernetwork B2 = 0."""
-    drawn = {weight.steps: weight for weight in found(model, Gate)}  # tied weights once
+    drawn = {weight.steps: weight for weight in find_steps(model, Gate)}  # tied weights once
     for steps, weight in drawn.items():
         step, now = weight.step(Gate), getattr(weight.module, weight.attribute)
         if isinstance(step, Hypernetwork):

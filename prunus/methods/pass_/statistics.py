@@ -9,7 +9,7 @@ from prunus import scores
 from prunus.errors import UserError
 from prunus.graph import CONSUMES, PRODUCES, Graph, Tag, axes
 from prunus.selection import cost
-from prunus.surgery import effective
+from prunus.surgery import effective_tensors
 
 EXTRA = 3  # numbers about an axis beside those about its units
 SAME = 1e-6  # of the largest: units that differ by less are the same but for rounding
@@ -32,7 +32,7 @@ def rms(model: nn.Module, graph: Graph) -> scores.Scores:
     mean squares. Scales of norms do not count."""
     squares = {
         name: tensor.detach().float().square()
-        for name, tensor in effective(model).items()
+        for name, tensor in effective_tensors(model).items()
         if tensor.dim() > 1
     }
     found = {}

@@ -52,7 +52,7 @@ def attached(model, graph, start="scratch", latents="normal", factors=8, seed=0)
 
 
 def steps_of(model):
-    return {weight.name: weight.step(Gate) for weight in steps.found(model, Gate)}
+    return {weight.name: weight.step(Gate) for weight in steps.find_steps(model, Gate)}
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def test_i1_three_layers_are_z_z_a_plus_c(name, factors):
         b0 = b0.reshape(*b0.shape, *[1] * (len(shape) - b0.dim()))
         zz = multiplied_out(graph, values, n)
         assert zz.std() > 0 and w1.shape[-1] == factors
-        found = copies.effective(model)[n]
+        found = copies.effective_tensors(model)[n]
         torch.testing.assert_close(found, zz * a + (b0 * a + leaking + b2), rtol=1e-5, atol=1e-5)
     assert set(steps_of(model)) == {"0.weight", "2.weight", "4.weight"}
 
@@ -101,7 +101,7 @@ def test_i2_weights_start_with_a_variance_of_one_over_fan_in(name, factors, late
     for seed in range(draws):
         drawn = copy.deepcopy(model)
         attached(drawn, graph, latents=latents, factors=factors, seed=seed)
-        squares.append(copies.effective(drawn)["2.weight"].detach().square().mean())
+        squares.append(copies.effective_tensors(drawn)["2.weight"].detach().square().mean())
         assert not factors or not drawn.get_parameter(original("2.weight")).any()  # B2
     assert 0.8 < torch.stack(squares).mean().item() * LAYERS[name][2] < 1.25
 
@@ -150,15 +150,15 @@ def test_from_scratch_what_was_drawn_stands_behind_the_weights(name, latents):
     model, example = build(name)
     graph = prunus.trace(model, example)
     plain = copy.deepcopy(model)
-    drawn = copies.effective(fresh(plain, graph))
+    drawn = copies.effective_tensors(fresh(plain, graph))
     made = attached(model, graph, latents=latents, factors=None)
     values = {axis: made.of(axis).detach() for axis in graph.axes}
     assert latents == "ones" or made.values.detach().std() > 0.01
-    for n, tensor in copies.effective(model).items():
+    for n, tensor in copies.effective_tensors(model).items():
         if n in graph.parameters and tensor.dim() > 1:
             expected = drawn[n] * multiplied_out(graph, values, n)
             torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5)
-            assert not torch.allclose(tensor, copies.effective(build(name)[0])[n])
+            assert not torch.allclose(tensor, copies.effective_tensors(build(name)[0])[n])
 
 
 def fresh(model, graph):
@@ -185,15 +185,15 @@ def test_i3_weights_made_from_cut_tensors_are_the_cut_weights(name):
     with_random_biases(model)
     keep = {axis: list(range(0, size.size, 2)) for axis, size in graph.axes.items()}
     for n, step in steps_of(model).items():
-        whole = copies.effective(model)[n].detach()
-        cut = slicing.sliced(whole, graph.layouts[n], keep)
+        whole = copies.effective_tensors(model)[n].detach()
+        cut = slicing.slice_tensor(whole, graph.layouts[n], keep)
         small = copy.deepcopy(step)
         small.gates, small.shape, small.head = made, cut.shape, cut.shape[: len(step.head)]
         small.places = prunus.gates.places_of(graph, made, n, keep)
         head = graph.layouts[n][: len(step.head)]
         for each in ("bias0", "bias1", "weight1", "weight2"):
-            setattr(small, each, nn.Parameter(slicing.sliced(getattr(step, each).detach(), head, keep)))
-        behind = slicing.sliced(model.get_parameter(original(n)).detach(), graph.layouts[n], keep)
+            setattr(small, each, nn.Parameter(slicing.slice_tensor(getattr(step, each).detach(), head, keep)))
+        behind = slicing.slice_tensor(model.get_parameter(original(n)).detach(), graph.layouts[n], keep)
         assert cut.numel() < whole.numel()
         assert torch.equal(small(behind), cut)
 
@@ -257,7 +257,7 @@ def test_weights_keep_their_precision(factors):
         model = model.to(dtype)
         attached(model, prunus.trace(model, example.to(dtype)), factors=factors)
         model(example.to(dtype)).sum().backward()
-        assert copies.effective(model)["a.weight"].dtype == dtype
+        assert copies.effective_tensors(model)["a.weight"].dtype == dtype
         steps.take_off(model, Gate)
         assert {parameter.dtype for parameter in model.parameters()} == {dtype}
         assert not any(map(parametrize.is_parametrized, model.modules()))

@@ -283,7 +283,7 @@ def test_i8_every_layer_says_its_size_and_runs_on_other_batches_and_pictures(fin
     assert (found.a.in_channels, found.a.out_channels, found.norm_a.num_features) == (stem, a, a)
     assert (found.depth.groups, found.depth.in_channels, found.depth.out_channels) == (stem, stem, stem)
     assert (found.point.in_channels, found.point.out_channels, found.head.in_features) == (stem, point, point)
-    assert {n: t.shape for n, t in copies.effective(found).items()} == {
+    assert {n: t.shape for n, t in copies.effective_tensors(found).items()} == {
         n: search.graph.shape(n, search.keep) for n in search.graph.layouts
     }
     for batch in (1, 5):
@@ -330,7 +330,7 @@ def test_i11_no_residue_and_training_goes_on(finished):
 def test_i3_the_small_weights_are_bit_for_bit_those_made_at_the_kept_places(mode):
     strength = 0.3 if mode == "paper" else None
     search = searched(Budget(macs=0.5), Config(mode=mode, round_to=1, strength=strength, compact=False))
-    made = {n: t.detach().clone() for n, t in copies.effective(search.model).items()}
-    found = copies.effective(search.finish())
+    made = {n: t.detach().clone() for n, t in copies.effective_tensors(search.model).items()}
+    found = copies.effective_tensors(search.finish())
     for n, tensor in found.items():
-        assert torch.equal(tensor, slicing.sliced(made[n], search.graph.layouts[n], search.keep)), n
+        assert torch.equal(tensor, slicing.slice_tensor(made[n], search.graph.layouts[n], search.keep)), n
