@@ -5,7 +5,7 @@ import copy
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunus.gates import Gate, ungateable
+from prunus.gates import Gate, inexact_axes
 from prunus.graph import skeleton
 from prunus.surgery import steps
 
@@ -23,7 +23,7 @@ def double(model, example):
 
 
 def exact_axes(graph):
-    return [name for name in graph.axes if name not in ungateable(graph)]
+    return [name for name in graph.axes if name not in inexact_axes(graph)]
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def close_some(graph, made, seed=0, least=0.3, most=0.9):
 def plain_copy(model):
     """Of a gated model, with gates multiplied into the weights."""
     model = copy.deepcopy(model)
-    steps.take_off(model, Gate)
+    steps.remove_steps(model, Gate)
     return model
 
 

@@ -89,7 +89,7 @@ class Config(Selection):
 
     def whole(self, graph: Graph) -> dict[str, str]:
         """The axes that are left alone because removing their units would not be exact, and why."""
-        return {} if self.mixed or self.mode == "paper" else gates.ungateable(graph)
+        return {} if self.mixed or self.mode == "paper" else gates.inexact_axes(graph)
 
     def select(
         self,

@@ -270,10 +270,10 @@ class DHP:
         if not scores.any():  # nothing is felt yet: all would leave
             return
         if self.config.pressure == "all":
-            self.amount = self.push * self.units.at_share(scores, share) / self.horizon
+            self.amount = self.push * self.units.threshold_at(scores, share) / self.horizon
         else:
             final = self.final(share)
-            least = self.units.at_share(scores.masked_fill(final, math.inf), share)
+            least = self.units.threshold_at(scores.masked_fill(final, math.inf), share)
             leaves = self.staying() & ~final & (scores <= least)
             self.factor += (leaves * self.sizes() / self.horizon).to(
                 self.stays.device
@@ -335,7 +335,7 @@ class DHP:
         alive, ratio = self.alive(), self.ratio()
         left = alive
         if self.config.pressure == "all" or ratio < self.target - TOLERANCE:  # what went last may come back
-            left = self.among({name: self.compacted.left(name).tolist() for name in self.latents.places})
+            left = self.among({name: self.compacted.remaining(name).tolist() for name in self.latents.places})
         if self.settled is not None and not isinstance(self.budget, Metered):
             left = torch.tensor(self.settled)
         self.keep = self.chosen(self.budget, left)
@@ -352,7 +352,7 @@ class DHP:
         """What to cut the weights to: units whose latents have been zero for a while go, in whole blocks."""
         in_use, kept = self.zero_checks < PATIENCE, {}
         for name, place in self.latents.places.items():
-            left, block = self.compacted.left(name), self.blocks[name]
+            left, block = self.compacted.remaining(name), self.blocks[name]
             wanted = max(1, -(int(in_use[place][left].sum()) // -block)) * block
             first = in_use[place][left].int().argsort(descending=True, stable=True)[:wanted]
             kept[name] = left[first].sort().values.tolist()

@@ -170,7 +170,7 @@ class Config(Selection):
 
     def whole(self, graph: Graph) -> dict[str, str]:
         """The axes that are left alone because masks at those who read them would not be exact, and why."""
-        return gates.ungateable(graph, ROLES["consumer"])
+        return gates.inexact_axes(graph, ROLES["consumer"])
 
     def select(
         self, graph: Graph, scores: Mapping[str, Tensor], budget: Budget, price: Price | None = None

@@ -140,7 +140,7 @@ class PASS(nn.Module):
             for parameter in behind(self.network, name):
                 parameter.requires_grad_(True)
         self.gates = gates.attach(self.network, graph, names, roles=config.roles)
-        self.gates.give(torch.ones_like(self.gates.values.data))
+        self.gates.set_values(torch.ones_like(self.gates.values.data))
         self.to(next(model.parameters()).device)
         if config.hypernetwork:
             self.load(config.hypernetwork)
@@ -219,7 +219,7 @@ class PASS(nn.Module):
         ranked = found.cpu()
         if self.config.scope == "per_axis":  # equal shares: by place in the axis
             ranked = -self.units.ranks(ranked) / torch.bincount(self.units.owners)[self.units.owners]
-        return self.units.front(ranked, self.limit).to(found.device)
+        return self.units.keep_best(ranked, self.limit).to(found.device)
 
     def straight_through(self, found: Tensor, kept: Tensor) -> Tensor:
         """(N,): ones and zeros, whose gradients are those of the scores."""
@@ -239,11 +239,11 @@ class PASS(nn.Module):
 
     def run(self, masks: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The network's output with the given masks (N,)."""
-        self.gates.give(masks)
+        self.gates.set_values(masks)
         try:
             return self.network(*args, **kwargs)
         finally:
-            self.gates.give(masks.detach())  # what is left behind can be copied
+            self.gates.set_values(masks.detach())  # what is left behind can be copied
 
     def with_prompt(self, x: Tensor) -> Tensor:
         """A batch with the prompt on as many of its pictures as config.prompted says."""

@@ -189,7 +189,7 @@ def test_i3_weights_made_from_cut_tensors_are_the_cut_weights(name):
         cut = slicing.slice_tensor(whole, graph.layouts[n], keep)
         small = copy.deepcopy(step)
         small.gates, small.shape, small.head = made, cut.shape, cut.shape[: len(step.head)]
-        small.places = prunus.gates.places_of(graph, made, n, keep)
+        small.places = prunus.gates.gates.places_of(graph, made, n, keep)
         head = graph.layouts[n][: len(step.head)]
         for each in ("bias0", "bias1", "weight1", "weight2"):
             setattr(small, each, nn.Parameter(slicing.slice_tensor(getattr(step, each).detach(), head, keep)))
@@ -210,7 +210,7 @@ def test_i4_negative_twin_the_papers_biases_are_not_gated():
             with_random_biases(model)
         keep = close_some(graph, made)
         plain = copy.deepcopy(model)
-        steps.take_off(plain, Gate)
+        steps.remove_steps(plain, Gate)
         difference = (surgery.shrink(plain, graph, keep, verify="off")(example) - model(example)).abs().max()
         assert difference > 0.1 if biases else difference < 1e-12
 
@@ -227,7 +227,7 @@ def test_i5_from_given_weights_the_network_stays_the_same(name, factors, latents
     torch.testing.assert_close(model(example), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
     kinds = {type(step) for step in steps_of(model).values()}
     assert kinds == {Hypernetwork if factors else Gate}
-    steps.take_off(model, Gate)
+    steps.remove_steps(model, Gate)
     torch.testing.assert_close(model(example), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
 
 
@@ -258,7 +258,7 @@ def test_weights_keep_their_precision(factors):
         attached(model, prunus.trace(model, example.to(dtype)), factors=factors)
         model(example.to(dtype)).sum().backward()
         assert copies.effective_tensors(model)["a.weight"].dtype == dtype
-        steps.take_off(model, Gate)
+        steps.remove_steps(model, Gate)
         assert {parameter.dtype for parameter in model.parameters()} == {dtype}
         assert not any(map(parametrize.is_parametrized, model.modules()))
         assert math.isfinite(model(example.to(dtype)).sum().item())
