@@ -84,10 +84,10 @@ def test_other_searches(how, trained, tmp_path):
     graph = trace(trained.model, EXAMPLE)
     assert cost.macs(graph, found.keep) <= HALF.limit(cost.macs(graph))
     assert {line["origin"] for line in lines(tmp_path)} == {"uniform", "seed", how}
-    down = [chart for chart in found.charts if chart.title == "The way down"]
+    down = [chart for chart in found.charts if chart.title == "The greedy path"]
     assert len(down) == (how == "greedy")
     for chart in down:
-        costs = [share for share, _ in chart.series["networks gone through"]]
+        costs = [share for share, _ in chart.series["networks on the path"]]
         assert costs[0] == 1 and costs == sorted(costs, reverse=True) and costs[-1] <= 0.5
 
 
@@ -102,7 +102,7 @@ def test_it_draws_what_it_did(undisturbed, trained, tmp_path):
     assert isinstance(points, Points) and isinstance(curve, Lines) and isinstance(bars, Bars)
     tried = [point for name, group in points.groups.items() if name != "winner" for point in group]
     assert len(tried) == len(lines(tmp_path)) and points.groups["winner"][0] in tried
-    once_more = again.series["once more"]
+    once_more = again.series["on other images"]
     assert once_more == [
         line["score"] for line in sorted(lines(tmp_path, "confirm"), key=lambda x: -x["score"])
     ]
@@ -268,7 +268,7 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_bits_and_tries_no_network_t
                 time.sleep(0.002)
             time.sleep(lot.uniform(0, 0.1))
             process.kill()
-        assert kept(killed).startswith(known)  # nothing that was known is found out once more, or differently
+        assert kept(killed).startswith(known)  # no known network is evaluated again, or differently
         known, kills = kept(killed), kills + (process.returncode == -signal.SIGKILL)
     program([*arguments, "--out", str(killed), "--resume"])
     assert kills >= 2 and figures(killed) == figures(whole)
@@ -337,7 +337,7 @@ def test_a_whole_run(tmp_path):
     result = prunus.prune("zoo:digits_resnet", data="digits", out=tmp_path, settings=settings)
     assert result.values["after"]["macs"] <= 0.5 * result.values["before"]["macs"]
     assert [chart["kind"] for chart in result.values["charts"]] == ["points", "lines", "bars", "bars"]
-    assert "Networks that were tried" in (tmp_path / "report.html").read_text()
+    assert "Evaluated networks" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
