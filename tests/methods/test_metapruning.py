@@ -1,4 +1,4 @@
-"""MetaPruning as a method: its search on real pictures, within every kind of budget, killed, and in two processes."""
+"""MetaPruning as a method: its search on real images, within every kind of budget, killed, and in two processes."""
 
 import json
 import os
@@ -35,14 +35,14 @@ from tests.lib.two_processes import ROOT, SCRIPT, launched
 
 @pytest.fixture(scope="module")
 def trained(digits):
-    """Trained for a short while."""
+    """A task whose model was trained for a short while."""
     task = fresh(digits)
     fit(task.model, task, Recipe(epochs=4, batch_size=64, lr=0.05, precision="no"))
     return task
 
 
 def searched(folder, data=None):
-    """A short search, always the same."""
+    """A short, deterministic search."""
     found = prune(fresh(data or load_data("digits")), HALF, SMALL, begun(folder))
     (Path(folder) / "keep").write_text(json.dumps(found.keep))
 
@@ -154,7 +154,7 @@ def test_a_score_is_what_a_plain_evaluation_of_the_renewed_network_says(trained)
 
 
 def test_pooled_statistics_do_not_depend_on_batches_or_their_order(trained):
-    """Of one norm layer: what comes before it in deeper ones is normalised batch by batch."""
+    """A network with one norm: with more, the inputs of the later ones are normalised batch by batch."""
     net = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 3), torch.nn.BatchNorm2d(6))
     x, y = next(trained.data.train.batches(120))
     whole = torch.nn.BatchNorm2d(6, momentum=1.0)
@@ -200,7 +200,7 @@ def test_milliseconds_hold_as_measured(trained, tmp_path):
 
 
 def measured_in_ranks(folder):
-    """In one of two processes, only the first of which has a clock that works."""
+    """One of two processes, only the first of which has a working clock."""
     run = begun(folder)
     task = fresh(load_data("digits"))
     runtime = Fake(of_network=lambda total: 3.0 * total + 0.002)
@@ -281,7 +281,7 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_bits_and_tries_no_network_t
 
 
 def kept(folder):
-    """What is whole in a journal."""
+    """The complete lines of a journal."""
     text = journal(folder).read_bytes() if journal(folder).exists() else b""
     return b"".join(text.rpartition(b"\n")[:2])
 

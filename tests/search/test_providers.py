@@ -67,7 +67,7 @@ def test_a_block_is_given_the_widths_of_its_own_weight_alone_always_in_one_order
     for _ in range(2):
         model, example = network("mobilenet_v2")
         graph = trace(model, example)
-        found.append(dict(pruning_net.made_weights(graph, Space(graph).names, "paper")))
+        found.append(dict(pruning_net.weights_to_make(graph, Space(graph).names, "paper")))
     assert found[0] == found[1] and list(found[0]) == list(found[1])
     near = found[0]
     assert near["stem.0.weight"] == ["stem.0"] and len(near["blocks.3.layers.0.weight"]) == 2

@@ -28,7 +28,7 @@ from typing import Any
 
 from prunus.errors import UserError
 from prunus.methods import Pruned
-from prunus.methods.dhp.charts import drawn
+from prunus.methods.dhp.charts import charts
 from prunus.methods.dhp.config import Config
 from prunus.methods.dhp.search import DHP
 from prunus.selection import Budget
@@ -68,4 +68,4 @@ def prune(task, budget: Budget, config: Config, run) -> Pruned:
         run.log("epoch", stage="prune", **row)
     search.decide()
     run.log("decided", steps=search.done, units_cut_in_use=search.left_over)
-    return Pruned(keep=search.keep, weights=distinct(search.full()), charts=list(drawn(search)))
+    return Pruned(keep=search.keep, weights=distinct(search.full()), charts=list(charts(search)))

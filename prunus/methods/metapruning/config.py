@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prunus.errors import UserError
 from prunus.graph import Graph
-from prunus.methods.metapruning.pruning_net import HIDDEN, Form, refuse_too_large
+from prunus.methods.metapruning.pruning_net import HIDDEN, Form, check_memory
 from prunus.options import check_choices, nothing_before, refuse_idle
 from prunus.search import Evolution, Greedy, Random, Sampling, Space, Strategy
 from prunus.selection import Budget, Selection
@@ -165,7 +165,7 @@ class Config(Selection):
         self.refuse_idle()
         space = self.settled().space(graph)
         if self.weights == "hypernet":
-            refuse_too_large(graph, space.names, self.form, self.hidden)
+            check_memory(graph, space.names, self.form, self.hidden)
         return super().select(graph, scores, budget)
 
     def space(self, graph: Graph) -> Space:

@@ -14,7 +14,7 @@ from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.methods.pass_ import statistics
 from prunus.methods.pass_.hypernetwork import load
-from prunus.methods.pass_.prompt import How, Kind, fitting, picture_shape
+from prunus.methods.pass_.prompt import How, Kind, fit_size, image_shape
 from prunus.methods.pass_.statistics import STATISTICS
 from prunus.options import check_choices, nothing_before, refuse_idle
 from prunus.selection import Budget, Price, Selection, select
@@ -135,7 +135,7 @@ class Config(Selection):
     def pictures(self, graph: Graph) -> tuple[int, int, int] | None:
         """The shape (C, H, W) of the pictures that get a prompt; None: there is none. Raises UserError if the network
         reads no pictures."""
-        return None if self.prompt == "none" else picture_shape(graph.example)
+        return None if self.prompt == "none" else image_shape(graph.example)
 
     def learning(self, graph: Graph) -> list[str]:
         """The parameters that train_also names, as the graph does. Raises UserError for a pattern that names none."""
@@ -150,14 +150,14 @@ class Config(Selection):
     def names(self, graph: Graph) -> list[str]:
         """The axes that are searched, in the order of their computation."""
         whole = self.whole(graph)
-        return statistics.in_order(graph, [name for name in graph.axes if name not in whole])
+        return statistics.order_axes(graph, [name for name in graph.axes if name not in whole])
 
     def described(self, graph: Graph) -> dict:
         """What a hypernetwork for this network belongs to, as plain JSON. Raises UserError for a prompt that does not
         fit on the pictures."""
         prompt, shape = None, self.pictures(graph)
         if shape:
-            size = fitting(shape, self.prompt, self.prompt_size)
+            size = fit_size(shape, self.prompt, self.prompt_size)
             prompt = [self.prompt, size, self.prompt_how, *shape]
         signature = [[name, graph.axes[name].size] for name in self.names(graph)]
         options = {name: getattr(self, name) for name in ("hidden", "recurrent", "init", "statistic")}

@@ -27,7 +27,7 @@ import torch
 
 from prunus.data import Split, hold_out
 from prunus.methods import Pruned
-from prunus.methods.pass_.charts import drawn
+from prunus.methods.pass_.charts import charts
 from prunus.methods.pass_.config import Config
 from prunus.methods.pass_.search import PASS
 from prunus.selection import Budget
@@ -74,7 +74,7 @@ def prune(task, budget: Budget, config: Config, run) -> Pruned:
     file = run.folder("prune") / "hypernetwork.safetensors"
     run.write(lambda: search.save(file))
     learned = distinct(search.full()) if config.train_also else None
-    return Pruned(keep=search.keep, weights=learned, charts=list(drawn(search)))
+    return Pruned(keep=search.keep, weights=learned, charts=list(charts(search)))
 
 
 def search_recipe(task, config: Config) -> Recipe:

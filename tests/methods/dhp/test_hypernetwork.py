@@ -1,4 +1,4 @@
-"""Weights made from latents: the closed form, the scale they start with, and what cutting units out of them does.
+"""Weights computed from latents: the closed form, the initial scale, and units cut out of them.
 
 I1 to I5 of the specification of DHP, as far as they are about what stands behind a weight.
 """
@@ -15,7 +15,7 @@ import prunus
 from prunus import surgery, zoo
 from prunus.errors import UserError
 from prunus.gates import Gate
-from prunus.methods.dhp.hypernetwork import LEAST_LATENT, Hypernetwork, attach
+from prunus.methods.dhp.hypernetwork import LEAST_LATENT, LatentWeights, attach
 from prunus.surgery import copies, slicing, steps
 from tests.lib.graphs import close_some, multiplied_out, original
 from tests.lib.nets import NETS, build
@@ -36,7 +36,7 @@ LAYERS = {  # from 6 channels to 8, and how many products are summed for one of 
 
 
 def around(name):
-    """A network whose middle layer is the one named: it reads from and writes to units that can go."""
+    """A network whose middle layer is the named one: it reads from and writes to units that can be removed."""
     torch.manual_seed(0)
     layer, space = LAYERS[name][0](), LAYERS[name][1]
     if not space:
@@ -146,7 +146,7 @@ def test_from_scratch_the_seed_alone_decides():
 @pytest.mark.parametrize("latents", ["ones", "normal", "norms"])
 @pytest.mark.parametrize("name", NETS)
 def test_from_scratch_what_was_drawn_stands_behind_the_weights(name, latents):
-    """With one number behind each weight, W = z_out z_in A: A is what was drawn, also of tied weights."""
+    """Without a hypernetwork, W = z_out z_in A: A is the sampled weight, also for tied weights."""
     model, example = build(name)
     graph = prunus.trace(model, example)
     plain = copy.deepcopy(model)
@@ -162,7 +162,7 @@ def test_from_scratch_what_was_drawn_stands_behind_the_weights(name, latents):
 
 
 def fresh(model, graph):
-    """The weights that are drawn with seed 0."""
+    """The weights sampled with seed 0."""
     attached(model, graph, latents="ones", factors=None)
     return model
 
@@ -171,7 +171,7 @@ def test_from_scratch_weights_behind_a_norm_cannot_begin_with_zero():
     model, example = build("norms")
     graph = prunus.trace(model, example)
     expected = model(example)
-    with pytest.raises(UserError, match=r"a\.weight stands behind .*mode=exact"):
+    with pytest.raises(UserError, match=r"a\.weight is parametrised.*mode=exact"):
         attached(model, graph)
     assert torch.equal(model(example), expected)
 
@@ -226,7 +226,7 @@ def test_i5_from_given_weights_the_network_stays_the_same(name, factors, latents
     assert (latents == "ones") == bool((made.values == 1).all())
     torch.testing.assert_close(model(example), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
     kinds = {type(step) for step in steps_of(model).values()}
-    assert kinds == {Hypernetwork if factors else Gate}
+    assert kinds == {LatentWeights if factors else Gate}
     steps.remove_steps(model, Gate)
     torch.testing.assert_close(model(example), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
 

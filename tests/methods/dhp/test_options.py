@@ -1,4 +1,4 @@
-"""What a DHP search refuses, and in which words."""
+"""Options and input that a DHP search refuses, and its messages."""
 
 import warnings
 
@@ -13,7 +13,6 @@ import prunus
 from prunus.errors import BudgetError, TraceError, TrainingError, UserError
 from prunus.methods.dhp import DHP, Config
 from prunus.selection import Budget
-from prunus.train import loop
 from tests.lib.dhp import X, adamw, assert_met, batches, figure, searched, sgd, small, step_alone, untouched
 from tests.lib.nets import build
 
@@ -39,7 +38,7 @@ def test_gradients_that_are_gone_already_are_missed():
 
 
 def test_where_the_loss_feels_nothing_nothing_leaves():
-    """As where gradients are zeroed before the step: all at once would leave, and what is left would be arbitrary."""
+    """As when gradients are zeroed before the step: all units would go at once, and those that stay be arbitrary."""
     model = small()
     search = DHP(model, X, Budget(macs=0.5), steps=60)
     optimizer = sgd(search.groups(weight_decay=5e-4))
@@ -107,8 +106,8 @@ def test_nan_before_the_first_check_is_said_at_an_early_end():
         search.finish()
 
 
-def test_a_step_that_a_scaler_skipped_for_its_gradients_leaves_no_trace_in_what_is_felt():
-    """fp16 training begins with a few gradients that are infinite; the scaler keeps the optimiser from using them."""
+def test_a_step_that_a_scaler_skipped_for_its_gradients_leaves_no_trace_in_the_sensitivities():
+    """fp16 training starts with a few infinite gradients; the scaler skips these steps of the optimiser."""
 
     def train(skipped):
         search = DHP(small(), X, Budget(macs=0.5), steps=60, config=Config(round_to=1))
@@ -123,8 +122,8 @@ def test_a_step_that_a_scaler_skipped_for_its_gradients_leaves_no_trace_in_what_
             search.step(optimizer)
         return search
 
-    search = loop({0, 7})
-    assert search.felt.isfinite().all() and min(record["ratio"] for record in search.records) > 0.4
+    search = train({0, 7})
+    assert search.sensitivity.isfinite().all() and min(record["ratio"] for record in search.records) > 0.4
     search.finish()
 
 
@@ -163,7 +162,7 @@ def test_steps_that_cannot_be_are_refused_and_the_model_left_alone(steps):
     ],
 )
 def test_what_does_not_go_together_is_refused_before_the_base_is_trained(config):
-    """A run asks for a keep by lot before it trains anything, to see what could not be met later."""
+    """Before it trains anything, a run asks for a random keep, to find out whether the budget can be met."""
     graph = prunus.trace(small(), X)
     with pytest.raises(UserError, match=r"latents=normal|pressure=least"):
         config.select(graph, prunus.scores.random(graph, 0), Budget(macs=0.5))
