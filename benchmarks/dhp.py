@@ -50,7 +50,7 @@ class ByLot(DHP):
 
     def scores(self) -> torch.Tensor:
         lots = torch.rand(len(self.owners), generator=torch.Generator().manual_seed(0))
-        return lots * self.alive()
+        return lots * self.above_threshold()
 
 
 def auc(first: torch.Tensor, stayed: torch.Tensor) -> float:

@@ -151,7 +151,7 @@ class Arms:
     def drawn(self) -> list[dict[str, int]]:
         """The widths of random networks at the budget; a room never gives one twice."""
         rng = np.random.default_rng([self.seed, 1])
-        return list(map(self.at.space.widths, self.at.room.random(self.asked.drawn, rng)))
+        return list(map(self.at.space.widths, self.at.room.sample_random(self.asked.drawn, rng)))
 
     def scored(self, wanted: list[int]) -> Iterator[dict]:
         """What every provider makes of the drawn networks of these numbers."""

@@ -63,7 +63,7 @@ def of_steps(asked: argparse.Namespace, name: str) -> timed.Rows:
         "masked again": partial(searched.masked, x, y),
         "step": partial(searched.step, x, y),
         "no prompt": partial(without.step, x, y),
-        "selection": partial(searched.search.chosen, scores),
+        "selection": partial(searched.search.choose_units, scores),
     }
     times = timed.side_by_side(actions, asked.rounds)
     rows = timed.summary(times, to="masked")

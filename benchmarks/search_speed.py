@@ -39,7 +39,7 @@ from prunus.methods.metapruning import Config
 from prunus.methods.metapruning.method import Ready, alone, ready, supernet
 from prunus.progress import bar
 from prunus.run import Run
-from prunus.search import CHUNKS, Maker, Supernet, Trial, Widths, drawn, moving_norms, search, to_renew_with
+from prunus.search import CHUNKS, Maker, Supernet, Trial, Widths, moving_norms, sample, search, to_renew_with
 from prunus.selection import Budget
 from prunus.surgery import cut
 from prunus.tasks import Classification
@@ -59,7 +59,7 @@ def timed(work: Callable[[], object]) -> Timed:
 
 def query_rate(at: Ready, rounds: int) -> float:
     """Width vectors priced in a second."""
-    genes = drawn(at.space.counts, QUERIES, np.random.default_rng(SEED))
+    genes = sample(at.space.counts, QUERIES, np.random.default_rng(SEED))
     at.room.costs(genes[:2])
     return QUERIES / statistics.median(timed(lambda: at.room.costs(genes))[0] for _ in range(rounds))
 

@@ -18,7 +18,7 @@ from prunus.errors import FileError, UserError
 from prunus.files import read_json, read_tensors, write_json, write_tensors
 from prunus.graph import Graph, Keep, named_tensors
 from prunus.sparse import Masks, packed, survivors, unpacked
-from prunus.surgery import changed_attributes, differences, effective, fill
+from prunus.surgery import changed_attributes, effective_tensors, shape_differences, with_tensors
 
 FORMAT = 1
 MASKS = "masks.safetensors"
@@ -40,8 +40,8 @@ def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: 
         PrunusError: The files cannot be written.
     """
     keep = graph.checked(keep)
-    tensors = effective(small)
-    wrong = differences({n: graph.shape(n, keep) for n in graph.layouts}, tensors)
+    tensors = effective_tensors(small)
+    wrong = shape_differences({n: graph.shape(n, keep) for n in graph.layouts}, tensors)
     if wrong:
         raise FileError(
             f"this model does not fit the keep to be saved: {'; '.join(wrong[:3])}. Save what `shrink` returned for "
@@ -156,21 +156,23 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     """
     record = _record(folder)
     shapes = {name: torch.Size(shape) for name, shape in record["original_shapes"].items()}
-    wrong = differences(shapes, effective(model))
+    wrong = shape_differences(shapes, effective_tensors(model))
     if wrong:
         raise FileError(
             f"the model in {folder} was pruned from another one ({record['model']}): {'; '.join(wrong[:3])}"
             f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. Build the class it came from, unpruned."
         )
     tensors = read_tensors(Path(folder) / "model.safetensors")
-    wrong = differences({name: torch.Size(shape) for name, shape in record["shapes"].items()}, tensors)
+    wrong = shape_differences({name: torch.Size(shape) for name, shape in record["shapes"].items()}, tensors)
     if wrong:
         raise FileError(
             f"{folder}/model.safetensors does not match keep.json: {'; '.join(wrong[:3])}; save the model again."
         )
     _check_attributes(folder, model, record["attributes"])
     device = next((t.device for t in named_tensors(model).values()), torch.device("cpu"))
-    return fill(model, {name: tensor.to(device) for name, tensor in tensors.items()}, record["attributes"])
+    return with_tensors(
+        model, {name: tensor.to(device) for name, tensor in tensors.items()}, record["attributes"]
+    )
 
 
 def _check_attributes(folder: str | Path, model: nn.Module, attributes: dict) -> None:

@@ -1,4 +1,8 @@
-"""All gated weights of a model, made at once before its first layer runs."""
+"""Compute all gated weights of a model at once, before its first layer runs.
+
+Only plain training is served so. Without gradients, under torch.func, checkpointing or a compiler, and in several
+processes, weights are computed one by one when they are read. Source: ours.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,12 @@ from torch import Tensor, nn
 from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]: torch has no annotations for it
 from torch.nn.utils import parametrize
 
-from prunus.gates.product import gated
+from prunus.gates.product import apply_gates
 from prunus.surgery import Held
 
 
 class _Made(NamedTuple):
-    """A weight that was made for a call, and of what; versions count what is done to tensors in place."""
+    """A weight computed for a call, and its inputs with their versions, which count changes in place."""
 
     weight: Tensor
     original: Tensor
@@ -25,31 +29,34 @@ class _Made(NamedTuple):
     versions: tuple[int, int]
 
 
-_made: WeakKeyDictionary[nn.Module, dict[str, _Made]] = WeakKeyDictionary()  # of the calls that are under way
+_made: WeakKeyDictionary[nn.Module, dict[str, _Made]] = WeakKeyDictionary()  # for the calls in progress
 
 
 class AtOnce:
-    """The hooks by which a model makes its gated weights all at once when it is called.
+    """The hooks by which a model computes all its gated weights at once when it is called.
 
-    gates: a module whose `values` are the gates (N,). weights: behind each stands nothing but a step with `places`.
+    Args:
+        model: The model with gates.
+        gates: A module whose `values` are the gates (N,).
+        weights: Weights whose only parametrisation is a step with `places`.
     """
 
     def __init__(self, model: nn.Module, gates: nn.Module, weights: Sequence[Held]):
         self.gates, self.weights = gates, list(weights)
         for weight in weights:
-            _read_made(type(weight.module), weight.attribute)
+            _use_made(type(weight.module), weight.attribute)
         model.register_forward_pre_hook(self.make)
         model.register_forward_hook(self.forget, always_call=True)
 
     def make(self, *_: Any) -> None:
-        """Make the weights."""
-        self.forget()  # what a call that was interrupted has left
+        """Compute the weights for a call."""
+        self.forget()  # weights of a call that was interrupted
         weights = [weight for weight in self.weights if _is_plain(weight)]
         if not weights or not _plain_training():
             return
         values = cast(Tensor, self.gates.values)
-        once = list(dict.fromkeys(weight.steps for weight in weights))  # tied weights are in several places
-        made = gated(values, [steps.original for steps in once], [steps[0].places for steps in once])
+        once = list(dict.fromkeys(weight.steps for weight in weights))  # tied weights have several names
+        made = apply_gates(values, [steps.original for steps in once], [steps[0].places for steps in once])
         of = {
             steps: _Made(weight, steps.original, values, (steps.original._version, values._version))
             for steps, weight in zip(once, made, strict=True)
@@ -58,18 +65,18 @@ class AtOnce:
             _made.setdefault(weight.module, {})[weight.attribute] = of[weight.steps]
 
     def forget(self, *_: Any) -> None:
-        """From here on weights are made where they are read."""
+        """Drop the computed weights: from now on they are computed when they are read."""
         forget(weight.module for weight in self.weights)
 
 
 def forget(modules: Iterable[nn.Module]) -> None:
-    """Let go of what calls have made of these modules' weights."""
+    """Drop the weights that calls have computed for these modules."""
     for module in modules:
         _made.pop(module, None)
 
 
-def leave(model: nn.Module) -> None:
-    """Take the hooks of AtOnce off a model; handles to them could not be copied with it."""
+def remove_hooks(model: nn.Module) -> None:
+    """Remove the hooks of AtOnce from a model; they are searched, because handles could not be copied with it."""
     for hooks in (model._forward_pre_hooks, model._forward_hooks):
         for key, hook in list(hooks.items()):
             if isinstance(owner := getattr(hook, "__self__", None), AtOnce):
@@ -85,7 +92,7 @@ def several_processes() -> bool:
 
 
 def _plain_training() -> bool:
-    # A wrapper of several processes would wait for the gradients of idle weights, too; the others cannot look inside.
+    # DistributedDataParallel would wait for gradients of unused weights, too; the others cannot see inside the node
     return torch.is_grad_enabled() and not (
         torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
@@ -96,21 +103,21 @@ def _plain_training() -> bool:
 
 
 def _is_plain(weight: Held) -> bool:
-    """Whether one step stands behind it still: a copy may have been made plain, another step have been added."""
+    """Whether it still has exactly one step: a copy may have become plain, or another step may have been added."""
     return parametrize.is_parametrized(weight.module, weight.attribute) and len(weight.steps) == 1
 
 
-def _read_made(kind: type, attribute: str) -> None:
-    """Let the parametrised attribute of a class be what was made for the call under way, if something was.
+def _use_made(kind: type, attribute: str) -> None:
+    """Make the parametrised attribute of a class return the weight computed for the call in progress, if there is one.
 
-    torch's way to it would take as long as a small layer, for what it touches is out of the cache between layers.
+    Reading it through torch's property costs as much as a small layer: its data has left the cache by then.
     """
     alone = vars(kind)[attribute]
 
     def read(module: nn.Module) -> Tensor:
         made = None if torch.compiler.is_compiling() else _made.get(module, {}).get(attribute)
         if made and made.versions == (made.original._version, made.values._version):
-            # a checkpoint will read it again after the call, and has to find the same way to it
+            # checkpointing reads it again after the call, and must then compute it in the same way
             if _autograd._top_saved_tensors_default_hooks(True) is None:
                 return made.weight
         return alone.fget(module)

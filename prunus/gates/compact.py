@@ -1,8 +1,8 @@
-"""Cut a model to fewer units in place, while it is being trained; and bring it back to full size.
+"""Cut a model to fewer units in place, while it is trained, and expand it to full size again.
 
-Parameters stay the same objects and take smaller data, so an optimiser, a scheduler or a wrapper that holds them goes
-on; what the optimiser remembers of them is cut with the same indices. Units are named as in the graph of the model
-at full size, whatever is left of it. Source: ours.
+Parameters stay the same objects but hold smaller data, so an optimiser, scheduler or wrapper that has them still
+works; the optimiser's state is cut with the same indices. Units keep their indices in the graph of the full-size
+model. Source: ours.
 """
 
 from __future__ import annotations
@@ -22,37 +22,48 @@ from prunus.surgery import copies, lists_of
 
 
 class Compacted:
-    """A model that is cut in place while it is being trained. kept: what it has been cut to, axis -> units."""
+    """A model that is cut in place while it is trained. `kept` holds the units it has been cut to, by axis.
+
+    Args:
+        model: The traced model, at full size.
+        graph: Its graph.
+    """
 
     def __init__(self, model: nn.Module, graph: Graph):
         self.model, self.graph = model, graph
         self.like = skeleton.skeleton(model)
         self.kept: dict[str, list[int]] = {}
 
-    def left(self, axis: str) -> Tensor:
-        """The units of an axis that are still there, int64, ascending."""
+    def remaining(self, axis: str) -> Tensor:
+        """The units of an axis that the model still has, int64, ascending."""
         return torch.tensor(self.kept.get(axis, range(self.graph.axes[axis].size)))
 
     def cut(self, keep: Keep, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Cut to `keep`, gates and the optimiser's state along with the weights; see `cut`."""
+        """Cut weights, gates and the optimiser's state to `keep`; see `cut`."""
         keep = {**self.kept, **self.graph.checked(keep)}
-        if all(units == self.left(name).tolist() for name, units in keep.items()):
+        if all(units == self.remaining(name).tolist() for name, units in keep.items()):
             return
         cut(self.model, self.graph, self.kept, keep, like=self.like, optimizer=optimizer)
         self.kept = keep
 
     @torch.no_grad()
     def full(self) -> nn.Module:
-        """A copy of the original's shapes with the weights of now: zeros, in buffers ones, where units are gone."""
-        full = copies.clone(self.model, expanded(self.graph, self.kept, copies.effective(self.model)))
+        """A copy at full size with the present weights: zeros (ones in buffers) for units that were removed."""
+        full = copies.clone(self.model, expand(self.graph, self.kept, copies.effective_tensors(self.model)))
         set_attributes(full, self.graph.attributes, self.graph.widths())
-        copies.describe(self.model, full)
+        copies.update_stated_sizes(self.model, full)
         return full
 
 
 def can_be_cut(model: nn.Module) -> bool:
-    """Whether weights can become smaller during training: not behind weight_norm and the like, nor in several
-    processes, whose wrapper knows their sizes."""
+    """Whether weights can become smaller during training.
+
+    Args:
+        model: A model without gates.
+
+    Returns:
+        False if a weight is parametrised (weight_norm), or in several processes, whose wrapper fixes the sizes.
+    """
     return not at_once.several_processes() and not any(map(parametrize.is_parametrized, model.modules()))
 
 
@@ -66,27 +77,35 @@ def cut(
     like: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
-    """Cut `model`, in place, from the units in `before` to those in `after`, which are among them; gates follow.
+    """Cut `model`, in place, from the units in `before` to a subset of them; gates follow, gradients are dropped.
 
-    like: the model at full size, or its skeleton, from which layers' statements of their sizes follow.
-    optimizer: its state is cut too, where it has the parameter's dimensions, or 1 in their place. Gradients are
-    dropped.
-    Raises UserError if a unit of `after` is gone already, a weight stands behind another parametrisation
-    (weight_norm), whose own tensors cannot be cut, or the optimiser's state does not follow; then nothing is changed.
+    Args:
+        model: The model, already cut to `before`.
+        graph: The graph of the full-size model.
+        before: axis -> units that the model has.
+        after: axis -> units that stay.
+        like: The full-size model or its skeleton, for the sizes that layers state about themselves.
+        optimizer: Its state is cut too, in the dimensions in which it has the parameter's size, not 1.
+
+    Raises:
+        UserError: A unit of `after` was removed before, a weight has another parametrisation (weight_norm), whose
+            tensors cannot be cut, or the optimiser's state has other shapes; then nothing is changed.
     """
     before, after = graph.checked(before), graph.checked({**before, **after})
     for name, units in before.items():
         gone = sorted(set(after[name]) - set(units))
         if gone:
-            raise UserError(f"axis {name} has lost units {gone[:5]} already; they cannot be kept.")
+            raise UserError(
+                f"axis {name} has lost units {gone[:5]} already, so they cannot be kept; keep only units it still has."
+            )
     states = optimizer.state if optimizer else {}
     smaller = []
-    for name, tensor in _behind(model, graph).items():
+    for name, tensor in _stored_tensors(model, graph).items():
         layouts = graph.layouts[name]
-        new = _recut(tensor.data, layouts, before, after)
+        new = _cut_further(tensor.data, layouts, before, after)
         if new.shape != tensor.shape:
             state = {
-                key: _recut(
+                key: _cut_further(
                     value, _layouts_of_state(value, tensor, layouts, f"{key} of {name}"), before, after
                 )
                 for key, value in states.get(tensor, {}).items()
@@ -94,16 +113,16 @@ def cut(
             }
             smaller.append((tensor, new, state))
     for tensor, new, state in smaller:
-        _exchange(tensor, new)
+        _replace_data(tensor, new)
         if state:
             states[tensor].update(state)
-    gates.replace_places(model, graph, after)
+    gates.update_places(model, graph, after)
     set_attributes(model, graph.attributes, graph.widths(after))
-    copies.describe(like, model)
+    copies.update_stated_sizes(like, model)
 
 
-def _behind(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
-    """The tensors that hold the values, by the graph's names: a step's parameter for what it computes."""
+def _stored_tensors(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
+    """The tensors that are stored, by the graph's names: for a gated weight the parameter before its gate."""
     own = skeleton.named_tensors(model)
     found = {name: tensor for name, tensor in own.items() if name in graph.layouts}
     for path, module in model.named_modules():
@@ -115,29 +134,30 @@ def _behind(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
                     others = [type(step).__name__ for step in steps if type(step) is not Gate]
                     if others:
                         raise UserError(
-                            f"{name} stands behind {', '.join(others)}, which cannot be cut while it is trained; make "
-                            "it plain first (torch's remove_parametrizations)."
+                            f"{name} is parametrised by {', '.join(others)}, which cannot be cut while it is trained; "
+                            "make it plain first (torch's remove_parametrizations)."
                         )
                     found[name] = steps.original
     return found
 
 
 def _layouts_of_state(value: Tensor, parameter: Tensor, layouts: list[Layout], what: str) -> list[Layout]:
-    """The layout of each dimension of an optimiser's tensor: that of the parameter, or 1 where it holds but one."""
+    """The layout of each dimension of an optimiser's tensor: the parameter's, or 1 if its size is 1."""
     sizes = list(zip(value.shape, parameter.shape, strict=False))
     if value.dim() != parameter.dim() or any(own not in (1, size) for own, size in sizes):
         raise UserError(
-            f"the optimiser's {what} has shape {tuple(value.shape)}, which does not follow the parameter's "
-            f"{tuple(parameter.shape)}; take another optimiser, or do not cut while it is in use (compact=False)."
+            f"the optimiser's {what} has shape {tuple(value.shape)}, expected the parameter's "
+            f"{tuple(parameter.shape)} (or 1 in some dimensions); take another optimiser, or do not cut while it is "
+            "in use (compact=False)."
         )
     return [1 if n == 1 else layout for n, layout in zip(value.shape, layouts, strict=True)]
 
 
-def _exchange(tensor: Tensor, new: Tensor) -> None:
-    """Let `tensor` hold the data `new`, of another shape.
+def _replace_data(tensor: Tensor, new: Tensor) -> None:
+    """Make `tensor` hold the data `new`, of another shape.
 
-    Autograd would go on expecting gradients of the old shape as long as a loss of before is alive, as it is in most
-    loops until the next one is there; it forgets where the type changes.
+    Autograd expects gradients of the old shape as long as an earlier loss exists, as it does in most loops until the
+    next one is computed; changing the dtype in between resets that.
     """
     tensor.grad = None
     if tensor.requires_grad:
@@ -145,8 +165,8 @@ def _exchange(tensor: Tensor, new: Tensor) -> None:
     tensor.data = new
 
 
-def _recut(tensor: Tensor, layouts: list[Layout], before: Keep, after: Keep) -> Tensor:
-    """`tensor` as of `before` cut to `after`, laid out in memory as it was; itself where nothing goes."""
+def _cut_further(tensor: Tensor, layouts: list[Layout], before: Keep, after: Keep) -> Tensor:
+    """`tensor`, cut to `before`, cut further to `after`, in the same memory format; itself if nothing is removed."""
     new = tensor
     for dim, layout in enumerate(layouts):
         old, left = axes.positions(layout, before), axes.positions(layout, after)
@@ -155,10 +175,10 @@ def _recut(tensor: Tensor, layouts: list[Layout], before: Keep, after: Keep) -> 
     return new if new is tensor else new.contiguous(memory_format=copies.memory_format(tensor, new))
 
 
-def expanded(graph: Graph, keep: Keep, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` of the model as of `keep` at full size: zeros in parameters and ones in buffers where units are gone.
+def expand(graph: Graph, keep: Keep, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a model cut to `keep` at full size: zeros in parameters, ones in buffers for removed units.
 
-    Ones, for buffers are divided by; nothing that is kept reads them.
+    Ones, because buffers (variances) are divided by; no kept unit reads them.
     """
     full = {}
     for name, tensor in tensors.items():

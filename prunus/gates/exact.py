@@ -1,4 +1,4 @@
-"""The axes on which a gate of zero is the same as removal, and the reason where it is not."""
+"""The axes on which a gate of zero is not the same as removal, and why."""
 
 from __future__ import annotations
 
@@ -9,22 +9,29 @@ from prunus.gates.gates import ACT
 from prunus.graph import Axis, Graph, Layout, Op, Tag, axes, operators
 
 
-def ungateable(graph: Graph, roles: Collection[str] = ACT) -> dict[str, str]:
-    """The axes of which a unit with a zero gate still counts for something, and why: axis -> reason.
+def inexact_axes(graph: Graph, roles: Collection[str] = ACT) -> dict[str, str]:
+    """Find the axes on which a unit with a gate of zero still affects the output.
 
-    A norm or softmax takes statistics over them, or activations are multiplied along them (queries by keys).
-    roles: see `Gates`.
+    On these axes a norm or softmax takes statistics, or activations are multiplied by each other (queries by keys).
+    Source: ours.
+
+    Args:
+        graph: The graph of the model.
+        roles: The roles of the dimensions that gates act on, see `Gates`.
+
+    Returns:
+        {axis: reason}.
     """
-    known = _known.setdefault(graph, {})  # searches ask at every check
+    known = _known.setdefault(graph, {})  # cached, because searches ask at every check
     if tuple(roles) not in known:
-        known[tuple(roles)] = _ungateable(graph, roles)
+        known[tuple(roles)] = _find_inexact(graph, roles)
     return known[tuple(roles)]
 
 
 _known: WeakKeyDictionary[Graph, dict[tuple[str, ...], dict[str, str]]] = WeakKeyDictionary()
 
 
-def _ungateable(graph: Graph, roles: Collection[str]) -> dict[str, str]:
+def _find_inexact(graph: Graph, roles: Collection[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     weights = {tag: name for tag, name in graph.tensors.items() if name in graph.parameters}
     for op in graph.ops:
@@ -55,7 +62,7 @@ def _leaves(tags: Iterable[Tag]) -> dict[Axis, None]:
 
 
 def _mixed(op: Op) -> Iterable[Axis]:
-    """The axes over which statistics are taken; a group norm's groups are not among them."""
+    """The axes over which statistics are taken; the groups of a group norm are not among them."""
     if not op.is_a(operators.GROUP_NORM):
         return _leaves(op.tags())
     normed, *_ = op.reads()
@@ -73,7 +80,7 @@ def _summed(op: Op) -> Iterable[Axis]:
 
 
 def _within_groups(op: Op) -> Layout:
-    """What is summed over: of a grouped convolution's channels those of one group, for groups do not meet."""
+    """The layout that is summed over: for a grouped convolution the channels of one group, as groups do not mix."""
     groups = op.argument("groups") if op.is_a(operators.CONVOLUTION) else 1
     layout = axes.normal(op.over)
     if groups == 1 or axes.size(layout) == groups:

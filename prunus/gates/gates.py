@@ -1,12 +1,12 @@
 """Gates: one number per unit that multiplies every weight writing to the unit or reading from it.
 
-`attach` puts a step behind each such weight of a model, in place: w becomes w times, for each of its dimensions, the
-gates of the units there. Which units those are is read off the layouts: the parts of a sum lie one behind the other,
-the factors of a product multiply. All gates are one flat tensor, `Gates.values`.
+`attach` adds a step to each such weight of a model, in place: the weight is multiplied, along each of its
+dimensions, by the gates of the units there. The units are read off the layouts: the parts of a sum follow one
+another, the factors of a product multiply. All gates are one flat tensor, `Gates.values`.
 
-A unit whose gate is zero is read by nobody, whatever biases, norms and activation functions make of it: it can be
-removed and the network stays the same function, in training mode too. That holds where everything that sums over an
-axis is a weight; `ungateable` names the axes where something else does. Source: ours (design, section 3).
+A unit whose gate is zero is not read by any weight, whatever biases, norms and activation functions do to it. So it
+can be removed without changing the network's function, in training mode too. This holds if everything that sums
+over an axis is a weight; `inexact_axes` names the axes where it is not. Source: ours.
 """
 
 from __future__ import annotations
@@ -25,14 +25,22 @@ from prunus.gates.product import Place
 from prunus.graph import CONSUMES, PRODUCES, Axis, Graph, Keep, Layout, axes
 from prunus.surgery import lists_of, steps
 
-ACT = (PRODUCES, CONSUMES)  # the roles of the dimensions that gates act on, if nothing else is said
+ACT = (PRODUCES, CONSUMES)  # default roles of the dimensions that gates act on
 
 
 class Gates(nn.Module):
     """The gates of the units of some axes: `values` (N,), axis after axis; all one at first.
 
-    Of float32, and float64 where the weights are: many small steps have to add up.
-    roles: they act on the dimensions of parameters that have one of these (see `Graph.role`)."""
+    They are float32, or float64 if the weights are, because many small updates have to add up.
+
+    Args:
+        graph: The graph of the model.
+        names: The axes that get gates.
+        roles: Gates act on the dimensions of parameters that have one of these roles (see `Graph.role`).
+
+    Raises:
+        UserError: A name is not an axis.
+    """
 
     def __init__(self, graph: Graph, names: Collection[str], roles: Collection[str] = ACT):
         super().__init__()
@@ -47,35 +55,43 @@ class Gates(nn.Module):
         self.values = nn.Parameter(torch.ones(start))
 
     def of(self, axis: str) -> Tensor:
-        """(size,): the gates of one axis, a view."""
+        """The gates (size,) of one axis, a view."""
         return self.values[self.places[axis]]
 
-    def give(self, values: Tensor) -> None:
-        """From here on the gates are `values` (N,), which are made elsewhere, and no parameter of the model."""
+    def set_values(self, values: Tensor) -> None:
+        """Use `values` (N,), computed elsewhere, as the gates from now on, in place of a parameter of the model."""
         self._parameters.pop("values", None)
         self.values = values
 
 
 class Gate(nn.Module):
-    """A step: the weight times the gates along its dimensions. What it is given stays the same function at first."""
+    """A step that multiplies a weight by the gates along its dimensions; setting the weight divides by them.
+
+    Args:
+        gates: All gates of the model.
+        shape: The shape of the weight.
+        places: The places of its gates.
+    """
 
     def __init__(self, gates: Gates, shape: torch.Size, places: list[Place]):
         super().__init__()
         self.gates, self.dims, self.places = gates, len(shape), places
 
     def forward(self, weight: Tensor) -> Tensor:
+        """The weight times its gates."""
         return weight * self.gate().to(weight.dtype)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
+        """The weight that `forward` maps to `weight`."""
         return weight / self.gate().to(weight.dtype)
 
     def gate(self) -> Tensor:
-        """What the weight is multiplied with."""
-        return product.gate(self.gates.values, self.dims, self.places)
+        """The factor of the weight; size one in dimensions without gates."""
+        return product.combine_gates(self.gates.values, self.dims, self.places)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Gate:
         super()._apply(fn, recurse)
-        # indices are no buffers: they follow from the graph, no file has to hold them
+        # indices are not buffers, because they follow from the graph and need not be in files
         self.places = [place._replace(index=fn(place.index)) for place in self.places]
         return self
 
@@ -89,21 +105,33 @@ def attach(
     step: Callable[[str, Gates, torch.Size, list[Place]], Gate] | None = None,
     roles: Collection[str] = ACT,
 ) -> Gates:
-    """Let every weight of `model` that writes to or reads from the axes `names` act through their gates, in place.
+    """Gate every weight of `model` that writes to or reads from some axes, in place.
 
-    The network stays the same function: weights are divided by their gates. The gates become parameters of the
-    model: an optimiser made after this has them.
-    values: axis -> (size,), gates to begin with, none of them zero; one where not given. step: makes what stands
-    behind a weight, of a subclass of Gate, from the weight's name, the gates, its shape and its places. roles: see
-    `Gates`; ("consumes",): only weights that read.
-    Raises UserError if there is nothing to gate, gates are there already, or a weight stands behind a parametrisation
-    that undoes the division (spectral_norm); then nothing is changed.
+    The network's function does not change: weights are divided by their gates. The gates become parameters of the
+    model, so make the optimiser afterwards. Source: ours.
+
+    Args:
+        model: The traced model.
+        graph: Its graph.
+        names: The axes that get gates.
+        values: axis -> (size,), initial gates, none of them zero; one for axes left out.
+        step: step(weight name, gates, shape, places) -> the step of a weight, of a subclass of Gate; None: a Gate.
+        roles: The roles of the dimensions that gates act on; ("consumes",): only weights that read.
+
+    Returns:
+        The gates.
+
+    Raises:
+        UserError: No axis is named or one is unknown, the model has gates already, or a weight has a
+            parametrisation that undoes the division (spectral_norm); then nothing is changed.
     """
     if any(isinstance(module, Gates) for module in model.modules()):
-        raise UserError("this model has gates already; finish with those first.")
+        raise UserError("this model has gates already; remove them first (prunus.gates.take_off).")
     gates = Gates(graph, names, roles)
     if not len(gates.values):
-        raise UserError("no axis was named, so there is nothing to gate.")
+        raise UserError(
+            "no axis was named, so there is nothing to gate; name at least one axis of the graph."
+        )
     own = next(model.parameters())
     gates.to(own.device, torch.promote_types(own.dtype, torch.float32))
     with torch.no_grad():
@@ -114,27 +142,32 @@ def attach(
         places = places_of(graph, gates, name, {})
         if places:
             made[name] = step(name, gates, shape, places) if step else Gate(gates, shape, places)
-    chained = _behind_others(model, made) if values or step else {}  # else all is one: nothing to divide by
+    # with all gates one, there is nothing to divide by
+    chained = _parametrised_values(model, made) if values or step else {}
     for name, gate in made.items():
-        weight = steps.put(model, name, gate)
+        weight = steps.add_step(model, name, gate)
         if name in chained:
             weight.steps.right_inverse(chained[name])
-    direct = [w for w in steps.found(model, Gate) if w.steps.is_tensor and type(w.steps[0]) is Gate]
+    direct = [w for w in steps.find_steps(model, Gate) if w.steps.is_tensor and type(w.steps[0]) is Gate]
     if direct:
         at_once.AtOnce(model, gates, direct)
     return gates
 
 
 def take_off(model: nn.Module) -> None:
-    """Make the weights of `model` that stand behind gates, in place, ordinary parameters of the value they had."""
-    at_once.leave(model)
-    steps.take_off(model, Gate)
+    """Remove the gates of a model, in place: gated weights become plain parameters of their present value.
+
+    Args:
+        model: A model with gates; without any, nothing happens.
+    """
+    at_once.remove_hooks(model)
+    steps.remove_steps(model, Gate)
 
 
-def _behind_others(model: nn.Module, made: Mapping[str, Gate]) -> dict[str, Tensor]:
-    """What the weights that stand behind other parametrisations are now, by name.
+def _parametrised_values(model: nn.Module, made: Mapping[str, Gate]) -> dict[str, Tensor]:
+    """The present values of the weights that have other parametrisations, by name.
 
-    Raises UserError naming the first that its parametrisation would not let be divided by its gates.
+    Raises UserError naming the first whose parametrisation does not allow it to be divided by its gates.
     """
     found = {}
     for name, gate in made.items():
@@ -153,15 +186,15 @@ def _behind_others(model: nn.Module, made: Mapping[str, Gate]) -> dict[str, Tens
                 divided = False
             if not divided:
                 raise UserError(
-                    f"{name} stands behind {kinds}, which would not let it be divided by its gates. Begin with gates "
-                    "of one (latents=ones), or make it plain first (torch's remove_parametrizations)."
+                    f"{name} is parametrised by {kinds}, which does not allow it to be divided by its gates. Start "
+                    "with gates of one (latents=ones), or make it plain first (torch's remove_parametrizations)."
                 )
     return found
 
 
-def replace_places(model: nn.Module, graph: Graph, keep: Keep) -> None:
-    """Bring the gates of a model that was cut to `keep` up to date, in place."""
-    for weight in steps.found(model, Gate):
+def update_places(model: nn.Module, graph: Graph, keep: Keep) -> None:
+    """Update the places of gates in a model that was cut to `keep`, in place."""
+    for weight in steps.find_steps(model, Gate):
         if weight.name in graph.layouts:  # tied weights have their step under their first name
             step = weight.step(Gate)
             assert step is not None  # `found` saw it
@@ -170,9 +203,9 @@ def replace_places(model: nn.Module, graph: Graph, keep: Keep) -> None:
 
 
 def places_of(graph: Graph, gates: Gates, name: str, keep: Keep) -> list[Place]:
-    """Where the gates of a parameter's dimensions stand when the model is cut to `keep`.
+    """The places of a parameter's gates in a model cut to `keep`.
 
-    Only dimensions of the roles that the gates act on: else not biases, nor the scales of norms.
+    Only dimensions with a role that the gates act on: by default neither biases nor the scales of norms.
     """
     found = []
     for dim, layout in enumerate(graph.layouts[name] if name in graph.parameters else ()):
@@ -184,8 +217,10 @@ def places_of(graph: Graph, gates: Gates, name: str, keep: Keep) -> list[Place]:
 
 
 def _indices(gates: Gates, layout: Layout) -> list[Tensor]:
-    """Per position of a dimension its unit's gate, N where it has none: parts of a sum side by side in one index, of
-    each factor of a product one of its own."""
+    """Per position of a dimension the index of its gate, N for positions without one.
+
+    The parts of a sum are concatenated in one index; each factor of a product has an index of its own.
+    """
     layout = axes.normal(layout)
     if isinstance(layout, Axis):
         place = gates.places.get(layout.name)

@@ -1,6 +1,6 @@
-"""What is left of a network if units below a threshold go: how many of each axis, at which cost.
+"""The units above a threshold: how many each axis has, and what the network costs with them.
 
-The sizes of all units stand in one flat tensor, axis after axis, as gates do. An axis never counts fewer units than its
+The sizes of all units are one flat tensor, axis after axis, as gates are. An axis never counts fewer units than its
 floor. Source: ours. Shapes: N units, G axes that may shrink here, A axes of the graph, C candidates.
 """
 
@@ -12,22 +12,31 @@ from torch import Tensor
 from prunus.graph import Graph
 from prunus.selection import FREE, longest
 
-CANDIDATES = 256  # thresholds tried at once, at most
+CANDIDATES = 256  # thresholds evaluated in one batch, at most
 
 
 def soft_threshold(values: Tensor, amount: Tensor, least_size: Tensor) -> Tensor:
-    """The argument of the least (v - values)^2 / 2 + amount |v|, elementwise; no smaller than `least_size`.
+    """Shrink values towards zero: the proximal operator of the L1 norm, argmin_v (v - values)^2 / 2 + amount |v|.
 
-    The proximal operator of the L1 norm. least_size (ours): 0, or tiny for units that have to stay.
+    Args:
+        values: (N,).
+        amount: (N,), how much each shrinks, not negative.
+        least_size: (N,), the least absolute value: 0, or tiny for units that have to stay (ours).
+
+    Returns:
+        (N,), the shrunk values, with the signs of `values`.
     """
     sizes = values.abs()
     return torch.copysign((sizes - amount).maximum(sizes.minimum(least_size)), values)
 
 
 class Thresholds:
-    """The units of some axes, in order, and what a network costs with those that are left.
+    """The units of some axes, in order, and what a network costs with some of them.
 
-    floors: axis -> the fewest units it keeps. price: widths (C, A) -> cost (C,).
+    Args:
+        graph: The graph of the model.
+        floors: axis -> the fewest units it keeps.
+        price: price(widths (C, A)) -> cost (C,).
     """
 
     def __init__(self, graph: Graph, floors: Mapping[str, int], price: Callable[[Tensor], Tensor]):
@@ -41,21 +50,21 @@ class Thresholds:
         self.sizes = torch.tensor([axis.size for axis in graph.axes.values()], dtype=torch.float64)
         self.before = price(self.sizes[None]).item()
 
-    def counts(self, left: Tensor) -> Tensor:
-        """(C, G): how many of the units (C, N) bool are left of each axis."""
-        found = torch.zeros(len(left), len(self.floors), dtype=torch.long)
-        return found.index_add_(1, self.owners, left.long()).maximum(self.floors)
+    def counts(self, kept: Tensor) -> Tensor:
+        """(C, G): how many of the units (C, N) bool each axis has."""
+        found = torch.zeros(len(kept), len(self.floors), dtype=torch.long)
+        return found.index_add_(1, self.owners, kept.long()).maximum(self.floors)
 
-    def shares(self, left: Tensor) -> Tensor:
-        """(C,): what the network costs with the units (C, N) bool, as a share of before."""
-        widths = self.sizes.repeat(len(left), 1)
-        widths[:, self.columns] = self.counts(left).double()
+    def shares(self, kept: Tensor) -> Tensor:
+        """(C,): the cost of the network with the units (C, N) bool, as a share of the original's."""
+        widths = self.sizes.repeat(len(kept), 1)
+        widths[:, self.columns] = self.counts(kept).double()
         return self.price(widths) / self.before
 
-    def at_share(self, sizes: Tensor, share: float) -> float:
-        """The least threshold such that the network costs at most `share` with the units of a size (N,) above it."""
+    def threshold_at(self, sizes: Tensor, share: float) -> float:
+        """The lowest threshold such that the network with the units of larger size (N,) costs at most `share`."""
         candidates = torch.cat([sizes.new_zeros(1), sizes.sort().values])
-        first, step = 0, len(candidates)  # the least one that fits is among the `step` from `first` on
+        first, step = 0, len(candidates)  # the lowest one that fits is among the `step` from `first` on
         while step > 1:
             among = candidates[first : first + step]
             step = -(-step // CANDIDATES)
@@ -64,11 +73,11 @@ class Thresholds:
             first += step * int((~fits).sum())
         return candidates[min(first, len(sizes))].item()
 
-    def front(self, scores: Tensor, limit: float) -> Tensor:
-        """(N,) bool: the units of the highest scores (N,), as many as the network can have for a cost of at most
-        `limit`; the next one would be too much. Of equal scores the one further ahead counts as higher.
+    def keep_best(self, scores: Tensor, limit: float) -> Tensor:
+        """(N,) bool: the units of the highest scores (N,), as many as fit into a cost of at most `limit`.
 
-        As many of each axis as its floor come first, the best of it; they stay even where they cost too much already.
+        The best units of each axis, as many as its floor, come first, even if they already cost too much. Among
+        equal scores the earlier unit counts as higher.
         """
         order = scores.argsort(descending=True, stable=True)
         floored = self._places(order) < self.floors[self.owners]
@@ -79,17 +88,17 @@ class Thresholds:
         return floored.index_fill(0, beyond[:taken], True)
 
     def unit_costs(self) -> Tensor:
-        """(N,): what a unit costs, 1 on average; above 0 also where it is free (peak memory, away from the peak)."""
+        """(N,): the cost of each unit, 1 on average; above 0 even if it is free (peak memory, away from the peak)."""
         each = self.before - self.price(self.sizes - torch.eye(len(self.sizes)))
         each = each.clamp_min(FREE * self.before)[self.columns][self.owners]
         return (each / each.mean()).float()
 
     def ranks(self, sizes: Tensor) -> Tensor:
-        """(N,): the place of each unit in its axis by falling size (N,), the largest 0."""
+        """(N,): the rank of each unit in its axis by falling size (N,); the largest has rank 0."""
         return self._places(sizes.argsort(descending=True, stable=True))
 
     def _places(self, order: Tensor) -> Tensor:
-        """(N,): the place of each unit in its axis, if all units stand in this order (N,)."""
+        """(N,): the rank of each unit in its axis, given an order (N,) of all units."""
         order = order[self.owners[order].argsort(stable=True)]  # axis after axis, falling within each
         ranks = torch.empty_like(order)
         ranks[order] = torch.arange(len(order)) - self.starts

@@ -35,7 +35,7 @@ from prunus.run import checks
 from prunus.run.folder import Run
 from prunus.selection import Budget, Metered, Sparsity, cost
 from prunus.sparse import masks
-from prunus.surgery import effective
+from prunus.surgery import effective_tensors
 from prunus.tasks import Task
 from prunus.train import Recipe, checkpoint, fit, in_mode
 
@@ -187,7 +187,7 @@ class Work:
 
     def survivors(self, model: nn.Module) -> dict[str, list[int]]:
         """How many weights of `model`, this one or a smaller one, are not zero, and how many there were at first."""
-        tensors = effective(model)
+        tensors = effective_tensors(model)
         return {n: [int(tensors[n].count_nonzero()), mask.numel()] for n, mask in self.chosen().items()}
 
     def zeros(self, model: nn.Module) -> dict[str, float]:

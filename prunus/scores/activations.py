@@ -1,4 +1,4 @@
-"""Scores of units from what a layer gives on data: activation."""
+"""Scores of units from their activations on data: activation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from prunus.errors import UserError
 from prunus.graph import Graph, Member, call, skeleton
-from prunus.scores.members import Batches, Normalize, Scores, _normalized, _on_device, _tensor
-from prunus.scores.weights import _completed
+from prunus.scores.members import Batches, Normalize, Scores, _normalize, _to_device, _values
+from prunus.scores.weights import _complete
 
 
 @torch.no_grad()
@@ -21,41 +21,55 @@ def activation(
     roles: Sequence[str] = ("consumes", "produces"),
     normalize: Normalize = "mean",
 ) -> Scores:
-    """The mean |activation| of a unit over batches and positions, the network in eval mode.
+    """Score units by their mean |activation| over batches and positions, with the network in eval mode.
 
-    roles: where to look, in order of preference: "consumes" reads what enters the modules that consume an axis, after
-    norms and nonlinearities, "produces" what leaves those that produce it. Axes that no module shows (their parameters
-    are used by other code) are scored by magnitude, brought to the mean of the others; a warning names them.
-    Raises UserError if there is no batch.
+    Axes whose parameters are used outside of their modules are scored by magnitude, scaled to the mean of the other
+    axes; a warning names them. Source: as in Minitron, arXiv:2407.14679.
+
+    Args:
+        model: The traced model; it is not changed.
+        graph: Its graph.
+        batches: (inputs, targets) pairs; the targets are not used.
+        roles: Where activations are read, in order of preference: "consumes", the inputs of the modules that read an
+            axis (after norms and nonlinearities), or "produces", the outputs of the modules that write it.
+        normalize: Divide the scores of an axis by their "mean" or "max", or do not ("none").
+
+    Returns:
+        {axis: float32 (size,)}; higher means keep.
+
+    Raises:
+        UserError: There is no batch.
     """
     bare = skeleton.skeleton(model, real=True)
     watched = {(m.tensor, m.dim): m for axis in graph.axes for m in graph.members(axis) if m.role in roles}
     means = {place: _Mean(bare, member) for place, member in watched.items()}
     count = 0
-    for inputs, _ in _on_device(bare, batches):
+    for inputs, _ in _to_device(bare, batches):
         call(bare, inputs)
         count += 1
     if not count:
-        raise UserError("activation: there is no batch to score with.")
+        raise UserError("activation: expected at least one batch to score with, got none; give data.")
     scores = {}
     for axis in graph.axes:
-        for role in reversed(roles):  # the most preferred last, to stay
+        for role in reversed(roles):  # the most preferred last, so that it overwrites the others
             seen = [(m.index, means[m.tensor, m.dim]) for m in graph.members(axis) if m.role == role]
             parts = [(mean.sums / mean.count)[index].mean(1) for index, mean in seen if mean.count]
             if parts:
-                scores[axis] = _normalized(torch.stack(parts).mean(0), normalize)
-    return _completed(model, graph, scores, "activation: no module shows its values")
+                scores[axis] = _normalize(torch.stack(parts).mean(0), normalize)
+    return _complete(model, graph, scores, "activation: no module computes the activations")
 
 
 class _Mean:
-    """Adds up |value| along a member's dimension, over all that enters (consumes) or leaves its module."""
+    """The sum of |value| along a member's dimension, over all inputs (consumes) or outputs of its module."""
 
     def __init__(self, bare: nn.Module, member: Member):
         self.sums, self.count = torch.zeros(()), 0
         self.entering = member.role == "consumes"
-        weight = _tensor(bare, member)
+        weight = _values(bare, member)
         self.size = weight.shape[member.dim]
-        self.dim = 1 - weight.dim()  # features stand last for a matrix, before the space for a convolution
+        self.dim = (
+            1 - weight.dim()
+        )  # features: last for a matrix, before the spatial dimensions for a convolution
         module = bare.get_submodule(member.tensor.rpartition(".")[0])
         module.register_forward_hook(self.see, with_kwargs=True)
 

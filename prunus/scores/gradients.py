@@ -1,4 +1,4 @@
-"""Scores of units from gradients: Taylor."""
+"""Scores of units from gradients: taylor."""
 
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from prunus.errors import UserError
 from prunus.graph import Graph, call, skeleton
-from prunus.scores.members import ALL, Batches, Scores, _gather, _members, _on_device
+from prunus.scores.members import ALL, Batches, Scores, _gather, _members, _to_device
 
 
 def taylor(
@@ -20,22 +20,36 @@ def taylor(
     *,
     roles: Sequence[str] = ("consumes",),
 ) -> Scores:
-    """The mean over batches of (sum over weights of gradient * weight)^2, the network in eval mode.
+    """Score units by the mean over batches of (sum over weights of gradient * weight)^2, in eval mode.
 
-    roles: the weights that consume an axis (all, where none do). To scale what they read is to scale them, so their
-    sum is the derivative by a gate on the unit, as in the paper; producers before a norm say much less.
-    loss(output, targets) -> scalar. Raises UserError if there is no batch, or a loss is not a number.
+    Scaling a unit is the same as scaling the weights that read it, so their sum is the derivative with respect to a
+    gate on the unit, as in the paper. Weights that write a unit before a norm say much less.
+    Source: Molchanov et al., CVPR 2019, arXiv:1906.10771.
+
+    Args:
+        model: The traced model; its gradients are not touched.
+        graph: Its graph.
+        loss: loss(output, targets) -> scalar.
+        batches: (inputs, targets) pairs.
+        roles: The roles of the weights that are summed; for an axis without such weights, all of its weights.
+
+    Returns:
+        {axis: float32 (size,)}; higher means keep.
+
+    Raises:
+        UserError: There is no batch, or the loss of a batch is NaN or infinite.
     """
     total: Scores = {}
     count = 0
     with torch.inference_mode(False), torch.enable_grad():
         bare = skeleton.skeleton(model, real=True)
         weights = {n: p.requires_grad_() for n, p in bare.named_parameters() if p.is_floating_point()}
-        for count, (inputs, targets) in enumerate(_on_device(bare, batches), 1):
+        for count, (inputs, targets) in enumerate(_to_device(bare, batches), 1):
             value = loss(call(bare, inputs), targets)
             if not value.isfinite():
                 raise UserError(
-                    f"taylor: the loss of batch {count} is {value.item()}; are model and data whole?"
+                    f"taylor: the loss of batch {count} is {value.item()}, not a finite number; check the model's "
+                    "weights and the data for NaN."
                 )
             gradients = torch.autograd.grad(
                 value, list(weights.values()), allow_unused=True, materialize_grads=True
@@ -49,5 +63,5 @@ def taylor(
                 square = reduce(torch.add, parts).square()
                 total[axis] = total[axis] + square if axis in total else square
     if not count:
-        raise UserError("taylor: there is no batch to score with.")
+        raise UserError("taylor: expected at least one batch to score with, got none; give data.")
     return {axis: squares / count for axis, squares in total.items()}

@@ -23,43 +23,43 @@ COMBINE = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax}
 NORMALIZE = {"mean": torch.mean, "max": torch.amax, "none": torch.ones_like}
 
 
-def _named(model: nn.Module, name: str) -> Tensor:
+def _read_tensor(model: nn.Module, name: str) -> Tensor:
     """A parameter or buffer; where the model has a parametrisation (weight norm), its result."""
     path, _, attribute = name.rpartition(".")
     return getattr(model.get_submodule(path), attribute).detach()
 
 
-def _tensor(model: nn.Module, member: Member) -> Tensor:
-    """A member's values in float32."""
-    return _named(model, member.tensor).float()
+def _values(model: nn.Module, member: Member) -> Tensor:
+    """The tensor of a member, as float32."""
+    return _read_tensor(model, member.tensor).float()
 
 
 def _members(graph: Graph, axis: str, roles: Sequence[str], otherwise: Sequence[str] = ()) -> list[Member]:
-    """The members with one of the roles, or if none has, otherwise. Raises UserError if there is none at all."""
+    """The members with one of `roles`, or if there are none, those with a role in `otherwise`; UserError if none."""
     found = [member for member in graph.members(axis) if member.role in roles]
     if not found and otherwise:
         return _members(graph, axis, otherwise)
     if not found:
         has = ", ".join(sorted({member.role for member in graph.members(axis)}))
-        raise UserError(f"no weight of axis {axis} has a role among {tuple(roles)}; it has {has}.")
+        raise UserError(f"axis {axis}: expected a weight with a role in {tuple(roles)}; its roles are {has}.")
     return found
 
 
 def _gather(values: Tensor, member: Member) -> Tensor:
-    """(U,): the sum of `values`, shaped like the member's tensor, over all that belongs to each unit."""
+    """Per unit (U,) the sum of `values`, which have the shape of the member's tensor, over the unit's entries."""
     along = values.movedim(member.dim, 0).reshape(values.shape[member.dim], -1).sum(1)
     return along[member.index].sum(1)
 
 
 def _powers(model: nn.Module, graph: Graph, p: float, roles: Sequence[str], combine: Combine) -> Scores:
-    """Per unit sum |w|^p, combined over members."""
+    """Per unit the sum of |w|^p, combined over members."""
     if combine not in COMBINE:
         raise unknown("way to combine members", combine, COMBINE)
 
     @functools.cache
     def sums(tensor: str) -> tuple[Tensor, ...]:
-        # every dimension of a weight from one reading of it, however many axes run along them
-        values = _named(model, tensor).float()
+        # the sums along all dimensions of a weight from one pass over it, however many axes run along them
+        values = _read_tensor(model, tensor).float()
         values = values.square() if p == 2 else values.abs() ** p
         matrix = values.flatten(2).sum(2) if values.dim() > 2 else values
         rest = (values.sum([d for d in range(values.dim()) if d != dim]) for dim in range(2, values.dim()))
@@ -72,14 +72,14 @@ def _powers(model: nn.Module, graph: Graph, p: float, roles: Sequence[str], comb
     return powers
 
 
-def _normalized(score: Tensor, how: str) -> Tensor:
+def _normalize(score: Tensor, how: str) -> Tensor:
     if how not in NORMALIZE:
         raise unknown("way to normalize scores", how, NORMALIZE)
     return score / NORMALIZE[how](score).clamp_min(TINY)
 
 
-def _on_device(model: nn.Module, batches: Batches) -> Iterator[tuple[Any, Any]]:
-    """The batches, where the model is."""
+def _to_device(model: nn.Module, batches: Batches) -> Iterator[tuple[Any, Any]]:
+    """The batches, on the model's device."""
     device = next(model.parameters()).device
     for batch in batches:
         yield tree_map_only(Tensor, lambda tensor: tensor.to(device), tuple(batch))

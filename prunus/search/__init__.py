@@ -1,13 +1,13 @@
-"""The search for widths: which network of a space is best within a budget.
+"""Search: the best network of a space of widths within a budget.
 
 Its files, in the order in which to read them:
 
     space         the widths every axis may have, as genes
-    journal       what was evaluated, kept through a kill
-    proposals     networks within the budget: mended, mutated, crossed
-    strategies    what is evaluated next: evolution, greedy, random
-    evaluation    scores: a race over images, by one process or many
-    engine        from the first network to the winner
+    journal       evaluations in a file that survives a kill
+    proposals     networks within the budget: sampled, mended, mutated, crossed
+    strategies    which networks are evaluated next: evolution, greedy, random
+    evaluation    scores: a race over images, in one process or several
+    engine        search: from the first network to the winner
     providers     weights for any widths
     supernet      one network trained at random widths
     trial         networks tried on data
@@ -17,8 +17,8 @@ Its files, in the order in which to read them:
 from prunus.search.engine import Result, search
 from prunus.search.evaluation import CHUNKS, Evaluator, Ranks, Score
 from prunus.search.journal import Candidate
-from prunus.search.proposals import Room, drawn
-from prunus.search.providers import Inherit, drawn_anew, put_back
+from prunus.search.proposals import Feasible, sample
+from prunus.search.providers import Inherit, reinitialise, scatter
 from prunus.search.space import Orders, Space, Widths, best_first
 from prunus.search.strategies import Evolution, Greedy, Random, Strategy
 from prunus.search.supernet import Sampling, Stepping, Supernet, Together
@@ -39,6 +39,7 @@ __all__ = [
     "Candidate",
     "Evaluator",
     "Evolution",
+    "Feasible",
     "Greedy",
     "Inherit",
     "Maker",
@@ -47,7 +48,6 @@ __all__ = [
     "Random",
     "Ranks",
     "Result",
-    "Room",
     "Sampling",
     "Score",
     "Space",
@@ -58,12 +58,12 @@ __all__ = [
     "Trial",
     "Widths",
     "best_first",
-    "drawn",
-    "drawn_anew",
     "labels_hash",
     "moving_norms",
     "parted",
-    "put_back",
+    "reinitialise",
+    "sample",
+    "scatter",
     "search",
     "tensors_hash",
     "to_renew_with",

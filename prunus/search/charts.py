@@ -1,4 +1,4 @@
-"""What a search found, in the log and in pictures."""
+"""The log events and the charts of a search."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -9,11 +9,14 @@ from prunus.search.journal import Candidate
 from prunus.search.space import Space
 from prunus.selection import Budget, short
 
-NAMES = {"uniform": "uniform", "seed": "by scores alone"}  # of networks that were not found by the search
+NAMES = {
+    "uniform": "uniform",
+    "seed": "by scores alone",
+}  # labels of networks that the search did not find itself
 
 
-def note(found: Result, run) -> None:
-    """The search in the log."""
+def log_search(found: Result, run) -> None:
+    """Write the generations of a search, and its outcome, to the log of a run."""
     for generation in found.history:
         run.log("generation", **asdict(generation))
     uniform = found.uniform and found.uniform.score
@@ -27,22 +30,29 @@ def note(found: Result, run) -> None:
     )
 
 
-def learned(history: list[dict], metric: str) -> Iterator[Chart]:
-    """The training of a supernet, if there was one."""
+def training_charts(history: list[dict], metric: str) -> Iterator[Chart]:
+    """The chart of a supernet's training, if there was one."""
     if history:
         yield Lines(
             title="The supernet's training",
-            note="After each epoch: the uniform network at the budget, its norms renewed, on val.",
+            note="After each epoch: the uniform network at the budget, with renewed norms, on val.",
             x_label="epoch",
             y_label=metric,
             series={"uniform network": [(row["epoch"], row[metric]) for row in history]},
         )
 
 
-def drawn(found: Result, budget: Budget, space: Space, metric: str) -> Iterator[Chart]:
-    """The search in pictures: every network, how it went on, who was compared once more, what came of it.
+def search_charts(found: Result, budget: Budget, space: Space, metric: str) -> Iterator[Chart]:
+    """The charts of a search: all networks, its progress, the finalists, the winner's widths.
 
-    metric: what scores are, in words.
+    Args:
+        found: The result of the search.
+        budget: Its budget.
+        space: Its space.
+        metric: The name of the scores.
+
+    Yields:
+        The charts.
     """
     measured = budget.name == "latency_ms"
     as_searched = {_key(each): each for each in found.candidates}
@@ -52,17 +62,18 @@ def drawn(found: Result, budget: Budget, space: Space, metric: str) -> Iterator[
         groups.setdefault(group, []).append(_point(each, found.before))
     groups["winner"] = [_point(as_searched[_key(found.winner)], found.before)]
     yield Points(
-        title="Networks that were tried",
-        note="Each as it was, nothing trained, on the pictures searched on. The line runs through the best for their "
-        "cost within the budget." + (" Costs are as predicted." if measured else ""),
-        x_label=f"{budget.name}, share of before",
+        title="Evaluated networks",
+        note="Each without training, on the images of the search. The line connects the best networks for their cost "
+        "within the budget." + (" Costs are predicted." if measured else ""),
+        x_label=f"{budget.name}, share of the original",
         y_label=f"{metric} in the search",
         groups=groups,
         front=[(each.cost / found.before, each.score) for each in found.front],
     )
     yield Lines(
-        title="How the search went on",
-        note="The mean is over all networks of a generation, also those dropped early. Dashed: the uniform network.",
+        title="Progress of the search",
+        note="The mean is over all networks of a generation, including those dropped early. Dashed: the uniform "
+        "network.",
         x_label="generation",
         y_label=f"{metric} in the search",
         series={
@@ -75,28 +86,28 @@ def drawn(found: Result, budget: Budget, space: Space, metric: str) -> Iterator[
     )
     if found.path:
         yield Lines(
-            title="The way down",
-            note="From the whole network on, each time by the step that lost least for what it saved.",
-            x_label=f"{budget.name}, share of before",
+            title="The greedy path",
+            note="From the whole network on, each time by the step with the least loss per saved cost.",
+            x_label=f"{budget.name}, share of the original",
             y_label=f"{metric} in the search",
-            series={"networks gone through": [(each.cost / found.before, each.score) for each in found.path]},
+            series={"networks on the path": [(each.cost / found.before, each.score) for each in found.path]},
         )
     before = [as_searched[_key(each)].score for each in found.confirmed]
     after = [each.score for each in found.confirmed]
     if before != after:
         yield Bars(
-            title="The last few, compared once more",
-            note="On pictures that chose nothing; the best of these wins. What chose a network flatters it, so most "
-            "lose something.",
-            labels=[_named(each) for each in found.confirmed],
+            title="The finalists, compared again",
+            note="On images that were not used for selection; the best of these wins. The score that selected a "
+            "network is biased in its favour, so most scores fall.",
+            labels=[_name(each) for each in found.confirmed],
             value_label=metric,
-            series={"in the search": before, "once more": after},
+            series={"in the search": before, "on other images": after},
         )
     networks = {"winner": found.winner} | ({"uniform": found.uniform} if found.uniform else {})
     sizes = {name: space.graph.axes[name].size for name in space.names}
     yield Bars(
         title="Widths of the winner",
-        note="The share of each axis that stays, beside the uniform network's.",
+        note="The share of each axis that is kept, next to the uniform network's.",
         labels=list(sizes),
         value_label="share kept",
         series={
@@ -110,14 +121,14 @@ def _key(network: Candidate) -> tuple[int, ...]:
     return tuple(network.widths.values())
 
 
-def _named(network: Candidate) -> str:
-    """How it came about."""
+def _name(network: Candidate) -> str:
+    """The label of a network: its origin, with the generation for networks that the search found."""
     name = NAMES.get(network.origin, network.origin)
     return name if network.origin in NAMES else f"{name}, gen. {network.generation}"
 
 
 def _point(network: Candidate, before: float) -> tuple[float, float, str]:
-    """Cost and score, and both in words."""
-    on = f" on {network.images} pictures" if network.images else ""
-    text = f"{network.score:.4g}{on}, cost {short(network.cost)}\n{_named(network)}"
+    """The cost (as a share of `before`), the score, and a text with both."""
+    on = f" on {network.images} images" if network.images else ""
+    text = f"{network.score:.4g}{on}, cost {short(network.cost)}\n{_name(network)}"
     return network.cost / before, network.score, text

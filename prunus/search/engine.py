@@ -1,7 +1,8 @@
-"""A search from its first network to its winner: a strategy proposes, scores are remembered, the best are confirmed.
+"""A search from its first network to its winner: a strategy proposes, the journal remembers, the best are confirmed.
 
-All strategies look at the uniform network first, so none ends worse than it, and at networks of the user's own. Scores
-that chose a network flatter it; so the last few are scored once more on data that chose nothing. Source: ours.
+All strategies start with the uniform network, so none ends worse than it, and with networks that the user gives. A
+score that selected a network is biased in its favour, so the finalists are scored again on data that was not used
+for selection. Source: ours.
 """
 
 import warnings
@@ -15,19 +16,27 @@ import numpy as np
 
 from prunus.errors import BudgetError, PrunusError, UserError
 from prunus.progress import Step, silent
-from prunus.search.evaluation import CHUNKS, Alone, Evaluator, Score, Workers, examined
-from prunus.search.journal import Candidate, Journal, Proposal, fingerprint, front, ranked, read
-from prunus.search.proposals import Room, nearest
+from prunus.search.evaluation import CHUNKS, Alone, Evaluator, Score, Workers, evaluate
+from prunus.search.journal import Candidate, Journal, Proposal, fingerprint, pareto_front, rank, read
+from prunus.search.proposals import Feasible, nearest
 from prunus.search.space import Space, Widths
-from prunus.search.strategies import Batch, Evolution, Strategy, proposals
+from prunus.search.strategies import Batch, Evolution, Strategy, propose
 from prunus.selection import Budget, Price, short
 
-MEASURED = 10  # times as many as should be confirmed are measured at the most
+MEASURED = 10  # at most this many times `top` networks are measured
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One batch: how many networks, how many of them fell behind, their mean score, the best so far that fits."""
+    """One batch of a search.
+
+    Args:
+        number: Its number.
+        looked_at: How many networks were evaluated.
+        dropped: How many of them were dropped early.
+        mean: Their mean score.
+        best: The best score so far of a network within the budget.
+    """
 
     number: int
     looked_at: int
@@ -38,13 +47,20 @@ class Generation:
 
 @dataclass(frozen=True)
 class Result:
-    """What a search found.
+    """The result of a search.
 
-    winner: the best as confirmed, or as searched if nothing was to be confirmed. best: by the search's own scores.
-    confirmed: the last few, best first, with scores on the data kept for it, and costs as measured if they were.
-    uniform: the uniform network at the budget, as searched. front: the Pareto front within the budget. path: what
-    greedy went through, from the whole network on, budget after budget. candidates: all that were looked at, in order.
-    before, limit: costs. missing: proposals for which nothing new could be found.
+    Args:
+        winner: The best confirmed network, or `best` if none was confirmed.
+        best: The best network by the scores of the search.
+        confirmed: The finalists, best first, with their scores on other data, and with measured costs, if measured.
+        uniform: The uniform network at the budget, with its score in the search.
+        front: The Pareto front within the budget.
+        path: The networks that greedy went through, from the whole network on.
+        history: The batches.
+        candidates: All evaluated networks, in order.
+        before: The cost of the whole network.
+        limit: The allowed cost.
+        missing: How many networks of the strategy could not be found.
     """
 
     winner: Candidate
@@ -60,7 +76,7 @@ class Result:
     missing: int
 
     def plain(self) -> dict[str, Any]:
-        """All of it as JSON."""
+        """All fields, as plain JSON."""
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
 
 
@@ -91,27 +107,42 @@ def search(
     workers: Workers | None = None,
     progress: Callable = silent,
 ) -> Result:
-    """The best network of a space within a budget.
+    """Search for the best network of a space within a budget.
 
-    score: an `Evaluator`, or a function from widths to a number, higher being better. how: Evolution (if None), Greedy
-    or Random. seeds: networks of the user's own to begin with, such as one that `select` found; they are mended to the
-    budget. strict_paper: what is drawn over the budget is drawn again, not mended, all mutation is uniform, and no
-    network is given to begin with. price: what widths cost, if not as `selection.price_of` has it. chunks: of images,
-    see evaluation.py; () for no race.
+    Source: ours; the evolution is MetaPruning's (Liu et al., ICCV 2019, arXiv:1903.10258).
 
-    confirm: as `score`, on other data: the `top` best and the uniform network are scored on it once more, and the best
-    of those wins. measured: what a network really costs, for milliseconds: only those within the limit can win.
+    Args:
+        space: The widths to choose from.
+        budget: The budget.
+        score: An `Evaluator`, or a function from widths to a number; higher is better.
+        how: Evolution (None), Greedy or Random.
+        seed: The seed of all samples.
+        seeds: Widths of networks to start with, such as one that `select` found; they are mended to the budget.
+        strict_paper: Sample again, not mend, networks above the budget, mutate uniformly, and start with random
+            networks only.
+        price: price(widths (C, A)) -> cost (C,); None: `selection.price_of`.
+        chunks: Numbers of images after which a network may be dropped, see evaluation.py; () for no race.
+        confirm: As `score`, on other data: the `top` best and the uniform network are scored on it again, and the
+            best of them wins.
+        top: How many finalists.
+        measured: measured(widths) -> the measured cost, such as milliseconds; only networks within the limit can win.
+        journal: A file that stores every evaluation; a search that was killed continues there.
+        settings: Everything that scores depend on (a hash of the weights, which images, which calibration), plain
+            JSON; a journal with other settings is refused.
+        workers: The processes that evaluate; all of them must call this with the same arguments.
+        progress: progress(label, total) -> a context that gives a step function.
 
-    journal: a file, in which every evaluation is kept; a search that was killed goes on where it was. settings: all
-    that scores depend on (a hash of the weights, which images, what calibration), plain JSON: another search in that
-    file is refused. workers: who evaluates; all processes that search together must call this alike.
+    Returns:
+        The result.
 
-    Raises BudgetError if the budget cannot be met, UserError for a journal of another search or anything else wrong
-    with what was given.
+    Raises:
+        BudgetError: The budget cannot be met.
+        FileError: The journal cannot be read, or is damaged.
+        UserError: The journal is of another search, or an argument is wrong.
     """
     how, workers = how or Evolution(), workers or Alone()
-    room = Room(space, budget, price=price, strict=strict_paper)
-    first = _first(room, seeds, seed)
+    feasible = Feasible(space, budget, price=price, strict=strict_paper)
+    first = _first_proposals(feasible, seeds, seed)
     asked = {
         "given": settings or {},
         "budget": {budget.name: budget.value},
@@ -124,66 +155,66 @@ def search(
     }
     file = None if journal is None else Path(journal)
     lines = workers.agree(lambda: read(file, asked) if file else [])
-    judge = _Judge(Journal(file if workers.leads else None, asked, lines), workers)
+    scorer = _Scorer(Journal(file if workers.leads else None, asked, lines), workers)
 
-    batches, history, seen = how.batches(room, first, seed), [], {}
+    batches, history, seen = how.batches(feasible, first, seed), [], {}
     found, fits = None, []
-    with progress("searching", how.evaluations(room)) as step:
+    with progress("searching", how.evaluations(feasible)) as step:
         while True:
             try:
                 batch = batches.send(found)
             except StopIteration as end:
                 path = end.value
                 break
-            found = judge("search", score, batch, step, chunks)
+            found = scorer("search", score, batch, step, chunks)
             for each in found:
                 seen.setdefault(tuple(each.widths.values()), each)
-            fits = ranked(each for each in seen.values() if each.cost <= room.limit)
+            fits = rank(each for each in seen.values() if each.cost <= feasible.limit)
             history.append(_generation(len(history), found, fits))
-    if strict_paper and room.missing:
+    if strict_paper and feasible.missing:
         warnings.warn(
-            f"strict_paper: {room.missing} networks are missing, for of {room.drawn} that were drawn too few met the "
-            f"{budget}; they are mended if strict_paper is off.",
+            f"strict_paper: {feasible.missing} networks are missing, because too few of {feasible.sampled} sampled "
+            f"ones met the {budget}; without strict_paper they would be mended.",
             stacklevel=2,
         )
     if not fits:
         raise BudgetError(
-            f"{budget}: none of {room.drawn} networks that were drawn met it; leave strict_paper off."
+            f"{budget}: none of {feasible.sampled} sampled networks met it; leave strict_paper off."
         )
     uniform = next((each for each in seen.values() if each.origin == "uniform"), None)
-    last = _holding(fits, uniform, top, budget, room.limit, judge, measured)
+    last = _choose_finalists(fits, uniform, top, budget, feasible.limit, scorer, measured)
     if confirm is not None:
         with progress("confirming", len(last)) as step:
-            last = ranked(judge("confirm", confirm, Batch(last), step))
+            last = rank(scorer("confirm", confirm, Batch(last), step))
     return Result(
         winner=last[0],
         best=fits[0],
         confirmed=last if confirm is not None or measured is not None else [],
         uniform=uniform,
-        front=front(fits),
+        front=pareto_front(fits),
         path=path,
         history=history,
         candidates=list(seen.values()),
-        before=room.before,
-        limit=room.limit,
-        missing=room.missing,
+        before=feasible.before,
+        limit=feasible.limit,
+        missing=feasible.missing,
     )
 
 
-def _first(room: Room, seeds: Sequence[Widths], seed: int) -> list[Proposal]:
-    """The uniform network, and the user's own."""
-    if room.strict:
+def _first_proposals(feasible: Feasible, seeds: Sequence[Widths], seed: int) -> list[Proposal]:
+    """Proposals of the uniform network and of the networks that the user gave."""
+    if feasible.strict:
         if seeds:
             raise UserError(
-                "strict_paper begins with random networks alone; leave out seeds, or strict_paper."
+                "strict_paper starts with random networks only; leave out seeds, or strict_paper."
             )
         return []
-    uniform, rng = room.uniform(), np.random.default_rng(seed)
-    own = [nearest(room, widths, rng) for widths in seeds]
-    room.claim(uniform)
+    uniform, rng = feasible.uniform(), np.random.default_rng(seed)
+    own = [nearest(feasible, widths, rng) for widths in seeds]
+    feasible.claim(uniform)
     return [
-        *proposals(room, [uniform], "uniform", 0),
-        *proposals(room, [genes for genes in own if room.claim(genes)], "seed", 0),
+        *propose(feasible, [uniform], "uniform", 0),
+        *propose(feasible, [genes for genes in own if feasible.claim(genes)], "seed", 0),
     ]
 
 
@@ -199,8 +230,8 @@ def _generation(number: int, found: list[Candidate], fits: list[Candidate]) -> G
 
 
 @dataclass(frozen=True)
-class _Judge:
-    """Scores networks, each once: what the journal knows is not asked again, what is new goes into it."""
+class _Scorer:
+    """Evaluates each network once: known ones are read from the journal, new ones are written to it."""
 
     journal: Journal
     workers: Workers
@@ -210,7 +241,7 @@ class _Judge:
         self, on: str, score: Score, batch: Batch, step: Step, chunks: Sequence[int] = ()
     ) -> list[Candidate]:
         new = [each for each in batch.proposals if self.journal.get(on, each.widths) is None]
-        fresh = self.workers.map(partial(examined, score=score, rival=batch.rival, chunks=chunks), new)
+        fresh = self.workers.map(partial(evaluate, score=score, rival=batch.rival, chunks=chunks), new)
         found = []
         for each in batch.proposals:
             known = self.journal.get(on, each.widths)
@@ -218,8 +249,8 @@ class _Judge:
                 known = next(fresh)
                 if known.widths != each.widths:
                     raise PrunusError(
-                        "processes that search together propose different networks: see that all are given the same "
-                        "settings, and prices that agree to the last digit."
+                        f"processes that search together propose different networks: expected {each.widths}, got "
+                        f"{known.widths}. Give all the same settings, and prices that agree to the last digit."
                     )
                 self.journal.add(on, known)
             found.append(replace(known, cost=each.cost, origin=each.origin, generation=each.generation))
@@ -228,7 +259,7 @@ class _Judge:
         return found
 
     def cost(self, candidate: Candidate, measured: Callable[[dict[str, int]], float]) -> Candidate:
-        """The candidate with its cost as measured, once, by one process."""
+        """The candidate with its measured cost; one process measures, once."""
         known = self.journal.get("measured", candidate.widths)
         if known is None:
             cost = float(self.workers.agree(lambda: measured(dict(candidate.widths))))
@@ -237,19 +268,19 @@ class _Judge:
         return replace(candidate, cost=known.cost)
 
 
-def _holding(
+def _choose_finalists(
     fits: list[Candidate],
     uniform: Candidate | None,
     top: int,
     budget: Budget,
     limit: float,
-    judge: _Judge,
+    scorer: _Scorer,
     measured: Callable[[dict[str, int]], float] | None,
 ) -> list[Candidate]:
-    """The best `top`, and the uniform network; of those that hold the budget as measured, if they are."""
+    """The best `top` networks and the uniform one; if costs are measured, only networks that meet the budget."""
 
     def costs(each: Candidate) -> Candidate:
-        return judge.cost(each, measured) if measured else each
+        return scorer.cost(each, measured) if measured else each
 
     last: list[Candidate] = []
     tried: list[float] = []
@@ -261,8 +292,8 @@ def _holding(
                 last.append(each)
     if not last:
         raise BudgetError(
-            f"{budget}: none of the {len(tried)} best networks held it as measured, the cheapest came to "
-            f"{short(min(tried))}, {short(limit)} are allowed. Correct the price by what was measured, or give a "
-            "larger budget."
+            f"{budget}: none of the {len(tried)} best networks met it when measured; the cheapest took "
+            f"{short(min(tried))}, allowed are {short(limit)}. Correct the price by measurements, or give a larger "
+            "budget."
         )
     return last

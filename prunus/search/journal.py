@@ -1,9 +1,10 @@
-"""What a search has found out, kept in a file that survives a kill: one line for each evaluation, none of them twice.
+"""The journal of a search: its evaluations in a file that survives a kill, one line each.
 
-The first line says what the search was asked; only the same may go on in the file. Every further line is one network:
-its widths by the names of their axes, its cost, its score. A line is on the disk before the search goes on. There is
-no other state: a search that is resumed makes the same proposals again and finds their scores here, to the end of
-the file. A line that a kill cut short is dropped, and its network evaluated again. Source: ours.
+The first line has the settings of the search; only a search with the same settings may continue the file. Every
+further line is one network: its widths by the names of axes, its cost, its score. A line is on the disk before the
+search continues. There is no other state: a resumed search makes the same proposals again and finds their scores
+here, up to the end of the file. A line that a kill cut short is dropped, and its network is evaluated again.
+Source: ours.
 """
 
 import base64
@@ -19,12 +20,19 @@ import numpy as np
 
 from prunus.errors import FileError, PrunusError, UserError
 
-SHOWN, LONGEST = 3, 60  # differences named in an error, letters of a value
+SHOWN, LONGEST = 3, 60  # in an error: differences, and characters of a value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """A network to be looked at. widths: axis -> units. cost: in the budget's unit. origin: how it came about."""
+    """A network to evaluate.
+
+    Args:
+        widths: axis -> units.
+        cost: Its cost, in the budget's unit.
+        origin: How it was found: "uniform", "seed", "random", "mutation", "crossover" or "greedy".
+        generation: The number of its batch.
+    """
 
     widths: dict[str, int]
     cost: float
@@ -34,10 +42,13 @@ class Proposal:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate(Proposal):
-    """A network that was looked at.
+    """An evaluated network.
 
-    score: higher is better. images: how many it was scored on; 0: the score was given as one number. complete: whether
-    that was all of them; if not, it had fallen too far behind. correct: of each image whether it was right, bool.
+    Args:
+        score: Its score; higher is better.
+        images: How many images it was scored on; 0 if the score was given as one number.
+        complete: Whether it was scored on all images; otherwise it was certain to be worse than its rival.
+        correct: bool (images,), whether its answer for each image was right.
     """
 
     score: float
@@ -46,24 +57,24 @@ class Candidate(Proposal):
     correct: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def plain(self) -> dict[str, Any]:
-        """All but the single images, as JSON."""
+        """All fields but `correct`, as plain JSON."""
         return {name: getattr(self, name) for name in _NAMES}
 
 
 _NAMES = [each.name for each in fields(Candidate) if each.name != "correct"]
 
 
-def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Those that were scored on everything, the best first; of equal ones the cheaper, then the earlier."""
+def rank(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The complete candidates, best first; among equal scores the cheaper, then the earlier."""
     whole = [each for each in candidates if each.complete]
     return sorted(whole, key=lambda each: (-each.score, each.cost))
 
 
-def front(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The Pareto front: those than which no cheaper one is as good; cost and score rise."""
+def pareto_front(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The Pareto front, by rising cost and score: the candidates for which no cheaper one is as good."""
     found: list[Candidate] = []
     for each in sorted(
-        ranked(candidates), key=lambda each: each.cost
+        rank(candidates), key=lambda each: each.cost
     ):  # stable: of one cost the best comes first
         if not found or each.score > found[-1].score:
             found.append(each)
@@ -71,9 +82,12 @@ def front(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 class Journal:
-    """Scores by (what they were measured on, widths). path: where they are kept; None: in memory alone.
+    """The evaluations of a search, by (the slice of data they used, widths).
 
-    lines: what `read` found in the file. settings: what was asked, plain JSON.
+    Args:
+        path: The file; None: in memory only.
+        settings: The settings of the search, plain JSON.
+        lines: The lines that `read` found in the file.
     """
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any], lines: Iterable[dict] = ()):
@@ -83,11 +97,11 @@ class Journal:
             _append(path, {"hash": self.hash, "settings": settings})
 
     def get(self, on: str, widths: Mapping[str, int]) -> Candidate | None:
-        """What is known of a network on such a slice of data."""
+        """The evaluation of a network on a slice of data ("search", "confirm", "measured"), or None."""
         return self._known.get((on, _key(widths)))
 
     def add(self, on: str, candidate: Candidate) -> None:
-        """Keep what was found out; returns once it is on the disk. Raises PrunusError if it cannot be written."""
+        """Store an evaluation; returns once it is on the disk. Raises PrunusError if it cannot be written."""
         self._known[on, _key(candidate.widths)] = candidate
         if self.path is not None:
             line = {"hash": self.hash, "on": on, **candidate.plain()}
@@ -97,9 +111,18 @@ class Journal:
 
 
 def read(path: Path, settings: Mapping[str, Any]) -> list[dict]:
-    """The lines of a journal after the first; none if there is no file. Removes a line that was cut short.
+    """Read a journal, and remove a last line that was cut short.
 
-    Raises UserError naming what differs if the file is of a search with other settings, FileError if it is damaged.
+    Args:
+        path: The file; it need not exist.
+        settings: The settings of the search, plain JSON.
+
+    Returns:
+        The lines after the first; none if there is no file.
+
+    Raises:
+        FileError: The file cannot be read, or is damaged.
+        UserError: The file is of a search with other settings; the message names the differences.
     """
     try:
         text = path.read_bytes() if path.exists() else b""
@@ -117,12 +140,12 @@ def read(path: Path, settings: Mapping[str, Any]) -> list[dict]:
             lines.append(json.loads(line))
             wanted = {"hash", "settings"} if number == 1 else {"hash", "on", *_NAMES}
             if not wanted <= lines[-1].keys():
-                raise ValueError(f"expected {', '.join(sorted(wanted))}")
+                raise ValueError(f"expected the keys {', '.join(sorted(wanted))}")
             if lines[-1]["hash"] != lines[0]["hash"]:
                 raise ValueError(f"the hash of another search, {lines[-1]['hash']}")
         except (ValueError, AttributeError) as error:
             raise FileError(
-                f"{path}, line {number}, is damaged ({error}). Remove what is from that line on, and resume."
+                f"{path}, line {number}, is damaged ({error}). Delete this line and all after it, then resume."
             ) from error
     first = lines.pop(0)
     if first["hash"] != fingerprint(settings):
@@ -135,14 +158,14 @@ def read(path: Path, settings: Mapping[str, Any]) -> list[dict]:
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """16 letters that differ for other settings."""
+    """A hash of the settings, 16 characters."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    old, new = dict(_flat(before)), dict(_flat(now))
+    old, new = dict(_flatten(before)), dict(_flatten(now))
     found = [
-        f"{name} was {_brief(old.get(name))}, is now {_brief(new.get(name))}"
+        f"{name} was {_shorten(old.get(name))}, is now {_shorten(new.get(name))}"
         for name in {**old, **new}
         if old.get(name) != new.get(name)
     ]
@@ -150,16 +173,16 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "; ".join(found[:SHOWN]) + more
 
 
-def _flat(settings: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Each value that is no dict, with the names that lead to it."""
+def _flatten(settings: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Each value that is not a dict, with its path of names."""
     if isinstance(settings, Mapping):
         for name, value in settings.items():
-            yield from _flat(value, f"{prefix}.{name}" if prefix else name)
+            yield from _flatten(value, f"{prefix}.{name}" if prefix else name)
     else:
         yield prefix, settings
 
 
-def _brief(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 4 :]}"
 

@@ -1,8 +1,8 @@
-"""Where the weights of a search's networks come from: a provider makes the network of any widths.
+"""Providers: they build the network of any widths, with weights.
 
     Inherit     cuts the trained network's own weights (as EagleEye does: Li et al., ECCV 2020, arXiv:2007.02491)
 
-Networks come as ordinary small modules, made once; their norms are to be renewed (see candidates.py).
+Networks are plain small modules; their norm statistics still have to be renewed (see trial.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,49 +12,74 @@ from torch import Tensor, nn
 
 from prunus.graph import Graph, trace
 from prunus.search.space import Orders, Space, Widths
-from prunus.surgery import checked_tensors, clone, effective, fresh, resized, sliced
+from prunus.surgery import checked_tensors, clone, effective_tensors, fresh, resize, slice_tensor
 
 
 class Inherit:
-    """Cuts the weights of `model`, which stays as it is. order: which units of an axis stay, the best first (see
-    `search.best_first`); None: the first."""
+    """A provider that cuts the weights of a trained model.
+
+    Source: EagleEye, Li et al., ECCV 2020, arXiv:2007.02491.
+
+    Args:
+        model: The trained model; it is not changed.
+        space: The space of widths.
+        order: axis -> its units, best first (see `best_first`); None: in their own order.
+    """
 
     def __init__(self, model: nn.Module, space: Space, order: Orders | None = None):
         self.model, self.space, self.order = model, space, order
 
     def keep(self, widths: Widths) -> dict[str, list[int]]:
-        """The units that stay."""
+        """The units that stay, by axis."""
         return self.space.keep(widths, self.order)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that the weights of networks depend on, by name."""
-        return effective(self.model)
+        """The tensors that all networks' weights depend on, by name."""
+        return effective_tensors(self.model)
 
     def network(self, widths: Widths) -> nn.Module:
-        """A module of these widths, of its own."""
+        """Build the network of these widths, a module of its own."""
         graph = self.space.graph
-        return resized(self.model, graph, self.keep(widths), checked_tensors(self.model, graph))
+        return resize(self.model, graph, self.keep(widths), checked_tensors(self.model, graph))
 
 
-def drawn_anew(small: nn.Module, example: Tensor, names: Sequence[str], seed: int) -> nn.Module:
-    """`small` without its training, in place: its weights drawn anew, for its own widths."""
+def reinitialise(small: nn.Module, example: Tensor, names: Sequence[str], seed: int) -> nn.Module:
+    """Reinitialise a small model, in place, as suits its own widths.
+
+    Args:
+        small: The model.
+        example: An input of it.
+        names: The axes whose weights get variance 1 / fan_in; axes it lacks are ignored.
+        seed: The seed of the weights.
+
+    Returns:
+        `small`.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         graph = trace(small, example)
-        fresh.draw_anew(small, graph, [name for name in names if name in graph.axes])
+        fresh.reinitialise(small, graph, [name for name in names if name in graph.axes])
     return small
 
 
 @torch.no_grad()
-def put_back(
-    model: nn.Module, graph: Graph, keep: Mapping[str, Sequence[int]], small: nn.Module
-) -> nn.Module:
-    """A copy of `model` which, cut by `keep`, is `small`: its tensors in their places, the rest as it was."""
+def scatter(model: nn.Module, graph: Graph, keep: Mapping[str, Sequence[int]], small: nn.Module) -> nn.Module:
+    """Scatter a small model's tensors into a copy of the full-size one; the inverse of cutting.
+
+    Args:
+        model: The full-size model; it is not changed.
+        graph: Its graph.
+        keep: axis -> indices that stayed in `small`.
+        small: The small model.
+
+    Returns:
+        A copy of `model` which, cut to `keep`, equals `small`.
+    """
     found = {}
-    for name, part in effective(small).items():
-        whole = effective(model)[name].detach().clone(memory_format=torch.contiguous_format)
+    for name, part in effective_tensors(small).items():
+        whole = effective_tensors(model)[name].detach().clone(memory_format=torch.contiguous_format)
         places = torch.arange(whole.numel(), device=whole.device).view(whole.shape)
-        whole.view(-1)[sliced(places, graph.layouts[name], keep).reshape(-1)] = (
+        whole.view(-1)[slice_tensor(places, graph.layouts[name], keep).reshape(-1)] = (
             part.detach().reshape(-1).to(whole)
         )
         found[name] = whole

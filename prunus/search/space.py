@@ -1,8 +1,8 @@
-"""Widths as genes: which widths every axis may have, and the ways between genes, widths and a keep.
+"""Widths as genes: the widths every axis may have, and conversions between genes, widths and a keep.
 
-A gene is an index into the widths one axis may have, which rise and end with the whole axis. Networks go in and out
-by the names of their axes, never by position; genes stay within a search. Axes that coupling joins are one axis in
-the graph, so one gene is one independent width. Source: MetaPruning (Liu et al., ICCV 2019, arXiv:1903.10258).
+A gene is an index into the allowed widths of one axis, which rise and end with the whole axis. Users see networks as
+widths by the names of axes; genes are internal to a search. Coupled dimensions are one axis of the graph, so genes
+are independent. Source: MetaPruning (Liu et al., ICCV 2019, arXiv:1903.10258).
 
 Shapes: C candidates, A axes in the order of `graph.axes`, G genes, one for each axis that has a choice.
 """
@@ -20,20 +20,29 @@ from prunus.selection import CAP, FLOOR, GRIDS, Rule, blocks, least
 
 RATIOS = 31  # 0.10, 0.13, ... 1.00, the paper's
 LEAST_RATIO = 0.1
-NEAR = 1e-9  # products of floats may lie so far below the whole number they stand for
+NEAR = 1e-9  # rounding error: a product of floats may be this much below the whole number it stands for
 
 Widths = Mapping[str, int]  # axis -> units
 Orders = Mapping[str, Sequence[int] | Tensor]  # axis -> its units, best first
 
 
 class Space:
-    """The widths a search chooses from. allowed: axis -> widths, rising, the last the whole axis.
+    """The widths that a search chooses from; `allowed` maps each axis to its widths, rising to the whole axis.
 
-    ratios: so many from `least_ratio` to 1, evenly; an axis of size s may have max(least, floor(s r / d) d) units, in
-    whole numbers, d being its block (`selection.blocks`). None: every multiple of its block.
-    round_to: widths are multiples of it in every tensor, or the whole axis. None: of 16, of less in narrow tensors.
-    floor, cap, freeze: see `limits.least`. The paper truncates and has no floor: floor=0 gives its widths to the unit.
-    Raises UserError if nothing is left to choose.
+    The paper truncates and has no floor; floor=0 gives exactly its widths.
+
+    Args:
+        graph: The graph of the model.
+        ratios: How many ratios r, evenly spaced from `least_ratio` to 1; an axis of size s may have
+            max(least, floor(s r / d) d) units, where d is its block (`selection.blocks`). None: every multiple of d.
+        least_ratio: The lowest ratio, from 0 to below 1.
+        round_to: Widths are multiples of it in every tensor, or the whole axis; None: of 16, less in narrow tensors.
+        floor: The fewest units of each axis, see `selection.least`.
+        cap: The largest share of an axis that may be removed, see `selection.least`.
+        freeze: Axes that stay whole.
+
+    Raises:
+        UserError: `ratios` or `least_ratio` is out of range, or no axis has a choice.
     """
 
     def __init__(
@@ -48,9 +57,11 @@ class Space:
         freeze: Sequence[str] = (),
     ):
         if ratios is not None and (not isinstance(ratios, int) or ratios < 2):
-            raise UserError(f"ratios {ratios!r}: expected a whole number from 2, or None for every width.")
+            raise UserError(
+                f"ratios should be a whole number from 2, or None for every width, but is {ratios!r}."
+            )
         if not 0 <= least_ratio < 1:
-            raise UserError(f"least_ratio {least_ratio!r}: expected a share from 0 to below 1.")
+            raise UserError(f"least_ratio should be a share from 0 to below 1, but is {least_ratio!r}.")
         self.graph = graph
         self.floor, self.cap, self.freeze = floor, cap, freeze
         self.least = {name: units for name, (units, _) in least(graph, floor, cap, freeze).items()}
@@ -62,11 +73,16 @@ class Space:
         }
         self.names = [name for name, widths in self.allowed.items() if len(widths) > 1]
         if not self.names:
-            raise UserError("every axis is frozen, or has one width only: there is nothing to search for.")
+            raise UserError(
+                "every axis is frozen or has one width only, so there is nothing to search for; freeze less, or give "
+                "a lower floor or more ratios."
+            )
         self.counts = np.array([len(self.allowed[name]) for name in self.names])  # (G,)
-        self.columns = np.array([list(graph.axes).index(name) for name in self.names])  # (G,): their axes
+        self.columns = np.array(
+            [list(graph.axes).index(name) for name in self.names]
+        )  # (G,): indices of axes
         self.sizes = np.array([axis.size for axis in graph.axes.values()], dtype=np.float64)  # (A,)
-        # (G, most): rows are filled up with what no width reaches
+        # (G, most widths): short rows are padded with infinity, which no width reaches
         self._table = np.full((len(self.names), self.counts.max()), np.inf)
         for row, name in zip(self._table, self.names, strict=True):
             row[: len(self.allowed[name])] = self.allowed[name]
@@ -76,32 +92,46 @@ class Space:
         """The genes (G,) of the network as it is."""
         return self.counts - 1
 
-    def chosen(self, genes: np.ndarray) -> np.ndarray:
-        """The widths (C, G) that genes (C, G) stand for, float64."""
+    def gene_widths(self, genes: np.ndarray) -> np.ndarray:
+        """The widths (C, G) of genes (C, G), float64."""
         return self._table[np.arange(len(self.names)), genes]
 
     def batch(self, genes: np.ndarray) -> Tensor:
-        """The widths (C, A) of all axes, float64, as `selection.Price` takes them."""
+        """The widths (C, A) of all axes, float64, as a `selection.Price` takes them."""
         widths = np.repeat(self.sizes[None], len(genes), 0)
-        widths[:, self.columns] = self.chosen(genes)
+        widths[:, self.columns] = self.gene_widths(genes)
         return torch.from_numpy(widths)
 
     def below(self, widths: np.ndarray) -> np.ndarray:
-        """The genes (C, G) of the widest allowed that are no wider than `widths` (C, G); of the least where none is."""
+        """The genes (C, G) of the largest allowed widths up to `widths` (C, G), or of the least if none is so small."""
         reached = (self._table <= widths[..., None] + NEAR).sum(-1)
         return np.maximum(reached - 1, 0)
 
     def widths(self, genes: np.ndarray) -> dict[str, int]:
-        """Every axis' units by name, of one network's genes (G,). Plain data, to be stored as JSON."""
+        """The widths of a network.
+
+        Args:
+            genes: (G,), its genes.
+
+        Returns:
+            {axis: units} of all axes, plain JSON.
+        """
         found = {name: widths[-1] for name, widths in self.allowed.items()}
         for name, gene in zip(self.names, genes.tolist(), strict=True):
             found[name] = self.allowed[name][gene]
         return found
 
     def genes(self, widths: Widths) -> np.ndarray:
-        """The genes (G,) of widths by name; axes left out are whole.
+        """The genes of a network.
 
-        Raises UserError for a name that is no axis, and a width the axis may not have, naming the nearest.
+        Args:
+            widths: axis -> units; axes left out are whole.
+
+        Returns:
+            (G,), its genes.
+
+        Raises:
+            UserError: A name is not an axis, or a width is not allowed; the message names the nearest.
         """
         for name, units in widths.items():
             allowed = self._of(name)
@@ -114,17 +144,24 @@ class Space:
         return np.array(places)
 
     def nearest_below(self, widths: Widths) -> np.ndarray:
-        """The genes (G,) of the widest network within `widths`, which may be any; axes left out are whole."""
+        """The genes (G,) of the widest allowed network within any `widths`; axes left out are whole."""
         for name in widths:
             self._of(name)
         wanted = [widths.get(name, self.allowed[name][-1]) for name in self.names]
         return self.below(np.array(wanted, dtype=np.float64))
 
     def keep(self, widths: Widths, order: Orders | None = None) -> dict[str, list[int]]:
-        """The units that stay, sorted, as `surgery.shrink` takes them: the first of each axis, as many as its width.
+        """The keep of a network: the first units of each axis, as many as its width.
 
-        order: axis -> its units, best first (see `best_first`); None: as they stand, the paper's way. Raises UserError
-        if the widths are not of this search or an order does not fit.
+        Args:
+            widths: axis -> units; axes left out are whole.
+            order: axis -> its units, best first (see `best_first`); None: in their own order, as in the paper.
+
+        Returns:
+            {axis: sorted indices that stay}, as `shrink` takes it.
+
+        Raises:
+            UserError: The widths are not of this space, or an order is not a permutation of an axis.
         """
         self.genes(widths)
         kept = {}
@@ -132,7 +169,9 @@ class Space:
             size, units = allowed[-1], widths.get(name, allowed[-1])
             first = list(range(size)) if order is None else torch.as_tensor(order.get(name, [])).tolist()
             if len(first) != size or sorted(first) != list(range(size)):
-                raise UserError(f"order of axis {name}: expected each unit from 0 to {size - 1} once.")
+                raise UserError(
+                    f"order of axis {name}: expected each unit from 0 to {size - 1} once, got {first[:5]}."
+                )
             kept[name] = sorted(first[:units])
         return kept
 
@@ -143,9 +182,17 @@ class Space:
 
 
 def best_first(graph: Graph, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The units of every axis by falling score, equal ones by rising unit, as `select` takes them.
+    """Order the units of every axis by falling score, equal ones by rising index, as `select` takes them.
 
-    scores: axis -> (size,). Raises UserError if some are missing, NaN or infinite.
+    Args:
+        graph: The graph of the model.
+        scores: axis -> (size,).
+
+    Returns:
+        {axis: int64 (size,)}, its units, best first.
+
+    Raises:
+        UserError: Scores are missing, NaN or infinite.
     """
     order = {}
     for name, axis in graph.axes.items():
@@ -160,13 +207,13 @@ def best_first(graph: Graph, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def ladder(count: int, least_ratio: float = LEAST_RATIO) -> list[Fraction]:
-    """`count` ratios from the least to 1, evenly and exact: (10 + 3 k) / 100 for the paper's 31."""
+    """`count` evenly spaced exact ratios from the least to 1; for the paper's 31, (10 + 3 k) / 100."""
     first = Fraction(str(least_ratio))
     return [first + (1 - first) * Fraction(k, count - 1) for k in range(count)]
 
 
 def _allowed(size: int, units: int, step: int, shares: Sequence[Fraction] | None) -> tuple[int, ...]:
-    """The widths of an axis that keeps `units` at least, in blocks of `step`."""
+    """The allowed widths of an axis that keeps at least `units`, in blocks of `step`."""
     low = min(-(-units // step) * step, size)
     if shares is None:
         return (*range(low, size, step), size)

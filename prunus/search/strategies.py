@@ -1,12 +1,12 @@
-"""Which networks are looked at next.
+"""Strategies: which networks are evaluated next.
 
-    evolution   from the best so far, by mutation and crossover (MetaPruning, Liu et al., ICCV 2019, arXiv:1903.10258)
-    greedy      from the whole network down, each time by the step that loses least for what it saves (AutoSlim, Yu and
+    evolution   mutation and crossover of the best so far (MetaPruning, Liu et al., ICCV 2019, arXiv:1903.10258)
+    greedy      from the whole network down, each time by the step with the least loss per saved cost (AutoSlim, Yu and
                 Huang, 2019, arXiv:1903.11728); passes every budget on its way
-    random      what any search has to beat (Li et al., Revisiting Random Channel Pruning, CVPR 2022)
+    random      the baseline of every search (Li et al., Revisiting Random Channel Pruning, CVPR 2022)
 
-A strategy is a generator: it is sent the scores of one batch and yields the next, and knows nothing of data, files or
-processes. What it draws depends on the seed and the number of the batch alone.
+A strategy is a generator: it is sent the scores of one batch and yields the next; it knows nothing of data, files or
+processes. Its samples depend only on the seed and the number of the batch.
 """
 
 from collections.abc import Generator, Sequence
@@ -17,50 +17,75 @@ from typing import Protocol
 import numpy as np
 
 from prunus.errors import UserError
-from prunus.search.journal import Candidate, Proposal, ranked
-from prunus.search.proposals import Room, crossed, mutated
+from prunus.search.journal import Candidate, Proposal, rank
+from prunus.search.proposals import Feasible, cross, mutate
 
-RIVAL = 10  # the place in the ranking that a network must be able to reach, or it is dropped from the race
-STEPS = 0.5  # of the mutants: they move by single steps, the others anywhere
+RIVAL = 10  # the rank that a network must be able to reach, otherwise it is dropped from the race
+STEPS = 0.5  # share of the mutants that move by single steps; the others move anywhere
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What to look at next. rival: whoever falls behind it for certain need not be looked at further."""
+    """The networks to evaluate next.
+
+    Args:
+        proposals: The networks.
+        rival: A network that is certain to be worse than this one is dropped early.
+    """
 
     proposals: list[Proposal]
     rival: Candidate | None = None
 
 
-Batches = Generator[Batch, list[Candidate], list[Candidate]]  # returns the way it went, if it is a way
+Batches = Generator[Batch, list[Candidate], list[Candidate]]  # returns greedy's path; otherwise nothing
 
 
 class Strategy(Protocol):
-    """Decides what is looked at."""
+    """The contract of a strategy: it decides which networks are evaluated."""
 
-    def batches(self, room: Room, first: list[Proposal], seed: int) -> Batches:
-        """Yields batches, the first with the proposals `first`; is sent their candidates, in the same order."""
+    def batches(self, feasible: Feasible, first: list[Proposal], seed: int) -> Batches:
+        """Yield batches, the first with the proposals `first`; each is answered by its candidates, in order.
 
-    def evaluations(self, room: Room) -> int:
-        """About how many there will be."""
+        Args:
+            feasible: The networks within the budget.
+            first: Networks that are evaluated first.
+            seed: The seed of all samples.
+
+        Yields:
+            Batches; the generator returns the path of networks it went through, if there is one.
+        """
+
+    def evaluations(self, feasible: Feasible) -> int:
+        """About how many evaluations there will be."""
 
 
-def proposals(room: Room, genes: Sequence[np.ndarray], origin: str, generation: int) -> list[Proposal]:
-    """Networks of genes (G,), with what they cost."""
+def propose(feasible: Feasible, genes: Sequence[np.ndarray], origin: str, generation: int) -> list[Proposal]:
+    """Proposals of networks with genes (G,), with their costs."""
     if not len(genes):
         return []
-    costs = room.costs(np.stack(genes)).tolist()
+    costs = feasible.costs(np.stack(genes)).tolist()
     return [
-        Proposal(widths=room.space.widths(row), cost=cost, origin=origin, generation=generation)
+        Proposal(widths=feasible.space.widths(row), cost=cost, origin=origin, generation=generation)
         for row, cost in zip(genes, costs, strict=True)
     ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evolution:
-    """The paper's numbers. Of each later generation so many are mutants and crossovers of the best, the rest random.
+    """Evolution over widths, with the paper's numbers as defaults; the first generation is random.
 
-    parents: how many of the best ever seen. chance: of a gene to mutate.
+    Source: MetaPruning, Liu et al., ICCV 2019, arXiv:1903.10258.
+
+    Args:
+        generations: How many generations.
+        population: Networks in each.
+        parents: How many of the best networks so far have children.
+        mutants: Mutants of the parents in each later generation.
+        crossovers: Crossovers of the parents in each later generation; the rest is random.
+        chance: Probability that a gene of a mutant changes.
+
+    Raises:
+        UserError: A number is out of range, or there are more children than the population.
     """
 
     generations: int = 20
@@ -72,76 +97,92 @@ class Evolution:
 
     def __post_init__(self):
         if min(self.generations, self.population, self.parents) < 1 or min(self.mutants, self.crossovers) < 0:
-            raise UserError(f"a search needs one generation, one network in it and one parent: {self}.")
+            raise UserError(
+                "generations, population and parents should be at least 1, mutants and crossovers at least 0, but "
+                f"are {self}."
+            )
         if self.mutants + self.crossovers > self.population:
             raise UserError(
-                f"{self.mutants} mutants and {self.crossovers} crossovers are more than {self.population}."
+                f"{self.mutants} mutants and {self.crossovers} crossovers are more than the population of "
+                f"{self.population}; give fewer, or a larger population."
             )
         if not 0 < self.chance <= 1:
-            raise UserError(f"chance {self.chance}: expected a share above 0, at most 1.")
+            raise UserError(f"chance should be above 0 and at most 1, but is {self.chance}.")
 
-    def evaluations(self, room: Room) -> int:
-        """As many as the paper's, if the space has them."""
+    def evaluations(self, feasible: Feasible) -> int:
+        """All generations, if the space has that many networks."""
         return self.generations * self.population
 
-    def batches(self, room: Room, first: list[Proposal], seed: int) -> Batches:
-        """A generation each; ends early when nothing new can be found."""
+    def batches(self, feasible: Feasible, first: list[Proposal], seed: int) -> Batches:
+        """Yield a generation each; end early if no new network can be found."""
         seen: list[Candidate] = []
         for generation in range(self.generations):
             rng = np.random.default_rng([seed, generation])
-            best = ranked(seen)[: self.parents]
-            made = list(first) if generation == 0 else self.children(room, best, generation, rng)
-            made += proposals(room, room.random(self.population - len(made), rng), "random", generation)
+            best = rank(seen)[: self.parents]
+            made = list(first) if generation == 0 else self.children(feasible, best, generation, rng)
+            made += propose(
+                feasible, feasible.sample_random(self.population - len(made), rng), "random", generation
+            )
             if not made:
                 break
             seen += yield Batch(made, best[-1] if len(best) == self.parents else None)
         return []
 
     def children(
-        self, room: Room, best: list[Candidate], generation: int, rng: np.random.Generator
+        self, feasible: Feasible, best: list[Candidate], generation: int, rng: np.random.Generator
     ) -> list[Proposal]:
-        """Mutants and crossovers of the best."""
+        """Make mutants and crossovers of the best."""
         if not best:
             return []
-        parents = np.stack([room.space.genes(each.widths) for each in best])
-        steps = 0.0 if room.strict else STEPS
+        parents = np.stack([feasible.space.genes(each.widths) for each in best])
+        steps = 0.0 if feasible.strict else STEPS
 
         def mutants(count: int, rng: np.random.Generator) -> np.ndarray:
-            return mutated(parents, room.space.counts, self.chance, steps, count, rng)
+            return mutate(parents, feasible.space.counts, self.chance, steps, count, rng)
 
-        made = proposals(room, room.fresh(mutants, self.mutants, rng), "mutation", generation)
+        made = propose(feasible, feasible.sample_new(mutants, self.mutants, rng), "mutation", generation)
         if len(parents) > 1:
-            crosses = room.fresh(partial(crossed, parents), self.crossovers, rng)
-            made += proposals(room, crosses, "crossover", generation)
+            crosses = feasible.sample_new(partial(cross, parents), self.crossovers, rng)
+            made += propose(feasible, crosses, "crossover", generation)
         return made
 
 
 @dataclass(frozen=True, kw_only=True)
 class Random:
-    """As many networks within the budget, in batches; after the first, those far behind the best are dropped early."""
+    """Random networks within the budget, in batches; from the second on, networks far worse than the best are dropped.
+
+    Source: Li et al., Revisiting Random Channel Pruning, CVPR 2022.
+
+    Args:
+        networks: How many networks.
+        batch: Networks in a batch.
+
+    Raises:
+        UserError: A number is below 1.
+    """
 
     networks: int = 1000
     batch: int = 50
 
     def __post_init__(self):
         if min(self.networks, self.batch) < 1:
-            raise UserError(f"a random search needs one network, and one in a batch: {self}.")
+            raise UserError(f"networks and batch should be at least 1, but are {self}.")
 
-    def evaluations(self, room: Room) -> int:
-        """If the space has them."""
+    def evaluations(self, feasible: Feasible) -> int:
+        """All networks, if the space has that many."""
         return self.networks
 
-    def batches(self, room: Room, first: list[Proposal], seed: int) -> Batches:
-        """Ends early when nothing new can be found."""
+    def batches(self, feasible: Feasible, first: list[Proposal], seed: int) -> Batches:
+        """Yield batches of random networks; end early if no new one can be found."""
         seen: list[Candidate] = []
         number = 0
         while len(seen) < self.networks:
             made, rng = list(first) if number == 0 else [], np.random.default_rng([seed, number])
             count = min(self.batch, self.networks - len(seen)) - len(made)
-            made += proposals(room, room.random(max(0, count), rng), "random", number)
+            made += propose(feasible, feasible.sample_random(max(0, count), rng), "random", number)
             if not made:
                 break
-            best = ranked(seen)[:RIVAL]
+            best = rank(seen)[:RIVAL]
             seen += yield Batch(made, best[-1] if len(best) == RIVAL else None)
             number += 1
         return []
@@ -149,37 +190,45 @@ class Random:
 
 @dataclass(frozen=True, kw_only=True)
 class Greedy:
-    """stride: how many widths of its ladder an axis goes down in one step.
+    """Greedy descent from the whole network; a step narrows one axis.
 
-    Nothing is drawn, so the seed plays no part. A step that loses nothing is taken before any that does, that which
-    saves most first.
+    Steps that lose nothing are taken before all others, the one that saves most first. Nothing is sampled, so the seed
+    has no effect. Source: AutoSlim, Yu and Huang, 2019, arXiv:1903.11728.
+
+    Args:
+        stride: By how many of its allowed widths a step narrows an axis.
+
+    Raises:
+        UserError: `stride` is below 1.
     """
 
     stride: int = 1
 
     def __post_init__(self):
         if self.stride < 1:
-            raise UserError(f"stride {self.stride}: expected a whole number from 1.")
+            raise UserError(f"stride should be a whole number from 1, but is {self.stride}.")
 
-    def evaluations(self, room: Room) -> int:
-        """As if it went straight to the uniform network."""
-        steps = (room.space.whole - room.uniform()) / self.stride
+    def evaluations(self, feasible: Feasible) -> int:
+        """About as many as on a straight path to the uniform network."""
+        steps = (feasible.space.whole - feasible.uniform()) / self.stride
         return int(steps.sum() * len(steps)) + 1
 
-    def batches(self, room: Room, first: list[Proposal], seed: int) -> Batches:
-        """Everything that is one step down; returns the networks it went through, from the whole one on."""
-        here = room.space.whole
-        found = yield Batch([*proposals(room, [here], "greedy", 0), *first])
+    def batches(self, feasible: Feasible, first: list[Proposal], seed: int) -> Batches:
+        """Yield all networks one step down; return the path, from the whole network on."""
+        here = feasible.space.whole
+        found = yield Batch([*propose(feasible, [here], "greedy", 0), *first])
         path = [found[0]]
-        while path[-1].cost > room.limit:
+        while path[-1].cost > feasible.limit:
             down = [here - step for step in np.diag(np.minimum(here, self.stride)) if step.any()]
-            found = yield Batch(proposals(room, down, "greedy", len(path)))
-            best = min(range(len(found)), key=lambda i: self.dearness(path[-1], found[i], room.before))
+            found = yield Batch(propose(feasible, down, "greedy", len(path)))
+            best = min(
+                range(len(found)), key=lambda i: self.loss_per_saving(path[-1], found[i], feasible.before)
+            )
             here, path = down[best], [*path, found[best]]
         return path
 
     @staticmethod
-    def dearness(whole: Candidate, less: Candidate, before: float) -> float:
-        """What a step loses for what it saves; below zero, by what it saves, where nothing is lost."""
+    def loss_per_saving(whole: Candidate, less: Candidate, before: float) -> float:
+        """The loss of score per saved share of cost; if nothing is lost, minus the saved share."""
         loss, saved = whole.score - less.score, max((whole.cost - less.cost) / before, 1e-9)
         return loss / saved if loss > 0 else -saved

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from prunus import surgery
 from prunus.data import Split
 from prunus.graph import Graph
-from prunus.search.proposals import Room, drawn
+from prunus.search.proposals import Feasible, sample
 from prunus.search.space import Orders, Widths
-from prunus.surgery import checked_tensors, resized
+from prunus.surgery import checked_tensors, resize
 from prunus.tasks import Task
 from prunus.train import Along, Recipe, Training
 
@@ -49,7 +49,7 @@ class Supernet(nn.Module):
     def __init__(
         self,
         net: nn.Module,
-        room: Room,
+        room: Feasible,
         *,
         order: Orders | None = None,
         maker: Makes | None = None,
@@ -73,10 +73,10 @@ class Supernet(nn.Module):
         """The widths of the networks that a step trains."""
         space, rng = self.room.space, np.random.default_rng([self.seed, step])
         if self.sampling == "sandwich":
-            genes = [space.whole, 0 * space.whole, *drawn(space.counts, RANDOM, rng)]
+            genes = [space.whole, 0 * space.whole, *sample(space.counts, RANDOM, rng)]
         else:
-            genes = drawn(space.counts, 1, rng)
-            genes = self.room.mended(genes, rng) if self.sampling == "budget" else genes
+            genes = sample(space.counts, 1, rng)
+            genes = self.room.mend(genes, rng) if self.sampling == "budget" else genes
         return [space.widths(each) for each in genes]
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -102,7 +102,7 @@ class Supernet(nn.Module):
     def network(self, widths: Widths) -> nn.Module:
         """A module of these widths, of its own; its norms are to be renewed."""
         tensors = checked_tensors(self.net, self.graph) | self.made(widths)
-        return resized(self.net, self.graph, self.keep(widths), tensors)
+        return resize(self.net, self.graph, self.keep(widths), tensors)
 
 
 class Stepping(Along):

@@ -79,13 +79,13 @@ def hold(model: nn.Module, graph: Graph | None, masks: Masks) -> None:
     graph: of this model; None where it has none (after a shrink), then `masks` go by the model's own names.
     Raises UserError if the masks, or FileError if the graph, are of another model; then nothing is changed.
     """
-    tensors = copies.effective(model) if graph is None else copies.checked_tensors(model, graph)
+    tensors = copies.effective_tensors(model) if graph is None else copies.checked_tensors(model, graph)
     buffers = dict(model.named_buffers())
     masks = _fitting({name: tensor.shape for name, tensor in tensors.items() if name not in buffers}, masks)
-    there = {weight.name: weight for weight in weight_steps.found(model, Mask)}
+    there = {weight.name: weight for weight in weight_steps.find_steps(model, Mask)}
     for name, mask in masks.items():
         ones = torch.ones_like(tensors[name], dtype=torch.bool, requires_grad=False)
-        weight = there.get(name) or weight_steps.put(model, name, Mask(ones))
+        weight = there.get(name) or weight_steps.add_step(model, name, Mask(ones))
         steps, last = weight.steps, weight.step(Mask)
         plain = steps.is_tensor and len(steps) == 1  # what stands behind a norm has no zeros of its own
         if plain:
@@ -98,7 +98,7 @@ def hold(model: nn.Module, graph: Graph | None, masks: Masks) -> None:
 def held(model: nn.Module) -> dict[str, Tensor]:
     """The masks that hold `model` now (copies), by the graph's names; none if it is not held."""
     found: dict[nn.Module, tuple[str, Tensor]] = {}
-    for weight in weight_steps.found(model, Mask):
+    for weight in weight_steps.find_steps(model, Mask):
         found.setdefault(weight.steps, (weight.name, weight.step(Mask).mask.clone()))
     return dict(found.values())
 
@@ -109,7 +109,7 @@ def finalise(model: nn.Module) -> None:
     Parameters stay the same objects, but those behind another parametrisation (weight_norm), which goes too.
     Nothing happens to a model that is not held.
     """
-    weight_steps.take_off(model, Mask)
+    weight_steps.remove_steps(model, Mask)
 
 
 # -------------------------------------------------------------------------------------- counting
@@ -127,7 +127,9 @@ def density(masks: Masks) -> float:
 def sliced(graph: Graph, keep: Keep, masks: Masks) -> dict[str, Tensor]:
     """The masks of the model shrunk to `keep`. Raises UserError if the keep or the masks are of another model."""
     keep = graph.checked(keep)
-    return {n: slicing.sliced(mask, graph.layouts[n], keep) for n, mask in checked(graph, masks).items()}
+    return {
+        n: slicing.slice_tensor(mask, graph.layouts[n], keep) for n, mask in checked(graph, masks).items()
+    }
 
 
 def dead(graph: Graph, masks: Masks) -> dict[str, list[int]]:
@@ -173,7 +175,7 @@ def sizes_mb(model: nn.Module | Mapping[str, Tensor], masks: Masks) -> dict[str,
     dense: all parameters and buffers as they are. packed: of masked ones the values that stay and a bit for every
     weight. compressed: the packed bytes, each tensor's and each mask's, through zlib (level 6).
     """
-    tensors: Mapping[str, Tensor] = copies.effective(model) if isinstance(model, nn.Module) else model
+    tensors: Mapping[str, Tensor] = copies.effective_tensors(model) if isinstance(model, nn.Module) else model
     masks = _fitting({name: tensor.shape for name, tensor in tensors.items()}, masks)
     dense, stored = 0, {"packed": 0, "compressed": 0}
     for name, tensor in tensors.items():

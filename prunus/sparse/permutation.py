@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 from prunus.errors import PruningError, UserError
 from prunus.graph import Graph, skeleton, tracer
 from prunus.sparse.patterns import NofM, Pattern, contracted, matrix, parse, unfit
-from prunus.surgery import TOLERANCES, checked_tensors, clone, sliced
+from prunus.surgery import TOLERANCES, checked_tensors, clone, slice_tensor
 
 ROWS = 256  # looked at in the search; what is gained is counted over all
 UNITS = 1024  # compared with each other in a round
@@ -94,7 +94,7 @@ def permuted(
     total = sum(float(score.sum(dtype=torch.float64)) for score in rows.values()) or 1.0
     before = sum(_kept(score, pattern) for score in rows.values())
     after = sum(
-        _kept(sliced(s, [s.shape[0], graph.layouts[n][dims[n]]], _indices(found)), pattern)
+        _kept(slice_tensor(s, [s.shape[0], graph.layouts[n][dims[n]]], _indices(found)), pattern)
         for n, s in rows.items()
     )
     small = clone(model, _reordered(graph, tensors, found))
@@ -188,7 +188,7 @@ def _reordered(
     graph: Graph, tensors: Mapping[str, Tensor], order: Mapping[str, Sequence[int]]
 ) -> dict[str, Tensor]:
     keep = _indices(order)
-    return {name: sliced(tensor, graph.layouts[name], keep) for name, tensor in tensors.items()}
+    return {name: slice_tensor(tensor, graph.layouts[name], keep) for name, tensor in tensors.items()}
 
 
 def _proved(

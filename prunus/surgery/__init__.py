@@ -1,23 +1,30 @@
-"""Surgery: a keep applied to a model, and proved.
+"""Surgery: apply a keep to a model and prove the result.
 
 Its files, in the order in which to read them:
 
     slicing            the part of a tensor that stays
-    steps              modules that compute a weight, such as parametrisations
+    steps              modules that change a weight before it is used: masks, gates
     copies             models that hold other tensors
     proof              prove, verify, and the axis to blame
     apply              mask, crop, shrink
     optimizer_state    momentum and averages carried over
-    fresh              new random weights
+    fresh              reinitialise a model
 """
 
 from prunus.surgery.apply import crop, mask, shrink
-from prunus.surgery.copies import changed_attributes, checked_tensors, clone, effective, fill, resized
-from prunus.surgery.fresh import draw_anew, fan_in, uniform
+from prunus.surgery.copies import (
+    changed_attributes,
+    checked_tensors,
+    clone,
+    effective_tensors,
+    resize,
+    with_tensors,
+)
+from prunus.surgery.fresh import fan_in, reinitialise, sample_uniform
 from prunus.surgery.optimizer_state import carry_over
 from prunus.surgery.proof import TOLERANCES, Proof, prove, verify
-from prunus.surgery.slicing import cut, differences, sliced
-from prunus.surgery.steps import Held, found, lists_of
+from prunus.surgery.slicing import cut, shape_differences, slice_tensor
+from prunus.surgery.steps import Held, find_steps, lists_of
 
 __all__ = [
     "TOLERANCES",
@@ -29,18 +36,18 @@ __all__ = [
     "clone",
     "crop",
     "cut",
-    "differences",
-    "draw_anew",
-    "effective",
+    "effective_tensors",
     "fan_in",
-    "fill",
-    "found",
+    "find_steps",
     "lists_of",
     "mask",
     "prove",
-    "resized",
+    "reinitialise",
+    "resize",
+    "sample_uniform",
+    "shape_differences",
     "shrink",
-    "sliced",
-    "uniform",
+    "slice_tensor",
     "verify",
+    "with_tensors",
 ]

@@ -1,9 +1,9 @@
-"""Keep applied: the same indices as zeros (mask), as smaller weights for one call (crop), or for real (shrink).
+"""Apply a keep: as zeros (mask), as smaller weights for one call (crop), or for real (shrink).
 
-Every shrink is proved. The original, with the units that go set to zero in all its weights, and the small
-model are run side by side in double precision, on weights shaken a little so that fresh ones and zeros
-cannot hide a wrong index; their outputs must agree. Operators that mix units (layer norm, softmax, means
-over a pruned axis) take their statistics over the units that are kept, in both. Source: ours.
+Every shrink is proved. The original, with zeros in all weights of the removed units, and the small model are run in
+double precision on slightly perturbed weights, so that fresh weights and zeros cannot hide a wrong index; their
+outputs must agree. In both, operators that mix units (layer norm, softmax, means over a pruned axis) take their
+statistics over the kept units only. Source: ours.
 """
 
 from __future__ import annotations
@@ -16,15 +16,28 @@ from torch import nn
 
 from prunus.errors import UserError, unknown
 from prunus.graph import Graph, Keep, set_attributes, skeleton
-from prunus.surgery.copies import checked_tensors, clone, resized
+from prunus.surgery.copies import checked_tensors, clone, resize
 from prunus.surgery.proof import prove
-from prunus.surgery.slicing import cut, masked
+from prunus.surgery.slicing import cut, mask_tensors
 
 
 def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
-    """A copy of `model`, of the same shapes, with zeros in all weights at the units that go."""
+    """Copy `model` with zeros in all weights of the units that are not kept; shapes stay the same.
+
+    Args:
+        model: The traced model; it is not changed.
+        graph: Its graph.
+        keep: axis -> indices that stay.
+
+    Returns:
+        The copy.
+
+    Raises:
+        FileError: `model` is not the model that was traced.
+        UserError: `keep` does not fit the graph.
+    """
     keep, tensors = graph.checked(keep), checked_tensors(model, graph)
-    return clone(model, masked(tensors, graph, keep))
+    return clone(model, mask_tensors(tensors, graph, keep))
 
 
 def crop(
@@ -35,9 +48,24 @@ def crop(
     weights: Mapping[str, torch.Tensor] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Run `model` as if shrunk, for one call; gradients reach the full weights. Norm statistics are not updated.
+    """Run `model` for one call as if it were shrunk; gradients reach the full-size weights.
 
-    weights: full-size tensors by name to cut from, in place of the model's own (hypernetworks).
+    Norm statistics are not updated.
+
+    Args:
+        model: The traced model; it is not changed.
+        graph: Its graph.
+        keep: axis -> indices that stay.
+        *args: Arguments of the call.
+        weights: name -> full-size tensor, cut in place of the model's own (for hypernetworks).
+        **kwargs: Keyword arguments of the call.
+
+    Returns:
+        The output of the call.
+
+    Raises:
+        FileError: `model` is not the model that was traced.
+        UserError: `keep` does not fit the graph, or `weights` has an unknown name or a wrong shape.
     """
     keep, tensors = graph.checked(keep), checked_tensors(model, graph)
     weights = weights or {}
@@ -46,10 +74,13 @@ def crop(
             raise unknown("weight", name, tensors)
         if tensor.shape != tensors[name].shape:
             raise UserError(
-                f"weights[{name!r}] should be {tuple(tensors[name].shape)}, is {tuple(tensor.shape)}."
+                f"weights[{name!r}] should have the full shape {tuple(tensors[name].shape)}, has "
+                f"{tuple(tensor.shape)}; give it uncut."
             )
     part = cut({**tensors, **weights}, graph, keep)
-    part |= {n: t.clone() for n, t in part.items() if n not in graph.parameters}  # the call may write to them
+    part |= {
+        n: t.clone() for n, t in part.items() if n not in graph.parameters
+    }  # the call may write to buffers
     bare = skeleton.skeleton(model)
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in bare.named_modules():
@@ -59,15 +90,26 @@ def crop(
 
 
 def shrink(model: nn.Module, graph: Graph, keep: Keep, *, verify: str = "on") -> nn.Module:
-    """A smaller copy of `model`, of the same class, with only the units in `keep`; the original is untouched.
+    """Copy `model` with only the units in `keep`: smaller, of the same class, and proved.
 
-    verify: "on" proves the result against the masked original, "off" trusts it (for those who shrink in a loop).
-    Raises PruningError naming the axes if the proof fails, UserError if `keep` does not fit the graph.
+    Args:
+        model: The traced model; it is not changed.
+        graph: Its graph.
+        keep: axis -> indices that stay.
+        verify: "on" proves the result against the masked original; "off" skips the proof, for shrinking in a loop.
+
+    Returns:
+        The small model.
+
+    Raises:
+        FileError: `model` is not the model that was traced.
+        PruningError: The proof failed; the message names the axes.
+        UserError: `keep` does not fit the graph, or `verify` is neither "on" nor "off".
     """
     if verify not in ("on", "off"):
         raise UserError(f'verify must be "on" or "off", got {verify!r}.')
     keep = graph.checked(keep)
-    small = resized(model, graph, keep, checked_tensors(model, graph))
+    small = resize(model, graph, keep, checked_tensors(model, graph))
     if verify == "on":
         prove(model, graph, keep, small)
     return small

@@ -1,7 +1,7 @@
-"""Weights under a keep: which part of each tensor stays, and a copy of a model that holds other tensors.
+"""Copies of a model that hold other tensors.
 
-What `surgery` and `store` are built from. Models are copied without their weights: each tensor of the copy is
-given at once in its final shape; ties, frozen parameters, memory formats and parametrisations are respected.
+Models are copied without their weights: each tensor of the copy is created once, in its final shape. Ties, frozen
+parameters, memory formats and parametrisations are preserved.
 """
 
 from __future__ import annotations
@@ -15,26 +15,42 @@ from torch.nn.utils import parametrize
 
 from prunus.errors import FileError
 from prunus.graph import Graph, Keep, set_attributes, skeleton
-from prunus.surgery.slicing import cut, differences
+from prunus.surgery.slicing import cut, shape_differences
 from prunus.surgery.steps import lists_of
 
 
 def checked_tensors(model: nn.Module, graph: Graph) -> dict[str, torch.Tensor]:
-    """The model's tensors by the graph's names. Raises FileError if it is not the model that was traced."""
-    tensors = effective(model)
-    wrong = differences(graph.shapes, tensors)
+    """The model's effective tensors, checked against the graph.
+
+    Args:
+        model: The traced model.
+        graph: Its graph.
+
+    Returns:
+        {name: tensor}, see `effective_tensors`.
+
+    Raises:
+        FileError: Names or shapes differ from the graph's.
+    """
+    tensors = effective_tensors(model)
+    wrong = shape_differences(graph.shapes, tensors)
     if wrong:
         raise FileError(f"this model is not the one that was traced: {'; '.join(wrong[:3])}. Trace it again.")
     return tensors
 
 
-def effective(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name, a parametrised one under its plain name as it acts (g * v / |v|, say).
+def effective_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors that a model computes with: parameters and buffers, parametrised ones by their value.
 
-    Where modules share a parametrisation (tied weights that are held by a mask), under its first name.
+    Args:
+        model: Any model.
+
+    Returns:
+        {name: tensor}; a parametrised tensor (weight norm: g * v / |v|) is under its plain name. Modules that share a
+        parametrisation (tied weights under a mask) give one entry, under the first name.
     """
     found = {n: t for n, t in skeleton.named_tensors(model).items() if ".parametrizations." not in f".{n}"}
-    for steps, (name, module, attribute) in _parametrised(model).items():
+    for steps, (name, module, attribute) in _parametrisations(model).items():
         training = module.training
         steps.eval()  # spectral_norm would iterate, and so change the model
         found[name] = getattr(module, attribute)
@@ -42,8 +58,8 @@ def effective(model: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def _parametrised(model: nn.Module) -> dict[nn.Module, tuple[str, nn.Module, str]]:
-    """Each parametrisation once, with the first tensor it computes: its name, its module, its name there."""
+def _parametrisations(model: nn.Module) -> dict[nn.Module, tuple[str, nn.Module, str]]:
+    """Each parametrisation once, with the first tensor it computes: (name, module, attribute of the module)."""
     found: dict[nn.Module, tuple[str, nn.Module, str]] = {}
     for prefix, module in model.named_modules():
         if parametrize.is_parametrized(module):
@@ -52,11 +68,19 @@ def _parametrised(model: nn.Module) -> dict[nn.Module, tuple[str, nn.Module, str
     return found
 
 
-@torch.inference_mode(False)  # tensors made there could never be trained
+@torch.inference_mode(False)  # tensors made in inference mode could never be trained
 def clone(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
-    """A copy of `model` that holds `tensors` in place of its own; nothing else is copied twice.
+    """Copy a model, but with other tensors.
 
-    Ties, frozen parameters and memory format stay, and parametrisations that can take the new value.
+    Ties, frozen parameters and memory formats are preserved, as are parametrisations that can represent the new
+    value; others become plain parameters.
+
+    Args:
+        model: The model to copy; it is not changed.
+        tensors: name -> tensor of any shape, cloned into the copy; names left out keep the model's own.
+
+    Returns:
+        The copy.
     """
     memo: dict[int, Any] = {}
     for name, tensor in skeleton.named_tensors(model).items():
@@ -66,29 +90,31 @@ def clone(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
             nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
         )
     small = skeleton.copied(model, memo)
-    names = {steps: name for steps, (name, _, _) in _parametrised(small).items()}
-    plain: dict[nn.Module, nn.Parameter] = {}  # in the place of parametrisations that could not take theirs
+    names = {steps: name for steps, (name, _, _) in _parametrisations(small).items()}
+    plain: dict[
+        nn.Module, nn.Parameter
+    ] = {}  # replaces the parametrisations that could not take the new value
     for module in list(small.modules()):
         if parametrize.is_parametrized(module):
             values = {a: tensors[names[steps]].detach() for a, steps in lists_of(module).items()}
-            _set_parametrised(module, values, plain)
+            _set_values(module, values, plain)
     return small
 
 
 def memory_format(old: torch.Tensor, new: torch.Tensor) -> torch.memory_format:
-    """How `new`, which takes the place of `old`, should lie in memory."""
+    """The memory format for `new`, which replaces `old`."""
     last = old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous()
     return torch.channels_last if last and new.dim() == 4 else torch.contiguous_format
 
 
-def _set_parametrised(
+def _set_values(
     module: nn.Module, values: dict[str, torch.Tensor], plain: dict[nn.Module, nn.Parameter]
 ) -> None:
-    """Give parametrised tensors values of another shape through the parametrisations' own right inverses.
+    """Set parametrised tensors to values of another shape through the parametrisations' right inverses.
 
-    Where one cannot take it (spectral_norm keeps vectors of the old size; a norm of zero has no inverse; a mask
-    is of the old shape), the tensors become plain parameters, which are noted in `plain`: once for modules that
-    share the parametrisation.
+    If one cannot take its value (spectral_norm keeps vectors of the old size; a norm of zero has no inverse; a mask
+    has the old shape), the tensors become plain parameters, recorded in `plain` so that modules which share a
+    parametrisation share the parameter.
     """
     training, lists = module.training, lists_of(module)
     lists.eval()  # spectral_norm would iterate
@@ -124,29 +150,56 @@ def _invert(parametrisations: parametrize.ParametrizationList, value: Any) -> No
         setattr(parametrisations, name, nn.Parameter(new.detach().clone(), old.requires_grad))
 
 
-def resized(model: nn.Module, graph: Graph, keep: Keep, tensors: dict[str, torch.Tensor]) -> nn.Module:
-    """`model` shrunk, its weights cut from `tensors`; the integers in its modules follow."""
+def resize(model: nn.Module, graph: Graph, keep: Keep, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """Copy a model with its tensors cut to a keep; the integers in its modules (groups, heads) follow.
+
+    Args:
+        model: The traced model; it is not changed.
+        graph: Its graph.
+        keep: axis -> indices that stay, checked.
+        tensors: name -> full-size tensor to cut from.
+
+    Returns:
+        The small model, not proved.
+    """
     small = clone(model, cut(tensors, graph, keep))
     set_attributes(small, graph.attributes, graph.widths(keep))
-    describe(model, small)
+    update_stated_sizes(model, small)
     return small
 
 
-def fill(
+def with_tensors(
     model: nn.Module, tensors: dict[str, torch.Tensor], attributes: Mapping[str, Mapping[str, Any]]
 ) -> nn.Module:
-    """A copy of `model` that holds `tensors` of any shape and {module: {attribute: value}}: how a file is loaded."""
+    """Copy a model with other tensors and integers, as when a file is loaded.
+
+    Args:
+        model: The model to copy; it is not changed.
+        tensors: name -> tensor of any shape.
+        attributes: module name -> {attribute: value}, the integers to set.
+
+    Returns:
+        The copy.
+    """
     small = clone(model, tensors)
     for module_name, values in attributes.items():
         for name, value in values.items():
             old = getattr(small.get_submodule(module_name), name)
             setattr(small.get_submodule(module_name), name, type(old)(value))
-    describe(model, small)
+    update_stated_sizes(model, small)
     return small
 
 
 def changed_attributes(small: nn.Module, graph: Graph) -> dict[str, dict[str, Any]]:
-    """The integers that follow, as they stand in `small`: {module: {attribute: value}}."""
+    """The integers of a small model that follow its axes.
+
+    Args:
+        small: The shrunk model.
+        graph: The graph of the original.
+
+    Returns:
+        {module: {attribute: value}}, plain JSON.
+    """
     found: dict[str, dict[str, Any]] = {}
     for attribute in graph.attributes:
         value = getattr(small.get_submodule(attribute.module), attribute.name)
@@ -156,7 +209,7 @@ def changed_attributes(small: nn.Module, graph: Graph) -> dict[str, dict[str, An
     return found
 
 
-_STATED_SIZES = {  # what a layer says about itself: the dimension of its weight that it states
+_STATED_SIZES = {  # attribute that states a size of the layer -> the dimension of its weight
     "in_features": 1,
     "out_features": 0,
     "num_features": 0,
@@ -166,9 +219,13 @@ _STATED_SIZES = {  # what a layer says about itself: the dimension of its weight
 }
 
 
-def describe(model: nn.Module, small: nn.Module) -> None:
-    """Let the sizes a layer states about itself tell the truth after surgery."""
-    old_tensors, new_tensors, news = effective(model), effective(small), dict(small.named_modules())
+def update_stated_sizes(model: nn.Module, small: nn.Module) -> None:
+    """Update the sizes that layers state about themselves (in_features, ...) to those of their weights, in place."""
+    old_tensors, new_tensors, news = (
+        effective_tensors(model),
+        effective_tensors(small),
+        dict(small.named_modules()),
+    )
     for path, old in model.named_modules():
         weight = next((n for n in (f"{path}.weight", f"{path}.running_mean") if n in new_tensors), None)
         if weight is None or weight not in old_tensors:

@@ -1,4 +1,4 @@
-"""The proof that a small model computes what the original computes with the removed units at zero."""
+"""The proof that a small model computes the same as the original with the removed units at zero."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ from torch.utils._pytree import tree_map_only
 
 from prunus.errors import PruningError
 from prunus.graph import Graph, Keep, skeleton, tracer
-from prunus.surgery.copies import checked_tensors, clone, effective, resized
-from prunus.surgery.slicing import Places, masked, sliced
+from prunus.surgery.copies import checked_tensors, clone, effective_tensors, resize
+from prunus.surgery.slicing import Places, mask_tensors, slice_tensor
 
-# Relative errors allowed. Lower precisions are for devices and models that cannot compute in double.
+# Allowed relative errors. Lower precisions are for devices and models that cannot compute in double.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 SMALL_MODEL = 1_000_000  # parameters
 
 
 @dataclass(frozen=True)
 class Proof:
-    """How far the small model is from the masked original, relative to the largest output."""
+    """The result of a proof.
+
+    Args:
+        max_abs_error: Largest difference between small model and masked original, relative to the largest output.
+        tolerance: The allowed error, which depends on the precision that was possible.
+        seconds: Duration of the proof.
+    """
 
     max_abs_error: float
     tolerance: float
@@ -30,11 +36,26 @@ class Proof:
 
     @property
     def holds(self) -> bool:
+        """Whether the error is within the tolerance."""
         return self.max_abs_error <= self.tolerance
 
 
 def prove(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module) -> Proof:
-    """`verify`, but raises PruningError naming the axes at fault if the two do not agree."""
+    """Verify a small model, and name the axes at fault if it differs from the masked original.
+
+    Args:
+        model: The traced model.
+        graph: Its graph.
+        keep: axis -> indices that stayed.
+        small: The shrunk model.
+
+    Returns:
+        The proof, which holds.
+
+    Raises:
+        FileError: `model` is not the model that was traced.
+        PruningError: The two differ or cannot be compared.
+    """
     try:
         proof = verify(model, graph, keep, small)
     except PruningError as error:
@@ -48,7 +69,7 @@ def prove(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module) -> Proof
 
 
 def _blame(model: nn.Module, graph: Graph, keep: Keep) -> str:
-    """Which axes fail alone, and what couples them."""
+    """A sentence that names the axes which fail alone, with an explanation of the first."""
 
     def fails(name: str) -> bool:
         try:
@@ -56,34 +77,49 @@ def _blame(model: nn.Module, graph: Graph, keep: Keep) -> str:
         except PruningError:
             return True
 
-    guilty = list(filter(fails, keep))
-    if not guilty:
-        return "Each axis alone is right, together they fail; freeze some of them (freeze=[...])."
-    names = ", ".join(guilty[:3])
-    return f"It fails on {names} alone; freeze it (freeze=[...]) and go on without it.\n{graph.explain(guilty[0])}"
+    failing = list(filter(fails, keep))
+    if not failing:
+        return "Each axis alone passes, together they fail; freeze some of them (freeze=[...])."
+    names = ", ".join(failing[:3])
+    return f"It fails on {names} alone; freeze it (freeze=[...]) and prune the rest.\n{graph.explain(failing[0])}"
 
 
 @torch.inference_mode(False)  # see graph.trace
 def verify(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module | None = None) -> Proof:
-    """Compare the small model with the original in which the units that go are zero (see the top of this file).
+    """Compare a small model with the original whose removed units are zero; see `prunus/surgery/apply.py`.
 
-    small: also checked to hold exactly the kept weights of `model`; None tries the surgery alone.
+    Args:
+        model: The traced model; it is not changed.
+        graph: Its graph.
+        keep: axis -> indices that stay.
+        small: The shrunk model, also checked to hold exactly the kept weights of `model`; None verifies only that
+            shrinking `model` to `keep` is correct.
+
+    Returns:
+        The proof, which may not hold.
+
+    Raises:
+        FileError: `model` is not the model that was traced.
+        PruningError: `small` holds other weights, or one of the two models does not run.
+        UserError: `keep` does not fit the graph.
     """
     start = time.perf_counter()
     keep = graph.checked(keep)
     tensors = checked_tensors(model, graph)
     if small is not None:
-        _check_weights(graph, keep, tensors, effective(small))
-    # in a small model the few units left may all be dead for one input, and a dead unit hides its faults
+        _check_weights(graph, keep, tensors, effective_tensors(small))
+    # in a small model the few remaining units may all be zero for one input, and a unit at zero hides its errors
     rounds = 3 if sum(map(torch.Tensor.numel, tensors.values())) < SMALL_MODEL else 1
     cause: Exception | None = None
     for dtype, tolerance in TOLERANCES.items():
         try:
             error = max(_difference(model, graph, keep, tensors, dtype, seed) for seed in range(rounds))
             return Proof(error, tolerance, time.perf_counter() - start)
-        except Exception as failure:  # no such precision on this device, or a dtype written into the forward
+        except Exception as failure:  # the device lacks this precision, or the forward pass fixes a dtype
             cause = failure
-    raise PruningError(f"the two models cannot be compared, for one does not run: {cause}") from cause
+    raise PruningError(
+        f"the small model and the original cannot be compared, because one does not run: {cause}"
+    ) from cause
 
 
 def _check_weights(
@@ -91,7 +127,7 @@ def _check_weights(
 ) -> None:
     places: Places = {}
     for name, tensor in tensors.items():
-        expected = sliced(tensor, graph.layouts[name], keep, places)
+        expected = slice_tensor(tensor, graph.layouts[name], keep, places)
         parametrised = not isinstance(tensor, nn.Parameter) and name in graph.parameters
         same = torch.allclose if parametrised else torch.equal
         if (
@@ -99,7 +135,10 @@ def _check_weights(
             or small[name].shape != expected.shape
             or not same(small[name].to(expected.device), expected)
         ):
-            raise PruningError(f"{name} of the small model does not hold the kept weights of the original.")
+            raise PruningError(
+                f"{name} of the small model does not hold the kept weights of the original; verify it before it is "
+                "trained, with the keep it was made with."
+            )
 
 
 def _difference(
@@ -110,33 +149,33 @@ def _difference(
     dtype: torch.dtype,
     seed: int,
 ) -> float:
-    """Largest difference of outputs over the largest output, for weights and inputs drawn with `seed`."""
+    """Largest difference of outputs over the largest output, for weights and inputs sampled with `seed`."""
     generator = torch.Generator().manual_seed(seed)
-    shaken = {name: _shake(tensor, dtype, generator) for name, tensor in tensors.items()}
-    if seed:  # other rounds: other units alive
-        signs = torch.randint(2, (len(shaken),), generator=generator).mul(2).sub(1).tolist()
-        shaken = {
+    perturbed = {name: _perturb(tensor, dtype, generator) for name, tensor in tensors.items()}
+    if seed:  # random signs, so that other units are above zero in other rounds
+        signs = torch.randint(2, (len(perturbed),), generator=generator).mul(2).sub(1).tolist()
+        perturbed = {
             name: tensor * sign if name in graph.parameters else tensor
-            for (name, tensor), sign in zip(shaken.items(), signs, strict=True)
+            for (name, tensor), sign in zip(perturbed.items(), signs, strict=True)
         }
     plain = skeleton.skeleton(model, real=True)
-    reference = clone(plain, masked(shaken, graph, keep)).eval()
-    small = resized(plain, graph, keep, shaken).eval()
+    reference = clone(plain, mask_tensors(perturbed, graph, keep)).eval()
+    small = resize(plain, graph, keep, perturbed).eval()
     device = next(iter(tensors.values())).device
     example = tree_map_only(torch.Tensor, lambda t: _random_like(t, dtype, device, generator), graph.example)
     with skeleton.quiet_forward():
-        own = tree_map_only(torch.Tensor, torch.clone, example)  # the forward may write to it
+        own = tree_map_only(torch.Tensor, torch.clone, example)  # the forward pass may write to it
         got = tracer.output_tensors(skeleton.call(small, own))
     expected = tracer.output_tensors(
         tracer.run(reference, example, tracer.copied_layouts(graph.layouts), keep)[1]
     )
     if not any(tensor.isfinite().any() for tensor in expected):
-        return float("inf")  # no number, no proof
+        return float("inf")  # nothing finite to compare, so nothing is proved
     return max(map(_relative_error, got, expected))
 
 
 def _relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference over the largest value; infinite where shapes or infinities differ."""
+    """Largest difference over the largest value; infinite if shapes, infinities or NaN differ."""
     if got.shape != expected.shape:
         return float("inf")
     got, expected = got.double(), expected.double()
@@ -150,8 +189,8 @@ def _relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     return (got[finite] - expected[finite]).abs().max().item() / scale
 
 
-def _shake(tensor: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
-    """Weights near the user's own, but no two alike: w * exp(0.1 n) + 0.01 n', n and n' standard normal."""
+def _perturb(tensor: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    """Weights near the user's own, but all different: w * exp(0.1 n) + 0.01 |n'|, n and n' standard normal."""
     if not tensor.is_floating_point():
         return tensor.detach()
     first, second = (torch.randn(tensor.shape, generator=generator, dtype=dtype) for _ in range(2))

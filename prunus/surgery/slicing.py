@@ -11,12 +11,19 @@ from prunus.graph import Graph, Keep, axes
 Places = dict[tuple[axes.Layout, torch.device], torch.Tensor | None]  # None: everything stays
 
 
-def sliced(
+def slice_tensor(
     tensor: torch.Tensor, layouts: list[axes.Layout], keep: Keep, places: Places | None = None
 ) -> torch.Tensor:
-    """The part of a parameter or buffer that stays; differentiable. Untouched ones are returned as they are.
+    """Cut one tensor to the part that stays; differentiable.
 
-    places: indices found for other tensors under the same keep; what is found here is added.
+    Args:
+        tensor: A parameter or buffer at full size.
+        layouts: The layout of each of its dimensions.
+        keep: axis -> indices that stay.
+        places: Indices already computed for other tensors under the same keep; new ones are added.
+
+    Returns:
+        The part, or the tensor itself if nothing is cut.
     """
     places = {} if places is None else places
     for dim, layout in enumerate(layouts):
@@ -31,13 +38,22 @@ def sliced(
 
 
 def cut(tensors: Mapping[str, torch.Tensor], graph: Graph, keep: Keep) -> dict[str, torch.Tensor]:
-    """The part of each of a model's tensors that stays; the indices of an axis are found once for all of them."""
+    """Cut all tensors of a model; the indices of an axis are computed once for all of them.
+
+    Args:
+        tensors: name -> tensor at full size.
+        graph: The graph of the model.
+        keep: axis -> indices that stay.
+
+    Returns:
+        {name: the part that stays}; differentiable.
+    """
     places: Places = {}
-    return {name: sliced(tensor, graph.layouts[name], keep, places) for name, tensor in tensors.items()}
+    return {name: slice_tensor(tensor, graph.layouts[name], keep, places) for name, tensor in tensors.items()}
 
 
-def zeroed(tensor: torch.Tensor, layouts: list[axes.Layout], keep: Keep) -> torch.Tensor:
-    """The whole tensor with zeros at everything that goes."""
+def zero_tensor(tensor: torch.Tensor, layouts: list[axes.Layout], keep: Keep) -> torch.Tensor:
+    """The tensor at full size with zeros in all entries that do not stay."""
     for dim, layout in enumerate(layouts):
         if any(axis.name in keep for axis in axes.leaves(layout)):
             stays = torch.zeros(tensor.shape[dim], dtype=torch.bool)
@@ -47,8 +63,16 @@ def zeroed(tensor: torch.Tensor, layouts: list[axes.Layout], keep: Keep) -> torc
     return tensor
 
 
-def differences(shapes: Mapping[str, torch.Size], tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """How `tensors` differ from the shapes expected of them, in words."""
+def shape_differences(shapes: Mapping[str, torch.Size], tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """List how tensors differ from expected shapes.
+
+    Args:
+        shapes: name -> expected shape.
+        tensors: name -> tensor.
+
+    Returns:
+        One phrase for each tensor that is missing, unexpected or of another shape; empty if all agree.
+    """
     found = [
         f"{name} should be {tuple(shape)}, is {tuple(tensors[name].shape) if name in tensors else 'missing'}"
         for name, shape in shapes.items()
@@ -57,6 +81,11 @@ def differences(shapes: Mapping[str, torch.Size], tensors: Mapping[str, torch.Te
     return found + [f"{name} is unexpected" for name in tensors if name not in shapes]
 
 
-def masked(tensors: dict[str, torch.Tensor], graph: Graph, keep: Keep) -> dict[str, torch.Tensor]:
-    """Zeros in the parameters; buffers stay, for nothing reads them at the units that go (and some divide)."""
-    return {n: zeroed(t, graph.layouts[n], keep) if n in graph.parameters else t for n, t in tensors.items()}
+def mask_tensors(tensors: dict[str, torch.Tensor], graph: Graph, keep: Keep) -> dict[str, torch.Tensor]:
+    """`tensors` with zeros in the parameters of removed units.
+
+    Buffers stay as they are: their entries at removed units do not matter, and some (variances) are divided by.
+    """
+    return {
+        n: zero_tensor(t, graph.layouts[n], keep) if n in graph.parameters else t for n, t in tensors.items()
+    }

@@ -1,8 +1,8 @@
-"""Steps behind a weight: torch parametrisations put on a model's parameters and taken off, ties respected.
+"""Steps: torch parametrisations added to a model's weights and removed again, with ties preserved.
 
-A *step* is a module that maps a weight to what the model computes with in its place: a mask, a gate. It acts after
-other parametrisations (weight_norm). Parameters stay the same objects and keep their place in the model's order, so
-optimisers, averages and files go on with them. Names are the graph's: tied weights once.
+A *step* is a module that maps a weight to the one the model computes with: a mask, a gate. It acts after other
+parametrisations (weight_norm). Parameters stay the same objects and keep their place in the model's order, so that
+optimisers, averages and files still fit. Names are the graph's: a tied weight has one.
 """
 
 from __future__ import annotations
@@ -18,27 +18,34 @@ Step = TypeVar("Step", bound=nn.Module)
 
 
 class Held(NamedTuple):
-    """A weight with a step behind it, under one of its names."""
+    """A weight with a step, under one of its names.
+
+    Args:
+        name: The weight's name in the model.
+        module: The module that has it.
+        attribute: Its name in the module.
+        steps: Its parametrize.ParametrizationList.
+    """
 
     name: str
     module: nn.Module
     attribute: str
-    steps: Any  # its parametrize.ParametrizationList
+    steps: Any
 
     def step(self, kind: type[Step]) -> Step | None:
-        """Its step of that class."""
+        """Its step of class `kind`, or None."""
         return next((step for step in self.steps if isinstance(step, kind)), None)
 
 
 def lists_of(module: nn.Module) -> nn.ModuleDict:
-    """The steps behind a parametrised module's weights: its ParametrizationLists by the weights' names."""
+    """The ParametrizationLists of a parametrised module, by the weights' names."""
     return cast(nn.ModuleDict, module.parametrizations)
 
 
-@torch.inference_mode(False)  # tensors made there could never be trained
+@torch.inference_mode(False)  # tensors made in inference mode could never be trained
 @torch.no_grad()
-def put(model: nn.Module, name: str, step: nn.Module) -> Held:
-    """Put `step` behind the parameter `name` of `model`, in place, wherever it is tied."""
+def add_step(model: nn.Module, name: str, step: nn.Module) -> Held:
+    """Add `step` to the parameter `name` of `model`, in place, under all names it is tied to."""
     path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)
     if parametrize.is_parametrized(module, attribute):
@@ -54,23 +61,31 @@ def _register(model: nn.Module, weight: nn.Parameter, step: nn.Module) -> None:
         for name in [name for name, parameter in module._parameters.items() if parameter is weight]:
             order = list(module._parameters)
             _own_class(module)
-            weight.copy_(value)  # a tied weight goes through the step's right inverse once
+            weight.copy_(value)  # so that a tied weight goes through the step's right inverse only once
             parametrize.register_parametrization(module, name, step)
             shared = shared or lists_of(module)[name]
             lists_of(module)[name] = shared
-            # a place to come back to: the order of parameters is the order of an optimiser's state in a file
+            # keep the parameter's place: an optimiser's state in a file has the order of the parameters
             module._parameters = {n: module._parameters.get(n) for n in order}
 
 
 def _own_class(module: nn.Module) -> None:
-    """Give a parametrised module a class of its own: torch keeps the tensors' names there, and copies share it."""
+    """Give a parametrised module a class of its own: torch stores the tensors' names there, and copies share it."""
     if parametrize.is_parametrized(module):
         kind = type(module)
         module.__class__ = cast(type[nn.Module], type(kind.__name__, kind.__bases__, dict(vars(kind))))
 
 
-def found(model: nn.Module, kind: type[nn.Module]) -> Iterator[Held]:
-    """Every weight behind which stands a step of that class, under each of its names."""
+def find_steps(model: nn.Module, kind: type[nn.Module]) -> Iterator[Held]:
+    """Find the weights that have a step of a class.
+
+    Args:
+        model: Any model.
+        kind: The class of the step.
+
+    Yields:
+        Each such weight, under each of its names.
+    """
     for path, module in list(model.named_modules()):
         if parametrize.is_parametrized(module):
             for attribute, steps in list(lists_of(module).items()):
@@ -81,14 +96,14 @@ def found(model: nn.Module, kind: type[nn.Module]) -> Iterator[Held]:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def take_off(model: nn.Module, kind: type[nn.Module]) -> None:
-    """Make weights behind which stands a step of that class, in place, ordinary parameters of the value they had.
+def remove_steps(model: nn.Module, kind: type[nn.Module]) -> None:
+    """Turn weights that have a step of class `kind` into plain parameters of their present value, in place.
 
-    Classes and ties come back. Parameters stay the same objects, but those behind another parametrisation
-    (weight_norm), which goes too.
+    Classes and ties are restored. Parameters stay the same objects, except for weights with another parametrisation
+    (weight_norm), which is removed too.
     """
-    taken: dict[nn.Module, nn.Parameter] = {}  # tied weights once
-    for _, module, attribute, steps in list(found(model, kind)):
+    taken: dict[nn.Module, nn.Parameter] = {}  # one entry for tied weights
+    for _, module, attribute, steps in list(find_steps(model, kind)):
         if steps not in taken:
             value = getattr(module, attribute)
             if steps.is_tensor:

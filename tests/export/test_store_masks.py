@@ -61,7 +61,7 @@ def test_what_is_saved_is_what_is_loaded(name, final, tmp_path):
     assert same(store.load_masks(tmp_path), kept)
     loaded = prunus.load(tmp_path, model).eval()
     assert masks.held(loaded) == {}
-    tensors = copies.effective(loaded)
+    tensors = copies.effective_tensors(loaded)
     assert not any(tensors[n][~mask].any() for n, mask in kept.items())
     torch.testing.assert_close(loaded(example), expected)
 

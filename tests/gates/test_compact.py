@@ -1,4 +1,4 @@
-"""Cutting a model while it is being trained: what is left is what surgery leaves, and trains on as if nothing had been.
+"""A model cut while it is trained equals the one that surgery makes, and trains on as if it had not been cut.
 
 I4 and I11 of the specification of DHP, and the point of it all: a network with gates of zero and one without those
 units go through training alike.
@@ -16,7 +16,7 @@ import prunus
 from prunus import surgery, zoo
 from prunus.errors import UserError
 from prunus.gates import Compacted, Gate, attach, can_be_cut
-from prunus.gates.compact import expanded
+from prunus.gates.compact import expand
 from prunus.methods.dhp.hypernetwork import attach as attach_hypernetworks
 from prunus.sparse import masks
 from prunus.surgery import copies, slicing, steps
@@ -27,7 +27,7 @@ PLAIN_NETS = [name for name in NETS if name != "norms"]  # which has weights beh
 
 
 def stated(model):
-    """What modules say about themselves: sizes, heads, groups."""
+    """The sizes, heads and groups that modules state about themselves."""
     return {
         (path, name): value
         for path, module in model.named_modules()
@@ -62,15 +62,15 @@ def test_a_cut_model_is_the_shrunk_one(name, how):
     if how == "in two steps":
         more = {n: sorted({*units, *range(0, graph.axes[n].size, 3)}) for n, units in keep.items()}
         cut.cut(more)
-        assert {n: cut.left(n).tolist() for n in more} == more
+        assert {n: cut.remaining(n).tolist() for n in more} == more
         some, rest = list(keep)[::2], list(keep)[1::2]
         cut.cut({n: keep[n] for n in some})
         cut.cut({n: keep[n] for n in rest})
     else:
         cut.cut(keep)
-    assert {n: cut.left(n).tolist() for n in keep} == keep == cut.kept
+    assert {n: cut.remaining(n).tolist() for n in keep} == keep == cut.kept
     torch.testing.assert_close(model(example), expected(example))
-    steps.take_off(model, Gate)
+    steps.remove_steps(model, Gate)
     assert_same_network(model, expected, example)
     for n, parameter in model.named_parameters():
         assert parameter is parameters[n] and parameter.requires_grad
@@ -85,16 +85,16 @@ def test_a_cut_model_is_the_shrunk_one(name, how):
 def test_brought_back_to_full_size_and_cut_again(name):
     model, example = build(name)
     graph, keep = prunus.trace(model, example), random_keep(prunus.trace(model, example), seed=1)
-    original, classes = copies.effective(build(name)[0]), stated(model)
+    original, classes = copies.effective_tensors(build(name)[0]), stated(model)
     cut = Compacted(model, graph)
     cut.cut(keep)
-    tensors = copies.effective(model)
-    back = expanded(graph, keep, tensors)
+    tensors = copies.effective_tensors(model)
+    back = expand(graph, keep, tensors)
     assert {n: t.shape for n, t in back.items()} == {n: t.shape for n, t in original.items()}
     gone = 0
     for n, tensor in back.items():
-        assert torch.equal(slicing.sliced(tensor, graph.layouts[n], keep), tensors[n]), n
-        stays = slicing.zeroed(torch.ones_like(tensor), graph.layouts[n], keep).bool()
+        assert torch.equal(slicing.slice_tensor(tensor, graph.layouts[n], keep), tensors[n]), n
+        stays = slicing.zero_tensor(torch.ones_like(tensor), graph.layouts[n], keep).bool()
         assert (tensor[~stays] == (0 if n in graph.parameters else 1)).all(), n
         assert torch.equal(tensor[stays], original[n][stays])
         gone += int((~stays).sum())
@@ -140,7 +140,7 @@ def test_tied_weights_are_cut_once_and_stay_tied():
         cut.cut(keep, optimizer)
     assert model.head.parametrizations.weight is model.embed.parametrizations.weight
     before = model(example)
-    steps.take_off(model, Gate)
+    steps.remove_steps(model, Gate)
     assert model.head.weight is model.embed.weight
     assert model.embed.weight.shape == (50, len(keep["layers.0.attention.out"]))
     torch.testing.assert_close(model(example), before)
@@ -196,7 +196,7 @@ OPTIMIZERS = {
 
 
 def fewer(graph, keep, seed):
-    """About six tenths of what is left of each axis, at least one."""
+    """About six tenths of the remaining units of each axis, at least one."""
     generator, found = torch.Generator().manual_seed(seed), {}
     for name in exact_axes(graph):
         left = torch.tensor(keep.get(name, range(graph.axes[name].size)))
@@ -206,8 +206,10 @@ def fewer(graph, keep, seed):
 
 
 def trained(model, example, optimizer, compacted, dtype):
-    """Train with gates, of which some close for good; their units are cut out, or held at zero. The weights after
-    each step, and the gates."""
+    """Train with gates, some of which become zero for good; their units are cut out, or held at zero.
+
+    Returns the weights after each step, and the gates.
+    """
     graph = prunus.trace(model, example)
     made = attach(model, graph, exact_axes(graph))
     model.to(dtype).train()
@@ -231,9 +233,9 @@ def trained(model, example, optimizer, compacted, dtype):
                 cut.cut(keep, optimizer)
         with torch.no_grad():
             made.values.mul_(stays)  # momentum would still move them
-        tensors = {n: t.detach() for n, t in copies.effective(model).items()}
+        tensors = {n: t.detach() for n, t in copies.effective_tensors(model).items()}
         if not compacted:
-            tensors = {n: slicing.sliced(t, graph.layouts[n], keep) for n, t in tensors.items()}
+            tensors = {n: slicing.slice_tensor(t, graph.layouts[n], keep) for n, t in tensors.items()}
         rows.append({n: t.clone() for n, t in tensors.items()} | {"gates": made.values.detach().clone()})
     assert all(len(units) < graph.axes[n].size for n, units in keep.items())
     return rows
@@ -285,7 +287,10 @@ def test_the_optimisers_state_is_cut_with_the_same_indices_and_laid_out_alike(op
         assert parameter.grad is None or parameter.shape == graph.shapes[n]
         for key, value in state.items():
             if isinstance(value, torch.Tensor) and value.numel() > 1:
-                assert torch.equal(value, slicing.sliced(before[n][key], graph.layouts[n], keep)), (n, key)
+                assert torch.equal(value, slicing.slice_tensor(before[n][key], graph.layouts[n], keep)), (
+                    n,
+                    key,
+                )
                 assert value.stride() == parameter.stride()
                 checked += value.shape != before[n][key].shape
             else:
@@ -344,7 +349,7 @@ def test_weights_behind_something_else_are_refused_before_anything_is_cut(kind):
     attach(model, graph, ["c"]) if kind != "hypernetwork" else None
     check = unchanged(model, example, graph)
     cut = Compacted(model, graph)
-    with pytest.raises(UserError, match=r"a\.weight stands behind .*cannot be cut"):
+    with pytest.raises(UserError, match=r"a\.weight is parametrised by .*cannot be cut"):
         cut.cut(random_keep(graph))
     check()
     assert not cut.kept
@@ -361,9 +366,9 @@ def test_units_that_are_gone_cannot_come_back(wanted):
     with pytest.raises(UserError, match=r"axis stem has lost units \[[35]\] already"):
         cut.cut({"stem": wanted, "c": [0, 1]})
     check()
-    assert cut.left("stem").tolist() == [0, 1, 2] and len(cut.left("c")) == 12
+    assert cut.remaining("stem").tolist() == [0, 1, 2] and len(cut.remaining("c")) == 12
     cut.cut({"stem": [0, 2]})
-    assert cut.left("stem").tolist() == [0, 2]
+    assert cut.remaining("stem").tolist() == [0, 2]
 
 
 def test_what_is_no_keep_is_refused():
@@ -393,12 +398,12 @@ def test_i4_cut_at_once_or_removed_at_the_end_is_the_same_network():
     keep = close_some(graph, made)
     small = surgery.shrink(plain_copy(model), graph, keep)
     Compacted(model, graph).cut(keep)
-    steps.take_off(model, Gate)
+    steps.remove_steps(model, Gate)
     assert_same_network(model, small, example)
 
 
 def test_a_loss_that_is_still_alive_does_not_hold_on_to_the_old_shapes():
-    """In most loops a loss lives until the next one is there, and with it what autograd knows of the parameters."""
+    """In most loops a loss exists until the next one is computed, and with it autograd's record of the parameters."""
     model, example = build("residual")
     graph = prunus.trace(model, example)
     attach(model, graph, list(graph.axes))

@@ -1,4 +1,4 @@
-"""Gates: a unit with a gate of zero has no part in anything, and gates that stay one leave no trace.
+"""Gates: a unit with a gate of zero has no effect, and gates that stay one change nothing.
 
 I4 to I6 of the specification of DHP. What is compared with is surgery, or gates multiplied out here, entry by entry.
 """
@@ -20,8 +20,9 @@ from torch.utils.checkpoint import checkpoint
 import prunus
 from prunus import gates, surgery, zoo
 from prunus.errors import TraceError, UserError
-from prunus.gates import Gate, Place, at_once, attach, product, ungateable
-from prunus.gates.at_once import leave
+from prunus.gates import Gate, Place, attach, inexact_axes, product
+from prunus.gates import at_once as at_once_hooks
+from prunus.gates.at_once import remove_hooks
 from prunus.gates.gates import places_of
 from prunus.surgery import copies, slicing, steps
 from tests.lib.graphs import close_some, double, exact_axes, multiplied_out, plain_copy
@@ -56,7 +57,7 @@ def assert_removal_changes_nothing(model, graph, made, example, seed=0):
         assert expected.std() > 1e-6  # or nothing could be seen
     buffers = dict(model.named_buffers())  # as the batch left them
     for name, buffer in small.named_buffers():
-        kept = slicing.sliced(buffers[name], graph.layouts[name], keep)
+        kept = slicing.slice_tensor(buffers[name], graph.layouts[name], keep)
         torch.testing.assert_close(buffer, kept, **CLOSE)
 
 
@@ -76,7 +77,7 @@ def test_i5_attached_and_taken_off_again_is_the_same_network(name, values):
     if values == "ones":
         assert torch.equal(model(example), expected)
 
-    steps.take_off(model, Gate)
+    steps.remove_steps(model, Gate)
     torch.testing.assert_close(model(example), expected)
     assert not any(isinstance(m, gates.Gates | Gate) for m in model.modules())
     if name == "norms":  # weights behind a norm become plain
@@ -91,7 +92,7 @@ def test_i5_attached_and_taken_off_again_is_the_same_network(name, values):
 
 
 def test_what_cannot_be_divided_by_its_gates_is_refused_and_left_alone():
-    """A spectral norm undoes every factor: fine for gates of one, but others would change the network."""
+    """A spectral norm undoes every factor: gates of one work, others would change the network."""
     torch.manual_seed(0)
     model = nn.Sequential(spectral_norm(nn.Linear(7, 6)), nn.ReLU(), nn.Linear(6, 3)).eval()
     x = torch.randn(4, 7)
@@ -107,14 +108,14 @@ def test_what_cannot_be_divided_by_its_gates_is_refused_and_left_alone():
 def test_a_weight_is_multiplied_by_the_gates_of_the_units_it_writes_to_and_reads_from(name):
     model, example = build(name)
     graph = prunus.trace(model, example)
-    before = {n: t.detach().clone() for n, t in copies.effective(model).items()}
+    before = {n: t.detach().clone() for n, t in copies.effective_tensors(model).items()}
     made = attach(model, graph, list(graph.axes))
     values = drawn_values(graph, graph.axes)
     with torch.no_grad():
         for axis, new in values.items():
             made.of(axis).copy_(new)
     touched = 0
-    for n, tensor in copies.effective(model).items():
+    for n, tensor in copies.effective_tensors(model).items():
         factor = multiplied_out(graph, values, n) if n in graph.parameters else 1
         torch.testing.assert_close(tensor, before[n] * factor)
         touched += not torch.equal(tensor, before[n])
@@ -125,7 +126,7 @@ def test_a_weight_is_multiplied_by_the_gates_of_the_units_it_writes_to_and_reads
 
 
 def test_side_by_side_nested_and_twice_in_one_dimension():
-    """Units of a concatenation lie side by side; heads and their features are nested, three times in a fused qkv."""
+    """The units of a concatenation follow one another; heads and features are nested, three times in a fused qkv."""
     model, example = build("attention")
     graph = prunus.trace(model, example)
     dims = {n: [p.dim for p in places_of(graph, gates.Gates(graph, graph.axes), n, {})] for n in graph.shapes}
@@ -165,13 +166,13 @@ def test_i4_units_of_the_zoo_behind_closed_gates_can_be_removed(name):
                 tensor.uniform_(0.5, 1.5) if not n.endswith(("bias", "mean")) else tensor.uniform_(-0.5, 0.5)
     model, example = double(model.eval(), torch.randn(3, planes, ZOO[name], ZOO[name]))
     graph = prunus.trace(model, example)
-    assert not ungateable(graph)
+    assert not inexact_axes(graph)
     made = attach(model, graph, list(graph.axes))
     assert_removal_changes_nothing(model, graph, made, example)
 
 
 class Odd(nn.Module):
-    """A layer of 6 units between others, and something done to it that `how` names."""
+    """A layer of 6 units between others, followed by the operation `how`."""
 
     def __init__(self, how):
         super().__init__()
@@ -225,7 +226,7 @@ class Odd(nn.Module):
         return F.conv2d(y, w - w.mean(1, keepdim=True))
 
     def do_constants_and_weights(self, x, y):
-        """The matrix is one that writes to the units elsewhere; here activations and a constant are multiplied."""
+        """The matrix writes to the units elsewhere; here it multiplies activations and a constant."""
         y = (y.mean((2, 3)) @ self.matrix).cos()
         return (y @ self.mixing) @ self.matrix[:4, :2]
 
@@ -243,7 +244,7 @@ class Odd(nn.Module):
         return self.after(F.unfold(y, 2, stride=2).transpose(1, 2) @ torch.ones(24, 4).to(y))
 
     def do_tied(self, x, y):
-        """One matrix writes the units, and read the other way round, reads them."""
+        """One matrix writes to the units and, transposed, reads them."""
         return F.gelu(F.linear(y.mean((2, 3)), self.matrix)) @ self.matrix
 
 
@@ -274,7 +275,7 @@ def odd(how):
 def test_i4_exact_whatever_is_done_to_single_units(how):
     model, example = odd(how)
     graph = prunus.trace(model, example)
-    assert graph.axes and not ungateable(graph)
+    assert graph.axes and not inexact_axes(graph)
     made = attach(model, graph, list(graph.axes))
     assert_removal_changes_nothing(model, graph, made, example)
 
@@ -284,13 +285,13 @@ def test_i4_exact_whatever_is_done_to_single_units(how):
 def test_where_units_are_mixed_removal_is_not_exact_and_that_is_said(how):
     model, example = odd(how)
     graph = prunus.trace(model, example)
-    found = ungateable(graph)
+    found = inexact_axes(graph)
     assert found and all(re.search(NOT_EXACT[how], why) for why in found.values()), found
     assert all(changed_by_removal(model, graph, axis, example) > 1e-4 for axis in found)
 
 
 def changed_by_removal(model, graph, axis, example):
-    """How far the outputs are apart if units of one axis, with gates of zero, are removed; over their size."""
+    """The relative difference of the outputs if units of one axis, with gates of zero, are removed."""
     model = copy.deepcopy(model)
     made = attach(model, graph, [axis])
     keep = close_some(graph, made)
@@ -302,10 +303,10 @@ def changed_by_removal(model, graph, axis, example):
 
 @pytest.mark.parametrize("name", NETS)
 def test_i4_negative_twin_for_what_is_left_out_removal_does_change_the_function(name):
-    """Every axis that is left out would not be exact: otherwise too much is left alone."""
+    """On every axis that is named, removal changes the output: no axis is named without need."""
     model, example = double(*build(name))
     graph = prunus.trace(model, example)
-    found = ungateable(graph)
+    found = inexact_axes(graph)
     assert bool(found) == (name in ("attention", "decoder", "norms"))
     # Here queries and keys that are left with their biases add the same to all of a row, which the softmax undoes.
     harmless = {"attention": {"qkv#1"}, "decoder": {n for n in found if ".qkv#" in n}}.get(name, set())
@@ -347,7 +348,7 @@ def test_i6_gradients_of_gates_and_weights_are_finite_differences(name):
     model, example = double(*build(name))
     graph = prunus.trace(model, example)
     made = attach(model, graph, list(graph.axes), values=drawn_values(graph, graph.axes)).double()
-    weight = next(steps.found(model, Gate)).steps.original
+    weight = next(steps.find_steps(model, Gate)).steps.original
     wanted = torch.randn_like(model(example))
 
     def loss():
@@ -392,9 +393,9 @@ def test_i6_the_gradient_of_a_shared_gate_is_the_sum_over_all_tensors_tied_to_it
 
 # ------------------------------------------------------------------------------ all weights of a model at once
 def counted(monkeypatch):
-    """How many weights were made at once in each call."""
-    seen, usual = [], product.gated
-    monkeypatch.setattr(at_once, "gated", lambda v, w, p: seen.append(len(w)) or usual(v, w, p))
+    """The number of weights that each call computed at once."""
+    seen, usual = [], at_once_hooks.apply_gates
+    monkeypatch.setattr(at_once_hooks, "apply_gates", lambda v, w, p: seen.append(len(w)) or usual(v, w, p))
     return seen
 
 
@@ -412,9 +413,9 @@ def test_made_at_once_is_made_one_by_one(name, monkeypatch):
     attach(model, graph, list(graph.axes), values=drawn_values(graph, graph.axes))
     seen = counted(monkeypatch)
     at_once = gradients(model, example)
-    alone = {w.steps for w in steps.found(model, Gate) if len(w.steps) == 1}
+    alone = {w.steps for w in steps.find_steps(model, Gate) if len(w.steps) == 1}
     assert seen == [len(alone)] and at_once["output"].requires_grad
-    leave(model)
+    remove_hooks(model)
     one_by_one = gradients(model, example)
     assert len(seen) == 1 and one_by_one.keys() == at_once.keys()
     assert torch.equal(one_by_one.pop("output"), at_once.pop("output"))
@@ -443,7 +444,7 @@ def test_gradients_of_gradients():
     places = [[Place(0, at([0, 1, 2])), Place(1, at([3, 4, 5, 7]))], [Place(0, at([3, 4, 5, 6]))], nested]
 
     def made(values, *weights):
-        return product.gated(values, weights, places)
+        return product.apply_gates(values, weights, places)
 
     assert torch.autograd.gradcheck(made, (values, *weights))
     assert torch.autograd.gradgradcheck(made, (values, *weights))
@@ -510,7 +511,7 @@ def test_gradients_are_not_rounded_to_the_type_of_autocast():
     torch.manual_seed(0)
     values, weight = torch.rand(40, requires_grad=True), torch.rand(24, 16, requires_grad=True)
     places = [[Place(0, torch.arange(24)), Place(1, torch.arange(24, 40))]]
-    (made,) = product.gated(values, [weight], places)
+    (made,) = product.apply_gates(values, [weight], places)
     plain = torch.autograd.grad(made.square().sum(), values, retain_graph=True)[0]
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(torch.autograd.grad(made.square().sum(), values)[0], plain)
@@ -523,7 +524,7 @@ def test_without_gradients_weights_are_made_where_they_are_read(monkeypatch):
         with quiet():
             torch.testing.assert_close(model(example), expected, rtol=0, atol=0)
     with torch.inference_mode():
-        made.give(made.values * 1)  # such tensors count no versions
+        made.set_values(made.values * 1)  # such tensors count no versions
         torch.testing.assert_close(model(example), expected, rtol=0, atol=0)
     assert not seen
 
@@ -533,10 +534,10 @@ def test_nothing_made_outlives_its_pass():
     before = model(example).detach()
     with pytest.raises(RuntimeError):
         model(example[:, :1])
-    for tensor in (made.values, *(w.steps.original for w in steps.found(model, Gate))):
+    for tensor in (made.values, *(w.steps.original for w in steps.find_steps(model, Gate))):
         tensor.data *= 1.5  # which no version tells
     assert not torch.allclose(model(example), before)
-    weight = next(steps.found(model, Gate))
+    weight = next(steps.find_steps(model, Gate))
     assert torch.equal(getattr(weight.module, weight.attribute), weight.step(Gate)(weight.steps.original))
 
 
@@ -555,7 +556,7 @@ def test_a_pass_that_was_interrupted_leaves_nothing_to_what_is_cut_or_taken_off_
         model.a.parametrizations.weight.original.mul_(3)
     torch.testing.assert_close(model.a.weight, 3 * other.a.weight)
     made.values.data *= 2
-    expected = {w.name: w.step(Gate)(w.steps.original) for w in steps.found(model, Gate)}
+    expected = {w.name: w.step(Gate)(w.steps.original) for w in steps.find_steps(model, Gate)}
     gates.take_off(model)
     assert all(torch.equal(model.get_parameter(name), value) for name, value in expected.items())
 
@@ -630,7 +631,7 @@ def test_frozen_and_half_precision_weights_are_gated_as_they_are():
     model(example.bfloat16()).float().sum().backward()
     assert made.values.grad.abs().sum() > 0
     assert [p for p in model.parameters() if p.requires_grad] == [made.values]
-    assert copies.effective(model)["a.weight"].dtype == torch.bfloat16
+    assert copies.effective_tensors(model)["a.weight"].dtype == torch.bfloat16
 
 
 def test_tied_weights_have_one_gate_and_stay_tied():
@@ -641,11 +642,11 @@ def test_tied_weights_have_one_gate_and_stay_tied():
         torch.arange(10).view(2, 5) % 7,
     )
     expected, graph = model(ids), prunus.trace(model, ids)
-    assert not ungateable(graph)
+    assert not inexact_axes(graph)
     made = attach(model, graph, list(graph.axes), values=drawn_values(graph, graph.axes))
     torch.testing.assert_close(model(ids), expected, **CLOSE)
     assert_removal_changes_nothing(model, graph, made, ids)
-    steps.take_off(model, Gate)
+    steps.remove_steps(model, Gate)
     assert model[2].weight is embed.weight
 
 

@@ -1,4 +1,4 @@
-"""What is left above a threshold, and what it costs: against surgery's own counts. I7 and I9 of DHP's specification."""
+"""The units above a threshold and their cost, against surgery's own counts. I7 and I9 of DHP's specification."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def counted(name="residual", budget="macs", floor=1):
 
 
 def kept(graph, left):
-    """The keep that a bool per unit says."""
+    """The keep of a bool per unit."""
     keep, start = {}, 0
     for name, axis in graph.axes.items():
         keep[name] = left[start : start + axis.size].nonzero()[:, 0].tolist()
@@ -100,7 +100,7 @@ def test_the_least_threshold_for_a_share_however_many_units(name, share):
     _, units = counted(name)
     assert name == "residual" or len(units.owners) > 2 * CANDIDATES
     sizes = torch.rand(len(units.owners), generator=torch.Generator().manual_seed(0))
-    found = units.at_share(sizes, share)
+    found = units.threshold_at(sizes, share)
     assert units.shares((sizes > found)[None]).item() <= share
     lower = max(sizes[sizes < found].tolist(), default=0.0)
     assert units.shares((sizes > lower)[None]).item() > share
@@ -109,10 +109,10 @@ def test_the_least_threshold_for_a_share_however_many_units(name, share):
 def test_where_nothing_has_to_go_the_threshold_is_zero_and_where_all_has_to_the_largest():
     _, units = counted(floor=2)
     sizes = 0.5 + torch.rand(len(units.owners))
-    assert units.at_share(sizes, 1.0) == 0
-    assert units.at_share(sizes, 1e-6) == sizes.max()
+    assert units.threshold_at(sizes, 1.0) == 0
+    assert units.threshold_at(sizes, 1e-6) == sizes.max()
     sizes[:9] = 0
-    assert units.at_share(sizes, units.shares((sizes > 0)[None]).item()) == 0
+    assert units.threshold_at(sizes, units.shares((sizes > 0)[None]).item()) == 0
 
 
 @pytest.mark.parametrize("budget", ["macs", "params"])

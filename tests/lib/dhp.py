@@ -1,4 +1,4 @@
-"""Small DHP searches, and what is looked at in them."""
+"""Small DHP searches, and checks of their results."""
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ def adamw(groups, lr=3e-3):
 
 
 def searched(budget, config=None, steps=60, optimizer=sgd, model=None, example=X, each=None):
-    """The user's own loop, up to before `finish`."""
+    """The user's own loop without `finish`."""
     model = model or small()
     search = DHP(model, example, budget, steps=steps, config=config)
     optimizer = optimizer(search.groups(weight_decay=5e-4))
@@ -61,7 +61,9 @@ def searched(budget, config=None, steps=60, optimizer=sgd, model=None, example=X
         loss.backward()
         optimizer.step()
         if search.keep is None:
-            alive = search.alive() & search.stays.bool()  # the optimiser may have moved what is gone
+            alive = (
+                search.above_threshold() & search.alive.bool()
+            )  # the optimiser may have moved what is gone
             search.were_left = {
                 name: alive[place].nonzero().flatten().tolist()
                 for name, place in search.latents.places.items()
@@ -75,19 +77,19 @@ def searched(budget, config=None, steps=60, optimizer=sgd, model=None, example=X
 
 
 def step_alone(search, optimizer):
-    """A step of the search after a loss that says nothing."""
+    """A step of the search after a loss without information."""
     search.latents.values.grad = torch.zeros_like(search.latents.values)
     search.step(optimizer)
 
 
 def figure(search, keep=None):
-    """What a keep costs, in the budget's unit."""
+    """The cost of a keep, in the budget's unit."""
     return getattr(prunus, search.budget.name)(search.graph, keep)
 
 
 # ------------------------------------------------------------------------------------- the budget
 def assert_met(search):
-    """At most the budget, and within 0.5 % of it, or no other unit that was still there would fit."""
+    """Assert that the cost is within the budget, and within 0.5 % of it unless no remaining unit would fit."""
     before, cost = figure(search), figure(search, search.keep)
     limit = search.budget.limit(before)
     assert cost <= limit

@@ -1,11 +1,11 @@
-"""Graphs and gates as tests look at them."""
+"""Helpers for tests of graphs and gates."""
 
 import copy
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunus.gates import Gate, ungateable
+from prunus.gates import Gate, inexact_axes
 from prunus.graph import skeleton
 from prunus.surgery import steps
 
@@ -18,12 +18,12 @@ def counted_macs(model, example):
 
 
 def double(model, example):
-    """Both in double precision, where a unit that counts for something cannot hide in the rounding."""
+    """Both in double precision, so that the effect of a unit is larger than rounding."""
     return model.double(), example.double() if example.is_floating_point() else example
 
 
 def exact_axes(graph):
-    return [name for name in graph.axes if name not in ungateable(graph)]
+    return [name for name in graph.axes if name not in inexact_axes(graph)]
 
 
 @torch.no_grad()
@@ -42,15 +42,15 @@ def close_some(graph, made, seed=0, least=0.3, most=0.9):
 
 
 def plain_copy(model):
-    """Of a gated model, with gates multiplied into the weights."""
+    """A copy of a gated model with its gates multiplied into the weights."""
     model = copy.deepcopy(model)
-    steps.take_off(model, Gate)
+    steps.remove_steps(model, Gate)
     return model
 
 
 # ----------------------------------------------------------------------- which gates act on a weight
 def multiplied_out(graph, values, name):
-    """What a parameter is multiplied with, entry by entry, by the members of every axis that write or read."""
+    """The factor of a parameter, entry by entry, from the members of every axis that write or read."""
     factor = torch.ones(graph.shapes[name])
     for axis, of_units in values.items():
         for member in graph.members(axis):

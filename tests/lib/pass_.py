@@ -1,4 +1,4 @@
-"""Small PASS searches, and what is looked at in them."""
+"""Small PASS searches, and checks of their results."""
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ def batches(steps, seed=0):
 
 
 def searched(budget=HALF, config=None, steps=12, lr=1e-2, model=None, example=X, each=None, **options):
-    """The loop of PASS's docstring, up to before `finish`; its learning rate makes masks change."""
+    """The loop of PASS's docstring without `finish`; its learning rate makes masks change."""
     search = PASS(model or small(), example, budget, steps=steps, config=config or Config(), **options)
     optimizer = torch.optim.Adam(search.learned(), lr=lr)
     for x, y in batches(steps):
@@ -36,13 +36,13 @@ def searched(budget=HALF, config=None, steps=12, lr=1e-2, model=None, example=X,
 
 
 def masks_of(search):
-    """axis -> the units whose masks are on, as they are now."""
-    kept = search.chosen(search.scores())
+    """The units whose masks are on now, by axis."""
+    kept = search.choose_units(search.scores())
     return {name: kept[place].nonzero().flatten().tolist() for name, place in search.gates.places.items()}
 
 
 def figure(search, keep=None):
-    """What a keep costs, in the budget's unit."""
+    """The cost of a keep, in the budget's unit."""
     return getattr(prunus, search.budget.name)(search.graph, keep)
 
 

@@ -6,7 +6,7 @@ import torch
 from prunus import zoo
 from prunus.graph import trace
 from prunus.methods.metapruning.pruning_net import PruningNet
-from prunus.search import Room, Space, Supernet, best_first
+from prunus.search import Feasible, Space, Supernet, best_first
 from prunus.selection import Budget
 from tests.lib.nets import NETS, build
 
@@ -34,7 +34,7 @@ def supernet(model, example, form="shared", order=None, **options):
             for parameter in maker.parameters():  # what is zero at first is so no longer
                 parameter.add_(0.1 * torch.randn_like(parameter))
     order = best_first(graph, {n: torch.randn(a.size) for n, a in graph.axes.items()}) if order else None
-    return Supernet(model, Room(space, Budget(params=0.6)), order=order, maker=maker, **options)
+    return Supernet(model, Feasible(space, Budget(params=0.6)), order=order, maker=maker, **options)
 
 
 def some_widths(net, seed=0):

@@ -1,4 +1,4 @@
-"""What tests of the search share: a small network, scores that need no data, and searches to be killed."""
+"""Helpers for tests of the search: a small network, scores that need no data, and searches to be killed."""
 
 import os
 import signal
@@ -29,13 +29,13 @@ BEST = {"0": 0.9, "2": 0.35, "4": 0.8, "6": 0.5}  # share of each axis at which 
 
 
 def concave(widths):
-    """Separable and concave: the sum over axes of the squared distance from where each is best, below zero."""
+    """A separable, concave score: minus the sum over axes of the squared distance from the best width."""
     sizes = {name: axis.size for name, axis in GRAPH.axes.items()}
     return -sum((widths[name] / sizes[name] - share) ** 2 for name, share in BEST.items())
 
 
 class Pictures:
-    """An evaluator: a network has a picture right if how good it is, with luck of its own, reaches its difficulty."""
+    """An evaluator: a network classifies an image correctly if its quality, plus noise, reaches its difficulty."""
 
     def __init__(self, images=3000, seed=0, luck=0.3):
         self.images, self.seed, self.luck = images, seed, luck
@@ -50,7 +50,7 @@ class Pictures:
 
 
 class Noting(Pictures):
-    """Writes down every network before it is looked at; after `most` of them it waits to be killed."""
+    """A score that logs every network before it is evaluated; after `most` of them it waits to be killed."""
 
     def __init__(self, log, pause_s=0.0, most=None):
         super().__init__(images=200)
@@ -111,7 +111,7 @@ def search_until_killed(folder, pause_s, torn_after=None, most=None):
 
 
 def search_in_ranks(folder):
-    """In one of two processes, both of which end in the same result; each notes its own evaluations."""
+    """One of two processes, which end in the same result; each logs its own evaluations."""
     torch.distributed.init_process_group("gloo")
     workers = Ranks()
     own = Path(folder) / f"rank{workers.rank}"
@@ -121,7 +121,7 @@ def search_in_ranks(folder):
 
 
 def search_and_lose_one(folder):
-    """In one of two processes, the second of which dies on its way."""
+    """One of two processes, the second of which dies during the search."""
     torch.distributed.init_process_group("gloo")
     workers = Ranks()
     if not workers.leads:

@@ -1,4 +1,4 @@
-"""MetaPruning as a method: its search on real pictures, within every kind of budget, killed, and in two processes."""
+"""MetaPruning as a method: its search on real images, within every kind of budget, killed, and in two processes."""
 
 import json
 import os
@@ -37,14 +37,14 @@ from tests.lib.two_processes import ROOT, SCRIPT, launched
 
 @pytest.fixture(scope="module")
 def trained(digits):
-    """Trained for a short while."""
+    """A task whose model was trained for a short while."""
     task = fresh(digits)
     fit(task.model, task, Recipe(epochs=4, batch_size=64, lr=0.05, precision="no"))
     return task
 
 
 def searched(folder, data=None):
-    """A short search, always the same."""
+    """A short, deterministic search."""
     found = prune(fresh(data or load_data("digits")), HALF, SMALL, begun(folder))
     (Path(folder) / "keep").write_text(json.dumps(found.keep))
 
@@ -86,10 +86,10 @@ def test_other_searches(how, trained, tmp_path):
     graph = trace(trained.model, EXAMPLE)
     assert cost.macs(graph, found.keep) <= HALF.limit(cost.macs(graph))
     assert {line["origin"] for line in lines(tmp_path)} == {"uniform", "seed", how}
-    down = [chart for chart in found.charts if chart.title == "The way down"]
+    down = [chart for chart in found.charts if chart.title == "The greedy path"]
     assert len(down) == (how == "greedy")
     for chart in down:
-        costs = [share for share, _ in chart.series["networks gone through"]]
+        costs = [share for share, _ in chart.series["networks on the path"]]
         assert costs[0] == 1 and costs == sorted(costs, reverse=True) and costs[-1] <= 0.5
 
 
@@ -104,7 +104,7 @@ def test_it_draws_what_it_did(undisturbed, trained, tmp_path):
     assert isinstance(points, Points) and isinstance(curve, Lines) and isinstance(bars, Bars)
     tried = [point for name, group in points.groups.items() if name != "winner" for point in group]
     assert len(tried) == len(lines(tmp_path)) and points.groups["winner"][0] in tried
-    once_more = again.series["once more"]
+    once_more = again.series["on other images"]
     assert once_more == [
         line["score"] for line in sorted(lines(tmp_path, "confirm"), key=lambda x: -x["score"])
     ]
@@ -156,7 +156,7 @@ def test_a_score_is_what_a_plain_evaluation_of_the_renewed_network_says(trained)
 
 
 def test_pooled_statistics_do_not_depend_on_batches_or_their_order(trained):
-    """Of one norm layer: what comes before it in deeper ones is normalised batch by batch."""
+    """A network with one norm: with more, the inputs of the later ones are normalised batch by batch."""
     net = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 3), torch.nn.BatchNorm2d(6))
     x, y = next(trained.data.train.batches(120))
     whole = torch.nn.BatchNorm2d(6, momentum=1.0)
@@ -201,7 +201,7 @@ def test_milliseconds_hold_as_measured(trained, tmp_path):
 
 
 def measured_in_ranks(folder):
-    """In one of two processes, only the first of which has a clock that works."""
+    """One of two processes, only the first of which has a working clock."""
     run = begun(folder)
     task = fresh(load_data("digits"))
     runtime = Fake(of_network=lambda total: 3.0 * total + 0.002)
@@ -269,7 +269,7 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_bits_and_tries_no_network_t
                 time.sleep(0.002)
             time.sleep(lot.uniform(0, 0.1))
             process.kill()
-        assert kept(killed).startswith(known)  # nothing that was known is found out once more, or differently
+        assert kept(killed).startswith(known)  # no known network is evaluated again, or differently
         known, kills = kept(killed), kills + (process.returncode == -signal.SIGKILL)
     program([*arguments, "--out", str(killed), "--resume"])
     assert kills >= 2 and figures(killed) == figures(whole)
@@ -282,7 +282,7 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_bits_and_tries_no_network_t
 
 
 def kept(folder):
-    """What is whole in a journal."""
+    """The complete lines of a journal."""
     text = journal(folder).read_bytes() if journal(folder).exists() else b""
     return b"".join(text.rpartition(b"\n")[:2])
 
@@ -338,7 +338,7 @@ def test_a_whole_run(tmp_path):
     result = prunus.prune("zoo:digits_resnet", data="digits", out=tmp_path, settings=settings)
     assert result.values["after"]["macs"] <= 0.5 * result.values["before"]["macs"]
     assert [chart["kind"] for chart in result.values["charts"]] == ["points", "lines", "bars", "bars"]
-    assert "Networks that were tried" in (tmp_path / "report.html").read_text()
+    assert "Evaluated networks" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

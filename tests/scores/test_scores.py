@@ -61,7 +61,7 @@ def unit_values(tensor, member, unit):
 
 
 def by_loop(graph, tensors, roles, measure):
-    """axis -> [[measure of a unit's part of each member] of each unit]"""
+    """Per axis and unit the measure of the unit's part of each member: axis -> [[float]]."""
     return {
         name: [
             [measure(unit_values(tensors[m.tensor], m, unit)) for m in graph.members(name) if m.role in roles]
@@ -111,7 +111,7 @@ def test_lamp(net):
 
 def test_bn_scale_falls_back_on_magnitude_by_name(net):
     model, graph = net
-    with pytest.warns(UserWarning, match="no norm on hidden; scored by magnitude"):
+    with pytest.warns(UserWarning, match="no norm on hidden; scored by magnitude instead"):
         found = scores.bn_scale(model, graph)
     torch.testing.assert_close(found["inner"], model.inner_norm.weight.detach().abs())
     level = torch.stack([found["stem"].mean(), found["inner"].mean()]).mean()
@@ -159,7 +159,7 @@ def test_taylor(net, batches, roles):
 
 
 def test_taylor_of_consumers_is_the_gradient_of_gates(net, batches):
-    """To scale what consumers read is to scale their weights: sum of gradient * weight = gradient of a gate at 1."""
+    """Scaling the inputs of consumers is scaling their weights: sum of gradient * weight = gradient of a gate at 1."""
     model, graph = net
     x, y = batches[0]
     gate = torch.ones(10, requires_grad=True)
@@ -190,7 +190,7 @@ def test_scoring_leaves_the_model_untouched(net, batches, score):
 
 def test_taylor_says_what_is_wrong(net, batches):
     model, graph = net
-    with pytest.raises(UserError, match="no batch"):
+    with pytest.raises(UserError, match="at least one batch"):
         scores.taylor(model, graph, F.cross_entropy, [])
     with pytest.raises(UserError, match="the loss of batch 1 is nan"):
         scores.taylor(model, graph, lambda output, y: output.sum() * torch.nan, batches)
@@ -214,7 +214,7 @@ def test_activation(net, batches):
 
 
 class Tower(nn.Module):
-    """Reads a dict; `mix` and `last` are used by code outside of their modules, so no hook shows what is between."""
+    """A network that reads a dict; `mix` and `last` are used outside of their modules, so no hook sees their input."""
 
     def __init__(self):
         super().__init__()
@@ -235,7 +235,9 @@ def test_dict_inputs_parametrisations_and_hidden_modules():
     found = scores.magnitude(model, graph, roles=("produces",), normalize="none")
     torch.testing.assert_close(found["first"], expected)
     assert scores.taylor(model, graph, F.cross_entropy, batches)["first"].sum() > 0
-    with pytest.warns(UserWarning, match="no module shows its values on mix; scored by magnitude"):
+    with pytest.warns(
+        UserWarning, match="no module computes the activations on mix; scored by magnitude instead"
+    ):
         found = scores.activation(model, graph, batches, normalize="none")
     torch.testing.assert_close(found["mix"].mean(), found["first"].mean())
     leaving = model.first(batches[0][0]["a"] + batches[0][0]["b"]).detach()
@@ -254,7 +256,7 @@ def test_unknown_options_name_the_nearest(net):
         scores.magnitude(*net, combine="meann")
     with pytest.raises(UserError, match="max, mean, none"):
         scores.fpgm(*net, normalize="l2")
-    with pytest.raises(UserError, match="no weight of axis stem has a role among"):
+    with pytest.raises(UserError, match="axis stem: expected a weight with a role in"):
         scores.magnitude(*net, roles=("buffer ",))
 
 

@@ -1,4 +1,4 @@
-"""Weights for all networks of a search: cut, shared, made. What is trained is what is tried, and what is handed on."""
+"""Weights for all networks of a search: cut, shared, generated; the same in training, evaluation and the result."""
 
 import json
 import shutil
@@ -21,21 +21,21 @@ from prunus.methods.metapruning import Config, prune, pruning_net
 from prunus.methods.metapruning.pruning_net import PruningNet
 from prunus.recover import renew_norms
 from prunus.search import (
+    Feasible,
     Inherit,
     Maker,
-    Room,
     Space,
     Stepping,
     Supernet,
     Together,
-    drawn_anew,
     parted,
-    put_back,
+    reinitialise,
+    scatter,
     tensors_hash,
     to_renew_with,
 )
 from prunus.selection import Budget, cost
-from prunus.surgery import effective
+from prunus.surgery import effective_tensors
 from prunus.tasks import Classification
 from prunus.train import Recipe, fit, loop
 from tests.lib.metapruning import EXAMPLE, HALF, SMALL, begun, fresh, journal, lines
@@ -51,11 +51,11 @@ def test_whole_networks_have_the_shapes_of_the_dense_one(form):
     graph = trace(model, example)
     space = Space(graph)
     maker = PruningNet(graph, space.names, form=form, hidden=4).double()
-    whole = maker(graph.widths(), effective(model))
+    whole = maker(graph.widths(), effective_tensors(model))
     assert {name: weight.shape for name, weight in whole.items()} == {n: graph.shapes[n] for n in whole}
     assert "linear.weight" not in whole and "blocks.3.layers.0.weight" in whole and "stem.0.weight" in whole
     if form != "paper":  # they begin as the network that they are given
-        net = Supernet(model, Room(space, HALF), maker=maker)
+        net = Supernet(model, Feasible(space, HALF), maker=maker)
         assert torch.equal(net.answers(graph.widths(), example), model(example))
         for widths in (some_widths(net), some_widths(net, 1)):
             shared = Supernet(model, net.room).network(widths)
@@ -67,7 +67,7 @@ def test_a_block_is_given_the_widths_of_its_own_weight_alone_always_in_one_order
     for _ in range(2):
         model, example = network("mobilenet_v2")
         graph = trace(model, example)
-        found.append(dict(pruning_net.made_weights(graph, Space(graph).names, "paper")))
+        found.append(dict(pruning_net.weights_to_make(graph, Space(graph).names, "paper")))
     assert found[0] == found[1] and list(found[0]) == list(found[1])
     near = found[0]
     assert near["stem.0.weight"] == ["stem.0"] and len(near["blocks.3.layers.0.weight"]) == 2
@@ -104,12 +104,12 @@ def test_the_size_that_is_checked_is_the_size_it_has(form):
 
 # ------------------------------------------------------------------------------- training a supernet
 def ready_to_train(task, form="shared", sampling="sandwich"):
-    """A supernet of the task's model and what it is trained as."""
+    """A supernet of the task's model, and the task it is trained on."""
     graph = trace(task.model, EXAMPLE)
     space = Space(graph)
     torch.manual_seed(1)
     maker = None if form == "shared" else PruningNet(graph, space.names, form=form)
-    net = Supernet(task.model, Room(space, HALF), maker=maker, sampling=sampling)
+    net = Supernet(task.model, Feasible(space, HALF), maker=maker, sampling=sampling)
     parts = parted(task.data.train, 150, 0)
     ready = Maker(net.network, to_renew_with(parts.train, 256, 0))
     return net, Together(task, parts.train, ready), parts
@@ -152,7 +152,7 @@ def test_two_processes_train_the_supernet_that_one_does(tmp_path):
 
 
 def training_without_norms(folder):
-    """In one or two processes, each of which would normalise its own half of a batch and shift its own pictures."""
+    """One or two processes, each of which would normalise its own half of a batch and augment its own images."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 10)
@@ -164,7 +164,7 @@ def training_without_norms(folder):
 
 
 def searched_with(weights, folder):
-    """A short search with a supernet, always the same, whose winner keeps the weights it was tried with."""
+    """A short deterministic search with a supernet, whose winner keeps the weights it was evaluated with."""
     config = replace(SMALL, weights=weights, epochs=1, generations=2, winner="provider")
     run = begun(folder)
     found = prune(fresh(load_data("digits")), HALF, config, run)
@@ -173,7 +173,7 @@ def searched_with(weights, folder):
 
 
 def searched_in_ranks(folder):
-    """In one of two processes: with a supernet that one has trained, and with one of their own."""
+    """One of two processes: with a supernet that one process has trained, and with one that both train."""
     for weights in ("shared", "hypernet"):
         for each in ("given", "own"):
             searched_with(weights, Path(folder) / f"{weights}_{each}")
@@ -182,7 +182,7 @@ def searched_in_ranks(folder):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_processes_find_what_one_does_and_train_one_supernet(tmp_path):
-    """Trained in two, a supernet's weights are others, for each norms its own half of a batch; but of both the same."""
+    """Trained in two processes, which norm half a batch each, a supernet has other weights, but both have the same."""
     for weights in ("shared", "hypernet"):
         searched_with(weights, tmp_path / f"{weights}_alone")
         given = shutil.copytree(tmp_path / f"{weights}_alone", tmp_path / f"{weights}_given")
@@ -281,8 +281,8 @@ def test_what_is_put_back_is_what_is_cut_again():
                 parameter.mul_(1.5)
         keep = net.keep(widths)
         before = {n: t.clone() for n, t in model.state_dict().items()}
-        again = surgery.shrink(put_back(model, net.graph, keep, small), net.graph, keep)
-        for a, b in zip(effective(again).values(), effective(small).values(), strict=True):
+        again = surgery.shrink(scatter(model, net.graph, keep, small), net.graph, keep)
+        for a, b in zip(effective_tensors(again).values(), effective_tensors(small).values(), strict=True):
             assert torch.allclose(a, b, rtol=1e-9)
         assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
@@ -293,7 +293,7 @@ def test_weights_are_drawn_for_the_widths_there_are():
     keep = {name: list(range(axis.size // 4)) for name, axis in graph.axes.items()}
     small = surgery.shrink(model, graph, keep)
     before = {name: p.clone() for name, p in small.named_parameters()}
-    first, again = (drawn_anew(small, example, list(graph.axes), seed=4).state_dict() for _ in range(2))
+    first, again = (reinitialise(small, example, list(graph.axes), seed=4).state_dict() for _ in range(2))
     for name, parameter in small.named_parameters():
         if parameter.dim() == 4:
             reads = parameter[0].numel()
@@ -374,7 +374,7 @@ def test_the_closed_form_is_what_the_small_network_does(name):
         small = provider.network(widths)
         with FlopCounterMode(display=False) as counter:
             small(x)
-        predicted = Room(provider.space, Budget(macs=1.0)).costs(genes[None]).item()
+        predicted = Feasible(provider.space, Budget(macs=1.0)).costs(genes[None]).item()
         assert predicted == cost.macs(graph, provider.keep(widths)) == counter.get_total_flops() / 2
         assert cost.params(graph, provider.keep(widths)) == sum(p.numel() for p in small.parameters())
 
@@ -384,7 +384,7 @@ def first_of(graph, widths):
 
 
 def counted_as_theirs(model, graph, widths):
-    """Millions, as the paper's code counts: also what norms give out, the pooling's window, and the last bias."""
+    """Millions, as the paper's code counts: with the outputs of norms, the pooling's window, and the last bias."""
     small = surgery.shrink(model, graph, first_of(graph, widths), verify="off").eval()
     normed = []
     for norm in small.modules():
@@ -465,7 +465,7 @@ class WideMobileNetV2(nn.Module):
 
 
 def test_mobilenet_v2_with_the_papers_widths_costs_what_its_code_says():
-    """The vector that its code holds, as places among the 31 ratios: of the stages, and of the insides."""
+    """The vector in the paper's code, as indices into the 31 ratios: of the stages, and of the blocks' insides."""
     stages = (14, 12, 11, 11, 8, 8, 8, 7, 7, 7, 7, 8, 8, 8, 14, 14, 14, 8)
     inner = (6, 5, 2, 15, 7, 17, 14, 5, 11, 12, 12, 11, 6, 16, 14, 13, 14)
     model = WideMobileNetV2()

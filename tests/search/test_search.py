@@ -21,10 +21,21 @@ import prunus
 from prunus import zoo
 from prunus.errors import BudgetError, UserError
 from prunus.graph import trace
-from prunus.search import CHUNKS, Candidate, Evolution, Greedy, Random, Room, Space, best_first, drawn, search
-from prunus.search.evaluation import Alone, Z, behind, examined
-from prunus.search.journal import Proposal, front, ranked
-from prunus.search.proposals import WINDOW, crossed, mutated
+from prunus.search import (
+    CHUNKS,
+    Candidate,
+    Evolution,
+    Feasible,
+    Greedy,
+    Random,
+    Space,
+    best_first,
+    sample,
+    search,
+)
+from prunus.search.evaluation import Alone, Z, evaluate, is_behind
+from prunus.search.journal import Proposal, pareto_front, rank
+from prunus.search.proposals import WINDOW, cross, mutate
 from prunus.selection import Budget, Metered, blocks, cost, least, select
 from tests.lib import nets, searching
 from tests.lib.graphs import counted_macs
@@ -46,7 +57,7 @@ def costs_of(room, networks):
 
 @st.composite
 def spaces(draw):
-    """Any space, with what it was asked for."""
+    """Any space, with the options it was made with."""
     graph = GRAPHS[draw(st.sampled_from(sorted(GRAPHS)))]
     asked = {
         "ratios": draw(st.sampled_from([None, 2, 5, 31])),
@@ -66,7 +77,7 @@ def spaces(draw):
 def networks(draw, count=4):
     """A space and genes (C, G) of it."""
     space, _ = draw(spaces())
-    return space, drawn(space.counts, count, generator(draw(st.integers(0, 10**6))))
+    return space, sample(space.counts, count, generator(draw(st.integers(0, 10**6))))
 
 
 # --------------------------------------------------------------------------------------- genes
@@ -148,7 +159,7 @@ def test_all_tensors_on_an_axis_get_its_width_and_fixed_dimensions_stay(made, se
 @given(networks(count=2))
 def test_the_widest_below_is_the_widest_below(made):
     space, genes = made
-    wanted = space.chosen(genes) * np.array([[0.37], [0.81]])
+    wanted = space.gene_widths(genes) * np.array([[0.37], [0.81]])
     for row, found in zip(wanted, space.below(wanted), strict=True):
         for name, most, gene in zip(space.names, row, found, strict=True):
             fitting = [width for width in space.allowed[name] if width <= most]
@@ -169,7 +180,7 @@ def test_units_are_chosen_as_select_chooses_them():
 def test_a_network_found_shrinks_with_proof():
     model, example = nets.build("attention")
     space = Space(trace(model, example))
-    widths = space.widths(drawn(space.counts, 1, generator())[0])
+    widths = space.widths(sample(space.counts, 1, generator())[0])
     small = prunus.shrink(model, space.graph, space.keep(widths))
     assert small(example).shape == model(example).shape
 
@@ -224,15 +235,15 @@ def test_bad_spaces_and_orders_are_refused():
 def test_whatever_is_proposed_fits_and_is_as_near_as_single_steps_come(made, share, seed, name):
     space, _ = made
     try:
-        room = Room(space, Budget(**{name: share}))
+        room = Feasible(space, Budget(**{name: share}))
     except BudgetError:
         lowest = {axis: widths[0] for axis, widths in space.allowed.items()}
         assert cost.of(space.graph, name, lowest) > share * cost.of(space.graph, name, space.graph.widths())
         return
     rng = generator(seed)
-    parents = np.stack([room.uniform(), *room.random(3, rng)])
-    children = [*crossed(parents, 3, rng), *mutated(parents, space.counts, 0.1, 0.5, 3, rng)]
-    found = np.stack([*parents, *room.mended(np.stack(children), rng)])
+    parents = np.stack([room.uniform(), *room.sample_random(3, rng)])
+    children = [*cross(parents, 3, rng), *mutate(parents, space.counts, 0.1, 0.5, 3, rng)]
+    found = np.stack([*parents, *room.mend(np.stack(children), rng)])
     costs = room.costs(found)
     assert np.isclose(costs, [cost.of(space.graph, name, space.widths(row)) for row in found]).all()
     assert (costs <= room.limit).all()
@@ -242,33 +253,33 @@ def test_whatever_is_proposed_fits_and_is_as_near_as_single_steps_come(made, sha
 
 
 def test_what_fits_already_is_left_alone_and_mending_is_gentle():
-    room = Room(Space(CHAIN, ratios=None), Budget(macs=0.5))
-    inside = np.stack(room.random(20, generator()))
-    assert (room.mended(inside, generator(1)) == inside).all()
+    room = Feasible(Space(CHAIN, ratios=None), Budget(macs=0.5))
+    inside = np.stack(room.sample_random(20, generator()))
+    assert (room.mend(inside, generator(1)) == inside).all()
     wide = np.minimum(inside + 3, room.space.whole)
-    shares = room.space.chosen(room.mended(wide, generator(1))) / room.space.chosen(wide)
+    shares = room.space.gene_widths(room.mend(wide, generator(1))) / room.space.gene_widths(wide)
     assert (shares.max(1) - shares.min(1)).max() < 0.25  # scaled, not one axis cut to nothing
 
 
 def test_the_uniform_network_is_uniform():
     graph = trace(zoo.build("resnet20"), torch.zeros(1, 3, 32, 32))
     for ratios, spread in ((None, 0.1), (31, 0.11)):
-        room = Room(Space(graph, ratios=ratios), Budget(macs=0.4))
-        shares = room.space.chosen(room.uniform()) / room.space.sizes[room.space.columns]
+        room = Feasible(Space(graph, ratios=ratios), Budget(macs=0.4))
+        shares = room.space.gene_widths(room.uniform()) / room.space.sizes[room.space.columns]
         assert shares.max() - shares.min() <= spread
         assert WINDOW * room.limit <= room.costs(room.uniform()[None]).item() <= room.limit
-    whole = Room(Space(graph), Budget(macs=1.0))
+    whole = Feasible(Space(graph), Budget(macs=1.0))
     assert (whole.uniform() == whole.space.whole).all()
 
 
 @pytest.mark.parametrize("share", [0.072, 0.02, 0.9])  # MobileNetV1 at 41 M: of 200,000 random ones none fits
 def test_rare_budgets_take_no_time(share):
     graph = trace(zoo.build("mobilenet_v1"), torch.zeros(1, 3, 32, 32))
-    room, priced = Room(Space(graph), Budget(macs=share)), []
+    room, priced = Feasible(Space(graph), Budget(macs=share)), []
     price = room.price
     room.price = lambda widths: priced.append(len(widths)) or price(widths)
-    found = room.random(50, generator())
-    assert room.drawn == 50 and len(priced) < 100 and sum(priced) < 5000  # 27 and 1342: 0.02 s
+    found = room.sample_random(50, generator())
+    assert room.sampled == 50 and len(priced) < 100 and sum(priced) < 5000  # 27 and 1342: 0.02 s
     assert len({row.tobytes() for row in found}) == 50
     assert all(WINDOW * room.limit <= each <= room.limit for each in costs_of(room, found))
 
@@ -297,8 +308,8 @@ def test_many_costs_take_no_more_calls_than_two_and_far_less_time_than_one_by_on
     """A hundred thousand took 0.08 s where one alone took 0.2 ms: 250 times as fast. Both are measured in turn, in time
     of this thread alone, so that what else the machine does cancels out."""
     graph = trace(zoo.build("resnet56"), torch.zeros(1, 3, 32, 32))
-    room = Room(Space(graph), Budget(macs=0.5))
-    many = drawn(room.space.counts, 25_000, generator())
+    room = Feasible(Space(graph), Budget(macs=0.5))
+    many = sample(room.space.counts, 25_000, generator())
     assert calls(lambda: room.costs(many[:2])) == calls(lambda: room.costs(many))
     together, alone = [], []
     for _ in range(7):
@@ -315,22 +326,22 @@ def test_many_costs_take_no_more_calls_than_two_and_far_less_time_than_one_by_on
 def test_what_cannot_be_met_is_refused_at_once_in_the_words_of_select():
     rules = {"floor": {"0": 0.9}, "freeze": ("4",)}
     with pytest.raises(BudgetError) as error:
-        Room(Space(CHAIN, ratios=None, **rules), Budget(macs=0.02))
+        Feasible(Space(CHAIN, ratios=None, **rules), Budget(macs=0.02))
     with pytest.raises(BudgetError) as theirs:
         zeros = {name: torch.zeros(axis.size) for name, axis in CHAIN.axes.items()}
         select(CHAIN, zeros, Budget(macs=0.02), round_to=1, **rules)
     assert str(error.value) == str(theirs.value)
     assert error.value.least == {"0": 18, "2": 3, "4": 24, "6": 2}
     with pytest.raises(BudgetError, match="2 keeps 15 of 30"):  # what the ladder leaves counts as well
-        Room(Space(CHAIN, least_ratio=0.5), Budget(macs=0.1))
+        Feasible(Space(CHAIN, least_ratio=0.5), Budget(macs=0.1))
     with pytest.raises(BudgetError, match="above what the model costs"):
-        Room(Space(CHAIN), Budget(macs=10**6))
+        Feasible(Space(CHAIN), Budget(macs=10**6))
     with pytest.raises(UserError, match="milliseconds"):
-        Room(Space(CHAIN), Budget(latency_ms=0.5))
+        Feasible(Space(CHAIN), Budget(latency_ms=0.5))
 
 
 class Flat:
-    """Predicts milliseconds that fall only where a whole block of eight units goes."""
+    """A predictor of milliseconds that fall only when a whole block of eight units is removed."""
 
     def price(self, widths):
         return (widths / 8).ceil().sum(1)
@@ -347,7 +358,7 @@ def test_a_metered_budget_is_searched_by_what_is_predicted():
 @pytest.mark.parametrize("steps", [0.0, 1.0])
 def test_mutants_differ_from_their_parent_as_they_should(steps):
     parent, counts = np.array([[0, 15, 30, 7]]), np.array([31, 31, 31, 8])
-    children = mutated(parent, counts, 0.1, steps, 20_000, generator())
+    children = mutate(parent, counts, 0.1, steps, 20_000, generator())
     moved = children != parent
     assert moved.any(1).all() and (children >= 0).all() and (children < counts).all()
     expected = 0.1 + 0.9**4 / 4  # by chance, or picked where chance moved none
@@ -363,7 +374,7 @@ def test_mutants_differ_from_their_parent_as_they_should(steps):
 
 def test_crossovers_take_each_gene_from_either_parent():
     parents = np.array([[0] * 6, [1] * 6, [2] * 6])
-    children = crossed(parents, 5000, generator())
+    children = cross(parents, 5000, generator())
     assert max(len(set(row)) for row in children.tolist()) == 2
     assert np.abs([(children == each).mean() - 1 / 3 for each in range(3)]).max() < 0.02
     half = (children == children[:, :1])[:, 1:].mean()
@@ -372,8 +383,8 @@ def test_crossovers_take_each_gene_from_either_parent():
 
 def test_a_small_space_is_given_out_once_and_then_is_empty():
     space = Space(CHAIN, ratios=3)
-    room = Room(space, Budget(macs=0.5))
-    given = [row for _ in range(40) for row in room.random(5, generator())]
+    room = Feasible(space, Budget(macs=0.5))
+    given = [row for _ in range(40) for row in room.sample_random(5, generator())]
     assert len({row.tobytes() for row in given}) == len(given) < 81 and room.missing == 200 - len(given)
     result = search(space, Budget(macs=0.5), concave, how=Evolution())
     assert len(result.candidates) < 81 and len(result.history) < 20  # ended by itself
@@ -385,7 +396,7 @@ def optimum():
     """The best score of all 13 x 15 x 13 x 13 networks of a space, and the space."""
     space = Space(CHAIN, ratios=16)
     every = np.array(list(product(*map(range, space.counts))))
-    room = Room(space, Budget(macs=0.33))
+    room = Feasible(space, Budget(macs=0.33))
     fits = every[room.costs(every) <= room.limit]
     return space, max(concave(space.widths(row)) for row in fits)
 
@@ -453,7 +464,7 @@ def test_greedy_goes_one_step_at_a_time_by_what_is_lost_for_what_is_saved():
 
         assert math.isclose(each_loses(after), min(map(each_loses, others)))
     every = np.array(list(product(*map(range, space.counts))))
-    fits = every[Room(space, Budget(macs=0.3)).costs(every) <= result.limit]
+    fits = every[Feasible(space, Budget(macs=0.3)).costs(every) <= result.limit]
     best = max(score(space.widths(row)) for row in fits)
     assert best - result.best.score < 0.05 * (best - result.uniform.score) + 0.1
 
@@ -465,7 +476,7 @@ def test_greedy_takes_what_costs_nothing_first_and_never_stops_short():
     whole = Space(CHAIN).whole
     first = [whole - step for step in 2 * np.eye(4, dtype=int)]
     assert saved[0] == max(
-        result.before - each for each in costs_of(Room(Space(CHAIN), Budget(macs=0.2)), first)
+        result.before - each for each in costs_of(Feasible(Space(CHAIN), Budget(macs=0.2)), first)
     )
 
 
@@ -497,11 +508,11 @@ def test_strict_paper_rejects_counts_and_begins_with_random_networks_alone():
     result = search(space, budget, concave, how=SMALL, strict_paper=True)
     assert result.uniform is None and result.candidates[0].origin == "random"
     assert all(each.cost <= result.limit for each in result.candidates)
-    assert min(each.cost for each in result.candidates) < 0.9 * result.limit  # nothing was mended
+    assert min(each.cost for each in result.candidates) < 0.9 * result.limit  # no width was mended
     rare = Budget(macs=0.035)
     with pytest.warns(UserWarning, match="strict_paper") as warned:
         found = search(space, rare, concave, how=SMALL, strict_paper=True)
-    words = r"strict_paper: \d+ networks are missing, for of (\d+) that were drawn"
+    words = r"strict_paper: \d+ networks are missing, because too few of (\d+) sampled ones met"
     count = int(re.match(words, str(warned[0].message))[1])
     assert 100_000 <= count < 7_000_000 and 0 < len(found.candidates) < 96  # 2,220,240: it gives up, in 0.4 s
     deep = Space(trace(zoo.build("resnet20"), torch.zeros(1, 3, 32, 32)))
@@ -521,17 +532,17 @@ def test_the_front_is_what_nothing_cheaper_reaches():
                   complete=lot.random() < 0.8)
         for i in range(200)
     ]  # fmt: skip
-    found = front(many)
+    found = pareto_front(many)
     whole = [each for each in many if each.complete]
     for each in whole:
         assert any(o.cost <= each.cost and o.score >= each.score for o in found)
     assert [e.cost for e in found] == sorted({e.cost for e in found})
     assert [e.score for e in found] == sorted({e.score for e in found})
-    assert all(each.complete for each in found) and ranked(many)[0].score == found[-1].score
+    assert all(each.complete for each in found) and rank(many)[0].score == found[-1].score
 
 
 def test_what_wins_is_what_is_confirmed():
-    """Scores that chose a network flatter it: the search's own are kept apart from those on other pictures."""
+    """Scores that selected a network are biased: the search's own are kept apart from those on other images."""
     one, other = Pictures(2000, luck=1.0), Pictures(2000, seed=7, luck=1.0)
     result = search(Space(CHAIN), Budget(macs=0.4), one, how=SMALL, confirm=other, top=4, chunks=())
     assert len(result.confirmed) == 5 and result.uniform.widths in [each.widths for each in result.confirmed]
@@ -560,7 +571,7 @@ def test_what_wins_holds_the_budget_as_measured():
         0.99 * cost.of(CHAIN, "macs", result.winner.widths)
     )
     with pytest.raises(
-        BudgetError, match=r"none of the 51 best networks held it as measured, the cheapest came to"
+        BudgetError, match=r"none of the 51 best networks met it when measured; the cheapest took"
     ):
         search(Space(CHAIN), Budget(macs=0.4), concave, how=SMALL, measured=lambda widths: 10**6)
 
@@ -577,9 +588,9 @@ def test_falling_behind_is_judged_by_the_pictures_on_which_two_differ():
         other = right.copy()
         other[:lost], other[700 : 700 + won] = False, True
         expected = (lost - won) / 1000 > Z * math.sqrt((lost + won) / 1000 / 1000)
-        assert behind(other, np.concatenate([right, ~right])) == expected
-        assert not behind(right, other)
-    assert not behind(right, right)
+        assert is_behind(other, np.concatenate([right, ~right])) == expected
+        assert not is_behind(right, other)
+    assert not is_behind(right, right)
 
 
 def test_of_networks_as_good_as_their_rival_few_are_dropped_of_worse_ones_nearly_all():
@@ -588,7 +599,7 @@ def test_of_networks_as_good_as_their_rival_few_are_dropped_of_worse_ones_nearly
         for _ in range(400):
             hard = rng.random(10_000)
             rival, other = (hard + 0.1 * rng.normal(size=10_000) < share for share in (0.7, 0.7 - gap))
-            looked_at = [end for end in CHUNKS if behind(other[:end], rival)]
+            looked_at = [end for end in CHUNKS if is_behind(other[:end], rival)]
             dropped[gap] += bool(looked_at)
     assert dropped[0.0] <= 12 and dropped[0.06] >= 390
 
@@ -597,14 +608,14 @@ def test_a_race_asks_for_every_picture_once_in_order_and_stops_when_it_is_lost()
     proposal = Proposal(widths={"0": 18, "2": 10, "4": 19, "6": 8}, cost=1.0, origin="", generation=0)
     poor = Proposal(widths={"0": 2, "2": 30, "4": 3, "6": 2}, cost=1.0, origin="", generation=0)
     evaluator = Pictures(3000)
-    good = examined(proposal, evaluator, None, (1000, 5000, 200))
+    good = evaluate(proposal, evaluator, None, (1000, 5000, 200))
     assert [asked[1:] for asked in evaluator.asked] == [(0, 200), (200, 1000), (1000, 3000)]
     assert good.complete and good.images == 3000 and good.score == good.correct.mean()
-    lost = examined(poor, evaluator, good, (200, 1000))
+    lost = evaluate(poor, evaluator, good, (200, 1000))
     assert not lost.complete and lost.images == 200 and lost.score == lost.correct.mean()
-    assert examined(poor, evaluator, good).complete  # no race, all pictures
-    assert examined(proposal, evaluator, good, (200, 1000)).complete  # never behind itself
-    assert examined(poor, lambda widths: widths["0"]).score == 2.0
+    assert evaluate(poor, evaluator, good).complete  # no race, all pictures
+    assert evaluate(proposal, evaluator, good, (200, 1000)).complete  # never behind itself
+    assert evaluate(poor, lambda widths: widths["0"]).score == 2.0
 
 
 def test_races_save_pictures_and_neither_win_nor_breed():
@@ -621,9 +632,9 @@ def test_races_save_pictures_and_neither_win_nor_breed():
     for each in result.candidates:  # against the fifth of all before its own generation
         before = [other for other in result.candidates if other.generation < each.generation]
         if each.generation:
-            rival = ranked(before)[4].correct
+            rival = rank(before)[4].correct
             lost_at = [
-                end for end in (200, 600, 1500) if end <= each.images and behind(each.correct[:end], rival)
+                end for end in (200, 600, 1500) if end <= each.images and is_behind(each.correct[:end], rival)
             ]
             assert lost_at == ([] if each.complete else [each.images])
     assert max(each.generation for each in result.candidates if each.complete) == 7
@@ -632,8 +643,8 @@ def test_races_save_pictures_and_neither_win_nor_breed():
 @pytest.mark.parametrize(
     ("score", "words"),
     [
-        (lambda widths: math.nan, "is nan; expected a number"),
-        (lambda widths: math.inf, "is inf; expected a number"),
+        (lambda widths: math.nan, "is nan; expected a finite number"),
+        (lambda widths: math.inf, "is inf; expected a finite number"),
     ],
 )
 def test_scores_that_are_none_are_refused(score, words):
@@ -662,7 +673,7 @@ def test_tensors_are_as_good_as_arrays():
 
 # ------------------------------------------------------------------------------ who, when, how often
 class Threads(Alone):
-    """Four at a time, ready in any order."""
+    """Four workers at a time, whose answers are ready in any order."""
 
     def map(self, work, tasks):
         def late(task):

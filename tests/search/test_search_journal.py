@@ -1,4 +1,4 @@
-"""What a search remembers: a kill at any moment, other settings, damage, and several processes."""
+"""The journal of a search: a kill at any moment, other settings, damage, and several processes."""
 
 import json
 import multiprocessing
@@ -23,7 +23,7 @@ from tests.lib.two_processes import LAUNCH, ROOT, SCRIPT, launched
 
 @pytest.fixture(scope="module")
 def processes():
-    """Makes processes that begin with everything imported."""
+    """A server that forks processes with everything imported."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", ROOT)
         context = multiprocessing.get_context("forkserver")
@@ -34,31 +34,31 @@ def processes():
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A folder with the journal and the log of a search nobody disturbed, and its result."""
+    """A folder with the journal and the log of an undisturbed search, and its result."""
     folder = tmp_path_factory.mktemp("undisturbed")
     return folder, small_search(folder)
 
 
 def lines_of(folder):
-    """What is whole in a journal, after its first line."""
+    """The complete lines of a journal after its first."""
     file = folder / "journal.jsonl"
     text = file.read_bytes().rpartition(b"\n")[0] if file.exists() else b""
     return [json.loads(line) for line in text.splitlines()[1:]]
 
 
 def searched(lines):
-    """The networks that need not be looked at again."""
+    """The networks that need not be evaluated again."""
     return {str(sorted(line["widths"].items())) for line in lines if line["on"] == "search"}
 
 
 def looked_at(*folders):
-    """(process, network) of each evaluation that was begun."""
+    """(process, network) of each evaluation that was started."""
     logs = [(folder / "log").read_text() for folder in folders if (folder / "log").exists()]
     return [tuple(line.split(" ", 1)) for line in "".join(logs).splitlines()]
 
 
 def assert_same_end(folder, undisturbed):
-    """Going on ends in the same file and the same result, and looks at nothing that is in the journal."""
+    """A resumed search ends in the same file and the same result, and evaluates nothing that is in the journal."""
     known, begun = searched(lines_of(folder)), len(looked_at(folder))
     result = small_search(folder)
     assert (folder / "journal.jsonl").read_bytes() == (undisturbed[0] / "journal.jsonl").read_bytes()

@@ -52,7 +52,7 @@ def plainly_masked(model, kept):
 
 
 def assert_masked(model, kept):
-    tensors = copies.effective(model)
+    tensors = copies.effective_tensors(model)
     for name, mask in kept.items():
         assert not tensors[name][~mask].any(), name
 
@@ -66,11 +66,11 @@ def same(a, b):
 def test_a_held_model_computes_with_zeros_under_the_same_names(name):
     model, example = build(name)
     graph = prunus.trace(model, example)
-    before, kept = copies.effective(model), drawn(graph)
+    before, kept = copies.effective_tensors(model), drawn(graph)
     before = {n: t.clone() for n, t in before.items()}
     parameters = {id(p) for p in model.parameters()}
     masks.hold(model, graph, kept)
-    now = copies.effective(model)
+    now = copies.effective_tensors(model)
     assert now.keys() == before.keys() and {id(p) for p in model.parameters()} == parameters
     for n, tensor in now.items():
         expected = before[n] * kept[n] if n in kept else before[n]
@@ -352,7 +352,7 @@ def test_survivors_train_as_if_only_they_were_there(name):
         for pair in pairs:
             step(*pair)
         assert_masked(model, kept)
-        for n, tensor in copies.effective(model).items():
+        for n, tensor in copies.effective_tensors(model).items():
             expected = plain.state_dict()[n] * kept.get(n, 1)
             torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5)
 

@@ -11,7 +11,7 @@ from prunus.errors import UserError
 from prunus.sparse import choose, contracted, permutation, permuted
 from prunus.sparse import scores as weight_scores
 from prunus.sparse.permutation import Permuted
-from prunus.surgery import sliced
+from prunus.surgery import slice_tensor
 from tests.lib import nets
 
 
@@ -95,7 +95,7 @@ def test_the_order_cuts_what_goes_with_the_model():
     found = permuted(model, graph, weight_scores.magnitude(model, graph))
     assert isinstance(found, Permuted) and found.order
     for name, tensor in model.state_dict().items():
-        moved = sliced(tensor, graph.layouts[name], found.order)
+        moved = slice_tensor(tensor, graph.layouts[name], found.order)
         assert torch.equal(moved, found.model.state_dict()[name])
 
 

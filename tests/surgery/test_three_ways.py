@@ -15,8 +15,8 @@ from prunus import surgery
 from prunus.errors import PruningError
 from prunus.graph import skeleton, trace, tracer
 from prunus.recover import renew_norms
-from prunus.surgery import cut, effective, sliced
-from prunus.surgery.slicing import masked, zeroed
+from prunus.surgery import cut, effective_tensors, slice_tensor
+from prunus.surgery.slicing import mask_tensors, zero_tensor
 from tests.lib.nets import NETS, Attention
 from tests.lib.providers import FORMS, network, some_widths, supernet
 
@@ -61,7 +61,7 @@ class Inception(nn.Module):
 
 
 class UNet(nn.Module):
-    """What is found on the way down is joined to what comes up again."""
+    """A network with skip connections: features of the way down are concatenated to those of the way up."""
 
     def __init__(self):
         super().__init__()
@@ -96,7 +96,7 @@ class ViT(nn.Module):
 
 
 class Tied(nn.Module):
-    """The words that are read and those that are foretold are one tensor."""
+    """A language model whose input embedding and output layer are one tensor."""
 
     def __init__(self):
         super().__init__()
@@ -129,7 +129,7 @@ MORE = {
     "vit": (ViT, (2, 3, 8, 8)),
     "tied": (Tied, None),
 }
-SMALL = (*(name for name in NETS if name != "norms"), *MORE)  # its weights stand behind parametrisations
+SMALL = (*(name for name in NETS if name != "norms"), *MORE)  # the weights of "norms" are parametrised
 
 
 def built(name):
@@ -155,7 +155,7 @@ def alike(a, b, error=1e-9):
 
 
 def masked_answers(model, graph, keep, example):
-    """Of the network with zeros in all its weights at what goes."""
+    """The output of the network with zeros in all weights of the removed units."""
     whole = surgery.mask(model, graph, keep)
     return tracer.run(whole, example, tracer.copied_layouts(graph.layouts), keep)[1]
 
@@ -204,7 +204,7 @@ def test_gradients_are_those_of_the_small_network_in_their_places(name):
     assert ours.keys() == theirs.keys()
     for name, part in cut(ours, net.graph, keep).items():
         assert alike(part, theirs[name]), name
-        assert torch.equal(zeroed(ours[name], net.graph.layouts[name], keep), ours[name]), name
+        assert torch.equal(zero_tensor(ours[name], net.graph.layouts[name], keep), ours[name]), name
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -220,7 +220,7 @@ def test_gradients_are_those_of_the_masked_network_and_nothing_outside_the_crop_
     def gradients(answers):
         return torch.autograd.grad(answers.square().sum(), learn, allow_unused=True)
 
-    whole = masked(effective(model) | net.made(widths), net.graph, keep)
+    whole = mask_tensors(effective_tensors(model) | net.made(widths), net.graph, keep)
     ours = gradients(net.answers(widths, example))
     theirs = gradients(functional_call(model, whole, (example,)))
     for a, b in zip(ours, theirs, strict=True):
@@ -230,7 +230,7 @@ def test_gradients_are_those_of_the_masked_network_and_nothing_outside_the_crop_
     for parameter, gradient in zip(learn, ours, strict=True):
         if id(parameter) in names:
             ones = {names[id(parameter)]: torch.ones_like(gradient)}
-            outside = masked(ones, net.graph, keep)[names[id(parameter)]] == 0
+            outside = mask_tensors(ones, net.graph, keep)[names[id(parameter)]] == 0
             assert not gradient[outside].any()
 
 
@@ -240,7 +240,9 @@ def test_a_paper_block_has_no_gradient_outside_the_crop():
     widths = some_widths(net, seed=1)
     net.answers(widths, example).sum().backward()
     for name, block in zip(net.maker.context, net.maker.blocks, strict=True):
-        inside = masked({name: torch.ones(block.shape)}, net.graph, net.keep(widths))[name].flatten() > 0
+        inside = (
+            mask_tensors({name: torch.ones(block.shape)}, net.graph, net.keep(widths))[name].flatten() > 0
+        )
         assert not block.second.weight.grad[~inside].any() and not block.second.bias.grad[~inside].any()
         assert block.second.bias.grad[inside].any()
 
@@ -250,10 +252,10 @@ def test_what_is_made_and_then_cut_is_what_the_small_network_holds(form):
     model, example = built("mobilenet_v2")
     net = supernet(model, example, form, order=True)
     widths = some_widths(net)
-    made, small = net.made(widths), effective(net.network(widths))
+    made, small = net.made(widths), effective_tensors(net.network(widths))
     assert made
     for name, weight in made.items():
-        assert torch.equal(small[name], sliced(weight, net.graph.layouts[name], net.keep(widths)))
+        assert torch.equal(small[name], slice_tensor(weight, net.graph.layouts[name], net.keep(widths)))
 
 
 def test_what_meets_a_recurrent_layer_stays_and_the_rest_goes_on():

@@ -3,9 +3,9 @@
 Its files, in the order in which to read them:
 
     config          the options
-    hypernetwork    latent vectors, and the weights made of them
-    search          DHP, usable in a loop of one's own
-    charts          how the latents moved
+    hypernetwork    weights computed from latent vectors
+    search          DHP, for your own training loop
+    charts          the charts of a search
     method          the paper, what departs from it, and prune
 """
 

@@ -90,7 +90,7 @@ class Config(Units):
 
     def whole(self, graph: Graph) -> dict[str, str]:
         """The axes that are left alone because removing their units would not be exact, and why."""
-        return {} if self.mixed or self.mode == "paper" else gates.ungateable(graph)
+        return {} if self.mixed or self.mode == "paper" else gates.inexact_axes(graph)
 
     def check(self, graph: Graph, limit: Budget) -> None:
         """Raise UserError for options that conflict, Unreachable if the budget cannot be met."""

@@ -27,7 +27,7 @@ from dataclasses import replace
 
 from prunus.errors import UserError
 from prunus.methods import Pruned, Run
-from prunus.methods.dhp.charts import drawn
+from prunus.methods.dhp.charts import charts
 from prunus.methods.dhp.config import Config
 from prunus.methods.dhp.search import DHP
 from prunus.selection import Budget
@@ -51,4 +51,4 @@ def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
         run.log("epoch", stage="prune", **row)
     search.decide()
     run.log("decided", steps=search.done, units_cut_in_use=search.left_over)
-    return Pruned(keep=search.keep, weights=distinct(search.full()), charts=list(drawn(search)))
+    return Pruned(keep=search.keep, weights=distinct(search.full()), charts=list(charts(search)))

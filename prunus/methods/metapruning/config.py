@@ -6,7 +6,7 @@ from typing import Literal
 from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.methods import Units
-from prunus.methods.metapruning.pruning_net import HIDDEN, Form, refuse_too_large
+from prunus.methods.metapruning.pruning_net import HIDDEN, Form, check_memory
 from prunus.options import check_choices, no_preview, reject_unused
 from prunus.search import Evolution, Greedy, Random, Sampling, Space, Strategy
 from prunus.selection import Budget
@@ -164,7 +164,7 @@ class Config(Units):
         self.reject_unused()
         space = self.settled().space(graph)
         if self.weights == "hypernet":
-            refuse_too_large(graph, space.names, self.form, self.hidden)
+            check_memory(graph, space.names, self.form, self.hidden)
         super().check(graph, limit)
 
     def space(self, graph: Graph) -> Space:

@@ -40,24 +40,24 @@ from prunus.methods.metapruning.pruning_net import PruningNet
 from prunus.recover import renew_norms
 from prunus.search import (
     CHUNKS,
+    Feasible,
     Inherit,
     Maker,
     Orders,
     Parts,
     Ranks,
     Result,
-    Room,
     Space,
     Stepping,
     Supernet,
     Together,
     best_first,
     charts,
-    drawn_anew,
     labels_hash,
     moving_norms,
     parted,
-    put_back,
+    reinitialise,
+    scatter,
     search,
     tensors_hash,
     to_renew_with,
@@ -83,7 +83,7 @@ class Ready:
     measured: see `search`. history: of the supernet's training, if there was one."""
 
     space: Space
-    room: Room
+    room: Feasible
     measured: Callable[[dict[str, int]], float] | None
     parts: Parts
     ranks: dict[str, Tensor] | None
@@ -144,22 +144,25 @@ def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
         workers=Ranks() if dist.is_initialized() and dist.get_world_size() > 1 else None,
         progress=run.progress,
     )
-    charts.note(found, run)
+    charts.log_search(found, run)
     keep = at.provider.keep(found.winner.widths)
     score = task.metric.key if task.metric.higher_is_better else f"minus {task.metric.key}"
     return Pruned(
         keep=keep,
         weights=handed_on(task, space, keep, maker, found, config, run.seed),
-        charts=[*charts.learned(at.history, task.metric.key), *charts.drawn(found, budget, space, score)],
+        charts=[
+            *charts.training_charts(at.history, task.metric.key),
+            *charts.search_charts(found, budget, space, score),
+        ],
     )
 
 
-def supernet(task: Task, room: Room, order: Orders | None, config: Config, seed: int) -> Supernet:
+def supernet(task: Task, room: Feasible, order: Orders | None, config: Config, seed: int) -> Supernet:
     """Weights for all networks, not trained yet."""
     graph, names = room.space.graph, room.space.names
     net, maker = copy.deepcopy(task.model), None
     if config.start == "scratch":
-        drawn_anew(net, task.example, names, seed)
+        reinitialise(net, task.example, names, seed)
     if config.weights == "hypernet":
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -195,8 +198,8 @@ def handed_on(
         return None
     small = maker(found.winner.widths)
     if config.winner == "anew":
-        drawn_anew(small, task.example, space.names, seed)
-    return distinct(put_back(task.model, space.graph, keep, small))
+        reinitialise(small, task.example, space.names, seed)
+    return distinct(scatter(task.model, space.graph, keep, small))
 
 
 def unit_scores(task: Task, graph: Graph, parts: Parts, config: Config, run: Run) -> dict[str, Tensor] | None:
@@ -227,14 +230,14 @@ def alone(
 
 def admitted(
     space: Space, budget: Budget, order: Orders | None
-) -> tuple[Room, Callable[[dict[str, int]], float] | None]:
+) -> tuple[Feasible, Callable[[dict[str, int]], float] | None]:
     """The part of the space that the budget allows, and what its networks cost as measured, where there is no closed
     form: what is predicted is first corrected by what uniform networks are measured to take."""
     if not isinstance(budget, Metered):
-        return Room(space, budget), None
+        return Feasible(space, budget), None
 
     def uniform(price: Price) -> dict[str, list[int]]:
-        return space.keep(space.widths(Room(space, budget, price=price).uniform()), order)
+        return space.keep(space.widths(Feasible(space, budget, price=price).uniform()), order)
 
     meter = budget.meter
     figures = meter.figures(meter.select(budget, uniform))  # the same in all processes
@@ -254,4 +257,4 @@ def admitted(
         share = figures["measured_ms"] / figures["original_ms"]
         return share * before if budget.is_fraction else figures["measured_ms"]
 
-    return Room(space, budget, price=price), measured
+    return Feasible(space, budget, price=price), measured

@@ -3,11 +3,11 @@
 Its files, in the order in which to read them:
 
     config          the options
-    statistics      what the mask network reads of the weights
+    statistics      the statistics of the weights that the mask network reads
     prompt          the visual prompt
     hypernetwork    the recurrent mask network
-    search          PASS, usable in a loop of one's own
-    charts          how the masks moved
+    search          PASS, for your own training loop
+    charts          the charts of a search
     method          the paper, what departs from it, and prune
 """
 

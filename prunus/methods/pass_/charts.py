@@ -5,18 +5,18 @@ from collections.abc import Iterator
 from prunus.charts import Chart, Heat, Lines, Picture
 from prunus.methods.pass_.search import PASS
 
-HEALTHY = 0.005, 0.02  # of all units whose masks change in a step: more than the second is flicker
+HEALTHY = 0.005, 0.02  # shares of all units whose masks change in a step: above the second, masks flicker
 
 
-def drawn(search: PASS) -> Iterator[Chart]:
-    """The search in pictures: the widths, how restless the masks were, the snapshots, the prompt."""
+def charts(search: PASS) -> Iterator[Chart]:
+    """The charts of a search: the widths, the changes of the masks, the snapshots, the prompt."""
     units = len(search.kept)
     if search.records:
         sizes = [search.graph.axes[name].size for name in search.names]
         yield Heat(
-            title="What stays of each axis",
-            note="The share of its units within the budget at that time: the darker, the more. Axes stand in the order "
-            "in which the network computes them.",
+            title="Kept share of each axis",
+            note="The share of its units that is kept at each step: the darker, the more. Axes are in the order in "
+            "which the network computes them.",
             rows=search.names,
             x=[record["step"] for record in search.records],
             x_label="step",
@@ -28,8 +28,8 @@ def drawn(search: PASS) -> Iterator[Chart]:
     if search.flips:
         yield Lines(
             title="Masks that changed in a step",
-            note=f"Of {units} units. Dashed: below the first line all is well, above the second the search flickers: "
-            "lower the learning rate.",
+            note=f"Out of {units} units. Dashed: below the first line the search is stable, above the second the masks "
+            "flicker: lower the learning rate.",
             x_label="step",
             y_label="units",
             series={"changed": list(enumerate(search.flips))},
@@ -39,10 +39,10 @@ def drawn(search: PASS) -> Iterator[Chart]:
         )
     if search.tried:
         yield Lines(
-            title="The network as it would be then",
-            note="Its loss on training pictures held out, in the widths that would be taken, without prompt, norms on "
-            "the statistics of the batch. The lowest is taken. Step 0 is what the search began with: pruning by "
-            "magnitude, if no option says otherwise.",
+            title="Snapshots",
+            note="The loss, on held-out training images, of the network as it would be returned at that step: in whole "
+            "blocks, without prompt, norms with the statistics of the batch. The lowest is taken. Step 0 is the start: "
+            "pruning by magnitude, unless an option says otherwise.",
             x_label="step",
             y_label="loss",
             series={"held out": [(step, -score) for step, score in search.tried]},
@@ -50,6 +50,6 @@ def drawn(search: PASS) -> Iterator[Chart]:
     if search.prompt:
         yield Picture(
             title="The prompt",
-            note="What was added to every picture in the search; gray is zero.",
+            note="It was added to every image in the search; gray is zero.",
             png=search.prompt.png(),
         )

@@ -12,7 +12,7 @@ from prunus.graph import Graph
 from prunus.methods import Units
 from prunus.methods.pass_ import statistics
 from prunus.methods.pass_.hypernetwork import load
-from prunus.methods.pass_.prompt import How, Kind, fitting, picture_shape
+from prunus.methods.pass_.prompt import How, Kind, fit_size, image_shape
 from prunus.methods.pass_.statistics import STATISTICS
 from prunus.options import check_choices, no_preview, reject_unused
 from prunus.selection import Budget
@@ -138,7 +138,7 @@ class Config(Units):
     def pictures(self, graph: Graph) -> tuple[int, int, int] | None:
         """The shape (C, H, W) of the pictures that get a prompt; None: there is none. Raises UserError if the network
         reads no pictures."""
-        return None if self.prompt == "none" else picture_shape(graph.example)
+        return None if self.prompt == "none" else image_shape(graph.example)
 
     def learning(self, graph: Graph) -> list[str]:
         """The parameters that train_also names, as the graph does. Raises UserError for a pattern that names none."""
@@ -153,14 +153,14 @@ class Config(Units):
     def names(self, graph: Graph) -> list[str]:
         """The axes that are searched, in the order of their computation."""
         whole = self.whole(graph)
-        return statistics.in_order(graph, [name for name in graph.axes if name not in whole])
+        return statistics.order_axes(graph, [name for name in graph.axes if name not in whole])
 
     def described(self, graph: Graph) -> dict:
         """What a hypernetwork for this network belongs to, as plain JSON. Raises UserError for a prompt that does not
         fit on the pictures."""
         prompt, shape = None, self.pictures(graph)
         if shape:
-            size = fitting(shape, self.prompt, self.prompt_size)
+            size = fit_size(shape, self.prompt, self.prompt_size)
             prompt = [self.prompt, size, self.prompt_how, *shape]
         signature = [[name, graph.axes[name].size] for name in self.names(graph)]
         options = {name: getattr(self, name) for name in ("hidden", "recurrent", "init", "statistic")}
@@ -173,7 +173,7 @@ class Config(Units):
 
     def whole(self, graph: Graph) -> dict[str, str]:
         """The axes that are left alone because masks at those who read them would not be exact, and why."""
-        return gates.ungateable(graph, ROLES["consumer"])
+        return gates.inexact_axes(graph, ROLES["consumer"])
 
     def frozen(self, graph: Graph) -> tuple[str, ...]:
         """Patterns of what keeps everything: `freeze`, and the axes left alone."""

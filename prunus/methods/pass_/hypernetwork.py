@@ -1,9 +1,8 @@
-"""A recurrent hypernetwork: an LSTM walks through a network's axes, reads what their weights are like, and scores their
-units.
+"""The mask network: an LSTM that reads statistics of the weights, axis by axis, and scores the units of each.
 
-Huang et al., PASS, arXiv:2407.17412. What could not be read of it (sizes, which statistics, the encoder) is decided in
-our specification of it. Shapes: N units on G axes, one behind the other in the order in which the network computes
-them; C_max units on the longest; D numbers in the state of the LSTM.
+Huang et al., PASS, arXiv:2407.17412. Only the paper's abstract and introduction were available; sizes, statistics and
+the encoder are ours. Shapes: N units on G axes, in the order in which the network computes them; C_max units on the
+longest axis; D features in the state of the LSTM.
 """
 
 import json
@@ -22,12 +21,16 @@ FORMAT = 1
 HEADER = "prunus_hypernetwork"
 
 
-class Hypernetwork(nn.Module):
-    """Gives each unit a score.
+class MaskNetwork(nn.Module):
+    """A recurrent hypernetwork that scores units.
 
-    sizes: of the axes, in order. hidden: D. recurrent: False: every axis is read alone, from the same first state.
-    init: magnitude: the scores are the statistics at first, and what the LSTM says is added to them; random: they are
-    what the LSTM says. planes: of the prompt from which the first state is made; None: there is none, the state is 0.
+    Args:
+        sizes: The sizes of the axes, in order.
+        hidden: D.
+        recurrent: False: every axis is read alone, from the same initial state.
+        init: "magnitude": the LSTM's output, zero at first, is added to the statistics; "random": the scores are the
+            LSTM's output.
+        channels: Channels of the prompt that is encoded into the initial state; None: no prompt, the state is 0.
     """
 
     def __init__(
@@ -37,23 +40,33 @@ class Hypernetwork(nn.Module):
         hidden: int = 64,
         recurrent: bool = True,
         init: str = "magnitude",
-        planes: int | None = None,
+        channels: int | None = None,
     ):
         super().__init__()
         self.recurrent, self.warm = recurrent, init == "magnitude"
         self.read = nn.Linear(max(sizes) + EXTRA, hidden)
         self.lstm = nn.LSTM(hidden, hidden)
-        self.encoder = Encoder(planes, hidden) if planes else None
-        bound = 0.0 if self.warm else hidden**-0.5  # as nn.Linear begins
+        self.encoder = Encoder(channels, hidden) if channels else None
+        bound = 0.0 if self.warm else hidden**-0.5  # as nn.Linear is initialised
         self.heads = nn.Parameter(torch.empty(sum(sizes), hidden).uniform_(-bound, bound))
         self.offsets = nn.Parameter(torch.empty(sum(sizes)).uniform_(-bound, bound))
         owners = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
         self.register_buffer("owners", owners, persistent=False)
 
     def forward(self, inputs: Tensor, statistics: Tensor, canvas: Tensor | None = None) -> Tensor:
-        """(N,): scores. inputs (G, C_max + 3): see `inputs_of`. statistics (N,): see `standardised`. canvas (C, H, W):
-        the prompt."""
-        with torch.autocast(inputs.device.type, enabled=False):  # what is compared has to be exact
+        """The scores of all units.
+
+        Args:
+            inputs: (G, C_max + 3), see `network_inputs`.
+            statistics: (N,), see `standardise`.
+            canvas: (C, H, W), the prompt.
+
+        Returns:
+            (N,), differentiable.
+        """
+        with torch.autocast(
+            inputs.device.type, enabled=False
+        ):  # scores are compared, so they have to be exact
             steps = self.read(inputs)
             if self.encoder is None:
                 first = steps.new_zeros(2, steps.shape[1])
@@ -64,40 +77,42 @@ class Hypernetwork(nn.Module):
             else:
                 alone = first[:, None, None].expand(-1, 1, len(steps), -1).contiguous()
                 found = self.lstm(steps[None], tuple(alone))[0][0]
-            said = (self.heads * found.index_select(0, self.owners)).sum(1) + self.offsets
-            return statistics + said if self.warm else said
+            output = (self.heads * found.index_select(0, self.owners)).sum(1) + self.offsets
+            return statistics + output if self.warm else output
 
 
 class Encoder(nn.Module):
-    """A prompt (C, H, W) of any size becomes the first state of the LSTM, (2, D): h and c."""
+    """A network that encodes a prompt (C, H, W) of any size into the initial state (2, D) of the LSTM: h and c."""
 
-    def __init__(self, planes: int, hidden: int):
+    def __init__(self, channels: int, hidden: int):
         super().__init__()
         self.layers = nn.Sequential(
-            *(nn.Conv2d(planes, 16, 3, 2, 1), nn.ReLU()),
+            *(nn.Conv2d(channels, 16, 3, 2, 1), nn.ReLU()),
             *(nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU()),
             *(nn.Conv2d(32, hidden, 3, 2, 1), nn.ReLU()),
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(hidden, 2 * hidden)),
         )
 
     def forward(self, canvas: Tensor) -> Tensor:
-        """(2, D)."""
+        """The initial state (2, D)."""
         h, c = self.layers(canvas[None])[0].chunk(2)
         return torch.stack([h.tanh(), c])
 
 
 def save(path: str | Path, tensors: Mapping[str, Tensor], described: Mapping) -> None:
-    """Write tensors, and in the file's header as JSON what they belong to."""
+    """Write a hypernetwork's tensors, with a description of the network and options it belongs to as a header."""
     write_tensors(Path(path), dict(tensors), {HEADER: json.dumps({"format": FORMAT, **described})})
 
 
 def load(path: str | Path, described: Mapping) -> dict[str, Tensor]:
-    """The tensors of a hypernetwork that was saved. Raises FileError, naming what differs, if it was made for other
-    axes or with other options than are `described`, or is damaged."""
+    """The tensors of a saved hypernetwork.
+
+    Raises FileError if it was made for other axes or options than are `described`, naming them, or is damaged.
+    """
     tensors, there = read_tensors(Path(path)), _header(path)
-    spoilt = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if spoilt:
-        raise FileError(f"{path} holds NaN or infinity in {spoilt[0]}; learn a new one.")
+    not_finite = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if not_finite:
+        raise FileError(f"{path} holds NaN or infinity in {not_finite[0]}; train a new hypernetwork.")
     wanted = json.loads(json.dumps(dict(described)))
     ours, theirs = wanted.pop("axes"), there.pop("axes")
     wrong = [
@@ -113,20 +128,20 @@ def load(path: str | Path, described: Mapping) -> dict[str, Tensor]:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise FileError(
-            f"the hypernetwork in {path} does not fit: {'; '.join(wrong[:3])}{more}. It serves networks of the one "
-            "architecture it was learned on, with the same options; else learn a new one."
+            f"the hypernetwork in {path} does not fit: {'; '.join(wrong[:3])}{more}. It fits only the architecture and "
+            "options it was trained with; otherwise train a new one."
         )
     return tensors
 
 
 def _header(path: str | Path) -> dict:
-    """What the file says it belongs to. Raises FileError if it does not say so."""
+    """The header of the file. Raises FileError if it has none of this format."""
     with safe_open(path, "pt") as opened:
         text = (opened.metadata() or {}).get(HEADER, "null")
     try:
         there = json.loads(text)
         whole = there["format"] == FORMAT and all(len(pair) == 2 for pair in there["axes"])
-    except (ValueError, TypeError, KeyError):  # no JSON, or another thing
+    except (ValueError, TypeError, KeyError):  # not JSON, or JSON of something else
         whole = False
     if not whole:
         raise FileError(

@@ -25,7 +25,7 @@ import torch
 
 from prunus.data import Split
 from prunus.methods import Pruned, Run
-from prunus.methods.pass_.charts import drawn
+from prunus.methods.pass_.charts import charts
 from prunus.methods.pass_.config import Config
 from prunus.methods.pass_.search import PASS
 from prunus.selection import Budget
@@ -61,7 +61,7 @@ def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
     file = run.folder("prune") / "hypernetwork.safetensors"
     run.write(lambda: search.save(file))
     learned = distinct(search.full()) if config.train_also else None
-    return Pruned(keep=search.keep, weights=learned, charts=list(drawn(search)))
+    return Pruned(keep=search.keep, weights=learned, charts=list(charts(search)))
 
 
 def search_recipe(task: Task, config: Config) -> Recipe:

@@ -1,8 +1,8 @@
-"""PASS's search in a training loop: a hypernetwork learns which units a frozen network can do without.
+"""PASS's search in a training loop: a hypernetwork learns which units a frozen network does not need.
 
-In every step the hypernetwork (recurrent.py) scores all units, the best that fit the budget stay, and the network runs
-with the others masked where they are read (gates.py). The gradient of a mask is handed to its score as if there were
-no threshold between them. methods/pass_.py names the paper and what is decided here.
+In every step the hypernetwork scores all units, the best that fit the budget are kept, and the network runs with the
+others masked in the weights that read them (prunus.gates). The gradient of a mask is passed to its score as if there
+were no threshold between them. method.py names the paper and our decisions.
 """
 
 import copy
@@ -21,21 +21,19 @@ from prunus.gates import Thresholds
 from prunus.graph import Graph, skeleton, trace
 from prunus.methods.pass_ import hypernetwork
 from prunus.methods.pass_.config import Config
-from prunus.methods.pass_.hypernetwork import Hypernetwork
+from prunus.methods.pass_.hypernetwork import MaskNetwork
 from prunus.methods.pass_.prompt import Prompt, Prompted
-from prunus.methods.pass_.statistics import STATISTICS, inputs_of, standardised
+from prunus.methods.pass_.statistics import STATISTICS, network_inputs, standardise
 from prunus.selection import Budget, Metered, least, price_of
 
-NOTED = 60  # times that widths are noted in a search
+TRACKED = 60  # how often widths are recorded in a search
 HOOKS = "_forward_hooks", "_backward_hooks", "_backward_pre_hooks"
 CHANGES = ("done", "records", "flips", "tried", "best")
-Score = Callable[
-    [Callable], float
-]  # of a function from pictures to the masked network's output: higher is better
+Score = Callable[[Callable], float]  # score(images -> output of the masked network); higher is better
 
 
 class PASS(nn.Module):
-    """A search beside your own loop; `model` is left as it is:
+    """A search for units in your own training loop; `model` is not changed:
 
         search = PASS(model, example, Budget(macs=0.5), steps=300)
         optimizer = torch.optim.Adam(search.learned(), lr=1e-4)
@@ -46,14 +44,25 @@ class PASS(nn.Module):
             search.step()
         small = search.finish()
 
-    The search runs on a copy of the model whose norms use the statistics of the batch. steps: how many there will be,
-    for the pace of snapshots; None: config's. score: how good the network would be now, for snapshots (see `Config`);
-    without one the last scores count. statistic: (model, graph) -> {axis: (size,)} in place of config's. keep_prompt:
-    the network that `finish` returns has the prompt before it, to be trained on. seed: of what is drawn. keep: the
-    units that stay, once that is decided.
-    Raises UserError if nothing in the network can be pruned so, or the prompt does not go with the example; BudgetError
-    if the budget cannot be met; FileError if config.hypernetwork does not fit.
+    The search runs on a copy of the model whose norms use the statistics of the batch. `keep` holds the units that
+    stay, once they are decided. Source: Huang et al., arXiv:2407.17412, and ours, see method.py.
     Shapes: N units on the axes `names`, in the order of their computation.
+
+    Args:
+        model: The model.
+        example: An input of the model.
+        budget: The budget.
+        steps: How many steps there will be, which spaces the snapshots; None: config's.
+        config: The options; None: the defaults.
+        seed: The seed of all random numbers.
+        score: score(network) -> how good the masked network is now, for snapshots; None: the last scores count.
+        statistic: statistic(model, graph) -> {axis: (size,)}, in place of config's.
+        keep_prompt: The network that `finish` returns has the prompt before it.
+
+    Raises:
+        BudgetError: The budget cannot be met.
+        FileError: config.hypernetwork does not fit.
+        UserError: No axis of the network can be pruned in this way, or the prompt does not fit the example.
     """
 
     def __init__(
@@ -75,7 +84,7 @@ class PASS(nn.Module):
         config = self.config
         if keep_prompt and config.prompt in ("none", "random"):
             raise UserError(
-                f"keep_prompt=True needs a prompt that stays where it is, not prompt={config.prompt}."
+                f"keep_prompt=True needs a prompt at a fixed place, not prompt={config.prompt}; take pad or fixed."
             )
         self.steps = config.steps if steps is None else steps
         if not isinstance(self.steps, int) or self.steps < (0 if config.hypernetwork else 1):
@@ -94,54 +103,56 @@ class PASS(nn.Module):
             graph, {name: floors[name][0] for name in self.names}, price_of(graph, budget)
         )
         self.limit = budget.limit(self.units.before)
-        self._given = (model,)  # in a tuple, so that it is no part of this module
+        self._given = (model,)  # in a tuple, so that it is not a submodule
         self._score = score
         self._build(model, shape, seed, statistic or STATISTICS[config.statistic])
-        # What follows is what changes, beside the module's tensors: `state` and `restore`.
+        # The attributes below change during the search, like the module's tensors: `state` and `restore`.
         self.done = 0
         self.records: list[dict] = []
-        self.flips: list[int] = []  # of masks, by step
+        self.flips: list[int] = []  # masks that changed, by step
         self.tried: list[tuple[int, float]] = []  # snapshots: step, score
-        self.best: list[float] | None = None  # the scores of the best of them
+        self.best: list[float] | None = None  # the units' scores at the best snapshot
         self.keep: dict[str, list[int]] | None = None
-        self.kept_now: Tensor | None = None  # the masks of the last batch; `kept`: of the one before
+        self.kept_now: Tensor | None = (
+            None  # the masks of the last batch; `kept` are those of the batch before
+        )
         self._first = self.scores().detach()
-        self.kept.copy_(self.chosen(self._first))
+        self.kept.copy_(self.choose_units(self._first))
 
     def _build(self, model: nn.Module, shape: tuple | None, seed: int, statistic: Callable) -> None:
-        """The copy of the network with its masks, the prompt, and the hypernetwork."""
+        """Build the copy of the network with its masks, the prompt, and the hypernetwork."""
         config, graph, names = self.config, self.graph, self.names
         sizes = {name: graph.axes[name].size for name in names}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.hypernetwork = Hypernetwork(
+            self.hypernetwork = MaskNetwork(
                 list(sizes.values()),
                 hidden=config.hidden,
                 recurrent=config.recurrent,
                 init=config.init,
-                planes=shape and shape[0],
+                channels=shape and shape[0],
             )
         self.prompt = None
         if shape:
             self.prompt = Prompt(
                 shape, config.prompt, config.prompt_size, config.prompt_how, config.prompt_speed
             )
-        statistics = standardised(statistic(model, graph), sizes)
+        statistics = standardise(statistic(model, graph), sizes)
         self.register_buffer("statistics", statistics, persistent=False)
-        self.register_buffer("inputs", inputs_of(graph, names, statistics), persistent=False)
+        self.register_buffer("inputs", network_inputs(graph, names, statistics), persistent=False)
         self.register_buffer("kept", torch.ones(len(statistics), dtype=torch.bool))
         self.network = skeleton.copied(model, {})
         for module in self.network.modules():
-            for hooks in HOOKS:  # the user's own are not for these passes
+            for hooks in HOOKS:  # the user's hooks are not meant for these passes
                 getattr(module, hooks).clear()
         for parameter in self.network.parameters():
             parameter.requires_grad_(False)
             parameter.grad = None
         for name in config.learning(graph):
-            for parameter in behind(self.network, name):
+            for parameter in parameters_of(self.network, name):
                 parameter.requires_grad_(True)
         self.gates = gates.attach(self.network, graph, names, roles=config.roles)
-        self.gates.give(torch.ones_like(self.gates.values.data))
+        self.gates.set_values(torch.ones_like(self.gates.values.data))
         self.to(next(model.parameters()).device)
         if config.hypernetwork:
             self.load(config.hypernetwork)
@@ -149,10 +160,9 @@ class PASS(nn.Module):
 
     # ------------------------------------------------------------------------------- the user's loop
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the network makes of a batch, called as the model is, with the prompt on the first tensor it is
-        given and all units masked but the best that fit."""
+        """The masked network's output, called like the model; the prompt is put on the first tensor argument."""
         found = self.scores()
-        kept = self.chosen(found)
+        kept = self.choose_units(found)
         if self.training:
             self.kept_now = kept
         if self.prompt:
@@ -167,7 +177,7 @@ class PASS(nn.Module):
         return self.run(self.straight_through(found, kept), *args, **kwargs)
 
     def learned(self) -> list[nn.Parameter]:
-        """What an optimiser should hold."""
+        """The parameters that an optimiser should hold."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     @property
@@ -180,30 +190,40 @@ class PASS(nn.Module):
         return parameter.dim() > 1
 
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """To be called after each optimizer.step(): counts, notes, and now and then tries the network that would be.
+        """Count a step, record the widths, and take snapshots when due. Call it after each optimizer.step().
 
-        Raises TrainingError if a score is NaN or infinite.
+        Raises:
+            TrainingError: A score is NaN or infinite.
+            UserError: There was no batch yet.
         """
         if not self.done and self._due(0):
-            self.try_out(self._first)
+            self.take_snapshot(self._first)
         if self.kept_now is None:
             raise UserError(
                 "step was called before any batch: call search(x), backward and optimizer.step() first."
             )
         self.flips.append(int((self.kept_now != self.kept).sum()))
         self.kept.copy_(self.kept_now)
-        if self._falls(self.done, NOTED):
+        if self._falls(self.done, TRACKED):
             counts = self.units.counts(self.kept.cpu()[None])[0]
             ratio = self.units.shares(self.kept.cpu()[None]).item()
             self.records.append({"step": self.done, "widths": counts.tolist(), "ratio": ratio})
         self.done += 1
         if self._due(self.done):
             with torch.no_grad():
-                self.try_out(self.scores())
+                self.take_snapshot(self.scores())
 
     def finish(self) -> nn.Module:
-        """The small network, plain and proved; with keep_prompt behind a copy of its prompt. Norms still have
-        the statistics of before: renew them, then train on. Raises PruningError if the proof fails."""
+        """Shrink the model to the units decided on, with proof.
+
+        Returns:
+            The small network, plain; with keep_prompt, preceded by a copy of the prompt. Its norms still have the
+            statistics of the original: renew them, then train on.
+
+        Raises:
+            PruningError: The proof failed.
+            TrainingError: A score is NaN or infinite.
+        """
         self.decide()
         small = surgery.shrink(self.full(), self.graph, self.keep)
         if not self.keep_prompt:
@@ -212,14 +232,14 @@ class PASS(nn.Module):
 
     # ------------------------------------------------------------------------------------- the masks
     def scores(self) -> Tensor:
-        """(N,): of all units, differentiable."""
+        """The scores (N,) of all units, differentiable."""
         canvas = self.prompt.canvas() if self.prompt else None
         return self.hypernetwork(self.inputs, self.statistics, canvas)
 
-    def chosen(self, found: Tensor) -> Tensor:
-        """(N,) bool: the units that stay with the scores `found`: the best that fit the budget.
+    def choose_units(self, found: Tensor) -> Tensor:
+        """Choose the best units by the scores `found` (N,) that fit the budget: bool (N,).
 
-        Raises TrainingError if one is NaN or infinite.
+        Raises TrainingError if a score is NaN or infinite.
         """
         found = found.detach()
         if not found.isfinite().all():
@@ -227,20 +247,20 @@ class PASS(nn.Module):
                 f"a score is NaN or infinite after {self.done} steps; lower the learning rate."
             )
         ranked = found.cpu()
-        if self.config.scope == "per_axis":  # equal shares: by place in the axis
+        if self.config.scope == "per_axis":  # equal shares: by rank in the axis
             ranked = -self.units.ranks(ranked) / torch.bincount(self.units.owners)[self.units.owners]
-        return self.units.front(ranked, self.limit).to(found.device)
+        return self.units.keep_best(ranked, self.limit).to(found.device)
 
     def straight_through(self, found: Tensor, kept: Tensor) -> Tensor:
-        """(N,): ones and zeros, whose gradients are those of the scores."""
-        slope = found - found.detach()  # zeros
+        """The masks (N,), ones and zeros, whose gradients go to the scores (straight-through)."""
+        slope = found - found.detach()  # zeros, with the gradient of the scores
         if self.config.straight_through == "clipped":
             slope = slope * (self._distance(found.detach(), kept) <= 1)
         return kept.to(slope.dtype) + slope
 
     def _distance(self, found: Tensor, kept: Tensor) -> Tensor:
-        """(N,): how far scores are from the threshold, the best score that is out; infinite where none is."""
-        out = found.masked_fill(kept, -torch.inf)  # not the least that is kept: some are by their floor
+        """The distances (N,) of scores from the threshold, the best score not kept; infinite if all are kept."""
+        out = found.masked_fill(kept, -torch.inf)  # not the lowest kept score: floors keep low scores, too
         if self.config.scope == "global":
             return (found - out.max()).abs()
         owners = self.hypernetwork.owners
@@ -249,19 +269,21 @@ class PASS(nn.Module):
 
     def run(self, masks: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The network's output with the given masks (N,)."""
-        self.gates.give(masks)
+        self.gates.set_values(masks)
         try:
             return self.network(*args, **kwargs)
         finally:
-            self.gates.give(masks.detach())  # what is left behind can be copied
+            self.gates.set_values(
+                masks.detach()
+            )  # without a graph of autograd, so that the module can be copied
 
     def with_prompt(self, x: Tensor) -> Tensor:
-        """A batch with the prompt on as many of its pictures as config.prompted says."""
+        """The batch with the prompt on a share config.prompted of its images."""
         count = round(self.config.prompted * len(x))
         return self.prompt(x) if count == len(x) else torch.cat([self.prompt(x[:count]), x[count:]])
 
     def train(self, mode: bool = True) -> "PASS":
-        """Norms of the searched network use the statistics of the batch, whatever the mode; dropout is off."""
+        """Set the mode; in any mode norms of the searched network use the batch's statistics, and dropout is off."""
         super().train(mode)
         self.network.eval()
         for module in self.network.modules():
@@ -271,68 +293,73 @@ class PASS(nn.Module):
         return self
 
     # ------------------------------------------------------------------------------------- deciding
-    def of_axes(self, found: Tensor) -> dict[str, Tensor]:
-        """Scores (N,) by axis, for `select`; axes left alone get ones."""
+    def split_by_axis(self, found: Tensor) -> dict[str, Tensor]:
+        """Split scores (N,) by axis, for `select`; axes that are not searched get ones."""
         parts = found.detach().cpu().split([self.graph.axes[name].size for name in self.names])
         ones = {name: torch.ones(axis.size) for name, axis in self.graph.axes.items()}
         return ones | dict(zip(self.names, parts, strict=True))
 
-    def among(self, keep: dict[str, list[int]]) -> Tensor:
-        """(N,) bool: the units in `keep`."""
+    def as_mask(self, keep: dict[str, list[int]]) -> Tensor:
+        """Whether each unit is in `keep`, bool (N,)."""
         found = torch.zeros(len(self.kept), dtype=torch.bool)
         for name, place in self.gates.places.items():
             found[place][keep[name]] = True
         return found.to(self.kept.device)
 
     def _falls(self, step: int, times: int) -> bool:
-        """Whether one of so many times, spread over the search, is at this step; one more is at 0."""
+        """Whether one of `times` evenly spaced events falls on this step; an additional one falls on step 0."""
         steps = max(1, self.steps)
         return not step or step * times // steps > (step - 1) * times // steps
 
     def _due(self, step: int) -> bool:
-        """Whether to try the network after so many steps."""
+        """Whether a snapshot is due after `step` steps."""
         count = self.config.snapshots
         return bool(self._score and count) and self._falls(step, count)
 
     @torch.no_grad()
-    def try_out(self, found: Tensor) -> None:
-        """See how good the network of the scores `found` (N,) would be, in the widths that would be taken.
+    def take_snapshot(self, found: Tensor) -> None:
+        """Evaluate the network that the scores `found` (N,) would give, in the widths that would be returned.
 
-        Raises TrainingError if that is NaN or infinite.
+        Raises TrainingError if its score is NaN or infinite.
         """
-        if isinstance(self.budget, Metered):  # as predicted: to measure is for the end
-            kept = self.chosen(found)
+        if isinstance(self.budget, Metered):  # by prediction: measuring is for the end
+            kept = self.choose_units(found)
         else:
-            kept = self.among(self.config.select(self.graph, self.of_axes(found), self.budget))
+            kept = self.as_mask(self.config.select(self.graph, self.split_by_axis(found), self.budget))
         masks, on = kept.to(found.dtype), self.prompt if self.keep_prompt else nn.Identity()
         value = float(self._score(lambda x: self.run(masks, on(x))))
         if not isfinite(value):
-            raise TrainingError(f"the score of the masked network is {value} after {self.done} steps.")
+            raise TrainingError(
+                f"the score of the masked network is {value} after {self.done} steps; lower the learning rate, or "
+                "check the score function."
+            )
         if not self.tried or value > max(score for _, score in self.tried):
             self.best = found.detach().cpu().tolist()
         self.tried.append((self.done, value))
 
     def decide(self) -> None:
-        """Choose what stays: the best that fit the budget by the scores of the best snapshot, or of now."""
+        """Choose the units that stay: the best that fit the budget by the best snapshot's scores, or the present."""
         if self.keep is None:
             found = self.scores() if self.best is None else torch.tensor(self.best)
-            self.chosen(found)  # refuses what is not finite
-            self.keep = self.config.select(self.graph, self.of_axes(found), self.budget)
+            self.choose_units(found)  # refuses what is not finite
+            self.keep = self.config.select(self.graph, self.split_by_axis(found), self.budget)
 
     @torch.no_grad()
     def full(self) -> nn.Module:
-        """The model that was given, or where config.train_also let parameters learn, a copy with those."""
+        """The original model; with config.train_also, a copy with the trained parameters."""
         model, learned = self._given[0], self.config.learning(self.graph)
         if learned:
             model = skeleton.copied(model, {})
         for name in learned:
-            for parameter, own in zip(behind(model, name), behind(self.network, name), strict=True):
+            for parameter, own in zip(
+                parameters_of(model, name), parameters_of(self.network, name), strict=True
+            ):
                 parameter.copy_(own)
         return model
 
     # ------------------------------------------------------------------------------ files and states
     def save(self, path: str) -> None:
-        """Write the hypernetwork and the prompt, to go on from with other data (config.hypernetwork)."""
+        """Write hypernetwork and prompt to a file from which a search can start (config.hypernetwork)."""
         tensors = {f"hypernetwork.{name}": t for name, t in self.hypernetwork.state_dict().items()}
         if self.prompt:
             tensors["prompt"] = self.prompt.canvas().detach()
@@ -340,7 +367,7 @@ class PASS(nn.Module):
 
     @torch.no_grad()
     def load(self, path: str) -> None:
-        """Fill the hypernetwork and the prompt from a file. Raises FileError if it does not fit."""
+        """Load hypernetwork and prompt from a file. Raises FileError if they do not fit."""
         tensors = hypernetwork.load(path, self.config.described(self.graph))
         try:
             if self.prompt:
@@ -350,21 +377,21 @@ class PASS(nn.Module):
             self.hypernetwork.load_state_dict(own)
         except (KeyError, RuntimeError) as error:
             raise FileError(
-                f"{path} lacks tensors or holds other ones than its header says: {error}."
+                f"{path} lacks tensors or holds others than its header says ({error}); train a new hypernetwork."
             ) from error
 
     def state(self) -> dict:
-        """All that changes beside the module's tensors, as plain JSON."""
+        """The state of the search without the module's tensors, as plain JSON; `restore` takes it."""
         return {name: getattr(self, name) for name in CHANGES}
 
     def restore(self, state: dict) -> None:
-        """Go to where `state` stands."""
+        """Restore a `state`."""
         for name in CHANGES:
             setattr(self, name, state[name])
 
 
-def behind(model: nn.Module, name: str) -> list[nn.Parameter]:
-    """The parameters that the weight `name` of a graph is made from: itself, or those of its parametrisation."""
+def parameters_of(model: nn.Module, name: str) -> list[nn.Parameter]:
+    """The parameters of the weight `name` of a graph: itself, or those of its parametrisation."""
     path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)
     if parametrize.is_parametrized(module, attribute):

@@ -1,4 +1,4 @@
-"""The statistics of a layer's weights that the mask network reads."""
+"""The statistics of the weights that the mask network reads."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,14 +9,14 @@ from prunus import scores
 from prunus.errors import UserError
 from prunus.graph import CONSUMES, PRODUCES, Graph, Tag, axes
 from prunus.selection import cost
-from prunus.surgery import effective
+from prunus.surgery import effective_tensors
 
-EXTRA = 3  # numbers about an axis beside those about its units
-SAME = 1e-6  # of the largest: units that differ by less are the same but for rounding
+EXTRA = 3  # inputs about an axis besides those about its units
+SAME = 1e-6  # of the largest value: values that differ by less are equal up to rounding
 
 
-def in_order(graph: Graph, names: Sequence[str]) -> list[str]:
-    """Names of axes in the order in which the network first computes them."""
+def order_axes(graph: Graph, names: Sequence[str]) -> list[str]:
+    """The names of axes in the order in which the network first computes them."""
     first: dict[str, int] = {}
     for number, op in enumerate(graph.ops):
         for tag in op.results:
@@ -28,11 +28,13 @@ def in_order(graph: Graph, names: Sequence[str]) -> list[str]:
 
 @torch.no_grad()
 def rms(model: nn.Module, graph: Graph) -> scores.Scores:
-    """How large a unit's weights are: the root of the sum, over all weights that write to it or read from it, of their
-    mean squares. Scales of norms do not count."""
+    """Score units by the root of the sum, over all weights that write to them or read from them, of their mean squares.
+
+    Scales of norms do not count. Returns {axis: (size,)}.
+    """
     squares = {
         name: tensor.detach().float().square()
-        for name, tensor in effective(model).items()
+        for name, tensor in effective_tensors(model).items()
         if tensor.dim() > 1
     }
     found = {}
@@ -46,10 +48,18 @@ def rms(model: nn.Module, graph: Graph) -> scores.Scores:
     return found
 
 
-def standardised(values: Mapping[str, Tensor], sizes: Mapping[str, int]) -> Tensor:
-    """(N,): the values of each axis less their mean, over their standard deviation; 0 where all are the same.
+def standardise(values: Mapping[str, Tensor], sizes: Mapping[str, int]) -> Tensor:
+    """Standardise the values of each axis: subtract their mean, divide by their standard deviation.
 
-    sizes: of the axes, in order. Raises UserError for an axis without its values (size,), or with others than numbers.
+    Args:
+        values: axis -> (size,).
+        sizes: axis -> size, in order.
+
+    Returns:
+        (N,); 0 on an axis whose values are all equal.
+
+    Raises:
+        UserError: Values of an axis are missing, of another shape, NaN or infinite.
     """
     found = []
     for name, size in sizes.items():
@@ -58,7 +68,8 @@ def standardised(values: Mapping[str, Tensor], sizes: Mapping[str, int]) -> Tens
             seen = f"{tuple(value.shape)}" if name in values else "none"
             raise UserError(
                 f"the statistic of axis {name} should be {size} finite numbers, but is of shape {seen}"
-                f"{'' if value.isfinite().all() else ', with NaN or infinity'}. Are the model's weights whole?"
+                f"{'' if value.isfinite().all() else ', with NaN or infinity'}. Check the model's weights, or the "
+                "statistic you gave."
             )
         apart = value - value.mean()
         spread = apart.square().mean().sqrt()
@@ -66,9 +77,12 @@ def standardised(values: Mapping[str, Tensor], sizes: Mapping[str, int]) -> Tens
     return torch.cat(found).float()
 
 
-def inputs_of(graph: Graph, names: Sequence[str], statistics: Tensor) -> Tensor:
-    """(G, C_max + 3): of each axis its statistics with zeros behind, the logarithm of its length over that of the
-    longest, the share of all multiply-accumulates that needs it, and its place from 0 to 1."""
+def network_inputs(graph: Graph, names: Sequence[str], statistics: Tensor) -> Tensor:
+    """The inputs (G, C_max + 3) of the mask network.
+
+    For each axis: its statistics, padded with zeros; the logarithm of its size over that of the largest; the share of
+    all multiply-adds that depends on it; and its position from 0 to 1.
+    """
     sizes = [graph.axes[name].size for name in names]
     longest = max(sizes)
     whole = torch.tensor([axis.size for axis in graph.axes.values()], dtype=torch.float64)

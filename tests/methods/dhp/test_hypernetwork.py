@@ -1,4 +1,4 @@
-"""Weights made from latents: the closed form, the scale they start with, and what cutting units out of them does.
+"""Weights computed from latents: the closed form, the initial scale, and units cut out of them.
 
 I1 to I5 of the specification of DHP, as far as they are about what stands behind a weight.
 """
@@ -16,7 +16,7 @@ from prunus import surgery, zoo
 from prunus.errors import UserError
 from prunus.gates import Gate
 from prunus.gates.gates import places_of
-from prunus.methods.dhp.hypernetwork import LEAST_LATENT, Hypernetwork, attach
+from prunus.methods.dhp.hypernetwork import LEAST_LATENT, LatentWeights, attach
 from prunus.surgery import copies, slicing, steps
 from tests.lib.graphs import close_some, multiplied_out, original
 from tests.lib.nets import NETS, build
@@ -37,7 +37,7 @@ LAYERS = {  # from 6 channels to 8, and how many products are summed for one of 
 
 
 def around(name):
-    """A network whose middle layer is the one named: it reads from and writes to units that can go."""
+    """A network whose middle layer is the named one: it reads from and writes to units that can be removed."""
     torch.manual_seed(0)
     layer, space = LAYERS[name][0](), LAYERS[name][1]
     if not space:
@@ -53,7 +53,7 @@ def attached(model, graph, start="scratch", latents="normal", factors=8, seed=0)
 
 
 def steps_of(model):
-    return {weight.name: weight.step(Gate) for weight in steps.found(model, Gate)}
+    return {weight.name: weight.step(Gate) for weight in steps.find_steps(model, Gate)}
 
 
 @torch.no_grad()
@@ -81,7 +81,7 @@ def test_i1_three_layers_are_z_z_a_plus_c(name, factors):
         b0 = b0.reshape(*b0.shape, *[1] * (len(shape) - b0.dim()))
         zz = multiplied_out(graph, values, n)
         assert zz.std() > 0 and w1.shape[-1] == factors
-        found = copies.effective(model)[n]
+        found = copies.effective_tensors(model)[n]
         torch.testing.assert_close(found, zz * a + (b0 * a + leaking + b2), rtol=1e-5, atol=1e-5)
     assert set(steps_of(model)) == {"0.weight", "2.weight", "4.weight"}
 
@@ -102,7 +102,7 @@ def test_i2_weights_start_with_a_variance_of_one_over_fan_in(name, factors, late
     for seed in range(draws):
         drawn = copy.deepcopy(model)
         attached(drawn, graph, latents=latents, factors=factors, seed=seed)
-        squares.append(copies.effective(drawn)["2.weight"].detach().square().mean())
+        squares.append(copies.effective_tensors(drawn)["2.weight"].detach().square().mean())
         assert not factors or not drawn.get_parameter(original("2.weight")).any()  # B2
     assert 0.8 < torch.stack(squares).mean().item() * LAYERS[name][2] < 1.25
 
@@ -147,23 +147,23 @@ def test_from_scratch_the_seed_alone_decides():
 @pytest.mark.parametrize("latents", ["ones", "normal", "norms"])
 @pytest.mark.parametrize("name", NETS)
 def test_from_scratch_what_was_drawn_stands_behind_the_weights(name, latents):
-    """With one number behind each weight, W = z_out z_in A: A is what was drawn, also of tied weights."""
+    """Without a hypernetwork, W = z_out z_in A: A is the sampled weight, also for tied weights."""
     model, example = build(name)
     graph = prunus.trace(model, example)
     plain = copy.deepcopy(model)
-    drawn = copies.effective(fresh(plain, graph))
+    drawn = copies.effective_tensors(fresh(plain, graph))
     made = attached(model, graph, latents=latents, factors=None)
     values = {axis: made.of(axis).detach() for axis in graph.axes}
     assert latents == "ones" or made.values.detach().std() > 0.01
-    for n, tensor in copies.effective(model).items():
+    for n, tensor in copies.effective_tensors(model).items():
         if n in graph.parameters and tensor.dim() > 1:
             expected = drawn[n] * multiplied_out(graph, values, n)
             torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5)
-            assert not torch.allclose(tensor, copies.effective(build(name)[0])[n])
+            assert not torch.allclose(tensor, copies.effective_tensors(build(name)[0])[n])
 
 
 def fresh(model, graph):
-    """The weights that are drawn with seed 0."""
+    """The weights sampled with seed 0."""
     attached(model, graph, latents="ones", factors=None)
     return model
 
@@ -172,7 +172,7 @@ def test_from_scratch_weights_behind_a_norm_cannot_begin_with_zero():
     model, example = build("norms")
     graph = prunus.trace(model, example)
     expected = model(example)
-    with pytest.raises(UserError, match=r"a\.weight stands behind .*mode=exact"):
+    with pytest.raises(UserError, match=r"a\.weight is parametrised.*mode=exact"):
         attached(model, graph)
     assert torch.equal(model(example), expected)
 
@@ -186,15 +186,15 @@ def test_i3_weights_made_from_cut_tensors_are_the_cut_weights(name):
     with_random_biases(model)
     keep = {axis: list(range(0, size.size, 2)) for axis, size in graph.axes.items()}
     for n, step in steps_of(model).items():
-        whole = copies.effective(model)[n].detach()
-        cut = slicing.sliced(whole, graph.layouts[n], keep)
+        whole = copies.effective_tensors(model)[n].detach()
+        cut = slicing.slice_tensor(whole, graph.layouts[n], keep)
         small = copy.deepcopy(step)
         small.gates, small.shape, small.head = made, cut.shape, cut.shape[: len(step.head)]
         small.places = places_of(graph, made, n, keep)
         head = graph.layouts[n][: len(step.head)]
         for each in ("bias0", "bias1", "weight1", "weight2"):
-            setattr(small, each, nn.Parameter(slicing.sliced(getattr(step, each).detach(), head, keep)))
-        behind = slicing.sliced(model.get_parameter(original(n)).detach(), graph.layouts[n], keep)
+            setattr(small, each, nn.Parameter(slicing.slice_tensor(getattr(step, each).detach(), head, keep)))
+        behind = slicing.slice_tensor(model.get_parameter(original(n)).detach(), graph.layouts[n], keep)
         assert cut.numel() < whole.numel()
         assert torch.equal(small(behind), cut)
 
@@ -211,7 +211,7 @@ def test_i4_negative_twin_the_papers_biases_are_not_gated():
             with_random_biases(model)
         keep = close_some(graph, made)
         plain = copy.deepcopy(model)
-        steps.take_off(plain, Gate)
+        steps.remove_steps(plain, Gate)
         difference = (surgery.shrink(plain, graph, keep, verify="off")(example) - model(example)).abs().max()
         assert difference > 0.1 if biases else difference < 1e-12
 
@@ -227,8 +227,8 @@ def test_i5_from_given_weights_the_network_stays_the_same(name, factors, latents
     assert (latents == "ones") == bool((made.values == 1).all())
     torch.testing.assert_close(model(example), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
     kinds = {type(step) for step in steps_of(model).values()}
-    assert kinds == {Hypernetwork if factors else Gate}
-    steps.take_off(model, Gate)
+    assert kinds == {LatentWeights if factors else Gate}
+    steps.remove_steps(model, Gate)
     torch.testing.assert_close(model(example), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
 
 
@@ -258,8 +258,8 @@ def test_weights_keep_their_precision(factors):
         model = model.to(dtype)
         attached(model, prunus.trace(model, example.to(dtype)), factors=factors)
         model(example.to(dtype)).sum().backward()
-        assert copies.effective(model)["a.weight"].dtype == dtype
-        steps.take_off(model, Gate)
+        assert copies.effective_tensors(model)["a.weight"].dtype == dtype
+        steps.remove_steps(model, Gate)
         assert {parameter.dtype for parameter in model.parameters()} == {dtype}
         assert not any(map(parametrize.is_parametrized, model.modules()))
         assert math.isfinite(model(example.to(dtype)).sum().item())

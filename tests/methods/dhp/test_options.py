@@ -1,4 +1,4 @@
-"""What a DHP search refuses, and in which words."""
+"""Options and input that a DHP search refuses, and its messages."""
 
 import warnings
 
@@ -38,7 +38,7 @@ def test_gradients_that_are_gone_already_are_missed():
 
 
 def test_where_the_loss_feels_nothing_nothing_leaves():
-    """As where gradients are zeroed before the step: all at once would leave, and what is left would be arbitrary."""
+    """As when gradients are zeroed before the step: all units would go at once, and those that stay be arbitrary."""
     model = small()
     search = DHP(model, X, Budget(macs=0.5), steps=60)
     optimizer = sgd(search.groups(weight_decay=5e-4))
@@ -106,8 +106,8 @@ def test_nan_before_the_first_check_is_said_at_an_early_end():
         search.finish()
 
 
-def test_a_step_that_a_scaler_skipped_for_its_gradients_leaves_no_trace_in_what_is_felt():
-    """fp16 training begins with a few gradients that are infinite; the scaler keeps the optimiser from using them."""
+def test_a_step_that_a_scaler_skipped_for_its_gradients_leaves_no_trace_in_the_sensitivities():
+    """fp16 training starts with a few infinite gradients; the scaler skips these steps of the optimiser."""
 
     def train(skipped):
         search = DHP(small(), X, Budget(macs=0.5), steps=60, config=Config(round_to=1))
@@ -123,7 +123,7 @@ def test_a_step_that_a_scaler_skipped_for_its_gradients_leaves_no_trace_in_what_
         return search
 
     search = train({0, 7})
-    assert search.felt.isfinite().all() and min(record["ratio"] for record in search.records) > 0.4
+    assert search.sensitivity.isfinite().all() and min(record["ratio"] for record in search.records) > 0.4
     search.finish()
 
 

@@ -28,7 +28,7 @@ from tests.lib.two_processes import assert_trains_as_one
 # ---------------------------------------------------------------------------------- I11: resuming
 @pytest.fixture(scope="module")
 def tiny():
-    """160 pictures to train on, 70 to watch."""
+    """160 images for training, 70 for validation."""
     digits = load_data("digits")
     return replace(digits, train=digits.train.take(np.arange(160)))
 
@@ -50,7 +50,7 @@ SEARCHES = {
 
 
 class Stopping(Beside):
-    """Notes when the weights became smaller, and when it was decided; raises KeyboardInterrupt after a step."""
+    """Records when the weights became smaller and when it was decided; raises KeyboardInterrupt after a step."""
 
     def __init__(self, search, stop_at=None):
         super().__init__(search)
@@ -142,7 +142,7 @@ def test_i11_in_ones_own_loop_state_and_restore_go_beside_the_model_and_the_opti
 
 # --------------------------------------------------------------------------------- as a method of a run
 class Folder:
-    """What a method needs of a run."""
+    """The part of a run that a method uses."""
 
     seed, progress = 3, staticmethod(silent)
 

@@ -26,7 +26,7 @@ from tests.lib.dhp import Small, X, adamw, assert_met, batches, figure, searched
 # --------------------------------------------------------------------------------- the user's own loop
 @pytest.mark.parametrize("kind", ["sgd", "adamw", "scheduled"])
 def test_the_documented_loop(kind):
-    """The loop of DHP's docstring and the docs, with what it says: a plain network of the class, within the budget."""
+    """The loop of DHP's docstring and the docs gives a plain network of the model's class within the budget."""
     batches_of_ten, model, example = list(batches(60)), small(), X
     before, keys = prunus.macs(prunus.trace(model, X)), list(model.state_dict())
 
@@ -61,9 +61,9 @@ def test_the_documented_loop(kind):
 
 @pytest.mark.parametrize("compact", [False, True])
 def test_i4_whatever_trains_on_after_the_decision_what_goes_stays_at_zero(compact):
-    """Momentum would move it, and where nothing is cut, gradients too."""
+    """Momentum would move it, and if nothing is cut, gradients too."""
     search = searched(Budget(macs=0.5), Config(round_to=1, ramp=0.3, compact=compact), optimizer=adamw)
-    stays = search.among(search.keep)
+    stays = search.as_mask(search.keep)
     assert torch.equal(search.latents.values != 0, stays) and not stays.all()
     searching = copy.deepcopy(search.model).eval()
     x, _ = next(batches(1, seed=9))
@@ -93,7 +93,7 @@ def test_other_starts_and_costs(config):
 
 
 def test_widths_are_learned_not_arbitrary():
-    """Of features that are copies of few and many that say nothing, the latter go."""
+    """Among copies of few informative features and many uninformative ones, the latter are removed."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     with torch.no_grad():  # half of the units are dead for every picture: no gradient holds their latents up
@@ -133,7 +133,7 @@ def test_the_budget_is_met_whatever_the_way(config):
 @pytest.mark.parametrize("pressure", ["least", "all"])
 @pytest.mark.parametrize("steps", [5, 15, 30])
 def test_a_short_search_does_not_lose_everything_at_once(steps, pressure):
-    """What is decided is decided by what the latents have learned: not more than needed is at zero by then."""
+    """The latents that were learned decide: at that time, no more of them are zero than needed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         search = searched(Budget(macs=0.5), Config(round_to=1, pressure=pressure), steps=steps)
@@ -171,7 +171,7 @@ def test_during_the_search_the_network_becomes_smaller_and_stays_consistent():
 
 # ---------------------------------------------------------------------------- I7: the proximal step
 def still(config, steps=1000, budget=None, model=None):
-    """A search whose losses say nothing: latents move by the threshold alone."""
+    """A search whose losses carry no information: latents move by the threshold alone."""
     search = DHP(model or small(), X, budget or Budget(macs=0.5), steps=steps, config=config)
     optimizer = torch.optim.SGD(search.groups(weight_decay=0.0), lr=0.1)
     return search, optimizer
@@ -262,14 +262,14 @@ def test_i10_axes_at_the_floor_rest():
     for _ in range(20):
         before = values.clone()
         step_alone(search, optimizer)
-    assert search.alive()[point].sum() == 18 and search.keep is None
+    assert search.above_threshold()[point].sum() == 18 and search.keep is None
     assert torch.equal(values[point], before[point]) and not torch.equal(values[a], before[a])
 
 
 # --------------------------------------------------------------------- I8, I11: what comes out is plain
 @pytest.fixture(scope="module")
 def finished():
-    """A finished search, and the network it left."""
+    """A finished search and its network."""
     search = searched(Budget(macs=0.5), Config(round_to=1))
     return search, search.finish()
 
@@ -283,7 +283,7 @@ def test_i8_every_layer_says_its_size_and_runs_on_other_batches_and_pictures(fin
     assert (found.a.in_channels, found.a.out_channels, found.norm_a.num_features) == (stem, a, a)
     assert (found.depth.groups, found.depth.in_channels, found.depth.out_channels) == (stem, stem, stem)
     assert (found.point.in_channels, found.point.out_channels, found.head.in_features) == (stem, point, point)
-    assert {n: t.shape for n, t in copies.effective(found).items()} == {
+    assert {n: t.shape for n, t in copies.effective_tensors(found).items()} == {
         n: search.graph.shape(n, search.keep) for n in search.graph.layouts
     }
     for batch in (1, 5):
@@ -330,7 +330,7 @@ def test_i11_no_residue_and_training_goes_on(finished):
 def test_i3_the_small_weights_are_bit_for_bit_those_made_at_the_kept_places(mode):
     strength = 0.3 if mode == "paper" else None
     search = searched(Budget(macs=0.5), Config(mode=mode, round_to=1, strength=strength, compact=False))
-    made = {n: t.detach().clone() for n, t in copies.effective(search.model).items()}
-    found = copies.effective(search.finish())
+    made = {n: t.detach().clone() for n, t in copies.effective_tensors(search.model).items()}
+    found = copies.effective_tensors(search.finish())
     for n, tensor in found.items():
-        assert torch.equal(tensor, slicing.sliced(made[n], search.graph.layouts[n], search.keep)), n
+        assert torch.equal(tensor, slicing.slice_tensor(made[n], search.graph.layouts[n], search.keep)), n

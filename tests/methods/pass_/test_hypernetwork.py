@@ -1,4 +1,4 @@
-"""The mask network of PASS: what it reads, its files."""
+"""The mask network of PASS: its inputs, its files."""
 
 import math
 from dataclasses import replace
@@ -37,7 +37,7 @@ def test_a_statistic_of_ones_own():
 
 
 def test_units_that_are_all_alike_are_told_apart_by_nothing():
-    """Not even by how a sum of equal numbers is rounded."""
+    """Not even the rounding of a sum of equal numbers makes a difference."""
     search = PASS(
         small(),
         X,

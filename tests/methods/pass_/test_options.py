@@ -1,4 +1,4 @@
-"""The options of PASS, and what it refuses."""
+"""The options of PASS, and those it refuses."""
 
 import math
 import warnings
@@ -50,7 +50,7 @@ def test_every_option_runs_to_a_network_within_the_budget(config):
 
 # --------------------------------------------------------------------- snapshots, and in one's own loop
 def test_the_best_snapshot_is_taken():
-    """By what `score` says: here the third of five is best, and later ones are worse."""
+    """By the values of `score`: here the third of five is best, and later ones are worse."""
     values, seen = iter([0.1, 0.2, 0.9, 0.5, 0.4]), []
 
     def score(network):
@@ -67,8 +67,8 @@ def test_the_best_snapshot_is_taken():
         search.step()
     assert [step for step, _ in search.tried] == [0, 2, 4, 6, 8]
     search.finish()
-    assert search.keep == search.config.select(search.graph, search.of_axes(seen[2]), HALF)
-    assert search.keep != search.config.select(search.graph, search.of_axes(search.scores()), HALF)
+    assert search.keep == search.config.select(search.graph, search.split_by_axis(seen[2]), HALF)
+    assert search.keep != search.config.select(search.graph, search.split_by_axis(search.scores()), HALF)
 
 
 @pytest.mark.parametrize(("steps", "count"), [(12, 5), (19, 10), (7, 3), (3, 10)])
@@ -91,7 +91,7 @@ def test_a_score_that_is_no_number_is_refused():
 
 
 def test_what_is_tried_is_what_would_be_returned():
-    """Without the prompt, in whole blocks: the masked network gives what the small one gives."""
+    """Without the prompt, in whole blocks, the masked network and the small one have the same output."""
     x, _ = next(batches(1, seed=4))
     outputs = []
     search = PASS(

@@ -36,7 +36,7 @@ def test_a_keep_found_on_one_data_set_is_taken_on_another(tmp_path):
 # ------------------------------------------------------------------------------- resuming, and runs
 @pytest.fixture(scope="module")
 def tiny():
-    """320 pictures to train on, 70 to watch."""
+    """320 images for training, 70 for validation."""
     digits = load_data("digits")
     return replace(digits, train=digits.train.take(np.arange(320)))
 
@@ -81,7 +81,7 @@ def test_a_killed_search_goes_on_to_the_same_bits(tiny, tmp_path, monkeypatch, s
 
 
 class Running:
-    """What a method needs of a run."""
+    """The part of a run that a method uses."""
 
     seed = 0
 
@@ -157,7 +157,7 @@ def test_a_run_killed_in_its_search_ends_in_the_same_files(tmp_path):
     for file in ("keep.json", "prune/hypernetwork.safetensors", "model.safetensors"):
         assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()
     page = (tmp_path / "killed/report.html").read_text()
-    for title in ("What stays of each axis", "Masks that changed in a step", "The prompt"):
+    for title in ("Kept share of each axis", "Masks that changed in a step", "The prompt"):
         assert title in page
 
 

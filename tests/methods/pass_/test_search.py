@@ -89,13 +89,13 @@ def test_the_budget_holds_in_every_step_and_nothing_more_would_fit(budget):
         seen.append(kept)
 
     search = PASS(small(), X, budget, steps=12)
-    original = search.chosen
+    original = search.choose_units
 
     def watched(found):
         search.scores_now = found.detach()
         return original(found)
 
-    search.chosen = watched
+    search.choose_units = watched
     optimizer = torch.optim.Adam(search.learned(), lr=3e-2)
     for x, y in batches(12):
         optimizer.zero_grad()
@@ -140,7 +140,7 @@ def test_equal_shares_of_every_axis():
     assert max(shares) - min(shares) < 1 / 16 + 1 / 20
     search.finish()
     assert search.keep == prunus.select(
-        search.graph, search.of_axes(search.scores()), HALF, how="uniform", round_to=1
+        search.graph, search.split_by_axis(search.scores()), HALF, how="uniform", round_to=1
     )
 
 
@@ -156,7 +156,7 @@ def example_of(name):
 @pytest.mark.parametrize("masking", PLACES)
 @pytest.mark.parametrize("name", NETS)
 def test_masked_is_shrunk(name, masking):
-    """In evaluation mode, for random masks, in double precision: what is masked has no part in anything."""
+    """In evaluation mode, for random masks, in double precision: a masked unit has no effect."""
     model, example, config = example_of(name)
     model, example = model.double(), example.double() if example.is_floating_point() else example
     try:
@@ -177,7 +177,7 @@ def test_masked_is_shrunk(name, masking):
         for module in search.network.modules():
             module.training = False
         with torch.no_grad():
-            masked = search.run(search.among(keep).double(), example)
+            masked = search.run(search.as_mask(keep).double(), example)
             expected = surgery.shrink(model, graph, keep, verify="off").eval()(example)
         torch.testing.assert_close(masked, expected, rtol=1e-9, atol=1e-10)
         seen += expected.std().item() > 1e-6
@@ -203,7 +203,7 @@ def test_networks_of_the_usual_sizes_are_searched_and_cut(name):
     for module in search.network.modules():
         module.training = False
     with torch.no_grad():
-        masked = search.run(search.among(search.keep).double(), x)
+        masked = search.run(search.as_mask(search.keep).double(), x)
         torch.testing.assert_close(masked, found(x), rtol=1e-9, atol=1e-10)
 
 
@@ -218,7 +218,7 @@ def test_axes_that_cannot_be_masked_are_left_whole_and_named(name):
 
 
 def test_names_of_axes_left_alone_are_no_patterns():
-    """Nor do they freeze, in the end, what the search masked: what hangs below a module of the name."""
+    """Nor do they freeze axes that the search masked, such as those of a submodule of that name."""
 
     class Stack(nn.Linear):
         def __init__(self):
@@ -303,7 +303,7 @@ def ranks(values):
 
 
 def test_the_gradient_of_a_unit_that_is_out_says_what_bringing_it_back_does(knowing):
-    """Spearman's rank correlation with the change of the loss, every unit tried alone."""
+    """Spearman's rank correlation with the change of the loss when each unit is removed alone."""
     search = PASS(knowing, X, HALF, config=Config(prompt="none"))
     x, y = map(torch.cat, zip(*batches(8, seed=5), strict=True))
     masks = search.kept.float().requires_grad_()
@@ -356,7 +356,7 @@ def test_units_that_stay_by_their_floor_do_not_move_the_threshold(scope):
     found, first = search.scores().detach(), search.gates.places[search.names[0]]
     found[first] -= 10
     found.requires_grad_()
-    kept = search.chosen(found)
+    kept = search.choose_units(found)
     assert kept[first].any() and not kept[first].all()
     search.straight_through(found, kept).sum().backward()
     assert found.grad[first].any().item() is (scope == "per_axis")
@@ -393,7 +393,7 @@ def test_the_model_that_was_given_is_left_as_it_was(ends):
 
 
 def test_modes_make_no_difference_norms_use_the_batch():
-    """A model in evaluation mode is searched as one in training mode; the statistics it keeps play no part."""
+    """A model in evaluation mode is searched like one in training mode; its stored statistics have no effect."""
     found = []
     for change in ("train", "eval", "spoilt"):
         model = small().train(change != "eval")
@@ -429,7 +429,7 @@ def test_a_fresh_head_may_learn_too():
 
 
 def test_a_weight_behind_weight_norm_may_learn_too():
-    """All that it is computed from does; and so may weights that stand behind gates."""
+    """All parameters of a parametrised weight learn; and so may gated weights."""
     model = small()
     for layer in (model.head, model.a):
         nn.utils.parametrizations.weight_norm(layer)
@@ -463,7 +463,7 @@ def test_networks_of_other_precision(how, dtype):
 
 
 class Named(nn.Module):
-    """A network that takes its pictures by name, and more beside them."""
+    """A network that takes its images by name, with further arguments."""
 
     def __init__(self):
         super().__init__()
@@ -488,7 +488,7 @@ def test_the_search_is_called_as_the_model_is(example):
 
 
 def test_the_loss_falls_and_planted_units_go(knowing):
-    """Units that are large but say nothing: magnitudes keep them, the search drops them (test 12)."""
+    """Units that are large but carry no information: magnitudes keep them, the search drops them (test 12)."""
     model = copy.deepcopy(knowing)
     graph, generator = prunus.trace(model, X), torch.Generator().manual_seed(0)
     planted = {}
@@ -513,7 +513,7 @@ def test_the_loss_falls_and_planted_units_go(knowing):
 
     @torch.no_grad()
     def loss():
-        """On pictures that nothing learns from; the budget, and so the size of the network, is the same throughout."""
+        """The loss on images that are not trained on; the budget, and so the network's size, stays the same."""
         return F.cross_entropy(search(held_out[0]), held_out[1]).item()
 
     first = loss()
