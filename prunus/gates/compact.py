@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from prunus.errors import UserError
 from prunus.gates import at_once, gates
 from prunus.gates.gates import Gate
-from prunus.graph import Graph, Keep, Layout, axes, set_attributes, skeleton
+from prunus.graph import Graph, Keep, Layout, axes, make_skeleton, set_attributes, skeleton
 from prunus.surgery import copies, lists_of
 
 
@@ -26,7 +26,7 @@ class Compacted:
 
     def __init__(self, model: nn.Module, graph: Graph):
         self.model, self.graph = model, graph
-        self.like = skeleton.skeleton(model)
+        self.like = make_skeleton(model)
         self.kept: dict[str, list[int]] = {}
 
     def left(self, axis: str) -> Tensor:
@@ -35,7 +35,7 @@ class Compacted:
 
     def cut(self, keep: Keep, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Cut to `keep`, gates and the optimiser's state along with the weights; see `cut`."""
-        keep = {**self.kept, **self.graph.checked(keep)}
+        keep = {**self.kept, **self.graph.check_keep(keep)}
         if all(units == self.left(name).tolist() for name, units in keep.items()):
             return
         cut(self.model, self.graph, self.kept, keep, like=self.like, optimizer=optimizer)
@@ -74,7 +74,7 @@ def cut(
     Raises UserError if a unit of `after` is gone already, a weight stands behind another parametrisation
     (weight_norm), whose own tensors cannot be cut, or the optimiser's state does not follow; then nothing is changed.
     """
-    before, after = graph.checked(before), graph.checked({**before, **after})
+    before, after = graph.check_keep(before), graph.check_keep({**before, **after})
     for name, units in before.items():
         gone = sorted(set(after[name]) - set(units))
         if gone:

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunus.errors import UserError
-from prunus.graph import Graph, call, skeleton
+from prunus.graph import Graph, call, make_skeleton
 from prunus.scores import Batches
 from prunus.sparse.ranking import highest
 from prunus.sparse.scores import WeightScores, maskable
@@ -120,7 +120,7 @@ def _differentiable(
     dtype: the copy's precision, with weights of its own; else they are shared.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        bare = skeleton.skeleton(model, real=True)
+        bare = make_skeleton(model, real=True)
         if dtype is not None:
             for tensors in (bare.parameters(), bare.buffers()):
                 for tensor in tensors:

@@ -126,7 +126,7 @@ def density(masks: Masks) -> float:
 
 def sliced(graph: Graph, keep: Keep, masks: Masks) -> dict[str, Tensor]:
     """The masks of the model shrunk to `keep`. Raises UserError if the keep or the masks are of another model."""
-    keep = graph.checked(keep)
+    keep = graph.check_keep(keep)
     return {n: slicing.sliced(mask, graph.layouts[n], keep) for n, mask in checked(graph, masks).items()}
 
 

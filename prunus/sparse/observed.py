@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.errors import UserError
-from prunus.graph import Graph, call, named_tensors, operators, quiet_forward, skeleton
+from prunus.graph import Graph, call, make_skeleton, named_tensors, operators, quiet_forward
 from prunus.sparse.neighbours import Flow, memory
 
 
@@ -48,7 +48,7 @@ def _measured(model: nn.Module, batches: Iterable, see: Callable, expected: int,
 
 def inputs_of(model: nn.Module, graph: Graph, batches: Iterable) -> dict[int, Tensor]:
     """The mean square of what enters each product with a parameter, (inputs,), by the product's place."""
-    bare = skeleton.skeleton(model, real=True)
+    bare = make_skeleton(model, real=True)
     parameters = {memory(parameter) for parameter in bare.parameters() if parameter.dim() > 1}
     flow = Flow(graph)
     flow.run(named_tensors(bare))
@@ -99,5 +99,5 @@ def activity_of(model: nn.Module, graph: Graph, batches: Iterable) -> dict[int, 
             )
             yield batch
 
-    means = _measured(skeleton.skeleton(model, real=True), each(), see, len(gates), "activation functions")
+    means = _measured(make_skeleton(model, real=True), each(), see, len(gates), "activation functions")
     return {place: mean for (place, _), mean in zip(gates, means, strict=True)}

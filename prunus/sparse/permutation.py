@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from prunus.errors import PruningError, UserError
-from prunus.graph import Graph, skeleton, tracer
+from prunus.graph import Graph, make_skeleton, skeleton, tracer
 from prunus.sparse.patterns import NofM, Pattern, contracted, matrix, parse, unfit
 from prunus.surgery import TOLERANCES, checked_tensors, clone, sliced
 
@@ -213,7 +213,7 @@ def _same(
     """Whether the outputs agree on a random input, in the highest precision that the model runs in."""
     if not order:
         return True
-    plain = skeleton.skeleton(model, real=True)
+    plain = make_skeleton(model, real=True)
     for dtype, tolerance in TOLERANCES.items():
         try:
             exact = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from prunus.errors import UserError, unknown
-from prunus.graph import Graph, Keep, set_attributes, skeleton
+from prunus.graph import Graph, Keep, make_skeleton, set_attributes
 from prunus.surgery.copies import checked_tensors, clone, resized
 from prunus.surgery.proof import prove
 from prunus.surgery.slicing import cut, masked
@@ -23,7 +23,7 @@ from prunus.surgery.slicing import cut, masked
 
 def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
     """A copy of `model`, of the same shapes, with zeros in all weights at the units that go."""
-    keep, tensors = graph.checked(keep), checked_tensors(model, graph)
+    keep, tensors = graph.check_keep(keep), checked_tensors(model, graph)
     return clone(model, masked(tensors, graph, keep))
 
 
@@ -39,7 +39,7 @@ def crop(
 
     weights: full-size tensors by name to cut from, in place of the model's own (hypernetworks).
     """
-    keep, tensors = graph.checked(keep), checked_tensors(model, graph)
+    keep, tensors = graph.check_keep(keep), checked_tensors(model, graph)
     weights = weights or {}
     for name, tensor in weights.items():
         if name not in tensors:
@@ -50,7 +50,7 @@ def crop(
             )
     part = cut({**tensors, **weights}, graph, keep)
     part |= {n: t.clone() for n, t in part.items() if n not in graph.parameters}  # the call may write to them
-    bare = skeleton.skeleton(model)
+    bare = make_skeleton(model)
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in bare.named_modules():
         module.training = modes[name]
@@ -66,7 +66,7 @@ def shrink(model: nn.Module, graph: Graph, keep: Keep, *, verify: str = "on") ->
     """
     if verify not in ("on", "off"):
         raise UserError(f'verify must be "on" or "off", got {verify!r}.')
-    keep = graph.checked(keep)
+    keep = graph.check_keep(keep)
     small = resized(model, graph, keep, checked_tensors(model, graph))
     if verify == "on":
         prove(model, graph, keep, small)

@@ -65,7 +65,7 @@ def clone(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
         memo[id(tensor)] = (
             nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
         )
-    small = skeleton.copied(model, memo)
+    small = skeleton.copy_model(model, memo)
     names = {steps: name for steps, (name, _, _) in _parametrised(small).items()}
     plain: dict[nn.Module, nn.Parameter] = {}  # in the place of parametrisations that could not take theirs
     for module in list(small.modules()):

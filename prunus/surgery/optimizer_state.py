@@ -29,7 +29,7 @@ def carry_over(
     given ones are untouched. State tensors shaped like their parameter are cut, others (steps) copied.
     Raises UserError if the optimiser holds parameters that are not the model's, or parametrised ones.
     """
-    keep = graph.checked(keep)
+    keep = graph.check_keep(keep)
     small_ema = None if ema is None else resized(ema, graph, keep, checked_tensors(ema, graph))
     if optimizer is None:
         return None, small_ema

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from prunus.errors import PruningError
-from prunus.graph import Graph, Keep, skeleton, tracer
+from prunus.graph import Graph, Keep, make_skeleton, skeleton, tracer
 from prunus.surgery.copies import checked_tensors, clone, effective, resized
 from prunus.surgery.slicing import Places, masked, sliced
 
@@ -70,7 +70,7 @@ def verify(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module | None =
     small: also checked to hold exactly the kept weights of `model`; None tries the surgery alone.
     """
     start = time.perf_counter()
-    keep = graph.checked(keep)
+    keep = graph.check_keep(keep)
     tensors = checked_tensors(model, graph)
     if small is not None:
         _check_weights(graph, keep, tensors, effective(small))
@@ -119,7 +119,7 @@ def _difference(
             name: tensor * sign if name in graph.parameters else tensor
             for (name, tensor), sign in zip(shaken.items(), signs, strict=True)
         }
-    plain = skeleton.skeleton(model, real=True)
+    plain = make_skeleton(model, real=True)
     reference = clone(plain, masked(shaken, graph, keep)).eval()
     small = resized(plain, graph, keep, shaken).eval()
     device = next(iter(tensors.values())).device
@@ -128,7 +128,7 @@ def _difference(
         own = tree_map_only(torch.Tensor, torch.clone, example)  # the forward may write to it
         got = tracer.output_tensors(skeleton.call(small, own))
     expected = tracer.output_tensors(
-        tracer.run(reference, example, tracer.copied_layouts(graph.layouts), keep)[1]
+        tracer.run(reference, example, tracer.copy_layouts(graph.layouts), keep)[1]
     )
     if not any(tensor.isfinite().any() for tensor in expected):
         return float("inf")  # no number, no proof

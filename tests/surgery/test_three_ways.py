@@ -157,7 +157,7 @@ def alike(a, b, error=1e-9):
 def masked_answers(model, graph, keep, example):
     """Of the network with zeros in all its weights at what goes."""
     whole = surgery.mask(model, graph, keep)
-    return tracer.run(whole, example, tracer.copied_layouts(graph.layouts), keep)[1]
+    return tracer.run(whole, example, tracer.copy_layouts(graph.layouts), keep)[1]
 
 
 @pytest.mark.parametrize("name", [*ZOO, *SMALL])

@@ -130,7 +130,7 @@ class PASS(nn.Module):
         self.register_buffer("statistics", statistics, persistent=False)
         self.register_buffer("inputs", inputs_of(graph, names, statistics), persistent=False)
         self.register_buffer("kept", torch.ones(len(statistics), dtype=torch.bool))
-        self.network = skeleton.copied(model, {})
+        self.network = skeleton.copy_model(model, {})
         for module in self.network.modules():
             for hooks in HOOKS:  # the user's own are not for these passes
                 getattr(module, hooks).clear()
@@ -324,7 +324,7 @@ class PASS(nn.Module):
         """The model that was given, or where config.train_also let parameters learn, a copy with those."""
         model, learned = self._given[0], self.config.learning(self.graph)
         if learned:
-            model = skeleton.copied(model, {})
+            model = skeleton.copy_model(model, {})
         for name in learned:
             for parameter, own in zip(behind(model, name), behind(self.network, name), strict=True):
                 parameter.copy_(own)
