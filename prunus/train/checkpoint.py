@@ -138,5 +138,5 @@ def restore_optimizer(optimizer: Optimizer, saved: dict[str, Tensor]) -> None:
 def describe_checkpoint(at: Training) -> str:
     """Say where the last good state is."""
     if at.folder is None or not (at.folder / NAME).exists():
-        return "No checkpoint was written yet; the model in memory may be unusable."
+        return "No checkpoint had been written; the model in memory may be unusable."
     return f"The last good state is kept in {at.folder / NAME}."

@@ -143,7 +143,7 @@ def begin(
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise UserError(
-            f"at least one parameter of this {type(model).__name__} should require gradients, but none does; "
+            f"there is nothing to train: no parameter of this {type(model).__name__} requires gradients; "
             "unfreeze some (parameter.requires_grad_())."
         )
     groups = [
