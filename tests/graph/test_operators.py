@@ -264,7 +264,7 @@ def test_its_weights_are_scored_by_their_neighbours(declared, recwarn):
     same(both(declared, sparse.lookahead))
     same(both(declared, lambda model, graph: sparse.wanda(model, graph, [(EXAMPLE, None)])))
     assert not [each for each in recwarn if "lookahead does not see" in str(each.message)]
-    assert neighbours.multiplying(declared[1]) == ["first.weight", "last.weight"]
+    assert neighbours.find_multipliers(declared[1]) == ["first.weight", "last.weight"]
 
 
 def test_zeros_in_its_weights_reach_its_units(declared):

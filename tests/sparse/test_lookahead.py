@@ -549,7 +549,7 @@ def test_wanda_weighs_by_the_inputs_it_saw():
 
 
 def test_wanda_sees_convolutions_and_attention():
-    from tests.nets import Decoder
+    from tests.lib.nets import Decoder
 
     for net, x in ((nets_resnet().float(), torch.randn(2, 3, 8, 8)),):
         graph = prunus.trace(net, x[:1])
