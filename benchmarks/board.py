@@ -15,7 +15,7 @@ import prunus
 from prunus import zoo
 from prunus.data import Data
 from prunus.files import write_json
-from prunus.recover import recover, renew_norms, renewing_batches
+from prunus.recover import calibration_batches, recover, renew_norms
 from prunus.tasks import Classification
 from prunus.train import fit
 from prunus.zoo import load_weights
@@ -85,7 +85,7 @@ def recovered(small: nn.Module, data: Data, epochs: float, teacher: nn.Module | 
         return task.evaluate(small, data.test)["accuracy"]
 
     row = {"after": tested()}
-    renew_norms(small, renewing_batches(data.train, seed))
+    renew_norms(small, calibration_batches(data.train, seed))
     row["renewed"] = tested()
     recover(small, task, replace(task.recipe("recover"), epochs=epochs), teacher=teacher, seed=seed)
     return row | {"recovered": tested()}

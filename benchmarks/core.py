@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 import prunus
-from prunus.graph import skeleton
+from prunus.graph import make_skeleton
 from prunus.selection import cost
 
 SHIM = Path(__file__).parents[2] / "shared" / "tools"
@@ -100,7 +100,7 @@ def race(name: str, repeats: int) -> dict:
 
 def tracing(model: nn.Module, repeats: int) -> dict:
     """Seconds of a trace and of one plain meta-device forward pass, interleaved."""
-    bare = skeleton.skeleton(model)
+    bare = make_skeleton(model)
     meta = EXAMPLE.to("meta")
 
     def plain() -> None:

@@ -46,7 +46,7 @@ def choose(arm: str, kept: float, model, graph, data, seed: int) -> dict[str, to
     allocation = allocation or "paper"
     shapes = {name: graph.shapes[name] for name in weight_scores.maskable(graph)}
     if score in ("forward", "backward"):
-        counts = allocations.counts(shapes, 1 - kept, allocation)
+        counts = allocations.allocate_by_shapes(shapes, 1 - kept, allocation)
 
         def best(name: str, scores: torch.Tensor) -> torch.Tensor:
             return ranking.top(scores, counts[name])

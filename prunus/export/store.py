@@ -39,7 +39,7 @@ def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: 
         FileError: `small` is not `keep` of the traced model, or is not zero where the masks say so.
         PrunusError: The files cannot be written.
     """
-    keep = graph.checked(keep)
+    keep = graph.check_keep(keep)
     tensors = effective_tensors(small)
     wrong = shape_differences({n: graph.shape(n, keep) for n in graph.layouts}, tensors)
     if wrong:

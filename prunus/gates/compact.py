@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from prunus.errors import UserError
 from prunus.gates import at_once, gates
 from prunus.gates.gates import Gate
-from prunus.graph import Graph, Keep, Layout, axes, set_attributes, skeleton
+from prunus.graph import Graph, Keep, Layout, axes, make_skeleton, set_attributes, skeleton
 from prunus.surgery import copies, lists_of
 
 
@@ -31,7 +31,7 @@ class Compacted:
 
     def __init__(self, model: nn.Module, graph: Graph):
         self.model, self.graph = model, graph
-        self.like = skeleton.skeleton(model)
+        self.like = make_skeleton(model)
         self.kept: dict[str, list[int]] = {}
 
     def remaining(self, axis: str) -> Tensor:
@@ -40,7 +40,7 @@ class Compacted:
 
     def cut(self, keep: Keep, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Cut weights, gates and the optimiser's state to `keep`; see `cut`."""
-        keep = {**self.kept, **self.graph.checked(keep)}
+        keep = {**self.kept, **self.graph.check_keep(keep)}
         if all(units == self.remaining(name).tolist() for name, units in keep.items()):
             return
         cut(self.model, self.graph, self.kept, keep, like=self.like, optimizer=optimizer)
@@ -91,7 +91,7 @@ def cut(
         UserError: A unit of `after` was removed before, a weight has another parametrisation (weight_norm), whose
             tensors cannot be cut, or the optimiser's state has other shapes; then nothing is changed.
     """
-    before, after = graph.checked(before), graph.checked({**before, **after})
+    before, after = graph.check_keep(before), graph.check_keep({**before, **after})
     for name, units in before.items():
         gone = sorted(set(after[name]) - set(units))
         if gone:

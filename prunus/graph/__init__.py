@@ -6,21 +6,21 @@ Its files, in the order in which to read them:
     operators     what operators are: families, each named once, and arguments by name
     op            the record of one operation
     rules/        one small function per operator, which says how layouts pass through it
-    skeleton      models without data
-    tracer        one forward pass, watched
+    skeleton      copies of models without data, and how to run them
+    tracer        one forward pass, observed operator by operator
     attributes    integers that modules keep, and how they are set
-    follow        which of these integers must follow an axis
+    follow        the search for the integers that must follow an axis
     graph         Graph: members, widths, explain
     tracing       trace a model, or a part of it
 """
 
 from prunus.graph.attributes import set_attributes
 from prunus.graph.axes import Axis, Layout
-from prunus.graph.graph import Graph, Keep, Member
+from prunus.graph.graph import Graph, Member
 from prunus.graph.op import CONSUMES, PRODUCES, SCALES, Op, Tag, Untracked, tensors_in
 from prunus.graph.rules import rule
-from prunus.graph.skeleton import call, named_tensors, quiet_forward
-from prunus.graph.tracer import Storage
+from prunus.graph.skeleton import call, make_skeleton, named_tensors, quiet_forward
+from prunus.graph.tracer import Keep, Storage
 from prunus.graph.tracing import part, trace
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "Tag",
     "Untracked",
     "call",
+    "make_skeleton",
     "named_tensors",
     "part",
     "quiet_forward",

@@ -22,9 +22,20 @@ class Attribute(NamedTuple):
     layout: Layout
 
 
-def set_attributes(model: nn.Module, attributes: Sequence[Attribute], widths: Mapping[str, Any]) -> dict:
-    """Give module attributes their new sizes; returns {(module, attribute): value} as it now is."""
-    changed = {}
+def set_attributes(
+    model: nn.Module, attributes: Sequence[Attribute], widths: Mapping[str, Any]
+) -> dict[tuple[str, str], Any]:
+    """Set module attributes to the sizes that follow from new widths.
+
+    Args:
+        model: The model whose modules are changed in place.
+        attributes: The attributes that follow, such as `graph.attributes`.
+        widths: The number of units of each axis, by its name; axes that are not named keep their size.
+
+    Returns:
+        The new value of each attribute (the whole tuple, for an item), by (module name, attribute name).
+    """
+    changed: dict[tuple[str, str], Any] = {}
     for module_name, name, item, layout in attributes:
         module = model.get_submodule(module_name)
         value = int(axes.size(layout, widths))
@@ -40,9 +51,9 @@ def set_attributes(model: nn.Module, attributes: Sequence[Attribute], widths: Ma
 
 
 def slots(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Where each parameter and buffer lives: under every name, if it is tied."""
+    """The modules and attribute names that hold each parameter and buffer: several if it is tied."""
     names = {id(tensor): name for name, tensor in named_tensors(model).items()}
-    found = defaultdict(list)
+    found: dict[str, list[tuple[nn.Module, str]]] = defaultdict(list)
     for module in model.modules():
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None:

@@ -62,7 +62,7 @@ def root(axis: Axis) -> Axis:
     while isinstance(top.bound, Axis):
         top = top.bound
     while axis is not top:  # shorten the way for the next time
-        axis.bound, axis = top, axis.bound
+        axis.bound, axis = top, axis.bound  # pyright: ignore[reportAssignmentType]  # an Axis, until `top`
     return top
 
 

@@ -1,19 +1,19 @@
 """Integers that must follow when axes shrink: `num_heads` in a module, `C` read off another shape.
 
-After tracing, a second pass over the skeleton at other widths (every axis larger, by a width of its own) checks
-that each operator meets the shapes its layouts foretell. Where it does not, the forward code uses an
-integer of the old size. In this order, the next pass deciding each time:
+After tracing, a second pass over the skeleton at other widths (all larger, no two alike) checks that each
+operator meets the shapes that its layouts predict. If one does not, the forward code uses an integer of the
+old size. These remedies are tried in order, each checked by another pass:
   1. an attribute of the running module (or of one around it) holds that integer: it will follow;
   2. the integer was read off an input of the module: the two dimensions are the same, unify them;
   3. otherwise the axes cannot shrink: fix them, and say where.
 A number computed from a size (1 / sqrt(head_dim)) would change the function, so its axes are fixed too.
-What is found in one module is applied to all modules of its class.
+A remedy found for one module is applied to all modules of its class.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -27,7 +27,7 @@ from prunus.graph import axes
 from prunus.graph.attributes import Attribute, set_attributes, slots
 from prunus.graph.axes import Layout
 from prunus.graph.op import Op
-from prunus.graph.operators import CONVOLUTION
+from prunus.graph.operators import CONVOLUTION, Args, Kwargs
 from prunus.graph.rules import registry
 from prunus.graph.skeleton import (
     SameDevice,
@@ -40,9 +40,13 @@ from prunus.graph.skeleton import (
 )
 from prunus.graph.tracer import Tracer
 
+Kind = tuple[type, int, str]  # an operation's module class, its place among the module's operations, its name
+Use = tuple[int | None, Layout]  # the element of a shape at which a layout is used, if it is one
+Place = tuple[str, str, int | None]  # a module, one of its attributes, an item of it
+
 
 class _Mismatch(Exception):
-    """An operator met other shapes or numbers than foretold."""
+    """An operator met other shapes or numbers than predicted."""
 
 
 class _Probe(TorchDispatchMode):
@@ -53,7 +57,7 @@ class _Probe(TorchDispatchMode):
         self.ops, self.widths, self.at = ops, widths, 0
         self.number = False  # whether what differed was a number, not a shape
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         if self.at >= len(self.ops) or self.ops[self.at].func is not func:
             raise _Mismatch
         op = self.ops[self.at]
@@ -74,8 +78,8 @@ class _Probe(TorchDispatchMode):
         return out
 
 
-def _agrees(args: tuple, argument: int, element: int | None, expected: int) -> bool:
-    """Whether an integer argument is what its layout foretells; -1 and counts from the end say nothing."""
+def _agrees(args: Args, argument: int, element: int | None, expected: int) -> bool:
+    """Whether an integer argument is what its layout predicts; negative ones (-1, from the end) agree."""
     if argument >= len(args) or args[argument] is None:
         return True
     value = args[argument] if element is None else args[argument][element]
@@ -83,7 +87,7 @@ def _agrees(args: tuple, argument: int, element: int | None, expected: int) -> b
 
 
 class Follower:
-    """Finds the attributes of `bare` that follow, given the traced operations and layouts."""
+    """Finds the attributes of a skeleton that follow, given the traced operations and layouts."""
 
     def __init__(self, bare: nn.Module, example: Any, traced: Tracer, layouts: dict[str, list[Layout]]):
         self.bare, self.example, self.ops, self.layouts = bare, example, traced.ops, layouts
@@ -91,15 +95,15 @@ class Follower:
         self.modules = dict(bare.named_modules())
         self.slots = slots(bare)
         self.dtypes = {name: t.dtype for name, t in named_tensors(bare).items() if t.is_meta}
-        self.chosen: dict[type, list[Attribute]] = {}  # per class of module, the attributes that follow
-        self.tried: set[tuple] = set()  # what was chosen so far, see _resolve
+        self.chosen: dict[type, list[Attribute]] = {}  # the attributes that follow, per class of module
+        self.tried: set[tuple[str, type | Kind]] = set()  # the remedies so far, see _choose_next
         self.kinds = self._kinds()
-        self.error: Exception | None = None  # what the last probe ran into
+        self.error: Exception | None = None  # the one that ended the last probe
 
-    def _kinds(self) -> list[tuple]:
-        """Per operation: the class of its module, its place among that module's operations, its name."""
+    def _kinds(self) -> list[Kind]:
+        """The kind of each operation."""
         seen: dict[str, int] = defaultdict(int)
-        kinds = []
+        kinds: list[Kind] = []
         for op in self.ops:
             kinds.append((type(self.modules.get(op.module)), seen[op.module], op.name))
             seen[op.module] += 1
@@ -107,13 +111,15 @@ class Follower:
 
     @property
     def attributes(self) -> list[Attribute]:
+        """The attributes chosen so far, each once."""
         found = {(a.module, a.name, a.item): a for group in self.chosen.values() for a in group}
         return list(found.values())
 
-    def settle(self, name_axes: Any) -> list[Attribute]:
+    def resolve(self, name_axes: Callable[[], dict[str, axes.Axis]]) -> list[Attribute]:
         """Probe until a whole pass agrees, then drop the attributes that need not follow.
 
-        `name_axes()` names the axes that are left and returns them.
+        name_axes: names the axes that may still shrink, and returns them. Returns the attributes that follow.
+        Raises TraceError if no remedy makes a pass agree.
         """
         for kind in dict.fromkeys(map(type, self.modules.values())):
             if _is_torch(kind):
@@ -123,14 +129,14 @@ class Follower:
             if failed is None:
                 self._minimise(name_axes())
                 return self.attributes
-            self._resolve(*failed)
+            self._choose_next(*failed)
         raise TraceError(
             f"the sizes used in this model's forward could not be followed (last: {self.error!r}); trace a sub-module "
             "instead: part, example = prunus.part(model, 'NAME', inputs)."
         ) from self.error
 
     def _probe(self, named: dict[str, axes.Axis]) -> tuple[int, bool] | None:
-        """One pass at other widths. None if all agrees, else (operation, whether a number differed)."""
+        """Run a pass at other widths; None if it agrees, otherwise (operation, whether a number differed)."""
         if not named or not any(op.follows or op.scalars for op in self.ops):
             return None
         widths = _probe_widths(named)
@@ -145,7 +151,7 @@ class Follower:
             with quiet_forward(), probe, SameDevice() if mixes_devices(example) else nullcontext():
                 call(self.bare, example)
             return None if probe.at == len(self.ops) else (probe.at, False)
-        except Exception as error:  # whatever the user's code raises when sizes disagree
+        except Exception as error:  # any error that the user's code raises when sizes disagree
             self.error = error
             return min(probe.at, len(self.ops) - 1), probe.number
         finally:
@@ -155,6 +161,7 @@ class Follower:
                 setattr(self.modules[module], name, value)
 
     def _resize(self, widths: dict[str, int]) -> None:
+        """Replace the skeleton's abstract tensors by those of other widths."""
         for name, dtype in self.dtypes.items():
             shape = [axes.size(layout, widths) for layout in self.layouts[name]]
             tensor = torch.empty(shape, dtype=dtype, device="meta")
@@ -163,8 +170,8 @@ class Follower:
                 value = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
                 setattr(module, attribute, value)
 
-    def _resolve(self, at: int, number: bool) -> None:
-        """Make the next choice for the operation that failed, or the next one whose integers matter."""
+    def _choose_next(self, at: int, number: bool) -> None:
+        """Try the next remedy for the operation that failed, or for the next one that uses integers."""
         if number:
             self._fix_number(at)
             return
@@ -199,6 +206,7 @@ class Follower:
         self._fix_around(at)
 
     def _free(self, op: Op) -> bool:
+        """Whether an operation uses an integer whose axes may shrink."""
         return any(True for layout, _, _ in op.follows for _ in axes.leaves(layout))
 
     def _choose_attributes(
@@ -206,14 +214,13 @@ class Follower:
     ) -> bool:
         """Let the attributes that hold the integers follow; whether that is anything new.
 
-        Where one integer stands for several layouts (8 heads of 8 features) they are taken in the order of
-        the forward pass, or backwards. `share`: what stands at the same place of a shape is one and the same
-        (the features of queries and of values, where one attribute holds both). `tuples`: integers in tuples
-        follow even where one of its own has the same value.
+        If one integer stands for several layouts (8 heads of 8 features) they are taken in the order of the
+        forward pass, or backwards. share: layouts at the same place of a shape are unified (the features of
+        queries and of values, if one attribute holds both). tuples: integers in tuples follow too, even if an
+        attribute of its own has the same value.
         """
-        wanted: dict[str, dict[int, list]] = defaultdict(
-            lambda: defaultdict(list)
-        )  # module, integer -> layouts
+        # by module and integer
+        wanted: dict[str, dict[int, list[Use]]] = defaultdict(lambda: defaultdict(list))
         for op in self.ops:
             if type(self.modules.get(op.module)) is kind:
                 for layout, _, element in op.follows:
@@ -228,15 +235,15 @@ class Follower:
         # the groups of a convolution are known from its operator, and never guessed from the size of a weight
         convolutions = {type(self.modules[op.module]) for op in self.ops if op.is_a(CONVOLUTION)}
         groups = {axes.normal(f) for op in self.ops if op.is_a(CONVOLUTION) for f, _, _ in op.follows}
-        found: dict[tuple, Attribute] = {}
+        found: dict[Place, Attribute] = {}
         joined = False
         for module, integers in wanted.items():
             for value, uses in integers.items():
                 places = _holders(self.modules, module, value, tuples)
-                layouts = _distinct(uses)
+                layouts = _different(uses)
                 if share and places and len(layouts) > 1:
                     _unify_places(uses, f"the integer {value} in {module}")
-                    layouts = _distinct(uses)
+                    layouts = _different(uses)
                     joined = True
                 order = layouts[::-1] if backwards else layouts
                 for i, place in enumerate(places):
@@ -248,7 +255,7 @@ class Follower:
         return joined or (bool(found) and self.chosen[kind] != old)
 
     def _unify_inputs(self, ops: list[Op]) -> bool:
-        """The integers were read off an input of the module; whether that couples anything new."""
+        """Unify the integers with equal dimensions of the module's inputs; whether that is anything new."""
         new = False
         for op in ops:
             for layout, _, _ in op.follows:
@@ -262,15 +269,16 @@ class Follower:
         return new
 
     def _fix_integers(self, ops: list[Op]) -> bool:
+        """Fix every axis that an integer of these operations depends on; always a change."""
         for op in ops:
             for layout, _, _ in op.follows:
-                why = f"{op} uses the integer {axes.size(layout)}, which nothing lets follow"
+                why = f"{op} uses the integer {axes.size(layout)}, which no attribute or input holds"
                 axes.fix(layout, why)
         return True
 
     def _minimise(self, named: dict[str, axes.Axis]) -> None:
-        """Where several attributes hold one integer, let only those follow without which the pass fails."""
-        held: dict[tuple, set[str]] = defaultdict(set)
+        """If several attributes hold one integer, keep only those without which the pass fails."""
+        held: dict[tuple[str, int], set[str]] = defaultdict(set)
         for attribute in self.attributes:
             held[attribute.module, axes.size(attribute.layout)].add(attribute.name)
         for kind, group in list(self.chosen.items()):
@@ -282,8 +290,11 @@ class Follower:
                     self.chosen[kind] = kept
 
     def _fix_number(self, at: int) -> None:
-        """A number derived from a size: fix what it was derived from. Most likely that is the last dimension,
-        else what the last product in this module summed over (the features of attention), else anything near."""
+        """Fix the size from which a number was derived.
+
+        Most likely that is the last dimension, otherwise the one over which the last product in this module
+        summed (the features of attention), otherwise any dimension of these operations.
+        """
         same = [(i, op) for i, op in enumerate(self.ops) if self.kinds[i] == self.kinds[at]]
         products = [[o for o in self.ops[:i] if o.macs and o.module == op.module][-1:] for i, op in same]
         guesses = [
@@ -300,7 +311,7 @@ class Follower:
         self._fix_around(at)
 
     def _fix_around(self, at: int) -> None:
-        """The code took another way at other sizes: nothing its module touches may shrink."""
+        """Fix all that a module touches, because its code takes another way at other sizes."""
         module = self.ops[at].module
         for op in self.ops:
             if op.module.startswith(module):
@@ -310,9 +321,9 @@ class Follower:
 
 
 def _probe_widths(named: dict[str, axes.Axis]) -> dict[str, int]:
-    """A width of its own for every axis, so that one integer is not mistaken for another.
+    """Different widths for all axes, so that one integer is not mistaken for another.
 
-    Larger than the axis: a width of 1 would change which operators run (a reshape becomes a view).
+    They are larger than the axes, because a width of 1 would change which operators run (view for reshape).
     """
     widths: dict[str, int] = {}
     for name, axis in named.items():
@@ -323,11 +334,11 @@ def _probe_widths(named: dict[str, axes.Axis]) -> dict[str, int]:
     return widths
 
 
-def _distinct(uses: list[tuple[int | None, Layout]]) -> list[Layout]:
+def _different(uses: list[Use]) -> list[Layout]:
     return list({axes.normal(layout): layout for _, layout in uses}.values())
 
 
-def _unify_places(uses: list[tuple[int | None, Layout]], why: str) -> None:
+def _unify_places(uses: list[Use], why: str) -> None:
     """Unify the layouts that were first used at the same element of a shape."""
     elements: dict[Layout, int | None] = {}
     for element, layout in uses:
@@ -337,7 +348,7 @@ def _unify_places(uses: list[tuple[int | None, Layout]], why: str) -> None:
         axes.unify(first.setdefault(element, layout), layout, why)
 
 
-# what torch's own layers say about themselves but never read (surgery renews it), or what is no size of an axis
+# attributes of torch's own layers that state a size but are never read (surgery updates them), or are no size
 _STATED = {
     *("in_channels", "out_channels", "in_features", "out_features", "num_embeddings", "embedding_dim"),
     *("kdim", "vdim", "kernel_size", "stride", "padding", "dilation", "output_padding"),
@@ -349,23 +360,21 @@ def _is_torch(kind: type) -> bool:
     return kind.__module__.startswith("torch.nn.modules")
 
 
-def _holders(
-    modules: dict[str, nn.Module], name: str, value: int, tuples: bool
-) -> list[tuple[str, str, int | None]]:
-    """Integer attributes equal to `value` in the module, else in the nearest module around it.
+def _holders(modules: dict[str, nn.Module], name: str, value: int, tuples: bool) -> list[Place]:
+    """Integer attributes equal to `value` in the module, otherwise in the nearest module around it.
 
-    An integer of its own counts before one in a tuple, which is more often a kernel or window size.
+    An attribute of its own is preferred to an item of a tuple, which is more often a kernel or window size.
     """
     while True:
         held = vars(modules[name])
         own = _is_torch(type(modules[name]))  # torch's layers read no other module's attributes
         stated = _STATED if own else ()
-        alone = [
+        alone: list[Place] = [
             (name, key, None)
             for key, v in held.items()
             if type(v) is int and v == value and key not in stated
         ]
-        inside = [
+        inside: list[Place] = [
             (name, key, i)
             for key, v in held.items()
             if isinstance(v, (tuple, list)) and key not in stated
@@ -378,4 +387,5 @@ def _holders(
 
 
 def _as_traced(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of an input, abstract if it was so in the trace."""
     return tensor.detach().to("meta") if tensor.is_floating_point() else tensor.detach().clone()

@@ -11,7 +11,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -20,33 +20,32 @@ from prunus.graph import axes, op
 from prunus.graph.attributes import Attribute
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.op import Op, Tag
-from prunus.graph.tracer import Storage
-
-Keep = Mapping[str, Sequence[int]]
+from prunus.graph.tracer import Keep, Storage
 
 
-class Member(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Member:
     """One dimension of one parameter or buffer that an axis runs along."""
 
     tensor: str  # name of the parameter or buffer
-    dim: int
+    dim: int  # number of the dimension
     role: str  # produces, consumes, scales, shifts, or buffer
     index: torch.Tensor  # LongTensor (axis.size, k): the positions along `dim` that belong to each unit
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """What tracing gives. `axes` are those that may shrink, by name, in the order of the parameters."""
+    """The result of `trace`: the axes of a model, and how tensors and operators use them; no weights."""
 
-    axes: dict[str, Axis]
+    axes: dict[str, Axis]  # those that may shrink, by name, in the order of the parameters
     layouts: dict[str, list[Layout]]  # per parameter and buffer, one layout per dimension
     shapes: dict[str, torch.Size]
     parameters: frozenset[str]  # which of `layouts` are parameters (the rest are buffers)
     ops: list[Op] = field(repr=False)
     storages: list[Storage] = field(repr=False)
     tensors: dict[Tag, str] = field(repr=False)  # parameters and buffers among the inputs of `ops`
-    outputs: list[Tag] = field(repr=False)  # what the model returned, among the results of `ops`
-    attributes: list[Attribute]  # integers in modules that follow
+    outputs: list[Tag] = field(repr=False)  # the model's outputs, among the results of `ops`
+    attributes: list[Attribute]  # integers in modules that follow an axis
     example: Any = field(repr=False)
     _roles: dict[tuple[str, int], str] = field(repr=False)
     _classes: dict[str, str] = field(repr=False)  # module name -> class name
@@ -62,20 +61,45 @@ class Graph:
         return found
 
     def members(self, axis: str) -> list[Member]:
-        """The parameter and buffer dimensions that shrink with an axis."""
+        """List the parameter and buffer dimensions that shrink with an axis.
+
+        Args:
+            axis: The name of the axis.
+
+        Returns:
+            A member for each such dimension.
+
+        Raises:
+            UserError: There is no such axis.
+        """
         if axis not in self.axes:
             raise unknown("axis", axis, self.axes)
         return self._members[axis]
 
     def role(self, tensor: str, dim: int) -> str:
-        """How a dimension is used: as its operator said, else as dimension 0 and the others usually are."""
+        """Return how a dimension is used, as its operator said, otherwise as is usual for its place.
+
+        Args:
+            tensor: The name of a parameter or buffer.
+            dim: The number of the dimension.
+
+        Returns:
+            "produces", "consumes", "scales", "shifts" or "buffer".
+        """
         if tensor not in self.parameters:
             return "buffer"
         usual = op.SCALES if len(self.layouts[tensor]) == 1 else op.CONSUMES if dim else op.PRODUCES
         return self._roles.get((tensor, dim), usual)
 
-    def topology(self, axis: str) -> tuple:
-        """Equal for axes of the same structure: the same roles in the same kinds of modules."""
+    def topology(self, axis: str) -> tuple[tuple[str, str, int, int], ...]:
+        """Describe an axis; equal for axes with the same roles in the same classes of modules.
+
+        Args:
+            axis: The name of the axis.
+
+        Returns:
+            The class, role, dimension and number of dimensions of each member, sorted.
+        """
         kinds = [
             (self._classes.get(m.tensor.rpartition(".")[0], ""), m.role, m.dim, len(self.layouts[m.tensor]))
             for m in self.members(axis)
@@ -83,20 +107,51 @@ class Graph:
         return tuple(sorted(kinds))
 
     def widths(self, keep: Keep | None = None) -> dict[str, int]:
-        """How many units each axis keeps. Raises UserError if `keep` does not fit."""
-        keep = self.checked(keep or {})
+        """Count the units that each axis keeps.
+
+        Args:
+            keep: The indices that stay, per axis; all stay on an axis that is not named.
+
+        Returns:
+            The number of units by axis, for every axis.
+
+        Raises:
+            UserError: `keep` does not fit the graph.
+        """
+        keep = self.check_keep(keep or {})
         return {name: len(keep[name]) if name in keep else axis.size for name, axis in self.axes.items()}
 
     def shape(self, tensor: str, keep: Keep) -> torch.Size:
-        """The shape of a parameter or buffer after `keep`."""
+        """Compute the shape of a parameter or buffer after a keep.
+
+        Args:
+            tensor: The name of the parameter or buffer.
+            keep: The indices that stay, per axis.
+
+        Returns:
+            The smaller shape.
+
+        Raises:
+            UserError: `keep` does not fit the graph.
+        """
         widths = self.widths(keep)
         return torch.Size(axes.size(layout, widths) for layout in self.layouts[tensor])
 
-    def checked(self, keep: Keep) -> dict[str, list[int]]:
-        """`keep`, sorted and known to fit. Raises UserError naming the first axis that does not."""
+    def check_keep(self, keep: Keep) -> dict[str, list[int]]:
+        """Check that a keep fits the graph.
+
+        Args:
+            keep: The indices that stay, per axis.
+
+        Returns:
+            A copy with the indices sorted.
+
+        Raises:
+            UserError: There is no axis of a name, or its indices are none, repeated or out of range.
+        """
         if not isinstance(keep, Mapping):
-            raise UserError(f"keep should be a dict of axis name to indices, is a {type(keep).__name__}.")
-        result = {}
+            raise UserError(f"keep should be a dict of axis name to indices, but is a {type(keep).__name__}.")
+        result: dict[str, list[int]] = {}
         for name, indices in keep.items():
             if name not in self.axes:
                 raise unknown("axis", str(name), self.axes)
@@ -117,7 +172,11 @@ class Graph:
         return result
 
     def coverage(self) -> float:
-        """The share of parameters with at least one dimension that may shrink."""
+        """Measure how much of the model may shrink.
+
+        Returns:
+            The share (0 to 1) of all weights that are in parameters with a dimension that may shrink.
+        """
         sizes = {name: self.shapes[name].numel() for name in self.parameters}
         covered = [
             n for name, n in sizes.items() if any(any(axes.leaves(layout)) for layout in self.layouts[name])
@@ -128,7 +187,7 @@ class Graph:
     @cached_property
     def fixed(self) -> list[tuple[str, str]]:
         """Parameter dimensions that may not shrink, each with the reason, in words."""
-        found = []
+        found: list[tuple[str, str]] = []
         for name in self.layouts:
             for dim, layout in enumerate(self.layouts[name]):
                 if name in self.parameters and self.shapes[name][dim] > 1:
@@ -137,15 +196,23 @@ class Graph:
         return found
 
     def explain(self, name: str) -> str:
-        """In words: what is coupled to an axis, module or parameter, through what, and why something is fixed.
+        """Explain in words what is coupled to an axis, module or parameter, through what, or why it is fixed.
 
-        Raises UserError with the nearest names if nothing is called so.
+        Args:
+            name: The name of an axis, module or parameter.
+
+        Returns:
+            A text of several lines.
+
+        Raises:
+            UserError: Nothing has this name; the nearest names are listed.
         """
         tensors = [n for n in self.layouts if n == name or n.startswith(f"{name}.")]
         if not tensors and name not in self.axes:
             modules = {n.rpartition(".")[0] for n in self.layouts}
             raise unknown("axis, module or parameter", name, {*self.axes, *modules, *self.layouts} - {""})
-        lines, seen = [], {name: None} if name in self.axes else {}
+        lines: list[str] = []
+        seen: dict[str, None] = {name: None} if name in self.axes else {}
         for tensor in tensors:
             for dim, layout in enumerate(self.layouts[tensor]):
                 lines.append(f"{tensor}, dimension {dim} ({self.shapes[tensor][dim]}): {self._words(layout)}")
@@ -178,6 +245,6 @@ def _formula(layout: Layout) -> str:
     return str(layout)
 
 
-def _short(items: Sequence, most: int = 6) -> str:
+def _short(items: Sequence[object], most: int = 6) -> str:
     text = ", ".join(map(str, items[:most]))
     return text + (f", ... ({len(items)} in all)" if len(items) > most else "")

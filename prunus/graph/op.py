@@ -2,50 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from prunus.graph import axes, operators
 from prunus.graph.axes import Layout
-from prunus.graph.operators import Family
+from prunus.graph.operators import Family, Kwargs
 
 PRODUCES, CONSUMES, SCALES, SHIFTS = "produces", "consumes", "scales", "shifts"
 
 
 class Tag:
-    """What tracing knows about a tensor: a layout per dimension, and the allocation it lives in."""
+    """The facts that tracing attaches to a tensor: a layout for each dimension, and its allocation.
+
+    Args:
+        dims: The layout of each dimension.
+        storage: The allocation (see tracer.Storage); None for parameters and buffers.
+    """
 
     __slots__ = ("_shape", "dims", "met", "storage")
 
     def __init__(self, dims: Sequence[Layout], storage: Any = None):
         self.dims = list(dims)
         self.met = False  # whether an operator read it
-        self.storage = storage  # see tracer.Storage; None for parameters and buffers
+        self.storage = storage
         self._shape: tuple[int, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The tensor's shape; computed once, for those who go through a trace again and again."""
+        """The shape of the tensor; computed once, because some passes visit a trace again and again."""
         if self._shape is None:
             self._shape = tuple(map(axes.size, self.dims))
         return self._shape
 
 
 def tag_of(tensor: Any) -> Tag | None:
-    """The tag of a tensor that tracing has seen; None for constants, and for what is no tensor."""
+    """The tag of a tensor that tracing has seen; None for constants and for other objects."""
     return getattr(tensor, "_prunus_tag", None)
 
 
+def put_tag(tensor: Any, tag: Tag) -> None:
+    """Attach a tag to a tensor."""
+    tensor._prunus_tag = tag
+
+
 class Untracked(NamedTuple):
-    """Stands for a tensor that depends on no parameter and no input."""
+    """A placeholder for a tensor that depends on no parameter and no input."""
 
     shape: torch.Size
 
 
 class Op:
-    """One operation of the traced forward pass."""
+    """One operation of the traced forward pass.
+
+    Args:
+        func: The operator that ran.
+        module: The name of the module that was running; "" for the model itself.
+        out: The result; None once the operation's rule has read it.
+    """
 
     __slots__ = (
         "alias",
@@ -78,11 +94,11 @@ class Op:
         self.follows: list[tuple[Layout, int, int | None]] = []
         self.roles: list[tuple[Layout, str]] = []  # the axis a parameter dimension was born with, its role
         self.scalars: tuple[str, ...] = ()
-        self.inputs: tuple[list, dict] = ([], {})  # its arguments: a tag for a tensor, or `Untracked`
+        self.inputs: tuple[list[Any], Kwargs] = ([], {})  # its arguments: a tag for a tensor, or `Untracked`
         self.results: list[Tag | None] = []  # the tags of its output tensors
         self.mixes = self.contracts = False
-        self.over: Layout = 1  # what a product sums over
-        self.order: list[int] | None = None  # of a transposition: which input dimension each becomes
+        self.over: Layout = 1  # the dimension that a product sums over
+        self.order: list[int] | None = None  # the input dimension at each place of a transposition's result
         self.alias: torch.Tensor | None = None  # the input whose memory the output shares
 
     def __str__(self) -> str:
@@ -90,64 +106,85 @@ class Op:
 
     # -------------------------------------------------------------------------- questions to a trace
     def is_a(self, family: Family) -> bool:
-        """Whether the operator belongs to a family (see operators.py)."""
+        """Return whether the operator belongs to a family (see operators.py)."""
         return self.family in family.parts
 
     def argument(self, name: str, default: Any = operators._REQUIRED) -> Any:
-        """An argument by its name in the operator's schema; a tag in the place of a tensor.
+        """Look up an argument by its name in the operator's schema.
 
-        default: for operators without an argument of this name, which raise UserError otherwise.
+        Args:
+            name: The name, such as "groups".
+            default: The value for operators without an argument of this name.
+
+        Returns:
+            Its value, or the schema's default if it was left out; a tag in the place of a tensor.
+
+        Raises:
+            UserError: The operator has no such argument, and there is no `default`.
         """
         return operators.argument(self.func, name, *self.inputs, default=default)
 
-    def operands(self) -> Sequence:
-        """What a product multiplies: tags, or `Untracked`."""
+    def operands(self) -> Sequence[Any]:
+        """The tensors that a product multiplies, as tags or `Untracked`; none for other operators."""
         return operators.operands(self.func, self.inputs[0])
 
     def values(self) -> Iterator[Any]:
-        """All arguments, those in lists and those given by keyword too."""
+        """All arguments, including those in lists and those by keyword."""
         yield from operators.flat(self.inputs[0])
         yield from operators.flat(self.inputs[1].values())
 
     def reads(self) -> list[Tag]:
-        """The tags of the tensors that it takes."""
+        """The tags of the tensors that it reads."""
         return [value for value in self.values() if isinstance(value, Tag)]
 
     def writes(self) -> list[Tag]:
-        """The tags of the tensors that it gives."""
+        """The tags of the tensors that it returns."""
         return [tag for tag in self.results if tag is not None]
 
     def tags(self) -> list[Tag]:
-        """The tags of all its tensors, those it takes first."""
+        """The tags of all its tensors, first those that it reads."""
         return self.reads() + self.writes()
 
     # ---------------------------------------------------------------------------- what a rule says
     def dims(self, tensor: torch.Tensor) -> list[Layout]:
+        """The layout of each dimension of an argument; its plain size if nothing is known of it."""
         tag = tag_of(tensor)
         return tag.dims if tag is not None else list(tensor.shape)
 
     def unify(self, a: Layout, b: Layout) -> None:
+        """Let two dimensions be the same, because of this operation."""
         axes.unify(a, b, self)
 
     def fix(self, *layouts: Layout) -> None:
+        """Let no axis of these layouts shrink, because of this operation."""
         for layout in layouts:
             axes.fix(layout, self)
 
     def count(self, times: int, *layouts: Layout, over: Layout) -> None:
+        """Add multiply-adds: `times` the product of the sizes of `layouts`, summed over `over`."""
         self.contracts, self.over = True, over
         self.macs.append((times, layouts))
 
     def follow(self, layout: Layout, argument: str, element: int | None = None) -> None:
+        """Let the integer argument of this name, or one element of it, be the size of a layout."""
         if not isinstance(layout, int):
             self.follows.append((layout, operators.position(self.func, argument), element))
 
     def role(self, tensor: torch.Tensor, dim: int, role: str) -> None:
+        """State how a dimension of a parameter is used: `PRODUCES`, `CONSUMES`, `SCALES` or `SHIFTS`."""
         self.roles.append((self.dims(tensor)[dim], role))
 
 
-def tensors_in(args: Any) -> list[torch.Tensor]:
-    """All tensors among arguments, one level of lists deep."""
-    found = []
+def tensors_in(args: Iterable[Any]) -> list[torch.Tensor]:
+    """Collect the tensors among arguments.
+
+    Args:
+        args: Any values; lists and tuples among them are searched one level deep.
+
+    Returns:
+        The tensors, in order.
+    """
+    found: list[torch.Tensor] = []
     for arg in args:
         if isinstance(arg, torch.Tensor):
             found.append(arg)

@@ -1,4 +1,4 @@
-"""What operators are: families of those that are alike, each named once, and their arguments by name.
+"""Operators in families of those that are alike, each named once, and their arguments by name.
 
 Every operator is in one family at most; `|` joins families into larger ones. Rules say how layouts pass through the
 operators of a family; other rooms attach what they do to families, never to names. So an operator is known
@@ -18,6 +18,9 @@ import torch
 
 from prunus.errors import unknown
 
+Args = tuple[Any, ...]  # the arguments of an operator by position, as torch's dispatch passes them
+Kwargs = dict[str, Any]  # those by keyword
+
 _REQUIRED = object()
 _FAMILIES: dict[str, Family] = {}  # by the operator's name
 
@@ -25,13 +28,18 @@ _FAMILIES: dict[str, Family] = {}  # by the operator's name
 class Family:
     """Operators that are alike, or families joined by `|`.
 
-    sentence: in words, what they have in common. names: of the operators, without "aten::", separated by spaces.
-    operands: for products, where the tensors that are multiplied stand among the arguments.
+    Args:
+        sentence: A phrase that says what they have in common.
+        names: The names of the operators, without "aten::", separated by spaces.
+        operands: The place of the multiplied tensors among the arguments; for products.
+        parts: The families that are joined; only `|` passes them.
     """
 
     __slots__ = ("operands", "parts", "sentence")
 
-    def __init__(self, sentence: str, names: str = "", operands: slice = slice(0), parts: Collection = ()):
+    def __init__(
+        self, sentence: str, names: str = "", operands: slice = slice(0), parts: Collection[Family] = ()
+    ):
         self.sentence, self.operands = sentence, operands
         self.parts: frozenset[Family] = frozenset(parts) or frozenset((self,))
         for name in names.split():
@@ -54,7 +62,7 @@ class Family:
 
 
 def _dimensions(names: str) -> str:
-    """Names with {} in the place of the number of spatial dimensions: for 1, 2 and 3, as far as torch has them."""
+    """The names with {} replaced by 1, 2 and 3 spatial dimensions, as far as torch has such operators."""
     every = [name.replace("{}", str(count)) for name in names.split() for count in (1, 2, 3)]
     return " ".join(name for name in every if hasattr(torch.ops.aten, name))
 
@@ -83,10 +91,10 @@ EMBEDDING = Family("rows of a table, picked by data", "embedding", slice(0, 1))
 
 # ------------------------------------------------------------------------------------ elementwise
 RECTIFIER = Family(
-    "activations that (nearly) end what is below zero",
+    "activations that map negative numbers to (nearly) zero",
     "relu hardtanh clamp clamp_min gelu silu hardswish leaky_relu elu mish",
 )
-SQUASHER = Family("activations that only bound what they take", "sigmoid tanh hardsigmoid")
+SQUASHER = Family("activations that only bound their input", "sigmoid tanh hardsigmoid")
 ADDITION = Family("sums and differences", "add sub rsub")
 MULTIPLICATION = Family("products, number by number", "mul")
 DIVISION = Family("quotients, number by number", "div")
@@ -152,13 +160,13 @@ ADAPTIVE_POOLING = Family(
     "the means of as many windows as are wanted", _dimensions("adaptive_avg_pool{}d _adaptive_avg_pool{}d")
 )
 RESIZING = Family(
-    "the same picture, larger or smaller",
+    "the same image, larger or smaller",
     _dimensions(
         "upsample_nearest{}d _upsample_nearest_exact{}d upsample_bilinear{}d upsample_bicubic{}d "
         "_upsample_bilinear{}d_aa _upsample_bicubic{}d_aa upsample_linear{}d upsample_trilinear{}d"
     ),
 )
-MIRRORING = Family("a picture continued at its border", _dimensions("reflection_pad{}d replication_pad{}d"))
+MIRRORING = Family("an image continued at its border", _dimensions("reflection_pad{}d replication_pad{}d"))
 PADDING = Family("a tensor with constants around it; argument pad, how many", "constant_pad_nd")
 
 # ------------------------------------------------------------------------------------------ shapes
@@ -174,7 +182,7 @@ SHUFFLE = Family(
 TRIANGLE = Family("one triangle of a matrix, zeros elsewhere", "tril triu")
 CAT = Family("tensors joined along a dimension", "cat")
 STACK = Family("tensors joined along a new dimension", "stack")
-INDEXING = Family("numbers taken from places that data names", "index index_select gather")
+INDEXING = Family("numbers taken from places that are data themselves", "index index_select gather")
 
 # ---------------------------------------------------------------------------------- larger families
 MATRIX = MM | ADDMM
@@ -207,7 +215,7 @@ def name_of(func: torch._ops.OpOverload) -> str:
 
 
 def look_up(table: Mapping[str, Any], name: str) -> Any:
-    """What a table holds for an operator, or for the one that it is the in-place form of; else None."""
+    """The entry of a table for an operator, or for the one of which it is the in-place form, or None."""
     found = table.get(name)
     return table.get(name.removesuffix("_")) if found is None else found
 
@@ -245,7 +253,7 @@ def functional(func: torch._ops.OpOverload) -> torch._ops.OpOverload:
 # --------------------------------------------------------------------------------------- arguments
 @cache
 def parameters(func: torch._ops.OpOverload) -> dict[str, tuple[int | None, Any]]:
-    """By name, where an argument stands (None: it is given by keyword alone), and its default if it has one."""
+    """The place (None: keyword only) and default (`_REQUIRED`: none) of each argument, by its name."""
     found: dict[str, tuple[int | None, Any]] = {}
     for place, each in enumerate(func._schema.arguments):
         default = each.default_value if each.has_default_value() else _REQUIRED
@@ -254,7 +262,7 @@ def parameters(func: torch._ops.OpOverload) -> dict[str, tuple[int | None, Any]]
 
 
 def position(func: torch._ops.OpOverload, name: str) -> int:
-    """Where an argument stands. Raises UserError if the operator has none of this name that is given by position."""
+    """The place of an argument. Raises UserError if the operator takes none of this name by position."""
     place, _ = parameters(func).get(name, (None, None))
     if place is None:
         by_position = [each for each, (place, _) in parameters(func).items() if place is not None]
@@ -265,13 +273,13 @@ def position(func: torch._ops.OpOverload, name: str) -> int:
 def argument(
     func: torch._ops.OpOverload,
     name: str,
-    args: Sequence,
+    args: Sequence[Any],
     kwargs: Mapping[str, Any] | None = None,
     default: Any = _REQUIRED,
 ) -> Any:
-    """The value of an argument by its name, its default in the schema where it was left out.
+    """The value of an argument by its name, or its default in the schema if it was left out.
 
-    default: for operators that have no such argument; without one, UserError is raised.
+    default: the value for operators without such an argument; if it is absent too, UserError is raised.
     """
     place, usual = parameters(func).get(name, (None, _REQUIRED))
     if place is not None and place < len(args):
@@ -284,13 +292,13 @@ def argument(
     raise unknown(f"argument of {name_of(func)}", name, parameters(func))
 
 
-def operands(func: torch._ops.OpOverload, args: Sequence) -> Sequence:
-    """What a product multiplies, among its arguments; nothing for other operators."""
+def operands(func: torch._ops.OpOverload, args: Sequence[Any]) -> Sequence[Any]:
+    """The arguments that a product multiplies; none for other operators."""
     family = family_of(func)
     return args[family.operands] if family is not None else ()
 
 
-def flat(values: Iterable) -> Iterator[Any]:
+def flat(values: Iterable[Any]) -> Iterator[Any]:
     """The single values among arguments, those in lists too; named tuples are single values."""
     for value in values:
         if type(value) in (list, tuple):

@@ -8,7 +8,7 @@ where real and abstract tensors meet, the result is abstract.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -21,14 +21,22 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from prunus.errors import UserError
 from prunus.graph import op, operators
-from prunus.graph.op import tag_of
-from prunus.graph.operators import SHAPE_KEEPING
+from prunus.graph.op import put_tag, tag_of
+from prunus.graph.operators import SHAPE_KEEPING, Args, Kwargs
 
 
-def skeleton(model: nn.Module, real: bool = False) -> nn.Module:
-    """A copy of `model` whose parameters and floating buffers hold no data; parametrisations are resolved.
+def make_skeleton(model: nn.Module, real: bool = False) -> nn.Module:
+    """Copy a model without its data: in evaluation mode, without hooks, parametrisations resolved.
 
-    `real`: share the data instead (for what the meta device cannot run).
+    Args:
+        model: The model, which is left untouched.
+        real: Share the parameters' data and copy the buffers', for models that the meta device cannot run.
+
+    Returns:
+        The copy, of the same class; unless `real`, its floating-point tensors are on the meta device.
+
+    Raises:
+        UserError: An attribute of the model cannot be copied.
     """
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
@@ -37,27 +45,31 @@ def skeleton(model: nn.Module, real: bool = False) -> nn.Module:
     for buffer in model.buffers():
         meta = buffer.is_floating_point() and not real
         memo[id(buffer)] = buffer.detach().to("meta") if meta else buffer.detach().clone()
-    bare = copied(model, memo).eval()
+    bare = copy_model(model, memo).eval()
     resolved: dict[nn.Module, nn.Parameter] = {}
     for module in list(bare.modules()):
-        module._forward_hooks.clear()  # the user's own hooks are not for this pass
+        module._forward_hooks.clear()  # hooks are the user's own, and may expect data
         if parametrize.is_parametrized(module):
             resolve_parametrisations(module, resolved)
     return bare
 
 
-def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A deep copy in which what `memo` names is replaced. Raises UserError saying what cannot be copied."""
+def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Copy a model deeply, with the objects whose id is in `memo` replaced by its values.
+
+    Raises UserError if an attribute cannot be copied.
+    """
     for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, torch.Tensor) and not value.is_leaf:  # a kept activation, say
                 memo[id(value)] = value.detach()
     try:
-        return _copied(model, memo)
-    except Exception as error:  # whatever an attribute raises that does not like to be copied
+        return _copy_module(model, memo)
+    except Exception as error:  # any error that an attribute's __deepcopy__ raises
         raise UserError(
-            f"this {type(model).__name__} cannot be copied ({error}). Remove the attribute that objects (a lock, "
-            "an open file); for the old weight_norm or torch.nn.utils.prune call remove_weight_norm or prune.remove."
+            f"this {type(model).__name__} cannot be copied ({error}). Remove the attribute that refuses "
+            "(a lock, an open file); for the old weight_norm or torch.nn.utils.prune call remove_weight_norm or "
+            "prune.remove."
         ) from error
 
 
@@ -65,8 +77,8 @@ _ATOMIC = (int, float, bool, str, type(None), type)
 _OWN_WAY = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__")
 
 
-def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """What copy.deepcopy does, without its detour over pickling for each module's many empty dicts."""
+def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Copy like copy.deepcopy, but without its detour over pickling for each module's many empty dicts."""
     if id(module) in memo:
         return memo[id(module)]
     if any(getattr(type(module), way, None) is not getattr(nn.Module, way, None) for way in _OWN_WAY):
@@ -74,7 +86,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     new = memo[id(module)] = type(module).__new__(type(module))
     for name, value in vars(module).items():
         if name == "_modules":
-            value = {n: child if child is None else _copied(child, memo) for n, child in value.items()}
+            value = {n: child if child is None else _copy_module(child, memo) for n, child in value.items()}
         elif isinstance(value, (dict, set, list)) and not value:
             value = type(value)()
         elif not isinstance(value, _ATOMIC):
@@ -84,13 +96,15 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 def resolve_parametrisations(module: nn.Module, resolved: dict[nn.Module, nn.Parameter]) -> None:
-    """Put the tensors that parametrisations compute in their place. torch's own remove_parametrizations would
-    change the class, which the copy shares with the user's module.
+    """Replace a module's parametrisations by the tensors that they compute.
 
-    resolved: what came of parametrisations so far; modules that share one (tied weights) share what it computes.
+    torch's own remove_parametrizations would change the class, which the copy shares with the user's module.
+
+    resolved: results by parametrisation, added to; modules that share one (tied weights) share its result.
     """
-    values = {}
-    for name, steps in module.parametrizations.items():
+    values: dict[str, nn.Parameter] = {}
+    parametrizations: Any = module.parametrizations  # a ModuleDict
+    for name, steps in parametrizations.items():
         if steps not in resolved:
             with SameDevice():  # a mask is real, what it masks is not
                 resolved[steps] = nn.Parameter(getattr(module, name).detach(), requires_grad=False)
@@ -103,7 +117,14 @@ def resolve_parametrisations(module: nn.Module, resolved: dict[nn.Module, nn.Par
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name, each once (tied ones under their first name)."""
+    """Name the parameters and buffers of a model, each once.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The tensors themselves by name, parameters first; tied ones under their first name.
+    """
     parameters: dict[str, torch.Tensor] = {}
     buffers: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
@@ -117,7 +138,15 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def call(model: nn.Module, example: Any) -> Any:
-    """Run `model` on an example: a tensor, a tuple of arguments or a dict of keyword arguments."""
+    """Run a model on an example.
+
+    Args:
+        model: The model.
+        example: A tensor, a tuple or list of arguments, or a dict of keyword arguments.
+
+    Returns:
+        The model's output.
+    """
     if isinstance(example, dict):
         return model(**example)
     return model(*example) if isinstance(example, (tuple, list)) else model(example)
@@ -125,7 +154,11 @@ def call(model: nn.Module, example: Any) -> Any:
 
 @contextmanager
 def quiet_forward() -> Iterator[None]:
-    """No gradients, and no fused transformer kernels that hide their operators."""
+    """Turn off gradients, and torch's fused transformer kernels, which would hide their operators.
+
+    Returns:
+        A context manager, after which the fused kernels are as they were.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -135,8 +168,8 @@ def quiet_forward() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def same_device(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Where abstract and real tensors meet, make all abstract; what is made from no abstract one stays real."""
+def same_device(args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+    """The same arguments, all of their tensors abstract if any is; otherwise results stay real."""
     tensors = op.tensors_in(args) + op.tensors_in(kwargs.values())
     abstract = [t.is_meta for t in tensors]
     if any(abstract):
@@ -153,13 +186,16 @@ _BATCH_NORM, _LAYER_NORM = torch.ops.aten.native_batch_norm.default, torch.ops.a
 
 @cache
 def _keeps_shape(func: Any) -> bool:
-    """Whether an operator of torch's own gives the shape of its first argument, if that is no smaller."""
+    """Whether an operator of torch's own keeps the shape of its first argument if no other is larger."""
     return func.namespace == "aten" and operators.is_a(func, SHAPE_KEEPING)
 
 
-def compute(func: Any, args: tuple, kwargs: dict) -> Any:
-    """Run an operator. Of abstract tensors only the shape matters, and for the most common operators it is that
-    of the first: their meta kernels, written in Python, would be most of the time of a trace."""
+def compute(func: Any, args: Sequence[Any], kwargs: Kwargs) -> Any:
+    """Run an operator; of abstract tensors only the shape is computed.
+
+    For the most common operators that is done here, because their meta kernels, written in Python, would take
+    most of the time of a trace.
+    """
     first = args[0] if args else None
     if not isinstance(first, torch.Tensor) or not first.is_meta or not first.is_floating_point():
         return func(*args, **kwargs)
@@ -188,7 +224,7 @@ def compute(func: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def _broadcasts_to(tensor: torch.Tensor, target: torch.Tensor) -> bool:
-    """Whether an operator on both has the shape and type of `target`."""
+    """Whether the result of an elementwise operator on both has the shape and type of `target`."""
     shape = tensor.shape
     fits = tensor.dim() <= target.dim() and all(
         a in (1, b) for a, b in zip(reversed(shape), reversed(target.shape), strict=False)
@@ -197,9 +233,9 @@ def _broadcasts_to(tensor: torch.Tensor, target: torch.Tensor) -> bool:
 
 
 class SameDevice(TorchFunctionMode):
-    """`same_device` for functions that compare devices before any operator runs (attention with a real mask)."""
+    """Applies `same_device` to functions that compare devices themselves (attention with a real mask)."""
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         args, kwargs = same_device(args, kwargs or {})
         return func(*args, **kwargs)
 
@@ -215,5 +251,5 @@ def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
     meta = tensor.to("meta")
     tag = tag_of(tensor)
     if tag is not None:
-        meta._prunus_tag = tag
+        put_tag(meta, tag)
     return meta

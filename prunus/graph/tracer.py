@@ -1,12 +1,13 @@
-"""One forward pass, watched: every operator passes through its rule, and every tensor gets its layouts.
+"""One forward pass, observed: every operator passes through its rule, and every tensor gets its layouts.
 
-The pass runs on a skeleton of the model, so nothing is computed. The same watched pass over real tensors is
-the reference of the proof (see surgery.verify): there the layouts say which units to leave out of an operator.
+The pass runs on a skeleton of the model, so nothing is computed. The same pass over real tensors is the
+reference of the proof (see surgery.verify): there the layouts say which units to leave out of an operator.
 """
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from prunus.errors import TraceError
 from prunus.graph import axes
 from prunus.graph.axes import Axis, Layout
-from prunus.graph.op import Op, Tag, Untracked, tag_of, tensors_in
-from prunus.graph.operators import CONSTANT, DATA_DEPENDENT, is_a
+from prunus.graph.op import Op, Tag, Untracked, put_tag, tag_of, tensors_in
+from prunus.graph.operators import CONSTANT, DATA_DEPENDENT, Args, Kwargs, is_a
 from prunus.graph.rules import registry
 from prunus.graph.skeleton import (
     SameDevice,
@@ -32,9 +33,17 @@ from prunus.graph.skeleton import (
     same_device,
 )
 
+Keep = Mapping[str, Sequence[int]]  # the indices that stay, by the name of their axis
+
 
 class Storage:
-    """One allocation of the forward pass, for the memory cost: from operation `born` to operation `died`."""
+    """One allocation of the forward pass, for the memory cost.
+
+    Args:
+        dims: The layout of each dimension.
+        bytes_per_element: The size of one element in bytes.
+        born: The number of the operation that made it. `died` is the number of the last one that read it.
+    """
 
     __slots__ = ("born", "bytes_per_element", "died", "dims")
 
@@ -43,7 +52,7 @@ class Storage:
 
 
 def user_line() -> str:
-    """The innermost line of the user's code on the stack: file:line, source."""
+    """The innermost line of the user's code on the stack, as "file:line: source"."""
     own = str(Path(__file__).parents[1])
     library = str(Path(torch.__file__).parent)
     for frame in reversed(traceback.extract_stack()):
@@ -53,12 +62,12 @@ def user_line() -> str:
 
 
 class Modules:
-    """Which module is running: hooks on a skeleton keep a stack of names."""
+    """The names of the modules that are running, outermost first, kept by hooks on a skeleton."""
 
     def __init__(self, model: nn.Module):
         self.stack: list[str] = [""]
         self.inputs: dict[str, list[Layout]] = {}  # per module name, the layouts it was called with
-        self._handles = []
+        self._handles: list[Any] = []
         for name, module in model.named_modules():
             if name:
                 self._handles += [
@@ -66,8 +75,8 @@ class Modules:
                     module.register_forward_hook(self._leave, always_call=True),
                 ]
 
-    def _enter(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _enter(self, name: str) -> Callable[[nn.Module, Args, Kwargs], None]:
+        def hook(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
             self.stack.append(name)
             tags = map(tag_of, tensors_in([*args, *kwargs.values()]))
             self.inputs[name] = [layout for tag in tags if tag is not None for layout in tag.dims]
@@ -83,12 +92,12 @@ class Modules:
 
 
 class Tracer(TorchDispatchMode):
-    """Sends each operator through its rule and tags what comes out.
+    """Passes each operator through its rule and tags its results.
 
-    `keep`: also compute operators that mix units on the kept units alone (see surgery.verify).
+    keep: if given, operators that mix units are computed on the kept units alone (see surgery.verify).
     """
 
-    def __init__(self, modules: Modules | None = None, keep: dict | None = None):
+    def __init__(self, modules: Modules, keep: Keep | None = None):
         super().__init__()
         self.modules = modules
         self.keep = keep
@@ -96,7 +105,7 @@ class Tracer(TorchDispatchMode):
         self.storages: list[Storage] = []
         self.tensors: dict[Tag, str] = {}  # parameters and buffers, before anything wrote to them
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         kwargs = kwargs or {}
         name, rule = registry.find(func)
         tensors = tensors_in(args) + tensors_in(kwargs.values())
@@ -104,7 +113,7 @@ class Tracer(TorchDispatchMode):
         if is_a(func, DATA_DEPENDENT) and any(t.is_meta for t in tensors):
             raise TraceError(
                 f"{name} reads a value that depends on the data or the weights, at {user_line()}. "
-                "What runs next would depend on it, so one pass cannot stand for all. "
+                "The operators after it may depend on that value, so one pass cannot stand for all. "
                 "Trace a part of the model that does not do this: "
                 "part, example = prunus.part(model, 'NAME', inputs); graph = prunus.trace(part, example)."
             )
@@ -112,12 +121,12 @@ class Tracer(TorchDispatchMode):
         inputs = _values(args), dict(zip(kwargs, _values(kwargs.values()), strict=True))
         args, kwargs = same_device(args, kwargs)
         out = compute(func, args, kwargs)
-        op = Op(func, self.modules.stack[-1] if self.modules else "", out)
+        op = Op(func, self.modules.stack[-1], out)
         if tags or op.is_a(CONSTANT):
             op.scalars, op.inputs = numbers, inputs
             op.outs = _as_list(rule(op, *args, **kwargs))
             if self.keep is not None and (op.mixes or op.contracts):
-                apply = _on_kept if op.mixes else _without_removed
+                apply = _compute_on_kept if op.mixes else _compute_without_removed
                 out = apply(op, args, kwargs, self.keep)
             self._tag(op, out, tags)
         op.out = None
@@ -144,11 +153,12 @@ class Tracer(TorchDispatchMode):
             else:
                 storage = Storage(dims, tensor.element_size(), now)
                 self.storages.append(storage)
-            op.results[-1] = tensor._prunus_tag = Tag(dims, storage)
+            op.results[-1] = tag = Tag(dims, storage)
+            tensor._prunus_tag = tag  # pyright: ignore[reportAttributeAccessIssue]  # put_tag, without a call
 
 
-def _values(args: Any) -> list:
-    """Arguments with a tag in each tensor's place, one level of lists deep."""
+def _values(args: Collection[Any]) -> list[Any]:
+    """Arguments with a tag in the place of each tensor, also of those in lists."""
     if not any(isinstance(arg, (torch.Tensor, list, tuple)) for arg in args):
         return list(args)
     return [
@@ -165,8 +175,8 @@ def _as_list(outs: Any) -> list[list[Layout] | None]:
     return list(outs) if isinstance(outs, tuple) else [outs]
 
 
-def _on_kept(op: Op, args: tuple, kwargs: dict, keep: dict) -> Any:
-    """Compute an operator that mixes units on the kept units alone; zeros elsewhere."""
+def _compute_on_kept(op: Op, args: Args, kwargs: Kwargs, keep: Keep) -> Any:
+    """Compute an operator that mixes units on the kept units alone, with zeros elsewhere."""
 
     def select(tensor: torch.Tensor) -> torch.Tensor:
         for d, layout in enumerate(op.dims(tensor)):
@@ -175,18 +185,21 @@ def _on_kept(op: Op, args: tuple, kwargs: dict, keep: dict) -> Any:
         return tensor
 
     widths = {name: len(kept) for name, kept in keep.items()}
-    args = [list(a) if isinstance(a, (list, tuple)) else a for a in args]
+    given: list[Any] = [list(a) if isinstance(a, (list, tuple)) else a for a in args]
     for layout, argument, element in op.follows:
         if element is None:
-            args[argument] = axes.size(layout, widths)
+            given[argument] = axes.size(layout, widths)
         else:
-            args[argument][element] = axes.size(layout, widths)
-    args, kwargs = tree_map_only(torch.Tensor, select, (args, kwargs))
-    return _scatter(op, op.func(*args, **kwargs), keep)
+            given[argument][element] = axes.size(layout, widths)
+    given, kwargs = tree_map_only(torch.Tensor, select, (given, kwargs))
+    return _scatter(op, op.func(*given, **kwargs), keep)
 
 
-def _without_removed(op: Op, args: tuple, kwargs: dict, keep: dict) -> Any:
-    """Compute a product with zeros at the removed units of its operands, whatever was made of zero before it."""
+def _compute_without_removed(op: Op, args: Args, kwargs: Kwargs, keep: Keep) -> Any:
+    """Compute a product with zeros at the removed units of its operands.
+
+    They may have other values there, because an operator before it (sigmoid, say) does not map zero to zero.
+    """
 
     def clear(tensor: torch.Tensor) -> torch.Tensor:
         for d, layout in enumerate(op.dims(tensor)):
@@ -200,10 +213,10 @@ def _without_removed(op: Op, args: tuple, kwargs: dict, keep: dict) -> Any:
     return op.func(*args, **kwargs)
 
 
-def _scatter(op: Op, small: Any, keep: dict) -> Any:
-    """Put results on kept units back among zeros."""
+def _scatter(op: Op, small: Any, keep: Keep) -> Any:
+    """Put results for kept units back among zeros."""
     outputs = small if isinstance(small, tuple) else (small,)
-    full = []
+    full: list[Any] = []
     for tensor, dims in zip(outputs, op.outs, strict=True):
         for d, layout in enumerate(dims or ()):
             if any(axes.leaves(layout)):
@@ -216,16 +229,20 @@ def _scatter(op: Op, small: Any, keep: dict) -> Any:
 
 
 def run(
-    bare: nn.Module, example: Any, tags: dict[str, list[Layout]], keep: dict | None = None
+    bare: nn.Module, example: Any, tags: dict[str, list[Layout]], keep: Keep | None = None
 ) -> tuple[Tracer, Any]:
-    """Run `bare` once under a tracer, its parameters and buffers tagged with the layouts `tags`.
+    """Run a skeleton once under a tracer, its parameters and buffers tagged with the layouts `tags`.
 
-    Returns the tracer (operations, allocations) and the output. Floating inputs take the model's device.
+    keep: see `Tracer`. Returns the tracer (operations, allocations) and the output. Floating-point inputs
+    become abstract if the skeleton is.
     """
     tensors = named_tensors(bare)
     meta = any(tensor.is_meta for tensor in tensors.values())
+    owners: dict[Tag, str] = {}
     for name, tensor in tensors.items():
-        tensor._prunus_tag = Tag(tags[name])
+        tag = Tag(tags[name])
+        put_tag(tensor, tag)
+        owners[tag] = name
 
     def abstract(tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_floating_point():
@@ -233,13 +250,13 @@ def run(
         tensor = tensor.detach().to("meta") if meta else tensor.detach().clone()
         dims: list[Layout] = list(tensor.shape)
         storage = Storage(dims, tensor.element_size(), 0)
-        tensor._prunus_tag = Tag(dims, storage)
+        put_tag(tensor, Tag(dims, storage))
         tracer.storages.append(storage)
         return tensor
 
     modules = Modules(bare)
     tracer = Tracer(modules, keep)
-    tracer.tensors = {tag_of(tensor): name for name, tensor in tensors.items()}
+    tracer.tensors = owners
     try:
         example = tree_map_only(torch.Tensor, abstract, example)
         with quiet_forward(), tracer, SameDevice() if meta and mixes_devices(example) else nullcontext():
@@ -250,13 +267,13 @@ def run(
 
 
 def output_tensors(output: Any) -> list[torch.Tensor]:
-    """The tensors of an output, in order. Raises TraceError if it may hide some, or holds none."""
+    """The tensors of an output, in order. Raises TraceError if an object in it may hide some."""
     leaves = tree_flatten(output)[0]
     opaque = [leaf for leaf in leaves if not isinstance(leaf, (torch.Tensor, str, int, float, type(None)))]
     if opaque:
         raise TraceError(
-            f"the model returns a {type(opaque[0]).__name__}, whose tensors cannot be seen; "
-            "return a tensor, a tuple, a dict, or register the class with torch.utils._pytree."
+            f"the model should return tensors, tuples or dicts, but returns a {type(opaque[0]).__name__}, "
+            "whose tensors cannot be seen; return those, or register the class with torch.utils._pytree."
         )
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
@@ -266,8 +283,8 @@ def fresh_layouts(bare: nn.Module) -> dict[str, list[Layout]]:
     return {name: [Axis(n) for n in tensor.shape] for name, tensor in named_tensors(bare).items()}
 
 
-def copied_layouts(layouts: dict[str, list[Layout]]) -> dict[str, list[Layout]]:
-    """The same layouts over axes of their own, so that running the rules again cannot change a graph."""
+def copy_layouts(layouts: dict[str, list[Layout]]) -> dict[str, list[Layout]]:
+    """Copy layouts, with axes of their own, so that running the rules again cannot change a graph."""
     fresh: dict[int, Axis] = {}
 
     def renew(layout: Layout) -> Layout:

@@ -1,16 +1,16 @@
-"""Recovery: what brings quality back after a cut.
+"""Recovery: a pruned network regains its quality.
 
 Its files, in the order in which to read them:
 
-    norms       statistics of batch norms, renewed on data
-    finetune    training on, taught by the original
+    norms       renew_norms: the statistics of batch norms, estimated again on data
+    finetune    recover: renewed norms, then fine-tuning with the unpruned network as the teacher
 """
 
 from prunus.recover.finetune import recover
-from prunus.recover.norms import renew_norms, renewing_batches
+from prunus.recover.norms import calibration_batches, renew_norms
 
 __all__ = [
+    "calibration_batches",
     "recover",
     "renew_norms",
-    "renewing_batches",
 ]

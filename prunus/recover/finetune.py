@@ -1,11 +1,14 @@
-"""Training a pruned model on, taught by the original."""
+"""Fine-tuning of a pruned model with the unpruned one as its teacher."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from prunus.progress import silent
-from prunus.recover.norms import renew_norms, renewing_batches
+from prunus.progress import Step, silent
+from prunus.recover.norms import calibration_batches, renew_norms
 from prunus.train import Recipe, Trainable, fit
 
 
@@ -17,12 +20,27 @@ def recover(
     teacher: nn.Module | None = None,
     folder: Path | str | None = None,
     seed: int = 0,
-    progress=silent,
-) -> list[dict]:
-    """Recover `small` in place; returns the history of its fine-tuning (see `fit`), which a checkpoint resumes.
+    progress: Callable[..., AbstractContextManager[Step]] = silent,
+) -> list[dict[str, Any]]:
+    """Recover a pruned model in place: renew its norms, then fine-tune it.
 
-    teacher: the unpruned model, whose answers count by recipe.distill_weight.
+    Args:
+        small: The pruned model.
+        task: The loss, the metric and the data.
+        recipe: The settings of the fine-tuning.
+        teacher: The unpruned model, whose answers are learned too, by recipe.distill_weight.
+        folder: A folder for a checkpoint, from which the fine-tuning resumes.
+        seed: The seed of the batches.
+        progress: Shows the steps, such as `progress.bar`.
+
+    Returns:
+        The history of the fine-tuning, a row for each epoch; see `train.fit`.
+
+    Raises:
+        TrainingError: The loss or a tensor is NaN or infinite.
+        UserError: Nothing of the model is trained, or the checkpoint is of another training.
     """
-    renew_norms(small, renewing_batches(task.data.train, seed))
-    where = {"folder": folder, "progress": progress, "label": "recovering"}
-    return fit(small, task, recipe, seed=seed, teacher=teacher, **where)
+    renew_norms(small, calibration_batches(task.data.train, seed))
+    return fit(
+        small, task, recipe, seed=seed, teacher=teacher, folder=folder, progress=progress, label="recovering"
+    )

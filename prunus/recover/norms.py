@@ -1,8 +1,9 @@
-"""What brings a pruned model's quality back: renewed norm statistics, then training, taught by the unpruned model."""
+"""The running statistics of batch norms, estimated again on data after a cut."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,28 +11,39 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunus.train import in_mode
 
-RENEW_BATCHES, RENEW_BATCH_SIZE = 16, 256  # 4,096 pictures
+RENEW_BATCHES, RENEW_BATCH_SIZE = 16, 256  # 4,096 images
 
 
-def renewing_batches(train, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of a training set to renew norms with, always the same for a seed.
+def calibration_batches(train: Any, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Take the batches with which norms are renewed; they are the same for the same seed.
 
-    Augmented, for the weights were trained under the statistics of augmented pictures; under those of the pictures as
-    they are even an unpruned network may lose points (benchmarks/dhp.py measures it).
+    They are augmented, because the weights were trained under the statistics of augmented images; under those
+    of plain images even an unpruned network may lose accuracy (benchmarks/dhp.py measures it).
+
+    Args:
+        train: The training split, a `data.Split`.
+        seed: The seed of the order and the augmentation.
+
+    Returns:
+        16 batches (x, y) of 256 images, fewer if the split is smaller.
     """
     return islice(train.batches(RENEW_BATCH_SIZE, seed=seed, augment=True), RENEW_BATCHES)
 
 
 @torch.no_grad()
 def renew_norms(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Set each batch norm's running mean and variance to those of its input over all `batches` of (x, y).
+    """Set the running mean and variance of each batch norm to those of its input over all batches.
 
-    Pooled exactly, in float64: the mean of the batches' means, and by the law of total variance the mean of
-    their variances plus the variance of their means. Momentum plays no part and nothing else changes. Each
-    batch is normalised by its own statistics on the way, as in training.
+    They are pooled exactly, in float64: the mean of the batches' means, and by the law of total variance the
+    mean of their variances plus the variance of their means. Momentum has no effect and nothing else changes.
+    Each batch is normalised by its own statistics, as in training.
+
+    Args:
+        model: The model, changed in place.
+        batches: Pairs (x, y), of which only x is used; they are moved to the model's device.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    pooled = {}  # norm -> count, mean, sum of squared distances from the mean
+    pooled: dict[_BatchNorm, Moments] = {}
 
     def watch(norm: _BatchNorm, args: tuple[Tensor]) -> None:
         x = args[0].transpose(0, 1).flatten(1).float()
@@ -45,15 +57,16 @@ def renew_norms(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> N
         for x, _ in batches if norms else ():
             model(x.to(next(model.parameters()).device))
     for norm, (count, mean, squares) in pooled.items():
+        assert norm.running_mean is not None and norm.running_var is not None
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(squares / max(count - 1, 1))
 
 
-Moments = tuple[int, Tensor, Tensor]
+Moments = tuple[int, Tensor, Tensor]  # count, mean, sum of squared distances from the mean
 
 
 def pool(before: Moments | None, new: Moments) -> Moments:
-    """Count, mean and squared distances of two sets taken together (Chan et al., 1979, equation 2.1)."""
+    """Combine the moments of two sets (Chan et al., 1979, equation 2.1)."""
     if before is None:
         return new
     (n, mean, squares), (m, new_mean, new_squares) = before, new
@@ -63,8 +76,11 @@ def pool(before: Moments | None, new: Moments) -> Moments:
 
 @contextmanager
 def batch_statistics(model: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
-    """`model` in evaluation mode but for `norms`, which normalise by the batch and do not count it."""
-    kept = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    """Put the model into evaluation mode except `norms`, which normalise by the batch and do not count it."""
+    kept: list[tuple[_BatchNorm, float | None, Tensor]] = []
+    for norm in norms:
+        assert norm.num_batches_tracked is not None, "a norm with a running mean counts batches"
+        kept.append((norm, norm.momentum, norm.num_batches_tracked.clone()))
     with in_mode(model, False):
         for norm in norms:
             norm.training, norm.momentum = True, 0.0
@@ -73,4 +89,5 @@ def batch_statistics(model: nn.Module, norms: list[_BatchNorm]) -> Iterator[None
         finally:
             for norm, momentum, count in kept:
                 norm.momentum = momentum
+                assert norm.num_batches_tracked is not None
                 norm.num_batches_tracked.copy_(count)

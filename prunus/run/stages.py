@@ -72,7 +72,7 @@ class Work:
                 label="training the base",
             )
         self.log_epochs("base", history)
-        self.run.write(lambda: write_tensors(self.run.path / BASE, checkpoint.distinct(model)))
+        self.run.write(lambda: write_tensors(self.run.path / BASE, checkpoint.named_tensors(model)))
         return {"history": history, "test": self.tested(self.with_base())}
 
     def prune(self) -> dict:
@@ -259,13 +259,13 @@ def gone(graph: Graph, keep: dict[str, list[int]]) -> int:
 def fill(model: nn.Module, file: Path) -> nn.Module:
     """`model` with the weights and buffers in `file`; FileError or UserError if they do not fit."""
     saved = {f"model.{name}": tensor for name, tensor in read_tensors(file).items()}
-    checkpoint.fill(file, "model", saved, checkpoint.distinct(model))
+    checkpoint.restore(file, "model", saved, checkpoint.named_tensors(model))
     return model
 
 
 def check_same(model: nn.Module, loaded: nn.Module) -> None:
     """Raise PruningError unless the model that was saved and loaded holds the bits of the one in memory."""
-    ours, theirs = checkpoint.distinct(model), checkpoint.distinct(loaded)
+    ours, theirs = checkpoint.named_tensors(model), checkpoint.named_tensors(loaded)
     same = ours.keys() & theirs.keys()
     differing = [name for name in same if not torch.equal(ours[name].cpu(), theirs[name].cpu())]
     differing += sorted(ours.keys() ^ theirs.keys())

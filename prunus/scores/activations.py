@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UserError
-from prunus.graph import Graph, Member, call, skeleton
+from prunus.graph import Graph, Member, call, make_skeleton
 from prunus.scores.members import Batches, Normalize, Scores, _normalize, _to_device, _values
 from prunus.scores.weights import _complete
 
@@ -40,7 +40,7 @@ def activation(
     Raises:
         UserError: There is no batch.
     """
-    bare = skeleton.skeleton(model, real=True)
+    bare = make_skeleton(model, real=True)
     watched = {(m.tensor, m.dim): m for axis in graph.axes for m in graph.members(axis) if m.role in roles}
     means = {place: _Mean(bare, member) for place, member in watched.items()}
     count = 0

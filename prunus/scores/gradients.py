@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UserError
-from prunus.graph import Graph, call, skeleton
+from prunus.graph import Graph, call, make_skeleton
 from prunus.scores.members import ALL, Batches, Scores, _gather, _members, _to_device
 
 
@@ -42,7 +42,7 @@ def taylor(
     total: Scores = {}
     count = 0
     with torch.inference_mode(False), torch.enable_grad():
-        bare = skeleton.skeleton(model, real=True)
+        bare = make_skeleton(model, real=True)
         weights = {n: p.requires_grad_() for n, p in bare.named_parameters() if p.is_floating_point()}
         for count, (inputs, targets) in enumerate(_to_device(bare, batches), 1):
             value = loss(call(bare, inputs), targets)

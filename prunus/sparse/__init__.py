@@ -1,20 +1,20 @@
-"""Single weights: zeros within layers that keep their shapes.
+"""Single weights: masks that set some to zero, within layers that keep their shapes.
 
 Its files, in the order in which to read them:
 
-    ranking        the highest of many numbers; LAMP
+    ranking        the highest of many scores; LAMP
     squares        the operations of a network with every weight squared
-    products       matrix products over them
-    neighbours     what stands before and after every weight
-    observed       what data shows of it
+    products       convolutions and matrix products with squared weights
+    neighbours     the norms of the layers before and after every weight
+    observed       the same, measured on data
     scores         magnitude, lookahead, Wanda
     gradients      SNIP, GraSP, SynFlow
     patterns       N:M and blocks
-    allocation     how many weights stay in each layer
-    selection      which weights stay
-    reach          the units through which nothing passes
-    masks          masks held through training, and stored
-    permutation    the order of units under which N:M loses least
+    allocation     the number of weights that stay in each layer
+    selection      the weights that stay: masks from scores and a sparsity
+    reach          the units that carry a signal, and those that are dead
+    masks          masks applied to a model through training, and their size in a file
+    permutation    the order of units under which an N:M pattern loses least
     formats        CSR and semi-structured tensors
 """
 

@@ -1,4 +1,4 @@
-"""How many weights stay in each layer."""
+"""The number of weights that stay in each layer."""
 
 import math
 from collections.abc import Mapping
@@ -10,17 +10,17 @@ from torch import Tensor
 
 from prunus.errors import BudgetError, UserError, unknown
 from prunus.selection import Sparsity, short
-from prunus.sparse.ranking import alive, as_numpy, checked, counts_above, lamp_of_sorted
+from prunus.sparse.ranking import as_numpy, check_scores, count_alive, counts_above, lamp_of_sorted
 
 Allocation = Literal["uniform", "uniform_plus", "erk", "pooled", "global", "lamp", "paper"]
-RATES = {  # what a round of the Lookahead paper takes of a layer: kind of network -> layer -> share of its survivors
+RATES = {  # the share of its survivors that a layer loses in a round of the Lookahead paper
     "linear": {"linear": 0.5, "last": 0.25},
     "convolutional": {"conv": 0.15, "linear": 0.2, "last": 0.1},
 }
-LAST_KEEPS = 0.2  # of the last linear layer, under uniform_plus
+LAST_KEEPS = 0.2  # smallest share of the last linear layer that stays under uniform_plus
 
 
-def counts(
+def allocate_by_shapes(
     shapes: Mapping[str, torch.Size],
     sparsity: float | Sparsity,
     allocation: Allocation = "uniform",
@@ -28,10 +28,20 @@ def counts(
     room: Mapping[str, int] | None = None,
     min_keep: int = 1,
 ) -> dict[str, int]:
-    """How many weights stay in each layer, for the allocations that need only shapes; their sum is exact.
+    """Allocate the number of weights that stay to layers, for the allocations that need only shapes.
 
-    shapes: of the weights, in the order of the layers. room: the most each may keep (what is not pruned yet).
-    min_keep: the fewest each may keep, as far as there is room. Raises BudgetError where these cannot be met.
+    Args:
+        shapes: The shape of each weight, by parameter name, in the order of the layers.
+        sparsity: The share of all weights that is zero afterwards.
+        allocation: "uniform", "uniform_plus", "erk" or "paper".
+        room: The most that each layer may keep (the weights not pruned yet); all if None.
+        min_keep: The fewest that each layer keeps, as far as there is room.
+
+    Returns:
+        The number of weights that stay, by parameter name; their sum is exact.
+
+    Raises:
+        BudgetError: The sparsity cannot be met within these bounds.
     """
     if allocation not in ("uniform", "uniform_plus", "erk", "paper"):
         raise unknown("allocation by shapes", allocation, ["uniform", "uniform_plus", "erk", "paper"])
@@ -49,7 +59,7 @@ def counts(
         _total(sparsity, sizes, low, high)
 
     def ideal(log_x: float) -> dict[str, float]:
-        """size * factor * x^power within bounds: rises with x for every layer."""
+        """size * factor * x^power within bounds, which rises with x for every layer."""
         return {
             name: min(
                 max(size * math.exp(math.log(factor[name]) + power[name] * log_x), low[name]), high[name]
@@ -57,17 +67,14 @@ def counts(
             for name, size in sizes.items()
         }
 
-    below, above = (
-        -700.0,
-        60.0,
-    )  # of log x: from nothing of a layer to all of it, whatever its factor and power
+    below, above = -700.0, 60.0  # of log x: from no weight of a layer to all, for any factor and power
     for _ in range(80):
         middle = (below + above) / 2
         below, above = (below, middle) if sum(ideal(middle).values()) > total else (middle, above)
-    return _rounded(ideal((below + above) / 2), high, total)
+    return _round(ideal((below + above) / 2), high, total)
 
 
-def allocated(
+def allocate(
     scores: Mapping[str, Tensor],
     sparsity: float | Sparsity,
     allocation: Allocation = "uniform",
@@ -75,19 +82,34 @@ def allocated(
     within: Mapping[str, Tensor] | None = None,
     min_keep: int = 1,
 ) -> dict[str, int]:
-    """How many weights stay in each layer, for every allocation; their sum is exact. See `choose`."""
+    """Allocate the number of weights that stay to layers, for every allocation.
+
+    Args:
+        scores: The scores, by parameter name, each of its parameter's shape.
+        sparsity: The share of all weights that is zero afterwards.
+        allocation: One of `Allocation`; see selection.py.
+        within: Masks so far, by parameter name; weights that they prune stay pruned.
+        min_keep: The fewest that each layer keeps, as far as it has them.
+
+    Returns:
+        The number of weights that stay, by parameter name; their sum is exact.
+
+    Raises:
+        UserError: The allocation is unknown, or scores are not finite or negative.
+        BudgetError: The sparsity cannot be met within these bounds.
+    """
     if allocation not in get_args(Allocation):
         raise unknown("allocation", allocation, get_args(Allocation))
     sizes = {name: score.numel() for name, score in scores.items()}
-    room = {name: alive(size, (within or {}).get(name)) for name, size in sizes.items()}
+    room = {name: count_alive(size, (within or {}).get(name)) for name, size in sizes.items()}
     if allocation not in ("pooled", "global", "lamp"):
         shapes = {name: score.shape for name, score in scores.items()}
-        return counts(shapes, sparsity, allocation, room=room, min_keep=min_keep)
+        return allocate_by_shapes(shapes, sparsity, allocation, room=room, min_keep=min_keep)
     low = {name: min(min_keep, most) for name, most in room.items()}
     total = _total(sparsity, sizes, low, room)
-    queues = []
+    queues: list[np.ndarray] = []
     for name, score in scores.items():
-        flat = checked(score, name)
+        flat = check_scores(score, name)
         if within is not None and name in within:
             flat = flat[within[name].reshape(-1).to(flat.device)]
         rising = np.sort(as_numpy(flat))
@@ -106,11 +128,11 @@ def allocated(
 def _total(
     sparsity: float | Sparsity, sizes: Mapping[str, int], low: Mapping[str, int], high: Mapping[str, int]
 ) -> int:
-    """How many weights stay in all; known to be possible."""
+    """The number of weights that stay in all. Raises BudgetError if the bounds do not allow it."""
     sparsity = sparsity if isinstance(sparsity, Sparsity) else Sparsity(sparsity)
     weights, fewest, most = (sum(numbers.values()) for numbers in (sizes, low, high))
     if not weights:
-        raise UserError("there are no weights to prune.")
+        raise UserError("expected scores of at least one weight, but there are none to prune.")
     kept = sparsity.kept(weights)
     if kept < fewest:
         raise BudgetError(
@@ -128,7 +150,7 @@ def _total(
 def _uniform_plus(
     shapes: Mapping[str, torch.Size], low: Mapping[str, int], high: Mapping[str, int]
 ) -> dict[str, int]:
-    """The fewest each layer keeps under uniform_plus."""
+    """The fewest weights that each layer keeps under uniform_plus."""
     first = next(iter(shapes))
     last = next((name for name in reversed(list(shapes)) if len(shapes[name]) == 2), None)
     low = dict(low)
@@ -148,8 +170,8 @@ def _rates(shapes: Mapping[str, torch.Size]) -> dict[str, float]:
     return {name: rates[kind] for name, kind in kinds.items()}
 
 
-def _rounded(ideal: Mapping[str, float], high: Mapping[str, int], total: int) -> dict[str, int]:
-    """Whole numbers nearest to `ideal` that sum to `total`: the largest remainders are rounded up."""
+def _round(ideal: Mapping[str, float], high: Mapping[str, int], total: int) -> dict[str, int]:
+    """Round to whole numbers that sum to `total`: the largest remainders are rounded up."""
     floors = {name: math.floor(number) for name, number in ideal.items()}
     rest = total - sum(floors.values())
     for name in sorted(ideal, key=lambda name: floors[name] - ideal[name]):

@@ -1,8 +1,8 @@
 """Zeros in the forms that torch can compute with: CSR matrices, and semi-structured (2:4) tensors.
 
-Both take a finished model, whose zeros are plain numbers in its weights (`masks.finalise`), and give a copy of it in
-evaluation form: it computes the same and can no longer be trained. Only linear layers are changed, for torch has no
-kernels for other sparse weights. Whether it pays is another question: `prunus bench` measures it.
+Both take a finished model, whose zeros are plain numbers in its weights (`masks.finalise`), and return a copy
+for evaluation: it computes the same and can no longer be trained. Only linear layers are changed, because
+torch has no kernels for other sparse weights. `prunus bench` measures whether that is faster.
 """
 
 import warnings
@@ -15,11 +15,15 @@ from prunus.errors import UserError
 from prunus.sparse.patterns import matrix
 from prunus.surgery import copies
 
-TILE = (64, 128)  # rows and columns that torch's conversion needs multiples of, whatever the type
+TILE = (64, 128)  # torch's conversion needs multiples of these rows and columns, for every type
 
 
 class CsrLinear(nn.Module):
-    """A linear layer whose weight (outputs, inputs) is a CSR matrix. Inputs (..., inputs) in float32 or float64."""
+    """A linear layer whose weight (outputs, inputs) is a CSR matrix, for inputs in float32 or float64.
+
+    Args:
+        layer: The dense layer, whose weight and bias are copied.
+    """
 
     def __init__(self, layer: nn.Linear):
         super().__init__()
@@ -30,7 +34,7 @@ class CsrLinear(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., inputs) -> (..., outputs)"""
+        """Map (..., inputs) to (..., outputs)."""
         out = torch.mm(self.weight, x.reshape(-1, self.in_features).t()).t()
         out = out if self.bias is None else out + self.bias
         return out.view(*x.shape[:-1], self.out_features)
@@ -47,12 +51,18 @@ def _csr(weight: Tensor) -> Tensor:
 
 
 def to_csr(model: nn.Module, min_sparsity: float = 0.7) -> nn.Module:
-    """A copy whose linear layers with at least this share of zeros hold CSR matrices; others stay as they are.
+    """Copy a model with CSR matrices in its sparse linear layers.
 
-    The default is where products with CSR begin to be faster than dense ones (4096 x 4096, batch 64, one thread).
+    Args:
+        model: The finished model, which is left untouched.
+        min_sparsity: The least share of zeros (0 to 1) of a layer that is changed. From the default on,
+            products with CSR are faster than dense ones (4096 x 4096, batch size 64, one thread).
+
+    Returns:
+        The copy, in evaluation mode.
     """
     model = copies.clone(model, {}).eval()
-    new: dict[nn.Linear, CsrLinear] = {}  # a layer may stand in several places
+    new: dict[nn.Linear, CsrLinear] = {}  # one layer may have several paths
     for path, layer in _linear_layers(model).items():
         if (layer.weight == 0).float().mean() >= min_sparsity:
             new[layer] = new.get(layer) or CsrLinear(layer)
@@ -65,17 +75,28 @@ def to_csr(model: nn.Module, min_sparsity: float = 0.7) -> nn.Module:
 
 # --------------------------------------------------------------------------------------- semi-structured
 def check_semi_structured(weight: Tensor, dim: int = 1, name: str = "this weight") -> None:
-    """Raise UserError if torch's semi-structured layout cannot hold `weight`: it is not 2:4. Runs on any device.
+    """Check that torch's semi-structured layout can hold a weight; runs on any device.
 
-    The weight, as the matrix it is multiplied as (inputs along `dim`, see `patterns`), goes through torch's own
-    conversion to values and indices and back, and must come out the same; shapes are filled up with zeros.
+    The weight, as the matrix of its product (see patterns.py), passes through torch's own conversion to
+    values and indices and back, and must remain the same. Shapes are padded with zeros.
+
+    Args:
+        weight: The weight, with at least one dimension.
+        dim: The dimension of the inputs.
+        name: Its name, for messages.
+
+    Raises:
+        UserError: The weight is not 2:4.
     """
     rows = matrix(weight.detach(), dim).flatten(1) if weight.dim() > 1 else weight.detach()[None]
     if weight.shape[dim] % 4:
         raise UserError(
-            f"{name}: {weight.shape[dim]} inputs to each output, not a multiple of 4, so not 2:4."
+            f"{name} is not 2:4: it has {weight.shape[dim]} inputs to each output, not a multiple of 4. "
+            "Prune only layers that the pattern fits (patterns.unfit names the others)."
         )
-    whole = (rows != 0).to(torch.bfloat16)  # only where the zeros are matters; the conversion takes few types
+    whole = (rows != 0).to(
+        torch.bfloat16
+    )  # only the places of zeros matter, and the conversion takes few types
     whole = nn.functional.pad(whole, (0, -rows.shape[1] % TILE[1], 0, -rows.shape[0] % TILE[0]))
     back = _semi_structured_conversions.sparse_semi_structured_to_dense_cutlass(
         *_semi_structured_conversions.sparse_semi_structured_from_dense_cutlass(whole)
@@ -89,11 +110,18 @@ def check_semi_structured(weight: Tensor, dim: int = 1, name: str = "this weight
 
 
 def to_semi_structured(model: nn.Module) -> nn.Module:
-    """A copy whose linear layers with 2:4 weights hold torch's semi-structured tensors, for sparse tensor cores.
+    """Copy a model with torch's semi-structured tensors in its 2:4 linear layers, for sparse tensor cores.
 
-    Needs an NVIDIA GPU of compute capability 8.0 (Ampere) or newer, and weights in float16 or bfloat16 whose sides
-    are multiples that torch's kernels ask for. Raises UserError, saying what is needed, and why no layer could be
-    changed if so.
+    Args:
+        model: The finished model, on an NVIDIA GPU of compute capability 8.0 (Ampere) or newer, with weights
+            in float16 or bfloat16 whose sides are multiples that torch's kernels require; it is left
+            untouched.
+
+    Returns:
+        The copy, in evaluation mode; layers that are not 2:4 stay as they are.
+
+    Raises:
+        UserError: The device does not serve, or no layer can be changed; the message says why.
     """
     layers = _linear_layers(model)
     device = next(model.parameters()).device
@@ -103,11 +131,13 @@ def to_semi_structured(model: nn.Module) -> nn.Module:
             f"on {device}. Move it there (model.cuda().half()), or keep the zeros as they are: the model is the same."
         )
     model = copies.clone(model, {}).eval()
-    refused, done = {}, 0
+    refused: dict[str, str] = {}
+    done = 0
     for path in layers:
         layer = model.get_submodule(path)
+        assert isinstance(layer, nn.Linear)
         if isinstance(layer.weight, SparseSemiStructuredTensor):
-            continue  # the same layer in another place
+            continue  # the same layer under another path
         try:
             check_semi_structured(layer.weight, name=path)
             if layer.weight.dtype not in (torch.float16, torch.bfloat16):
@@ -131,6 +161,6 @@ def _semi_structured(weight: Tensor) -> SparseSemiStructuredTensor:
 
 
 def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """By path. Of the class itself: others may be read by what they are part of (attention reads its projection)."""
+    """The linear layers by path; not subclasses, because attention reads the weight of its own."""
     modules = model.named_modules(remove_duplicate=False)
     return {path: module for path, module in modules if type(module) is nn.Linear}

@@ -1,8 +1,8 @@
-"""Masks: which single weights stay. {parameter name: bool tensor of its shape, True stays}; others are dense.
+"""Masks of single weights: {parameter name: bool tensor of its shape, True stays}; others are dense.
 
-A model *held* by masks computes with weight * mask, whatever an optimiser's momentum, weight decay or a moving average
-do to the weight behind it; the masks are buffers of the model, so checkpoints, copies and other processes have them
-too. `finalise` makes it an ordinary model with zeros in it. Names are the graph's: tied weights once.
+A model *held* by masks computes with weight * mask, also after momentum, weight decay or a moving average
+changed the weight itself. The masks are buffers of the model, so checkpoints, copies and other processes have
+them too. `finalise` makes it an ordinary model with zeros in it. Names are the graph's: tied weights once.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ MB = 2**20  # bytes
 ZLIB_LEVEL = 6
 
 
-def checked(graph: Graph, masks: Masks) -> dict[str, Tensor]:
-    """`masks`, known to fit the traced model. Raises UserError naming the first differences."""
-    return _fitting({name: graph.shapes[name] for name in graph.layouts if name in graph.parameters}, masks)
+def check_masks(graph: Graph, masks: Masks) -> dict[str, Tensor]:
+    """Check that masks fit the traced model, and copy the dict. Raises UserError if not."""
+    return _check_shapes(
+        {name: graph.shapes[name] for name in graph.layouts if name in graph.parameters}, masks
+    )
 
 
-def _fitting(shapes: Mapping[str, torch.Size], masks: Masks) -> dict[str, Tensor]:
+def _check_shapes(shapes: Mapping[str, torch.Size], masks: Masks) -> dict[str, Tensor]:
     if not isinstance(masks, Mapping):
         raise UserError(
-            f"masks should be a dict of parameter name to bool tensor, is a {type(masks).__name__}."
+            f"masks should be a dict of parameter name to bool tensor, but is a {type(masks).__name__}."
         )
-    wrong = []
+    wrong: list[str] = []
     for name, mask in masks.items():
         if name not in shapes:
             wrong.append(f"{name} is no parameter of it")
@@ -55,7 +57,13 @@ def _fitting(shapes: Mapping[str, torch.Size], masks: Masks) -> dict[str, Tensor
 
 # ---------------------------------------------------------------------------------- held models
 class Mask(nn.Module):
-    """A parametrisation: zero where the mask is False, whatever stands there (NaN too); no gradient goes there."""
+    """A parametrisation that is zero where the mask is False, even for NaN; no gradient passes there.
+
+    Args:
+        mask: A bool tensor of the weight's shape.
+    """
+
+    mask: Tensor
 
     def __init__(self, mask: Tensor):
         super().__init__()
@@ -68,26 +76,39 @@ class Mask(nn.Module):
         return weight
 
 
-@torch.inference_mode(False)  # tensors made there could never be trained
+@torch.inference_mode(False)  # tensors made in inference mode could never be trained
 @torch.no_grad()
 def hold(model: nn.Module, graph: Graph | None, masks: Masks) -> None:
-    """Let `model`, in place, compute with zeros where `masks` say so, until `finalise`.
+    """Let a model, in place, compute with zeros where the masks are False, until `finalise`.
 
-    A weight already held takes its new mask (in the buffer it has, so that optimisers and averages in use go on);
-    what comes back starts at zero. Weights `masks` does not name stay as they are. Tied weights share one mask;
-    after other parametrisations (weight_norm) the mask acts last. Parameters stay the same objects.
-    graph: of this model; None where it has none (after a shrink), then `masks` go by the model's own names.
-    Raises UserError if the masks, or FileError if the graph, are of another model; then nothing is changed.
+    A weight already held takes its new mask, in the same buffer, so that optimisers and averages in use
+    continue; weights that return start at zero. Tied weights share one mask. The mask acts after other
+    parametrisations (weight_norm). Parameters stay the same objects.
+
+    Args:
+        model: The model, changed in place.
+        graph: Its graph; None if it has none (after a shrink), then masks are named as the model's tensors
+            are.
+        masks: Bool tensors by parameter name; weights that they do not name stay as they are.
+
+    Raises:
+        UserError: The masks are of another model; nothing is changed.
+        FileError: The graph is of another model; nothing is changed.
     """
     tensors = copies.effective_tensors(model) if graph is None else copies.checked_tensors(model, graph)
     buffers = dict(model.named_buffers())
-    masks = _fitting({name: tensor.shape for name, tensor in tensors.items() if name not in buffers}, masks)
+    masks = _check_shapes(
+        {name: tensor.shape for name, tensor in tensors.items() if name not in buffers}, masks
+    )
     there = {weight.name: weight for weight in weight_steps.find_steps(model, Mask)}
     for name, mask in masks.items():
         ones = torch.ones_like(tensors[name], dtype=torch.bool, requires_grad=False)
         weight = there.get(name) or weight_steps.add_step(model, name, Mask(ones))
         steps, last = weight.steps, weight.step(Mask)
-        plain = steps.is_tensor and len(steps) == 1  # what stands behind a norm has no zeros of its own
+        assert last is not None
+        plain = (
+            steps.is_tensor and len(steps) == 1
+        )  # the parameters of a weight_norm have no zeros of their own
         if plain:
             steps.original.masked_fill_(~last.mask, 0)
         last.mask.copy_(mask)
@@ -96,87 +117,140 @@ def hold(model: nn.Module, graph: Graph | None, masks: Masks) -> None:
 
 
 def held(model: nn.Module) -> dict[str, Tensor]:
-    """The masks that hold `model` now (copies), by the graph's names; none if it is not held."""
+    """Copy the masks that hold a model now.
+
+    Args:
+        model: A model, held or not.
+
+    Returns:
+        Bool tensors by the graph's parameter names; empty if the model is not held.
+    """
     found: dict[nn.Module, tuple[str, Tensor]] = {}
     for weight in weight_steps.find_steps(model, Mask):
-        found.setdefault(weight.steps, (weight.name, weight.step(Mask).mask.clone()))
+        step = weight.step(Mask)
+        assert step is not None
+        found.setdefault(weight.steps, (weight.name, step.mask.clone()))
     return dict(found.values())
 
 
 def finalise(model: nn.Module) -> None:
-    """Make a held `model`, in place, an ordinary one: plain parameters with zeros in them, its classes and ties back.
+    """Make a held model, in place, an ordinary one with zeros in its parameters, classes and ties as before.
 
-    Parameters stay the same objects, but those behind another parametrisation (weight_norm), which goes too.
-    Nothing happens to a model that is not held.
+    Parameters stay the same objects, except under another parametrisation (weight_norm), which is removed
+    too.
+
+    Args:
+        model: The model; if it is not held, nothing happens.
     """
     weight_steps.remove_steps(model, Mask)
 
 
 # -------------------------------------------------------------------------------------- counting
 def survivors(masks: Masks) -> dict[str, int]:
-    """How many weights of each mask stay."""
+    """Count the weights of each mask that stay.
+
+    Args:
+        masks: Bool tensors by parameter name.
+
+    Returns:
+        Their numbers by parameter name.
+    """
     return {name: int(mask.count_nonzero()) for name, mask in masks.items()}
 
 
 def density(masks: Masks) -> float:
-    """The share of all masked weights that stay, 0 to 1; 1 if there are none."""
+    """The share (0 to 1) of all masked weights that stay; 1 if there are none."""
     total = sum(mask.numel() for mask in masks.values())
     return sum(survivors(masks).values()) / total if total else 1.0
 
 
 def sliced(graph: Graph, keep: Keep, masks: Masks) -> dict[str, Tensor]:
-    """The masks of the model shrunk to `keep`. Raises UserError if the keep or the masks are of another model."""
-    keep = graph.checked(keep)
+    """The masks of the model shrunk to a keep. Raises UserError if either is of another model."""
+    keep = graph.check_keep(keep)
     return {
-        n: slicing.slice_tensor(mask, graph.layouts[n], keep) for n, mask in checked(graph, masks).items()
+        n: slicing.slice_tensor(mask, graph.layouts[n], keep) for n, mask in check_masks(graph, masks).items()
     }
 
 
 def dead(graph: Graph, masks: Masks) -> dict[str, list[int]]:
-    """The keep that removes the units through which nothing passes; axes without one are not named.
+    """Find the units through which no signal passes, as the keep that removes them. Source: ours.
 
-    A unit is dead if no path of weights that stay leads to it from the inputs, or none from it to the outputs (so
-    also if its neighbours are dead); where all units of an axis are dead, the first stays. Units over which statistics
-    are taken (a layer norm's) stay, for the others depend on how many they are.
-    A unit that nothing leads to still has a constant value, from its bias, its norm's shift or what its activation
-    makes of zero (sigmoid), and that goes with it: if it is used, the model's outputs change by what it added, as in
-    the masked model whose unit is zero (of which the shrink is proved), and retraining has to make up for it. All
-    else leaves the outputs as they are.
-    Raises UserError if the masks are of another model.
+    A unit is dead if no path of weights that stay leads to it from the inputs, or none from it to the
+    outputs. If all units of an axis are dead, the first stays. Units over which statistics are taken (those
+    of a layer norm) stay, because the others depend on their number.
+
+    Removing them leaves the outputs as they are, with one exception: a unit without an input still has a
+    constant value, from its bias, the shift of its norm or its activation (sigmoid). If that unit is used,
+    its contribution is lost, as in the masked model whose unit is zero (with which the proof compares);
+    retraining recovers it.
+
+    Args:
+        graph: The graph of the model.
+        masks: Bool tensors by parameter name.
+
+    Returns:
+        The indices that stay, for the axes that have dead units.
+
+    Raises:
+        UserError: The masks are of another model.
     """
-    units = reach.alive(graph, checked(graph, masks))
+    units = reach.alive(graph, check_masks(graph, masks))
     kept = {name: alive.nonzero().flatten().tolist() or [0] for name, alive in units.items()}
     return {name: indices for name, indices in kept.items() if len(indices) < graph.axes[name].size}
 
 
 # ------------------------------------------------------------------------------------------ size
 def packed(mask: Tensor) -> Tensor:
-    """A bool tensor as bits, uint8 (ceil(n / 8),): weight i is bit i % 8, the lowest first, of byte i // 8."""
+    """Pack a bool tensor into bits.
+
+    Args:
+        mask: A bool tensor of n elements, of any shape.
+
+    Returns:
+        A uint8 tensor (ceil(n / 8),): element i is bit i % 8, the lowest first, of byte i // 8.
+    """
     return torch.from_numpy(np.packbits(mask.detach().cpu().flatten().numpy(), bitorder="little"))
 
 
 def unpacked(bits: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-    """The bool tensor of `shape` that `packed` gave. Raises UserError if the bits are not of this shape."""
+    """Unpack the bits of `packed`.
+
+    Args:
+        bits: A uint8 tensor (ceil(n / 8),).
+        shape: The shape of the mask, of n elements.
+
+    Returns:
+        The bool tensor of this shape.
+
+    Raises:
+        UserError: The bits are not those of a mask of this shape.
+    """
     count = torch.Size(shape).numel()
     spare = -count % 8
     fits = bits.dtype == torch.uint8 and bits.shape == ((count + 7) // 8,)
     if not fits or (spare and bits[-1] >> (8 - spare)):
         raise UserError(
-            f"{count} weights should be packed in uint8 ({(count + 7) // 8},) with zeros behind the last, but there "
-            f"are {bits.dtype} {tuple(bits.shape)}."
+            f"{count} weights should be packed in uint8 ({(count + 7) // 8},) with zeros after the last, but "
+            f"are {bits.dtype} {tuple(bits.shape)}; the file is damaged, or of another model."
         )
     flat = np.unpackbits(bits.cpu().numpy(), count=count, bitorder="little")
     return torch.from_numpy(flat.astype(bool)).reshape(shape)
 
 
 def sizes_mb(model: nn.Module | Mapping[str, Tensor], masks: Masks) -> dict[str, float]:
-    """What a model takes on disk, in MiB (2**20 bytes), reckoned without writing; headers are not counted.
+    """Compute the size of a model on disk in MiB (2**20 bytes), without headers and without writing it.
 
-    dense: all parameters and buffers as they are. packed: of masked ones the values that stay and a bit for every
-    weight. compressed: the packed bytes, each tensor's and each mask's, through zlib (level 6).
+    Args:
+        model: A model, or its tensors by name.
+        masks: Bool tensors by parameter name.
+
+    Returns:
+        dense: all parameters and buffers as they are; packed: of masked ones the values that stay and a bit
+        for
+        every weight; compressed: the packed bytes of each tensor and mask through zlib (level 6).
     """
     tensors: Mapping[str, Tensor] = copies.effective_tensors(model) if isinstance(model, nn.Module) else model
-    masks = _fitting({name: tensor.shape for name, tensor in tensors.items()}, masks)
+    masks = _check_shapes({name: tensor.shape for name, tensor in tensors.items()}, masks)
     dense, stored = 0, {"packed": 0, "compressed": 0}
     for name, tensor in tensors.items():
         dense += tensor.numel() * tensor.element_size()

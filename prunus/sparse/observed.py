@@ -1,4 +1,4 @@
-"""Lookahead's measured parts: what enters the products of a network, and how often its activations are on."""
+"""The parts of scores that are measured on data: the inputs of products, and how often activations are on."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -8,18 +8,23 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.errors import UserError
-from prunus.graph import Graph, call, named_tensors, operators, quiet_forward, skeleton
+from prunus.graph import Graph, Tag, call, make_skeleton, named_tensors, operators, quiet_forward
 from prunus.sparse.neighbours import Flow, memory
+
+See = Callable[[Any, tuple[Any, ...], Any], Tensor | None]  # of an operator, its arguments and its output
 
 
 class _Watch(TorchDispatchMode):
-    """Adds up what `see(operator, arguments, output)` gives, in the order in which it gives something."""
+    """Adds up the tensors that `see` returns, by the order in which it returns them; None is left out."""
 
-    def __init__(self, see: Callable[[Any, tuple, Any], Any]):
+    def __init__(self, see: See):
         super().__init__()
-        self.see, self.sums, self.at = see, [], 0
+        self.see, self.at = see, 0
+        self.sums: list[Tensor] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         seen = self.see(func, args, out)
         if seen is not None:
@@ -30,8 +35,8 @@ class _Watch(TorchDispatchMode):
         return out
 
 
-def _measured(model: nn.Module, batches: Iterable, see: Callable, expected: int, what: str) -> list[Tensor]:
-    """The means over batches of what `see` gives in one pass, `expected` tensors."""
+def _measure(model: nn.Module, batches: Iterable[Any], see: See, expected: int, what: str) -> list[Tensor]:
+    """The means over batches of the tensors that `see` returns in one pass; `expected` is their number."""
     watch, count = _Watch(see), 0
     for inputs, _ in batches:
         watch.at, count = 0, count + 1
@@ -42,20 +47,20 @@ def _measured(model: nn.Module, batches: Iterable, see: Callable, expected: int,
                 f"the model ran {watch.at} {what}, but {expected} when it was traced; trace it again."
             )
     if not count:
-        raise UserError("there is no batch to score with.")
+        raise UserError("expected at least one batch to score with, but there is no batch.")
     return [total / count for total in watch.sums]
 
 
-def inputs_of(model: nn.Module, graph: Graph, batches: Iterable) -> dict[int, Tensor]:
-    """The mean square of what enters each product with a parameter, (inputs,), by the product's place."""
-    bare = skeleton.skeleton(model, real=True)
+def measure_inputs(model: nn.Module, graph: Graph, batches: Iterable[Any]) -> dict[int, Tensor]:
+    """The mean square (inputs,) of the activation that enters each product with a parameter, by place."""
+    bare = make_skeleton(model, real=True)
     parameters = {memory(parameter) for parameter in bare.parameters() if parameter.dim() > 1}
     flow = Flow(graph)
     flow.run(named_tensors(bare))
     sites = [site for site in flow.sites if not site.computed]
     places = [site.place for site in sites if not graph.ops[site.place].is_a(operators.EMBEDDING)]
 
-    def see(func: Any, args: tuple, out: Any) -> Tensor | None:
+    def see(func: Any, args: tuple[Any, ...], out: Any) -> Tensor | None:
         if not operators.is_a(func, operators.WEIGHTED):
             return None
         a, b = operators.operands(func, args)
@@ -65,24 +70,34 @@ def inputs_of(model: nn.Module, graph: Graph, batches: Iterable) -> dict[int, Te
         channels = 1 if operators.is_a(func, operators.CONVOLUTION) else -1
         w, x, dim = (a, b, -2 if b.dim() > 1 else -1) if first else (b, a, channels)
         square = x.movedim(dim, -1).float().square()
-        if operators.is_a(func, operators.BATCHED) and w.stride(0):  # a matrix for each of a batch
+        if operators.is_a(func, operators.BATCHED) and w.stride(
+            0
+        ):  # one matrix, expanded for a batch of them
             return square.mean(1)
         return square.flatten(0, -2).mean(0)
 
-    return dict(zip(places, _measured(bare, batches, see, len(places), "products with weights"), strict=True))
+    return dict(zip(places, _measure(bare, batches, see, len(places), "products with weights"), strict=True))
 
 
-def activity_of(model: nn.Module, graph: Graph, batches: Iterable) -> dict[int, Tensor]:
-    """How often the output of each activation function is above zero, by its place; along what may shrink."""
-    gates = [
-        (place, op) for place, op in enumerate(graph.ops) if op.is_a(operators.RECTIFIER) and any(op.results)
+def measure_activity(model: nn.Module, graph: Graph, batches: Iterable[Any]) -> dict[int, Tensor]:
+    """The share (0 to 1) of outputs of each activation function that are above zero, by place.
+
+    The mean is taken over dimensions that never shrink, which then have size 1.
+    """
+    gates: list[tuple[int, Tag]] = [
+        (place, tag)
+        for place, op in enumerate(graph.ops)
+        if op.is_a(operators.RECTIFIER)
+        for tag in op.writes()[:1]
     ]
     if not gates:
-        warnings.warn("no activation function of this model is known: activity weighs nothing.", stacklevel=4)
+        warnings.warn(
+            "no activation function of this model is known, so activity has no effect.", stacklevel=4
+        )
         return {}
-    over = iter(())
+    over: Iterator[list[int]] = iter(())
 
-    def see(func: Any, args: tuple, out: Any) -> Tensor | None:
+    def see(func: Any, args: tuple[Any, ...], out: Any) -> Tensor | None:
         if not operators.is_a(func, operators.RECTIFIER) or not out.is_floating_point():
             return None
         dims = next(over, None)
@@ -91,13 +106,11 @@ def activity_of(model: nn.Module, graph: Graph, batches: Iterable) -> dict[int, 
         on = (out > 0).float()
         return on.mean(dims, keepdim=True) if dims else on
 
-    def each() -> Iterator:
+    def each() -> Iterator[Any]:
         nonlocal over
         for batch in batches:
-            over = iter(
-                [d for d, n in enumerate(op.results[0].dims) if isinstance(n, int)] for _, op in gates
-            )
+            over = iter([d for d, n in enumerate(tag.dims) if isinstance(n, int)] for _, tag in gates)
             yield batch
 
-    means = _measured(skeleton.skeleton(model, real=True), each(), see, len(gates), "activation functions")
+    means = _measure(make_skeleton(model, real=True), each(), see, len(gates), "activation functions")
     return {place: mean for (place, _), mean in zip(gates, means, strict=True)}

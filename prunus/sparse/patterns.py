@@ -1,15 +1,16 @@
 """Patterns of zeros that hardware can use: N of every M, and blocks.
 
-A weight is looked at as the matrix it is multiplied as: a row for each output, a column for each input. Of a
-convolution (O, I, kh, kw) that is (O, kh * kw * I), inputs innermost, as kernels for channels-last data read it; so
-neither the M of a group nor the columns of a block ever mix two places of the kernel. Grouped convolutions have the
-inputs of one group in a row.
+A weight is viewed as the matrix of its product: a row for each output, a column for each input. For a
+convolution (O, I, kh, kw) that is (O, kh * kw * I), inputs innermost, as kernels for channels-last data read
+it; so neither a group of M nor the columns of a block mix two places of the kernel. In a grouped convolution
+a row holds the inputs of one group.
 
-    "2:4"     of every 4 neighbours in a row at most 2 stay: what sparse tensor cores multiply, NVIDIA since Ampere
-    "4x1"     4 rows by 1 column stay or go together: what block-sparse kernels skip
+    "2:4"     of every 4 neighbours in a row at most 2 stay: for sparse tensor cores, of NVIDIA since Ampere
+    "4x1"     4 rows by 1 column stay or go together: for block-sparse kernels
 
-Inside a group of N:M all weights have the output in common, so what stands behind the layer cancels: lookahead picks
-there by |w| * norm of what feeds the input, Wanda without data. That is ours, as is the sum over a block.
+All weights in a group of N:M share their output, so the layer after cancels out: there lookahead ranks by |w|
+times the norm of the weights that feed the input, which is Wanda without data. That is ours, as is the sum
+over a block.
 """
 
 import functools
@@ -25,16 +26,21 @@ from torch import Tensor
 from prunus.errors import UserError
 from prunus.graph import Graph, op
 
-CHUNK = 1 << 16  # weights looked at together: they fit a core's own cache
-MOST = 128  # of M: ranks in a group are counted in bytes
+CHUNK = 1 << 16  # weights processed at once: they fit a core's own cache
+MOST = 128  # the largest M, because ranks in a group are counted in bytes
 
 
 @dataclass(frozen=True)
 class NofM:
-    """Of every m neighbours along the inputs, n stay."""
+    """A pattern in which of every m neighbours along the inputs n stay."""
 
     n: int
     m: int
+
+    @property
+    def share(self) -> float:
+        """The share of zeros, 0 to 1."""
+        return 1 - self.n / self.m
 
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"
@@ -42,10 +48,10 @@ class NofM:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Rectangles that stay or go whole."""
+    """A pattern of rectangles of outputs (rows) by inputs (columns) that stay or go whole."""
 
-    rows: int  # outputs
-    columns: int  # inputs
+    rows: int
+    columns: int
 
     def __str__(self) -> str:
         return f"{self.rows}x{self.columns}"
@@ -55,7 +61,7 @@ Pattern = NofM | Blocks
 
 
 def parse(text: str | Pattern) -> Pattern:
-    """The pattern written as "2:4" or "4x4". Raises UserError for what is neither."""
+    """Parse a pattern such as "2:4" or "4x4". Raises UserError for other texts."""
     if isinstance(text, Pattern):
         return text
     found = re.fullmatch(r"(\d+)([:x])(\d+)", text)
@@ -71,17 +77,23 @@ def parse(text: str | Pattern) -> Pattern:
 
 
 def share(pattern: str | Pattern | None) -> float | None:
-    """The share of zeros that a pattern by itself leads to; None for blocks and for no pattern."""
+    """The share of zeros (0 to 1) to which a pattern leads by itself; None for blocks and for no pattern."""
     pattern = None if pattern is None else parse(pattern)
-    return 1 - pattern.n / pattern.m if isinstance(pattern, NofM) else None
+    return pattern.share if isinstance(pattern, NofM) else None
 
 
 def contracted(graph: Graph) -> dict[str, int]:
-    """The dimension along which each parameter's inputs lie: 1 as a rule, 0 for transposed convolutions, say.
+    """Find the dimension along which the inputs of each weight lie, over which its product sums.
 
-    An embedding that is also the last layer's weight counts as that.
+    Args:
+        graph: The graph of the model.
+
+    Returns:
+        The dimension for every parameter of two dimensions or more: usually 1, but 0 for transposed
+        convolutions.
+        An embedding that is also the last layer's weight counts as that.
     """
-    found = {}
+    found: dict[str, int] = {}
     for name in graph.parameters:
         dims = [dim for dim in range(len(graph.shapes[name])) if graph.role(name, dim) == op.CONSUMES]
         if len(graph.shapes[name]) > 1:
@@ -92,8 +104,21 @@ def contracted(graph: Graph) -> dict[str, int]:
 def unfit(
     shapes: Mapping[str, torch.Size], pattern: str | Pattern, dims: Mapping[str, int] | None = None
 ) -> dict[str, str]:
-    """The weights that a pattern does not fit, and why. dims: see `contracted`; 1 where none is given."""
-    pattern, refused = parse(pattern), {}
+    """Find the weights that a pattern does not fit.
+
+    Args:
+        shapes: The shape of each weight, by parameter name.
+        pattern: The pattern, such as "2:4" or "4x4".
+        dims: The dimension of each weight's inputs, see `contracted`; 1 for weights that it does not name.
+
+    Returns:
+        The reason in words, for each weight that the pattern does not fit.
+
+    Raises:
+        UserError: The text is no pattern.
+    """
+    pattern = parse(pattern)
+    refused: dict[str, str] = {}
     down, across = (1, pattern.m) if isinstance(pattern, NofM) else (pattern.rows, pattern.columns)
     for name, shape in shapes.items():
         dim = (dims or {}).get(name, 1)
@@ -106,14 +131,15 @@ def unfit(
 
 
 def matrix(tensor: Tensor, dim: int = 1) -> Tensor:
-    """`tensor` as (outputs, ..., inputs), its inputs being dimension `dim`. A view."""
+    """A view of a tensor as (outputs, ..., inputs), its inputs being dimension `dim`."""
     return tensor.movedim(dim, -1)
 
 
 def n_of_m(scores: Tensor, pattern: NofM, dim: int = 1, within: Tensor | None = None) -> Tensor:
-    """The mask of the best n of every m; equal scores stay by rising place. bool, shaped as `scores`.
+    """The mask (bool, of the scores' shape) of the best n of every m; of equal scores the first stay.
 
-    within: what it prunes stays pruned, so that a group may have fewer. The scores are taken to be numbers.
+    within: a mask so far; weights that it prunes stay pruned, so that a group may keep fewer. The scores must
+    be finite.
     """
     scores = (
         scores.detach().cpu() if within is None else scores.masked_fill(~within.to(scores.device), -1).cpu()
@@ -131,9 +157,10 @@ def n_of_m(scores: Tensor, pattern: NofM, dim: int = 1, within: Tensor | None = 
 
 
 def _rank(values: np.ndarray, place: np.ndarray, near: list[np.ndarray], stride: int) -> np.ndarray:
-    """How many of its group come before each value: those that are larger, and equal ones in front of it.
+    """The rank of each value in its group: the number of larger ones, and of equal ones before it.
 
-    Starting from all in front of it: each pair of which the later is larger moves one up and one down.
+    It starts as the number of values before it; each pair whose later value is larger moves one up and one
+    down.
     """
     rank = place[: len(values)].copy()
     for distance, together in enumerate(near, 1):
@@ -147,15 +174,15 @@ def _rank(values: np.ndarray, place: np.ndarray, near: list[np.ndarray], stride:
 
 @functools.lru_cache(maxsize=16)
 def _places(length: int, m: int, stride: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The place in its group of each of so many weights, and for each distance whether one so far behind is in it."""
+    """The place of each weight in its group, and by distance whether a later weight is in it too."""
     place = (np.arange(length) // stride % m).astype(np.uint8)
     return place, [(place < m - distance).view(np.uint8) for distance in range(1, m)]
 
 
 def block_scores(scores: Tensor, blocks: Blocks, dim: int = 1) -> Tensor:
-    """The sum over each block: float32, with as many dimensions as `scores`, shorter by the sides of a block."""
+    """The sum over each block: float32, each dimension of `scores` divided by the side of a block."""
     lying = matrix(scores.detach(), dim).float()
-    if blocks.rows > 1:  # first, for they lie far apart, which is fast to add
+    if blocks.rows > 1:  # first, because rows lie far apart, which is fast to add
         lying = lying.unflatten(0, (-1, blocks.rows)).sum(1)
     return lying.unflatten(-1, (-1, blocks.columns)).sum(-1).movedim(-1, dim)
 

@@ -1,17 +1,18 @@
 """The order of units under which N:M pruning loses least.
 
-The inputs of a layer have no order of their own: units may change places if all that makes and reads them follows,
-and the network computes the same. Which inputs fall into one group of M is thus ours to choose, and large scores that
-stand together are better spread (Pool and Yu, Channel permutations for N:M sparsity, NeurIPS 2021). An axis names all
-tensors that must follow, so residual streams and concatenations are permuted like any other.
+The inputs of a layer have no order of their own: if units change places in all tensors that make and read
+them, the network computes the same. So the inputs that share a group of M may be chosen, and large scores
+that are neighbours are better spread (Pool and Yu, Channel permutations for N:M sparsity, NeurIPS 2021). An
+axis names all tensors that must follow, so residual streams and concatenations are permuted like any other.
 
-The search, ours: in every round all swaps of two units of an axis are valued at once, and the best that touch
-different groups are made, until none gains or `rounds` are over. A group that gives up unit j for x keeps
-T_j + max(b_j, x) of a row, T_j being the n - 1 largest of its other scores and b_j the next: over all pairs and rows
-that is a matrix of L1 distances. No step loses, the same input gives the same order, and the result is proved: the
-permuted model and the original are run side by side.
+The search is ours. In every round the gains of all swaps of two units of an axis are computed at once, and
+the best that touch different groups are made, until none gains or all rounds are over. A group that exchanges
+unit j for x keeps T_j + max(b_j, x) of a row, T_j being the n - 1 largest of its other scores and b_j the
+next; over all pairs and rows that is a matrix of L1 distances. No step loses, the same input gives the same
+order, and the result is proved: the outputs of the permuted model and the original are compared.
 
-Shapes: R rows (outputs, and places of a kernel, of all weights that read the axis), U units, C units compared.
+Shapes: R rows (outputs, and places of a kernel, of all weights that read the axis), U units, C units
+compared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,33 +23,30 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from prunus.errors import PruningError, UserError
-from prunus.graph import Graph, skeleton, tracer
+from prunus.graph import Graph, make_skeleton, skeleton, tracer
 from prunus.sparse.patterns import NofM, Pattern, contracted, matrix, parse, unfit
 from prunus.surgery import TOLERANCES, checked_tensors, clone, slice_tensor
 
-ROWS = 256  # looked at in the search; what is gained is counted over all
+ROWS = 256  # used by the search; the final gain is computed over all
 UNITS = 1024  # compared with each other in a round
-LEAST_GAIN = 1e-6  # of what the groups keep: less may be rounding
+LEAST_GAIN = 1e-6  # as a share of the scores that groups keep: less may be rounding
 
 
 @dataclass(frozen=True)
 class Permuted:
-    """A model that computes the same, its units in another order.
-
-    order: axis -> the old index of the unit in each place, for the axes that changed; as a keep it cuts any tensor
-    that goes with the model (weights.sliced). before, after: the share of all scores that N:M keeps.
-    skipped: axes that could not be permuted, and why.
-    """
+    """A model that computes the same with its units in another order."""
 
     model: nn.Module
-    order: dict[str, list[int]]
-    before: float
-    after: float
-    skipped: dict[str, str]
+    order: dict[
+        str, list[int]
+    ]  # the old indices in their new order, for axes that changed; a keep for `sliced`
+    before: float  # the share (0 to 1) of all scores that N:M keeps in the old order
+    after: float  # the same in the new order
+    skipped: dict[str, str]  # the axes that could not be permuted, and the reason
 
     @property
     def gain(self) -> float:
-        """How much more of the scores is kept, as a share of all."""
+        """The gain in the share of all scores that is kept."""
         return self.after - self.before
 
 
@@ -62,16 +60,27 @@ def permuted(
     rounds: int = 8,
     seed: int = 0,
 ) -> Permuted:
-    """A copy of `model` with the units of every axis in the order that keeps most of `scores` under N:M.
+    """Copy a model with the units of every axis in the order that keeps most under N:M. Source: ours.
 
-    scores: by weight, see scores.py; weights that the pattern does not fit do not count. The masks are then chosen
-    for the new model. rounds: at most so many for each axis. Raises UserError for blocks, and if no layer fits.
+    Args:
+        model: The model, which is left untouched.
+        graph: Its graph.
+        scores: The scores of its weights by parameter name, see scores.py; weights that the pattern does not
+            fit do not count.
+        pattern: An N:M pattern.
+        rounds: The most rounds for each axis.
+        seed: The seed of the search.
+
+    Returns:
+        The permuted copy, for which the masks are then chosen, with its order and gain.
+
+    Raises:
+        UserError: The pattern is one of blocks, or fits no layer.
+        PruningError: A new order changes the outputs of the model.
     """
     pattern = parse(pattern)
     if not isinstance(pattern, NofM):
-        raise UserError(
-            f"pattern {pattern}: a permutation is searched for N:M, such as 2:4; blocks have none."
-        )
+        raise UserError(f"pattern {pattern}: expected N:M such as 2:4, to permute for; blocks have none.")
     tensors, dims = checked_tensors(model, graph), contracted(graph)
     refused = unfit({name: score.shape for name, score in scores.items()}, pattern, dims)
     rows = {
@@ -80,32 +89,36 @@ def permuted(
         if n not in refused
     }
     if not rows:
-        raise UserError(f"pattern {pattern} fits no layer; there is nothing to permute for.")
-    found, skipped = {}, {}
+        raise UserError(
+            f"pattern {pattern} fits no layer, so no order is better; take another pattern, or none."
+        )
+    found: dict[str, list[int]] = {}
+    skipped: dict[str, str] = {}
     for name in graph.axes:
         columns, why = _columns(graph, name, rows, dims, pattern.m)
         if why:
             skipped[name] = why
         elif columns is not None:
-            order = _searched(columns, pattern, rounds, seed)
-            if _kept(columns[:, order], pattern) > _kept(columns, pattern):
+            order = _search(columns, pattern, rounds, seed)
+            if _sum_kept(columns[:, order], pattern) > _sum_kept(columns, pattern):
                 found[name] = order.tolist()
-    found, wrong = _proved(model, graph, tensors, found)
+    found, wrong = _prove(model, graph, tensors, found)
     total = sum(float(score.sum(dtype=torch.float64)) for score in rows.values()) or 1.0
-    before = sum(_kept(score, pattern) for score in rows.values())
+    before = sum(_sum_kept(score, pattern) for score in rows.values())
     after = sum(
-        _kept(slice_tensor(s, [s.shape[0], graph.layouts[n][dims[n]]], _indices(found)), pattern)
+        _sum_kept(slice_tensor(s, [s.shape[0], graph.layouts[n][dims[n]]], found), pattern)
         for n, s in rows.items()
     )
-    small = clone(model, _reordered(graph, tensors, found))
+    small = clone(model, _reorder(graph, tensors, found))
     return Permuted(small, found, before / total, after / total, skipped | wrong)
 
 
 def _columns(
     graph: Graph, axis: str, rows: Mapping[str, Tensor], dims: Mapping[str, int], m: int
 ) -> tuple[Tensor | None, str]:
-    """The scores (R, U) of all weights that read an axis, and why it cannot be permuted, if so."""
-    found, units = [], graph.axes[axis].size
+    """The scores (R, U) of all weights that read an axis, and why it cannot be permuted, or ""."""
+    found: list[Tensor] = []
+    units = graph.axes[axis].size
     for member in graph.members(axis):
         if member.tensor not in rows or member.dim != dims[member.tensor]:
             continue
@@ -117,22 +130,22 @@ def _columns(
             and (inside - inside[..., :1] == torch.arange(m)).all()
             and not (inside[..., 0] % m).any()
         ):
-            continue  # each group lies within a unit: their order does not matter
+            continue  # each group lies within a unit, so the order of units has no effect
         runs = index - index[:1] == torch.arange(units)[:, None]
         if units % m or not runs.all() or (index[0] % m).any():
-            return None, f"groups of {m} inputs of {member.tensor} are not made of its units alone"
+            return None, f"groups of {m} inputs of {member.tensor} hold more than its units"
         found += [score[:, start : start + units] for start in index[0].tolist()]
     return (torch.cat(found) if found and units > m else None), ""
 
 
-def _kept(columns: Tensor, pattern: NofM) -> float:
-    """What N:M keeps of scores (R, U)."""
+def _sum_kept(columns: Tensor, pattern: NofM) -> float:
+    """The sum of the scores (R, U) that N:M keeps."""
     best = columns.reshape(-1, pattern.m).topk(pattern.n, dim=1, sorted=False).values
     return float(best.sum(dtype=torch.float64))
 
 
-def _searched(columns: Tensor, pattern: NofM, rounds: int, seed: int) -> Tensor:
-    """The order (U,) found for scores (R, U)."""
+def _search(columns: Tensor, pattern: NofM, rounds: int, seed: int) -> Tensor:
+    """Search for the best order (U,) of scores (R, U)."""
     generator = torch.Generator().manual_seed(seed)
     if len(columns) > ROWS:
         columns = columns[torch.randperm(len(columns), generator=generator)[:ROWS].sort().values]
@@ -142,15 +155,15 @@ def _searched(columns: Tensor, pattern: NofM, rounds: int, seed: int) -> Tensor:
         swapped = 0
         for chosen in torch.randperm(len(groups), generator=generator).split(together):
             if len(chosen) > 1:
-                new, swaps = _swapped(columns, groups[chosen], pattern.n)
+                new, swaps = _swap(columns, groups[chosen], pattern.n)
                 groups[chosen], swapped = new, swapped + swaps
         if not swapped:
             break
     return groups.flatten()
 
 
-def _swapped(columns: Tensor, groups: Tensor, n: int) -> tuple[Tensor, int]:
-    """Groups (C / m, m) of units after the best swaps between different groups, and how many those were."""
+def _swap(columns: Tensor, groups: Tensor, n: int) -> tuple[Tensor, int]:
+    """Make the best swaps between groups (C / m, m) of units; returns the groups and the number of swaps."""
     count, m = groups.shape
     score_RC = columns[:, groups.flatten()]
     score = score_RC.view(-1, count, m)
@@ -160,13 +173,16 @@ def _swapped(columns: Tensor, groups: Tensor, n: int) -> tuple[Tensor, int]:
     others = (top - torch.where(is_in, score, nth)).flatten(1)  # T: the n - 1 largest without this unit
     bar_RC = torch.where(is_in, next_, nth).flatten(1)  # b: the one after them
     largest = (torch.cdist(bar_RC.T, score_RC.T, p=1) + bar_RC.sum(0)[:, None] + score_RC.sum(0)) / 2
-    kept = top.sum(0).repeat_interleave(m, 0)  # (C, 1), of the group each unit is in
-    change = others.sum(0)[:, None] + largest - kept  # of its group, if row's unit leaves for column's
+    kept = top.sum(0).repeat_interleave(m, 0)  # (C, 1), of the group of each unit
+    change = (
+        others.sum(0)[:, None] + largest - kept
+    )  # of the group of the row's unit, if the column's takes its place
     gain = change + change.T
     group = torch.arange(count).repeat_interleave(m)
     gain.masked_fill_(group[:, None] >= group, 0)
     values, places = gain.flatten().topk(min(4 * count * m, gain.numel()))
-    new, touched, swaps = groups.flatten().clone(), set(), 0
+    new, swaps = groups.flatten().clone(), 0
+    touched: set[int] = set()
     least = LEAST_GAIN * float(kept.mean())
     for value, place in zip(values.tolist(), places.tolist(), strict=True):
         one, other = divmod(place, count * m)
@@ -180,18 +196,13 @@ def _swapped(columns: Tensor, groups: Tensor, n: int) -> tuple[Tensor, int]:
 
 
 # ------------------------------------------------------------------------------------------- proof
-def _indices(order: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    return {name: torch.tensor(indices) for name, indices in order.items()}
-
-
-def _reordered(
+def _reorder(
     graph: Graph, tensors: Mapping[str, Tensor], order: Mapping[str, Sequence[int]]
 ) -> dict[str, Tensor]:
-    keep = _indices(order)
-    return {name: slice_tensor(tensor, graph.layouts[name], keep) for name, tensor in tensors.items()}
+    return {name: slice_tensor(tensor, graph.layouts[name], order) for name, tensor in tensors.items()}
 
 
-def _proved(
+def _prove(
     model: nn.Module, graph: Graph, tensors: Mapping[str, Tensor], order: dict[str, list[int]]
 ) -> tuple[dict[str, list[int]], dict[str, str]]:
     """The orders under which the model computes the same, and the axes that must keep theirs, with the reason."""
@@ -202,23 +213,24 @@ def _proved(
     }
     if not _same(model, graph, tensors, right):
         raise PruningError(
-            f"permuting {', '.join(right)} together changes what the model computes; nothing was changed."
+            f"permuting {', '.join(right)} together should leave the outputs as they are, but changes "
+            "them; the model was left untouched. Please report this model."
         )
-    return right, dict.fromkeys(order.keys() - right.keys(), "another order changes what the model computes")
+    return right, dict.fromkeys(order.keys() - right.keys(), "another order changes the outputs of the model")
 
 
 def _same(
     model: nn.Module, graph: Graph, tensors: Mapping[str, Tensor], order: Mapping[str, Sequence[int]]
 ) -> bool:
-    """Whether the outputs agree on a random input, in the highest precision that the model runs in."""
+    """Whether the outputs agree on a random input, in the highest precision in which the model runs."""
     if not order:
         return True
-    plain = skeleton.skeleton(model, real=True)
+    plain = make_skeleton(model, real=True)
     for dtype, tolerance in TOLERANCES.items():
         try:
             exact = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
             expected = _outputs(clone(plain, exact), graph, dtype)
-            got = _outputs(clone(plain, _reordered(graph, exact, order)), graph, dtype)
+            got = _outputs(clone(plain, _reorder(graph, exact, order)), graph, dtype)
         except Exception:  # no such precision on this device, or a dtype written into the forward
             continue
         return all(
@@ -230,14 +242,15 @@ def _same(
 
 
 def _outputs(model: nn.Module, graph: Graph, dtype: torch.dtype) -> list[Tensor]:
+    """The outputs for random inputs of the example's shapes."""
     generator = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
 
-    def drawn(tensor: Tensor) -> Tensor:
+    def sample(tensor: Tensor) -> Tensor:
         if tensor.is_floating_point():
             tensor = torch.randn(tensor.shape, generator=generator, dtype=dtype)
         return tensor.to(device)
 
     with skeleton.quiet_forward():
-        output = skeleton.call(model.eval(), tree_map_only(Tensor, drawn, graph.example))
+        output = skeleton.call(model.eval(), tree_map_only(Tensor, sample, graph.example))
     return tracer.output_tensors(output)

@@ -1,10 +1,11 @@
-"""Which units carry something: how far signals reach through weights of which some are zero.
+"""The units that are alive: those that signals reach through weights of which some are zero.
 
-A unit *varies* if a path of weights that stay leads to it from the inputs, and is *used* if one leads from it to the
-outputs; it lives if both hold of it somewhere on its axis. One sweep over the traced operators forward and one back
-find every path, so nothing has to be repeated until it settles: what lives only on what is dead is dead in the
-same sweep. Where an operator is not known well enough, its units count as alive; of two axes in one dimension (heads
-and their features) each is judged alone, so what lives only in heads that are removed stays. Source: ours.
+A unit *varies* if a path of weights that stay leads to it from the inputs, and is *used* if one leads from it
+to the outputs; it is alive if both hold at some tensor along its axis. One sweep forward over the traced
+operators and one back find every path, so no iteration is needed: a unit that depends on dead units alone is
+dead in the same sweep. If an operator is not known well enough, its units count as alive. Two axes in one
+dimension (heads and their features) are judged separately, so features that are alive in removed heads alone
+stay. Source: ours.
 """
 
 from __future__ import annotations
@@ -21,28 +22,31 @@ Units = dict[str, Tensor]  # axis name -> bool (size,)
 
 
 class Product(NamedTuple):
-    """An operator that multiplies an activation by a parameter (or picks from it: an embedding has no `x`)."""
+    """An operator that multiplies an activation by a parameter, or an embedding, which has no `x`."""
 
     x: Tag | None
     dims: list[Layout]  # of the parameter
     mask: Tensor
-    made: int  # its dimension that becomes the result's
-    summed: int | None  # its dimension that is summed over
+    made: int  # the dimension of the parameter that becomes the result's
+    summed: int | None  # the dimension that is summed over; None for an embedding
 
     def through(self) -> set[Axis]:
-        """The axes of x that are not summed over, but lead straight to the same units (the groups of a convolution)."""
+        """The axes of x that lead to the same units of the result, not summed over (groups)."""
         carried = {axis for layout in self.x.dims for axis in axes.leaves(layout)} if self.x else set()
         summed = set() if self.summed is None else set(axes.leaves(self.dims[self.summed]))
         return carried & set(axes.leaves(self.dims[self.made])) - summed
 
     def left(self, rows: Tensor, columns: Tensor | None) -> Tensor:
-        """The mask where the made units `rows` and the summed units `columns` are True."""
+        """The mask, False also where the made units `rows` or the summed units `columns` are."""
         mask = self.mask & _along(rows, self.made, self.mask)
-        return mask if columns is None else mask & _along(columns, self.summed, self.mask)
+        if columns is None:
+            return mask
+        assert self.summed is not None
+        return mask & _along(columns, self.summed, self.mask)
 
 
 def alive(graph: Graph, masks: Mapping[str, Tensor]) -> Units:
-    """The units of every axis that carry something; a weight without a mask is whole.
+    """The units of every axis that are alive; a weight without a mask stays whole.
 
     Units over which an operator takes statistics (layer norm, softmax, a mean) all count as alive.
     """
@@ -59,7 +63,7 @@ class _Sweep:
         for tag, name in graph.tensors.items():
             if name in graph.parameters:
                 self.origin[tag] = name, False
-            # a number for each unit shifts or scales it; more than that is a signal of its own (positions)
+            # a vector shifts or scales units; a tensor of more dimensions is a signal of its own (positions)
             signal = sum(size != 1 for size in graph.shapes[name]) > 1
             self.varies[tag] = {axis.name: _all(axis, signal) for axis in _axes(tag)}
         self.shared = _written_through_views(graph.ops)
@@ -70,7 +74,7 @@ class _Sweep:
         for op in reversed(self.graph.ops):
             self._backward(op)
         found = {name: torch.zeros(axis.size, dtype=torch.bool) for name, axis in self.graph.axes.items()}
-        met = set()
+        met: set[str] = set()
         for op in self.graph.ops:
             for tag in op.writes():
                 for axis in _axes(tag):
@@ -93,24 +97,25 @@ class _Sweep:
         if product is not None:
             self.products[op] = product
         for tag in op.writes():
-            units = {}
+            units: Units = {}
             for axis in _axes(tag):
                 if op.mixes or tag.storage in self.shared:
                     units[axis.name] = _all(axis, True)
                 elif product is not None:
-                    units[axis.name] = self._made(product, axis)
+                    units[axis.name] = self._find_made(product, axis)
                 else:
-                    units[axis.name] = self._carried(op, axis)
+                    units[axis.name] = self._find_carried(op, axis)
             self.varies[tag] = units
 
-    def _made(self, product: Product, axis: Axis) -> Tensor:
-        """Which units of an axis vary in the result of a product."""
+    def _find_made(self, product: Product, axis: Axis) -> Tensor:
+        """The units of an axis that vary in the result of a product: bool (axis.size,)."""
         made = product.dims[product.made]
         if axis not in set(axes.leaves(made)):
             return self._of(self.varies, product.x, axis, missing=True)
         rows, columns = torch.ones(axes.size(made), dtype=torch.bool), None
         if product.x is not None:
             through = product.through()
+            assert product.summed is not None, "only an embedding sums over no dimension"
             rows = _positions(
                 made, lambda a: self._of(self.varies, product.x, a, True) if a in through else None
             )
@@ -119,8 +124,8 @@ class _Sweep:
             )
         return _units(product.left(rows, columns), product.made, made, axis)
 
-    def _carried(self, op: Op, axis: Axis) -> Tensor:
-        """Which units of an axis vary in the result of any other operator: those that do in an operand."""
+    def _find_carried(self, op: Op, axis: Axis) -> Tensor:
+        """The units of an axis that vary in the result of any other operator: those that do in an operand."""
         found = _all(axis, False)
         if any(isinstance(value, Untracked) for value in op.values()) or not _rides(op, axis):
             return _all(axis, True)
@@ -128,7 +133,7 @@ class _Sweep:
             if axis in _axes(tag):
                 found = found | self._of(self.varies, tag, axis, missing=True)
             elif not op.is_a(operators.FILLING) and tag not in self.graph.tensors:
-                return _all(axis, True)  # spread over the axis
+                return _all(axis, True)  # broadcast along the axis
         return found
 
     # ------------------------------------------------------------------------------------ backward
@@ -142,7 +147,7 @@ class _Sweep:
                 if op.mixes or tag.storage in self.shared:
                     units = _all(axis, True)
                 elif product is not None and tag is product.x:
-                    units = self._asked(product, results[0], axis)
+                    units = self._find_used(product, results[0], axis)
                 elif not _rides(op, axis) or not any(axis in _axes(result) for result in results):
                     units = _all(axis, True)
                 else:
@@ -152,8 +157,9 @@ class _Sweep:
                 mine = self.used.setdefault(tag, {})
                 mine[axis.name] = mine[axis.name] | units if axis.name in mine else units
 
-    def _asked(self, product: Product, result: Tag, axis: Axis) -> Tensor:
-        """Which units of an axis a product uses of its operand."""
+    def _find_used(self, product: Product, result: Tag, axis: Axis) -> Tensor:
+        """The units of an axis of its operand that a product uses."""
+        assert product.summed is not None, "only an embedding sums over no dimension"
         made, summed = product.dims[product.made], product.dims[product.summed]
         rows = _positions(made, lambda a: self._of(self.used, result, a, missing=False))
         if axis in set(axes.leaves(summed)):
@@ -164,12 +170,12 @@ class _Sweep:
 
     @staticmethod
     def _of(units: dict[Tag, Units], tag: Tag | None, axis: Axis, missing: bool) -> Tensor:
-        found = units.get(tag, {}).get(axis.name)
+        found = None if tag is None else units.get(tag, {}).get(axis.name)
         return _all(axis, missing) if found is None else found
 
     # ------------------------------------------------------------------------------------ products
     def _product(self, op: Op) -> Product | None:
-        """How an operator multiplies by a parameter, if it is one of those known here."""
+        """The product that an operator is, if it is one of those known here."""
         if not any(op.results):  # the trace does not follow it
             return None
         if op.is_a(operators.CONVOLUTION):
@@ -182,12 +188,14 @@ class _Sweep:
         if op.is_a(operators.MATRIX):
             (first, *_), (a, b) = op.inputs[0], op.operands()
             if op.is_a(operators.ADDMM) and first not in self.graph.tensors:
-                return None  # a signal of its own is added
+                return None  # another signal is added
             return self._with(a, b, made=1, summed=0) or self._with(b, a, made=0, summed=1)
         return None
 
     def _with(self, x: Tag | None, weight: object, made: int, summed: int | None) -> Product | None:
-        if weight not in self.origin or not (x is None or isinstance(x, Tag)) or x in self.origin:
+        if not isinstance(weight, Tag) or weight not in self.origin:
+            return None
+        if not (x is None or isinstance(x, Tag)) or x in self.origin:
             return None
         name, flipped = self.origin[weight]
         if flipped:
@@ -207,21 +215,22 @@ def _axes(tag: Tag) -> list[Axis]:
 
 
 def _in_place(op: Op, before: Tag, after: Tag) -> bool:
-    """Whether a weight of as many dimensions as before still has each where it was, or two of two swapped."""
+    """Whether an operator keeps the dimensions of a weight in place, or swaps the two of a matrix."""
     if op.is_a(operators.TRANSPOSE):
         return len(after.dims) == 2
     return op.is_a(operators.PART) or after.shape == before.shape
 
 
 def _rides(op: Op, axis: Axis) -> bool:
-    """Whether the units of an axis stay apart: not so in the matrices of a product of activations (heads do)."""
+    """Whether an operator keeps units separate: a product of activations does for heads alone."""
     matrices = (layout for tag in op.reads() for layout in tag.dims[-2:])
     return not op.contracts or all(axis not in set(axes.leaves(layout)) for layout in matrices)
 
 
 def _written_through_views(ops: list[Op]) -> set[Storage]:
-    """The memory that is written to after a view of it was taken: there a tag does not tell the last value."""
-    viewed, written = set(), set()
+    """The memory that is written to after a view of it was taken: its tags may describe an older value."""
+    viewed: set[Storage] = set()
+    written: set[Storage] = set()
     for op in ops:
         for tag in op.writes():
             if tag.storage is None:
@@ -238,7 +247,7 @@ def _along(vector: Tensor, dim: int, like: Tensor) -> Tensor:
 
 
 def _positions(layout: Layout, of: Callable[[Axis], Tensor | None]) -> Tensor:
-    """Along a dimension, where all of the units it is made of are True; None from `of` is all of an axis."""
+    """The places along a dimension at which the units of all its axes are True; None: all are."""
     found = torch.ones(axes.size(layout), dtype=torch.bool)
     for axis, index in axes.units(layout).items():
         units = of(axis)
@@ -248,7 +257,7 @@ def _positions(layout: Layout, of: Callable[[Axis], Tensor | None]) -> Tensor:
 
 
 def _units(mask: Tensor, dim: int, layout: Layout, axis: Axis) -> Tensor:
-    """Which units of an axis have any True in a tensor, along its dimension of this layout."""
+    """The units of an axis for which any element of a mask is True; dimension `dim` has this layout."""
     others = [d for d in range(mask.dim()) if d != dim]
     along = mask.any(others) if others else mask
     return along[axes.units(layout)[axis]].any(1)

@@ -1,14 +1,15 @@
-"""A sparsity and scores give masks: how many weights stay in each layer, and which.
+"""The weights that stay: masks from scores and a sparsity.
 
-Sparsity is the share of the weights up for pruning that are zero afterwards; what stays is exact to one weight.
-How many stay in each layer, the allocation:
+Sparsity is the share of the scored weights that is zero afterwards; the number that stays is exact to one
+weight. The allocation decides how many stay in each layer:
 
     uniform       the same share everywhere
     uniform_plus  the same, but a first convolution stays dense and the last linear layer keeps a fifth at least
                   (Gale et al., arXiv:1902.09574)
-    erk           shares after (inputs + outputs + kernel) / weights (Evci et al., RigL, ICML 2020, arXiv:1911.11134)
-    paper         layers go at the rates of the Lookahead paper (arXiv:2002.04809), see RATES
-    pooled        one threshold for all scores as they are: global magnitude, and what SNIP, GraSP and SynFlow ask for
+    erk           shares proportional to (inputs + outputs + kernel) / weights
+                  (Evci et al., RigL, ICML 2020, arXiv:1911.11134)
+    paper         each layer is pruned at its rate in the Lookahead paper (arXiv:2002.04809), see RATES
+    pooled        one threshold for all scores as they are: global magnitude; also of SNIP, GraSP and SynFlow
     global        the same, but each layer's scores are divided by their Frobenius norm (the Lookahead paper; for
                   magnitude it takes |w| there, where scores here are w^2)
     lamp          one threshold for LAMP: a score over the sum of those in its layer that are no smaller
@@ -27,20 +28,28 @@ from prunus.errors import BudgetError, UserError, unknown
 from prunus.graph import Graph
 from prunus.selection import Sparsity, holders
 from prunus.sparse import patterns
-from prunus.sparse.allocation import Allocation, allocated
-from prunus.sparse.ranking import checked, top
+from prunus.sparse.allocation import Allocation, allocate
+from prunus.sparse.ranking import check_scores, top
 from prunus.sparse.scores import maskable
 
 
 def eligible(graph: Graph, freeze: Sequence[str] = ()) -> list[str]:
-    """The parameters that may be pruned weight by weight, without those that `freeze` names.
+    """List the parameters that may be pruned weight by weight.
 
-    freeze: shell patterns of parameters or of the modules around them (`layer1*`, `head`, `conv1.weight`).
-    Raises UserError for a pattern that matches no parameter, and if nothing is left.
+    Args:
+        graph: The graph of the model.
+        freeze: Shell patterns of parameters or of modules that hold them (`layer1*`, `head`, `conv1.weight`),
+            which are left out.
+
+    Returns:
+        The names of the parameters, in the order of the model.
+
+    Raises:
+        UserError: A pattern matches no parameter, or none is left.
     """
     if isinstance(freeze, str):
         raise UserError(f"freeze: expected a list of patterns, got the text {freeze!r}.")
-    frozen = set()
+    frozen: set[str] = set()
     for pattern in freeze:
         named = {n for n in graph.parameters if any(fnmatchcase(h, pattern) for h in holders(n))}
         if not named:
@@ -63,27 +72,41 @@ def choose(
     within: Mapping[str, Tensor] | None = None,
     min_keep: int = 1,
 ) -> dict[str, Tensor]:
-    """Masks of the best-scored weights; equal scores stay by rising flat index.
+    """Choose the masks that keep the highest scores; of equal ones those of lower flat index.
 
-    scores: of every weight up for pruning, not negative; how many stay in all is round((1 - sparsity) * their
-    number). counts: how many stay in each layer, in place of an allocation. within: masks so far, what they prune
-    stays pruned. min_keep: the fewest a layer keeps, as far as it has them.
-    pattern: "2:4" keeps 2 of each 4, which is sparsity 0.5 whatever the allocation; "4x4" whole blocks (see
-    `patterns`). dims: the dimension each weight contracts, see `patterns.contracted`. Layers that the pattern does not
-    fit get no mask: `patterns.unfit` names them. They count as kept, so blocks still give the sparsity asked for, to
-    half a block.
-    Raises UserError for scores that are not numbers and for masks of other weights, BudgetError where the sparsity
-    cannot be met.
+    Args:
+        scores: The scores by parameter name, finite and not negative, of every weight that may be pruned.
+        sparsity: The share that is zero afterwards; round((1 - sparsity) * number of scores) weights stay.
+        allocation: The rule that decides how many stay in each layer, see above.
+        counts: The number that stays in each layer, in place of an allocation.
+        pattern: "2:4" keeps 2 of each 4, which is sparsity 0.5 for any allocation; "4x4" keeps whole blocks.
+            Layers that it does not fit get no mask (`unfit` names them) and count as kept, so that blocks
+            reach the sparsity to half a block.
+        dims: The dimension of each weight's inputs, for patterns; see `contracted`.
+        within: Masks so far; weights that they prune stay pruned.
+        min_keep: The fewest that each layer keeps, as far as it has them.
+
+    Returns:
+        A bool tensor of the scores' shape for each parameter, True stays.
+
+    Raises:
+        UserError: Scores are not finite or negative, masks are of other weights, or the pattern fits no
+            layer.
+        BudgetError: The sparsity cannot be met.
     """
     sparsity = sparsity if isinstance(sparsity, Sparsity) else Sparsity(sparsity)
     within = within or {}
     _check_within(within, scores)
     if pattern is not None:
-        return _patterned(scores, sparsity, allocation, patterns.parse(pattern), dims or {}, within, min_keep)
+        return _choose_by_pattern(
+            scores, sparsity, allocation, patterns.parse(pattern), dims or {}, within, min_keep
+        )
     if counts is None:
-        counts = allocated(scores, sparsity, allocation, within=within, min_keep=min_keep)
+        counts = allocate(scores, sparsity, allocation, within=within, min_keep=min_keep)
     elif counts.keys() != scores.keys():
-        raise UserError(f"counts are for {', '.join(counts)}; scores for {', '.join(scores)}.")
+        raise UserError(
+            f"counts are for {', '.join(counts)}, scores for {', '.join(scores)}; expected the same."
+        )
     return {name: top(score, counts[name], within.get(name), name=name) for name, score in scores.items()}
 
 
@@ -98,7 +121,7 @@ def _check_within(within: Mapping[str, Tensor], scores: Mapping[str, Tensor]) ->
             )
 
 
-def _patterned(
+def _choose_by_pattern(
     scores: Mapping[str, Tensor],
     sparsity: Sparsity,
     allocation: Allocation,
@@ -107,18 +130,18 @@ def _patterned(
     within: Mapping[str, Tensor],
     min_keep: int,
 ) -> dict[str, Tensor]:
-    """`choose` for a pattern."""
+    """Choose masks for a pattern, see `choose`."""
     refused = patterns.unfit({name: score.shape for name, score in scores.items()}, pattern, dims)
     fit = {name: score for name, score in scores.items() if name not in refused}
     if not fit:
         whys = "; ".join(f"{name} {why}" for name, why in list(refused.items())[:3])
         raise UserError(f"pattern {pattern} fits no layer: {whys}. Take another pattern, or none.")
     for name, score in fit.items():
-        checked(score, name)
+        check_scores(score, name)
     if isinstance(pattern, patterns.NofM):
-        if abs(sparsity.value - patterns.share(pattern)) > 1e-9:
+        if abs(sparsity.value - pattern.share) > 1e-9:
             raise UserError(
-                f"pattern {pattern} gives sparsity {patterns.share(pattern):g}, not {sparsity.value:g}."
+                f"pattern {pattern} gives sparsity {pattern.share:g}, not {sparsity.value:g}; ask for that."
             )
         return {
             name: patterns.n_of_m(score, pattern, dims.get(name, 1), within.get(name))

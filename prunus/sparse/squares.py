@@ -1,16 +1,16 @@
-"""What each operator does to squared magnitudes, all else linear: the part of Lookahead that knows operators.
+"""Rules of operators for squared activations, all else being linear, as Lookahead needs them.
 
-A `Wave` is the expected square of an activation, as if every weight's sign were random. It is stored small: a
-dimension along which it is the same everywhere (the batch, space) has size 1. Products with weights are not here
-(see products.py); an operator that is not here either ends the waves that enter it.
-Source: specification of Lookahead on any traced model (ours), after Park et al., ICLR 2020, arXiv:2002.04809.
+A `Wave` is the expected square of an activation if the sign of every weight is random. It is stored small: a
+dimension along which it is constant (the batch, space) has size 1. Products with weights are in products.py;
+an operator without a rule ends the waves that enter it. Source: specification of Lookahead on any traced
+model (ours), after Park et al., ICLR 2020, arXiv:2002.04809.
 
-    identity                     activations, dropout, adding what is constant
-    * c^2                        scaling by a constant, norms (their scale; batch norm with its variance)
-    sum                          adding two activations
-    either sees the other as 1   multiplying two activations (gates)
-    / m                          the mean of m
-    moved                        all that only moves or joins elements
+    identity                      activations, dropout, adding a constant
+    * c^2                         scaling by a constant, norms (their scale; batch norm with its variance)
+    sum                           adding two activations
+    each takes the other as 1     multiplying two activations (gates)
+    / m                           the mean of m
+    the operator itself           operators that only move or join elements
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from torch import Tensor
 from prunus.graph import Op, Untracked, operators
 
 
-def wide(w: Tensor) -> Tensor:
-    """As float32, or float64 if it is."""
+def widen(w: Tensor) -> Tensor:
+    """Convert to float32; float64 stays."""
     return w if w.dtype == torch.float64 else w.float()
 
 
 class Wave(NamedTuple):
-    """Squares of an activation of shape `shape`; in `value` a dimension has that size, or 1 if it is constant."""
+    """The squares of an activation of shape `shape`; constant dimensions of `value` have size 1."""
 
     value: Tensor
     shape: tuple[int, ...]
@@ -42,11 +42,11 @@ class Wave(NamedTuple):
 
     @property
     def repeats(self) -> int:
-        """How many elements each number of `value` stands for."""
+        """The number of elements for which each number of `value` stands."""
         return math.prod(self.shape) // max(1, self.value.numel())
 
     def along(self, dim: int) -> Tensor:
-        """(shape[dim],): the mean over the other dimensions."""
+        """The mean over the other dimensions: (shape[dim],)."""
         if self.value.numel() == self.shape[dim] == self.value.shape[dim]:
             return self.value.reshape(-1)
         others = [d for d in range(len(self.shape)) if d != dim % len(self.shape)]
@@ -54,8 +54,8 @@ class Wave(NamedTuple):
         return value.expand(self.shape[dim])
 
 
-def collapsed(full: Tensor) -> Wave:
-    """The wave of a tensor, small where its memory shows that it is constant."""
+def collapse(full: Tensor) -> Wave:
+    """Make a wave of a tensor, with size 1 along dimensions of stride 0, which are constant."""
     value = full
     for dim, (size, stride) in enumerate(zip(full.shape, full.stride(), strict=True)):
         if stride == 0 and size > 1:
@@ -73,7 +73,7 @@ HANDLERS: dict[operators.Family, Handler] = {}
 
 
 def handler(*families: operators.Family) -> Callable[[Handler], Handler]:
-    """Register what operators do. A handler takes the operation and its arguments, waves in tensors' places."""
+    """Register a rule of families. It takes the operation and its arguments, waves for activations."""
 
     def register(function: Handler) -> Handler:
         for family in families:
@@ -84,23 +84,24 @@ def handler(*families: operators.Family) -> Callable[[Handler], Handler]:
 
 
 def find(op: Op) -> Handler | None:
-    """The handler of an operator's family."""
-    return HANDLERS.get(op.family)
+    """The rule of an operator's family, or None."""
+    return None if op.family is None else HANDLERS.get(op.family)
 
 
 # ------------------------------------------------------------------------------------ elementwise
 @handler(operators.ELEMENTWISE, operators.COPY, operators.RESTRIDED)
 def elementwise(op: Op, *args: Any, **kwargs: Any) -> Wave:
-    """Waves that meet are added; everything else lets a wave through as it is."""
+    """Add waves that meet; a single wave passes unchanged."""
     waves = [arg for arg in args if isinstance(arg, Wave)]
     shape = shapes_of(op)[0]
     if len(waves) == 1 and waves[0].shape == shape:
         return waves[0]
-    return Wave(sum(aligned(wave, op) for wave in waves), shape)
+    first, *others = (align(wave, op) for wave in waves)
+    return Wave(sum(others, first), shape)
 
 
-def aligned(wave: Wave, op: Op) -> Tensor:
-    """The value with as many dimensions as the output."""
+def align(wave: Wave, op: Op) -> Tensor:
+    """Give the value as many dimensions as the output."""
     missing = len(shapes_of(op)[0]) - wave.value.dim()
     if not missing:
         return wave.value
@@ -111,44 +112,44 @@ def aligned(wave: Wave, op: Op) -> Tensor:
 def mul(op: Op, a: Any, b: Any, **kwargs: Any) -> Wave:
     shape = shapes_of(op)[0]
     if isinstance(a, Wave) and isinstance(b, Wave):
-        a, b = aligned(a, op), aligned(b, op)
+        a, b = align(a, op), align(b, op)
         if op.is_a(operators.DIVISION):
-            b = b.detach()  # what a norm written by hand divides by
-        # The gradient of each is 1; the value is between theirs.
+            b = b.detach()  # the statistic of a norm written by hand
+        # the gradient of each is 1, the value is their mean
         return Wave(a + b - (a + b).detach() / 2, shape)
     wave, factor = (a, b) if isinstance(a, Wave) else (b, a)
     if isinstance(factor, Untracked):
-        return Wave(aligned(wave, op), shape)
-    square = wide(factor.detach()).square() if isinstance(factor, Tensor) else float(factor) ** 2
-    value = aligned(wave, op)
+        return Wave(align(wave, op), shape)
+    square = widen(factor.detach()).square() if isinstance(factor, Tensor) else float(factor) ** 2
+    value = align(wave, op)
     return Wave(value / square if op.is_a(operators.DIVISION) and wave is a else value * square, shape)
 
 
 @handler(operators.GLU)
 def glu(op: Op, x: Wave, dim: int = -1) -> Wave:
     a, b = x.full().chunk(2, dim)
-    return collapsed(a + b - (a + b).detach() / 2)
+    return collapse(a + b - (a + b).detach() / 2)
 
 
 @handler(operators.SOFTMAX)
 def softmax(op: Op, x: Wave, dim: int, *args: Any) -> Wave:
-    """What is weighted by it is averaged evenly; what it is computed from is needed as it is (see neighbours)."""
+    """Its weights average evenly; the flow reads its input fully (see neighbours.py)."""
     return Wave(x.value.new_full((1,) * len(x.shape), 1 / x.shape[dim] ** 2), x.shape)
 
 
 # ------------------------------------------------------------------------------------------ norms
-def norm_scale(op: Op, args: Sequence) -> Tensor | None:
-    """The squared factor of a batch norm in evaluation mode, (C,); None without weights and statistics.
+def norm_scale(op: Op, args: Sequence[Any]) -> Tensor | None:
+    """The squared factor (C,) of a batch norm in evaluation mode; None without weights and statistics.
 
-    args: of the operator, with what the weights are in their places.
+    args: the arguments of the operator, with tensors in the place of their tags.
     """
     weight, variance, eps, epsilon = (
         operators.argument(op.func, name, args, default=None)
         for name in ("weight", "running_var", "eps", "epsilon")
     )
-    scale = wide(weight).square() if isinstance(weight, Tensor) else None
+    scale = widen(weight).square() if isinstance(weight, Tensor) else None
     if isinstance(variance, Tensor):
-        inverse = 1 / (wide(variance) + (epsilon if eps is None else eps))
+        inverse = 1 / (widen(variance) + (epsilon if eps is None else eps))
         scale = inverse if scale is None else scale * inverse
     return scale
 
@@ -161,7 +162,7 @@ def batch_norm(op: Op, x: Wave, *args: Any) -> Wave:
 
 @handler(operators.LAYER_NORM, operators.RMS_NORM)
 def layer_norm(op: Op, x: Wave, shape: list[int], weight: Any = None, *args: Any) -> Wave:
-    scaled = x.value * wide(weight).square() if isinstance(weight, Tensor) else x.value
+    scaled = x.value * widen(weight).square() if isinstance(weight, Tensor) else x.value
     return Wave(scaled, x.shape)
 
 
@@ -169,17 +170,17 @@ def layer_norm(op: Op, x: Wave, shape: list[int], weight: Any = None, *args: Any
 def group_norm(op: Op, x: Wave, weight: Any = None, *args: Any) -> Wave:
     if not isinstance(weight, Tensor):
         return x
-    return Wave(x.value * wide(weight).square().view(1, -1, *(1,) * (len(x.shape) - 2)), x.shape)
+    return Wave(x.value * widen(weight).square().view(1, -1, *(1,) * (len(x.shape) - 2)), x.shape)
 
 
 # --------------------------------------------------------------------------- reductions and space
 @handler(operators.MEAN, operators.SUM)
 def reduce(op: Op, x: Wave, over: Any = None, *args: Any, **kwargs: Any) -> Wave:
-    """The sum of m squares, and for the mean the same over m^2."""
+    """The sum of m squares, divided by m^2 for a mean."""
     over = [over] if isinstance(over, int) else over
     over = sorted({d % len(x.shape) for d in over}) if over else list(range(len(x.shape)))
     m = math.prod(x.shape[d] for d in over)
-    held = math.prod(x.value.shape[d] for d in over)  # of the m, how many differ
+    held = math.prod(x.value.shape[d] for d in over)  # the number of the m that differ
     value = x.value.sum(over, keepdim=True) * (m / held) / (m**2 if op.is_a(operators.MEAN) else 1)
     shape = shapes_of(op)[0]
     return Wave(value if len(shape) == len(x.shape) else value.squeeze(over), shape)
@@ -193,7 +194,7 @@ def largest(op: Op, x: Wave, over: Any = None, *args: Any, **kwargs: Any) -> Wav
 
 @handler(operators.SPATIAL)
 def spatial(op: Op, x: Wave, *args: Any, **kwargs: Any) -> Wave:
-    """Poolings and resizings: constant over the dimensions behind the channels, so only their number matters."""
+    """Poolings and resizings: the wave is constant over space, so only the size of the window matters."""
     shape = shapes_of(op)[0]
     inner = list(range(2, len(shape))) if len(shape) > 2 else []
     value = x.value.mean(inner, keepdim=True) if inner else x.value
@@ -215,19 +216,19 @@ def spatial(op: Op, x: Wave, *args: Any, **kwargs: Any) -> Wave:
     operators.SHUFFLE,
     operators.TRIANGLE,
 )
-def moved(op: Op, x: Wave, *args: Any, **kwargs: Any) -> Any:
-    """The operator itself, on the squares: constant dimensions stay so, for nothing is copied to move them."""
+def move(op: Op, x: Wave, *args: Any, **kwargs: Any) -> Any:
+    """Apply the operator to the squares; constant dimensions keep stride 0, because nothing is copied."""
     out = op.func(x.full(), *args, **kwargs)
-    return [collapsed(each) for each in out] if isinstance(out, (tuple, list)) else collapsed(out)
+    return [collapse(each) for each in out] if isinstance(out, (tuple, list)) else collapse(out)
 
 
 @handler(operators.VIEW)
 def view(op: Op, x: Wave, *args: Any) -> Wave:
-    return collapsed(x.full().reshape(shapes_of(op)[0]))
+    return collapse(x.full().reshape(shapes_of(op)[0]))
 
 
 @handler(operators.CAT)
-def cat(op: Op, tensors: list, dim: int = 0) -> Wave:
+def cat(op: Op, tensors: list[Any], dim: int = 0) -> Wave:
     shape = shapes_of(op)[0]
     dim %= len(shape)
     waves = [wave if isinstance(wave, Wave) else constant(wave) for wave in tensors]
@@ -240,20 +241,20 @@ def cat(op: Op, tensors: list, dim: int = 0) -> Wave:
 
 
 @handler(operators.STACK)
-def stack(op: Op, tensors: list, dim: int = 0) -> Wave:
+def stack(op: Op, tensors: list[Any], dim: int = 0) -> Wave:
     waves = [wave if isinstance(wave, Wave) else constant(wave) for wave in tensors]
     wide = torch.broadcast_shapes(*(wave.value.shape for wave in waves))
     return Wave(torch.stack([wave.value.expand(wide) for wave in waves], dim), shapes_of(op)[0])
 
 
 def constant(other: Tensor | Untracked) -> Wave:
-    """What does not depend on an activation carries no wave."""
+    """The wave of a tensor that depends on no activation: zero."""
     return Wave(torch.zeros((1,) * len(other.shape)), tuple(other.shape))
 
 
 @handler(operators.PADDING)
 def pad(op: Op, x: Wave, amounts: list[int], *args: Any) -> Wave:
-    """Padding of space is left out, as convolutions leave it out; padded channels carry nothing."""
+    """Padding of space is ignored, as in convolutions; padded channels are zero."""
     value = x.value
     for k in range(len(amounts) // 2):
         d = len(x.shape) - 1 - k
@@ -265,7 +266,7 @@ def pad(op: Op, x: Wave, amounts: list[int], *args: Any) -> Wave:
 
 @handler(operators.INDEXING)
 def index(op: Op, x: Wave, *args: Any) -> Wave:
-    """Which elements are taken is not known, so each is the mean over what may be taken."""
+    """The elements taken are unknown, so each is the mean over those that may be taken."""
     shape = shapes_of(op)[0]
     same = len(shape) == len(x.shape)
     value = x.value

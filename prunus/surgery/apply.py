@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from prunus.errors import UserError, unknown
-from prunus.graph import Graph, Keep, set_attributes, skeleton
+from prunus.graph import Graph, Keep, make_skeleton, set_attributes
 from prunus.surgery.copies import checked_tensors, clone, resize
 from prunus.surgery.proof import prove
 from prunus.surgery.slicing import cut, mask_tensors
@@ -36,7 +36,7 @@ def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
         FileError: `model` is not the model that was traced.
         UserError: `keep` does not fit the graph.
     """
-    keep, tensors = graph.checked(keep), checked_tensors(model, graph)
+    keep, tensors = graph.check_keep(keep), checked_tensors(model, graph)
     return clone(model, mask_tensors(tensors, graph, keep))
 
 
@@ -67,7 +67,7 @@ def crop(
         FileError: `model` is not the model that was traced.
         UserError: `keep` does not fit the graph, or `weights` has an unknown name or a wrong shape.
     """
-    keep, tensors = graph.checked(keep), checked_tensors(model, graph)
+    keep, tensors = graph.check_keep(keep), checked_tensors(model, graph)
     weights = weights or {}
     for name, tensor in weights.items():
         if name not in tensors:
@@ -78,10 +78,8 @@ def crop(
                 f"{tuple(tensor.shape)}; give it uncut."
             )
     part = cut({**tensors, **weights}, graph, keep)
-    part |= {
-        n: t.clone() for n, t in part.items() if n not in graph.parameters
-    }  # the call may write to buffers
-    bare = skeleton.skeleton(model)
+    part |= {n: t.clone() for n, t in part.items() if n not in graph.parameters}  # the call may write to them
+    bare = make_skeleton(model)
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in bare.named_modules():
         module.training = modes[name]
@@ -108,7 +106,7 @@ def shrink(model: nn.Module, graph: Graph, keep: Keep, *, verify: str = "on") ->
     """
     if verify not in ("on", "off"):
         raise UserError(f'verify must be "on" or "off", got {verify!r}.')
-    keep = graph.checked(keep)
+    keep = graph.check_keep(keep)
     small = resize(model, graph, keep, checked_tensors(model, graph))
     if verify == "on":
         prove(model, graph, keep, small)

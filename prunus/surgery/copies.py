@@ -89,11 +89,9 @@ def clone(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
         memo[id(tensor)] = (
             nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
         )
-    small = skeleton.copied(model, memo)
+    small = skeleton.copy_model(model, memo)
     names = {steps: name for steps, (name, _, _) in _parametrisations(small).items()}
-    plain: dict[
-        nn.Module, nn.Parameter
-    ] = {}  # replaces the parametrisations that could not take the new value
+    plain: dict[nn.Module, nn.Parameter] = {}  # of parametrisations that could not take theirs
     for module in list(small.modules()):
         if parametrize.is_parametrized(module):
             values = {a: tensors[names[steps]].detach() for a, steps in lists_of(module).items()}

@@ -43,7 +43,7 @@ def carry_over(
         UserError: The optimiser holds parameters that are not the model's or are parametrised, its state does not
             have its parameters' shapes, or `small` is not this keep of the traced model.
     """
-    keep = graph.checked(keep)
+    keep = graph.check_keep(keep)
     small_ema = None if ema is None else resize(ema, graph, keep, checked_tensors(ema, graph))
     if optimizer is None:
         return None, small_ema

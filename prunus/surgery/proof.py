@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from prunus.errors import PruningError
-from prunus.graph import Graph, Keep, skeleton, tracer
+from prunus.graph import Graph, Keep, make_skeleton, skeleton, tracer
 from prunus.surgery.copies import checked_tensors, clone, effective_tensors, resize
 from prunus.surgery.slicing import Places, mask_tensors, slice_tensor
 
@@ -104,7 +104,7 @@ def verify(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module | None =
         UserError: `keep` does not fit the graph.
     """
     start = time.perf_counter()
-    keep = graph.checked(keep)
+    keep = graph.check_keep(keep)
     tensors = checked_tensors(model, graph)
     if small is not None:
         _check_weights(graph, keep, tensors, effective_tensors(small))
@@ -158,7 +158,7 @@ def _difference(
             name: tensor * sign if name in graph.parameters else tensor
             for (name, tensor), sign in zip(perturbed.items(), signs, strict=True)
         }
-    plain = skeleton.skeleton(model, real=True)
+    plain = make_skeleton(model, real=True)
     reference = clone(plain, mask_tensors(perturbed, graph, keep)).eval()
     small = resize(plain, graph, keep, perturbed).eval()
     device = next(iter(tensors.values())).device
@@ -167,7 +167,7 @@ def _difference(
         own = tree_map_only(torch.Tensor, torch.clone, example)  # the forward pass may write to it
         got = tracer.output_tensors(skeleton.call(small, own))
     expected = tracer.output_tensors(
-        tracer.run(reference, example, tracer.copied_layouts(graph.layouts), keep)[1]
+        tracer.run(reference, example, tracer.copy_layouts(graph.layouts), keep)[1]
     )
     if not any(tensor.isfinite().any() for tensor in expected):
         return float("inf")  # nothing finite to compare, so nothing is proved

@@ -2,15 +2,15 @@
 
 Its files, in the order in which to read them:
 
-    contexts      modes, memory formats and random states that are put back afterwards
-    recipe        how a model is trained
-    along         what a method does beside a training
-    checkpoint    the whole state of a training in one file
-    loop          fit
+    contexts      modes, memory formats and random states that are restored afterwards
+    recipe        the settings of a training
+    along         the hooks by which a method takes part in a training
+    checkpoint    the whole state of a training, in one file
+    loop          fit, the training loop
 """
 
 from prunus.train.along import Along, Beside
-from prunus.train.checkpoint import Training, distinct
+from prunus.train.checkpoint import Training, named_tensors
 from prunus.train.contexts import in_mode
 from prunus.train.loop import Trainable, fit, share_buffers
 from prunus.train.recipe import Recipe
@@ -21,8 +21,8 @@ __all__ = [
     "Recipe",
     "Trainable",
     "Training",
-    "distinct",
     "fit",
     "in_mode",
+    "named_tensors",
     "share_buffers",
 ]

@@ -1,6 +1,6 @@
-"""What a method does beside a training."""
+"""The hooks by which a method takes part in a training."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -9,26 +9,47 @@ from prunus.train.checkpoint import Training
 
 
 class Along:
-    """What a method does beside a training. This one does nothing; a method overrides what it needs.
+    """The hooks by which a method takes part in a training; these do nothing, and a method overrides some.
 
-    It may replace what the parameters and the optimiser's state hold, also by smaller tensors.
+    A hook may replace the data of parameters and of the optimiser's state, also by smaller tensors.
     """
 
     finished = False  # True: the training ends with this step
 
     def decays(self, parameter: Tensor) -> bool:
-        """Whether weight decay acts on a parameter: on biases and the scales of norms it would only distort."""
+        """Decide whether weight decay acts on a parameter.
+
+        Args:
+            parameter: A parameter that is trained.
+
+        Returns:
+            By default True from two dimensions on: decayed biases and scales of norms would only distort.
+        """
         return parameter.dim() > 1
 
     def after_step(self, at: Training, step: int, lr: float) -> None:
-        """Called when step number `step`, taken with learning rate `lr`, is done."""
+        """Act on the model after a step of the optimiser.
 
-    def state(self) -> dict:
-        """What a checkpoint has to hold of it beside the model's tensors, as plain JSON."""
+        Args:
+            at: The training, whose model and optimiser may be changed.
+            step: The number of the step since the start, from 0.
+            lr: The learning rate of that step.
+        """
+
+    def state(self) -> dict[str, Any]:
+        """Describe the state that a checkpoint must hold beside the model's tensors.
+
+        Returns:
+            Plain JSON.
+        """
         return {}
 
-    def restore(self, state: dict) -> None:
-        """Go to where `state` stands, before the model's tensors are filled from the checkpoint."""
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a state, before the model's tensors are restored from the checkpoint.
+
+        Args:
+            state: A result of `state`.
+        """
 
 
 class Search(Protocol):
@@ -44,18 +65,22 @@ class Search(Protocol):
         ...
 
     def step(self, optimizer: Optimizer) -> None:
-        """Called after each step of the optimiser, before its gradients are cleared."""
+        """Take a step of the search, after each of the optimiser, before its gradients are cleared."""
 
-    def state(self) -> dict:
+    def state(self) -> dict[str, Any]:
         """Return the state beside the module's tensors, as plain JSON."""
         ...
 
-    def restore(self, state: dict) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
 
 
 class Beside(Along):
-    """Runs a search beside a training."""
+    """Runs a search, such as DHP or PASS, while a network trains.
+
+    Args:
+        search: The search; it decides about weight decay and when the training ends.
+    """
 
     def __init__(self, search: Search):
         self.search = search

@@ -1,4 +1,4 @@
-"""A training's whole state in one file, checkpoint.safetensors, so that a kill at any moment leaves the last one whole.
+"""The whole state of a training in one file, checkpoint.safetensors, which a kill at any time leaves intact.
 
 Tensors: "model.*" (parameters and buffers), "average.*" (their moving average, if kept), "optimizer.N.*" (of the
 N-th trained parameter). All else (position, history, the settings it belongs to) is JSON in the file's header.
@@ -23,42 +23,44 @@ POSITION = ("settings", "epoch", "batch", "loss_sum", "seconds", "history")
 
 @dataclass
 class Training:
-    """Where a training stands. folder: where its checkpoint lies, if it has one; the fields below it are plain data."""
+    """The state of a training."""
 
     model: nn.Module
     optimizer: Optimizer
-    average: dict[str, Tensor]
-    folder: Path | None
-    settings: dict
-    along: Any  # train.Along
+    average: dict[str, Tensor]  # moving average of the floating-point tensors, by name; empty if it is off
+    folder: Path | None  # of the checkpoint, if one is kept; all fields below are plain data
+    settings: dict[str, Any]  # the recipe and more: a checkpoint of other settings is refused
+    along: Any  # a train.Along
     epoch: int = 0
-    batch: int = 0  # the next one of this epoch
-    loss_sum: float = 0.0  # over this epoch's batches
-    seconds: float = 0.0  # spent on this epoch
-    history: list[dict] = field(default_factory=list)
+    batch: int = 0  # number of the next one in this epoch
+    loss_sum: float = 0.0  # over the batches of this epoch so far
+    seconds: float = 0.0  # spent on this epoch so far
+    history: list[dict[str, Any]] = field(default_factory=list)  # a row for each epoch
 
 
 def save(at: Training) -> None:
-    """Write everything atomically, if there is a folder for it.
+    """Write the checkpoint atomically, if there is a folder for it.
 
-    Raises TrainingError, and keeps the file there was, if a tensor holds NaN or infinity.
+    Raises TrainingError, and keeps the previous checkpoint, if a tensor holds NaN or infinity.
     """
     if at.folder is None:
         return
-    tensors = {f"model.{name}": tensor for name, tensor in distinct(at.model).items()}
+    tensors = {f"model.{name}": tensor for name, tensor in named_tensors(at.model).items()}
     tensors |= {f"average.{name}": tensor for name, tensor in at.average.items()}
     for index, values in at.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": v for key, v in values.items() if isinstance(v, Tensor)}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise TrainingError(f"{name} holds NaN or infinity in epoch {at.epoch + 1}. {kept(at)}")
+            raise TrainingError(
+                f"{name} holds NaN or infinity in epoch {at.epoch + 1}. {describe_checkpoint(at)}"
+            )
     state = {name: getattr(at, name) for name in POSITION} | {"along": at.along.state()}
     header = {"state": json.dumps(state)}
     write_tensors(at.folder / NAME, tensors, header)
 
 
 def load(at: Training) -> None:
-    """Go to where the checkpoint in at.folder stands, if there is one.
+    """Continue from the checkpoint in at.folder, if there is one.
 
     Raises UserError if it was made with other settings or for another model, FileError if it is damaged.
     """
@@ -69,45 +71,57 @@ def load(at: Training) -> None:
     with safe_open(file, "pt") as opened:
         state = json.loads((opened.metadata() or {}).get("state", "{}"))
     if not all(name in state for name in (*POSITION, "along")):
-        raise FileError(f"{file} is no checkpoint of a training; remove it.")
+        raise FileError(f"{file} should be the checkpoint of a training, but has no state of one; remove it.")
     check_same(file, state["settings"], at.settings)
     at.along.restore(state["along"])
-    fill(file, "model", tensors, distinct(at.model))
-    fill(file, "average", tensors, at.average)
-    fill_optimizer(at.optimizer, tensors)
+    restore(file, "model", tensors, named_tensors(at.model))
+    restore(file, "average", tensors, at.average)
+    restore_optimizer(at.optimizer, tensors)
     for name in POSITION:
         setattr(at, name, state[name])
 
 
-def distinct(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, tied ones once."""
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Name the parameters and buffers of a model, each once.
+
+    As graph.named_tensors, which this wing cannot import.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The tensors themselves by name, parameters first; tied ones under their first name.
+    """
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
-def check_same(file: Path, saved: dict, asked: dict) -> None:
+def check_same(file: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:
     """Raise UserError naming the first setting that differs."""
     for key in asked:
         if saved.get(key) != asked[key]:
             raise UserError(
                 f"{file} was made with {key} = {saved.get(key)}, not {asked[key]}. "
-                "Ask for the same, choose another folder, or remove the file to begin anew."
+                "Ask for the same, choose another folder, or remove the file to start again."
             )
 
 
 @torch.no_grad()
-def fill(file: Path, what: str, saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Copy the tensors saved under "what." into `own`, which must have the same names and shapes."""
+def restore(file: Path, what: str, saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Copy the tensors saved as "what.NAME" into `own`. Raises UserError if names or shapes differ."""
     saved = {name.removeprefix(f"{what}."): t for name, t in saved.items() if name.startswith(f"{what}.")}
     for name in sorted(own.keys() | saved.keys()):
         there, here = (tuple(t[name].shape) if name in t else "absent" for t in (saved, own))
         if there != here:
-            raise UserError(f"{file} is of another model: {name} is {there} there and {here} here.")
+            raise UserError(
+                f"{file} is of another model: {name} is {there} there and {here} here. "
+                "Give the model it was made with, or choose another folder."
+            )
     for name, tensor in own.items():
         tensor.copy_(saved[name])
 
 
-def fill_optimizer(optimizer: Optimizer, saved: dict[str, Tensor]) -> None:
-    """Restore what the optimiser remembers of each parameter, laid out in memory like the parameter."""
+def restore_optimizer(optimizer: Optimizer, saved: dict[str, Tensor]) -> None:
+    """Restore the optimiser's state of each parameter, in the memory layout of the parameter."""
     state = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in saved.items():
@@ -115,14 +129,14 @@ def fill_optimizer(optimizer: Optimizer, saved: dict[str, Tensor]) -> None:
         if what == "optimizer":
             index, _, key = rest.partition(".")
             like = parameters[int(index)]
-            # in another layout the last bit of what follows might differ
+            # in another layout the last bit of later steps might differ
             value = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor.clone()
             state["state"].setdefault(int(index), {})[key] = value
     optimizer.load_state_dict(state)
 
 
-def kept(at: Training) -> str:
-    """Where the last good state is, in words."""
+def describe_checkpoint(at: Training) -> str:
+    """Say where the last good state is."""
     if at.folder is None or not (at.folder / NAME).exists():
-        return "No checkpoint had been written; the model in memory may be spoilt."
+        return "No checkpoint had been written; the model in memory may be unusable."
     return f"The last good state is kept in {at.folder / NAME}."

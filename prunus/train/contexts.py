@@ -1,4 +1,4 @@
-"""What training borrows from a model or the process, and puts back: modes, memory layout, weights, random states."""
+"""Contexts that restore afterwards what training changes: modes, memory layout, weights, random states."""
 
 import random
 from collections.abc import Iterator
@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """`model` in training or evaluation mode; each module's own mode is put back."""
+    """Put a model into training or evaluation mode.
+
+    Args:
+        model: The model.
+        training: True for training mode, False for evaluation mode.
+
+    Returns:
+        A context manager, after which each module is in its own mode again.
+    """
     before = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:
@@ -23,29 +31,29 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def channels_last(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """`model` laid out channels-last if `wanted`.
+    """Lay out a model channels-last if `wanted`, and contiguously again afterwards.
 
-    Put back after, because sums in another layout differ in the last bit, and what is computed after training
-    should not depend on whether the weights have been through a file.
+    Sums in another layout differ in the last bit, and results after training should not depend on whether the
+    weights have been through a file.
     """
     had_it = any(p.dim() == 4 and not p.is_contiguous() for p in model.parameters())
     if wanted:
-        model.to(memory_format=torch.channels_last)
+        _lay_out(model, torch.channels_last)
     try:
         yield
     finally:
         if wanted and not had_it:
-            model.to(memory_format=torch.contiguous_format)
+            _lay_out(model, torch.contiguous_format)
 
 
 @contextmanager
-def in_bounds(model: nn.Module) -> Iterator[None]:
-    """Keep training on a CPU away from a fault of oneDNN that overwrites memory or gives a wrong gradient.
+def avoid_onednn_fault(model: nn.Module) -> Iterator[None]:
+    """Avoid, in training on a CPU, a fault of oneDNN that overwrites memory or returns a wrong gradient.
 
     The weight gradient of a strided 1x1 convolution, channels-last and in single precision, is computed wrongly by
-    oneDNN 3.12 (in torch 2.13; its issue 6035) if there are fewer input channels than it works on at once: 8 with
-    AVX2. Pruning may leave so few at any step, so within this context every such convolution sees its images and
-    weights in the contiguous layout.
+    oneDNN 3.12 (in torch 2.13; its issue 6035) if there are fewer input channels than it processes at once: 8
+    with AVX2. Pruning may leave fewer at any step, so within this context every such convolution takes its
+    images and weights in the contiguous layout.
     """
     found = [module for module in model.modules() if isinstance(module, nn.Conv2d) and _strided(module)]
     found = [module for module in found if any(p.device.type == "cpu" for p in model.parameters())]
@@ -54,14 +62,18 @@ def in_bounds(model: nn.Module) -> Iterator[None]:
     ]
     hooks = [module.register_forward_pre_hook(_plain_images) for module in found]
     for module in last:
-        module.to(memory_format=torch.contiguous_format)
+        _lay_out(module, torch.contiguous_format)
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
         for module in last:
-            module.to(memory_format=torch.channels_last)
+            _lay_out(module, torch.channels_last)
+
+
+def _lay_out(module: nn.Module, memory_format: torch.memory_format) -> None:
+    module.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]  # torch's stub lacks this form
 
 
 def _strided(module: nn.Conv2d) -> bool:
@@ -78,8 +90,8 @@ def _plain_images(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tenso
 
 
 @contextmanager
-def swapped(model_tensors: dict[str, Tensor], others: dict[str, Tensor]) -> Iterator[None]:
-    """The values of `others` in place of the model's, and the model's back after."""
+def swap_in(model_tensors: dict[str, Tensor], others: dict[str, Tensor]) -> Iterator[None]:
+    """Give a model the values of `others`, and its own again afterwards."""
     exchange(model_tensors, others)
     try:
         yield
@@ -98,7 +110,7 @@ def exchange(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> None:
 
 @contextmanager
 def own_randomness() -> Iterator[None]:
-    """Random states of torch, numpy and Python may be set at will; the caller's are put back."""
+    """Restore the random states of torch, numpy and Python afterwards, so that they may be set freely."""
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 (the global one is meant)
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
@@ -110,7 +122,7 @@ def own_randomness() -> Iterator[None]:
 
 
 def reseed(*numbers: int) -> None:
-    """Set every global random state from `numbers`, unrelated for unlike ones."""
+    """Set every global random state from `numbers`; other numbers give unrelated states."""
     words = np.random.SeedSequence(numbers).generate_state(3).tolist()
     torch.manual_seed(words[0])
     np.random.seed(words[1])  # noqa: NPY002

@@ -1,13 +1,13 @@
-"""Training: one visible loop, on one device or under torchrun, that can be killed and goes on bit-equal on a CPU.
+"""The training loop, on one device or under torchrun; it can be killed, and resumes bit-equal on a CPU.
 
-A step's randomness (order, augmentation, dropout) is drawn from (seed, step) alone. So a checkpoint needs no
-random states, and a resumed run is the uninterrupted one.
+The randomness of a step (order, augmentation, dropout) depends on (seed, step) alone. So a checkpoint needs
+no random states, and a resumed run equals the uninterrupted one.
 """
 
 import math
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,18 +19,26 @@ from torch import Tensor, nn
 
 from prunus.errors import TrainingError, UserError
 from prunus.metrics import Metric
-from prunus.progress import silent
+from prunus.progress import Step, silent
 from prunus.train import checkpoint
 from prunus.train.along import Along
 from prunus.train.checkpoint import Training
-from prunus.train.contexts import channels_last, exchange, in_bounds, in_mode, own_randomness, reseed, swapped
+from prunus.train.contexts import (
+    avoid_onednn_fault,
+    channels_last,
+    exchange,
+    in_mode,
+    own_randomness,
+    reseed,
+    swap_in,
+)
 from prunus.train.recipe import OPTIMIZERS, Recipe, learning_rate
 
 SAVE_EVERY_S = 30.0
 
 
 class Trainable(Protocol):
-    """What a training knows of a task; see `tasks.Task`, which has all of it."""
+    """The part of a task that training uses; `tasks.Task` has all of it."""
 
     metric: Metric
     data: Any  # with the splits `train` and `val`
@@ -57,36 +65,49 @@ def fit(
     seed: int = 0,
     teacher: nn.Module | None = None,
     along: Along | None = None,
-    progress=silent,
+    progress: Callable[..., AbstractContextManager[Step]] = silent,
     label: str = "training",
-) -> list[dict]:
-    """Train `model` in place on task.data.train; a row per epoch: epoch, loss, lr, seconds, the metric on val.
+) -> list[dict[str, Any]]:
+    """Train a model in place on task.data.train, and evaluate it on task.data.val after each epoch.
 
-    folder: a checkpoint is kept there, every epoch and every half minute, and gone on from if there is one.
-    teacher: gives the answers recipe.distill_weight asks for. along: what a method does beside the training.
-    The model ends on the device Accelerate chose; modes and global random states are put back.
-    Raises TrainingError if the loss is NaN or infinite: the last good checkpoint stays.
+    Args:
+        model: The model; it ends on the device that Accelerate chose, in its modes of before.
+        task: The loss, the metric and the data.
+        recipe: The settings.
+        folder: A folder for a checkpoint, written every epoch and every 30 s; training continues from it.
+        seed: The seed of the order, augmentation and dropout.
+        teacher: A network whose answers are learned too, by recipe.distill_weight.
+        along: The hooks of a method.
+        progress: Shows the steps, such as `progress.bar`.
+        label: The name of the stage, for `progress`.
+
+    Returns:
+        A row for each epoch: epoch, loss, lr, seconds, and the metric by its key.
+
+    Raises:
+        TrainingError: The loss or a tensor is NaN or infinite; the last good checkpoint stays.
+        UserError: Nothing of the model is trained, or the checkpoint is of another training.
     """
-    accelerator = Accelerator(mixed_precision="no")  # the recipe's precision is applied in `objective`
+    accelerator = Accelerator(mixed_precision="no")  # `make_objective` applies the recipe's precision
     along = along or Along()
     teacher = teacher if recipe.distill_weight else None
-    train, steps = task.data.train, task.data.train.steps(recipe.batch_size)  # of an epoch
+    train, steps = task.data.train, task.data.train.steps(recipe.batch_size)  # per epoch
     show = progress if accelerator.is_main_process else silent
-    with borrowed(model, teacher, recipe, accelerator.device), show(label, recipe.epochs * steps) as shown:
+    with borrow(model, teacher, recipe, accelerator.device), show(label, recipe.epochs * steps) as shown:
         settings = asdict(recipe) | {"seed": seed, "distilled": teacher is not None, "pictures": len(train)}
         at = begin(model, recipe, settings, folder, along)
         shown(at.epoch * steps + at.batch)
-        loss_of = objective(task, prepared(model, accelerator), teacher, recipe)
+        loss_of = make_objective(task, wrap(model, accelerator), teacher, recipe)
         saved_s = time.monotonic()
         while at.epoch < recipe.epochs and not along.finished:
             began_s = time.monotonic() - at.seconds
-            for x, y in train.batches(recipe.batch_size, **order(at, accelerator)):
+            for x, y in train.batches(recipe.batch_size, **next_batches(at, accelerator)):
                 step = at.epoch * steps + at.batch
                 lr = learning_rate(recipe, step / steps)
                 reseed(seed, step, accelerator.process_index)
                 loss = take_step(at, recipe, accelerator, lr, loss_of(x, y))
                 along.after_step(at, step, lr)
-                follow(at, recipe, step)
+                update_average(at, recipe, step)
                 at.batch, at.loss_sum = at.batch + 1, at.loss_sum + loss
                 at.seconds = time.monotonic() - began_s
                 shown(1, f"epoch {at.epoch + 1}, loss {loss:.3f}")
@@ -98,60 +119,65 @@ def fit(
             end_epoch(at, task, recipe, steps)
             if accelerator.is_main_process:
                 checkpoint.save(at)
-        exchange(averaged(model), at.average)
+        exchange(floating_tensors(model), at.average)
         share_buffers(model, accelerator)
     return at.history
 
 
-def borrowed(model: nn.Module, teacher: nn.Module | None, recipe: Recipe, device: torch.device) -> ExitStack:
-    """`model` on the device in training mode, `teacher` in evaluation mode, random states to be set at will."""
+def borrow(model: nn.Module, teacher: nn.Module | None, recipe: Recipe, device: torch.device) -> ExitStack:
+    """Move both to the device, the model in training mode, the teacher in evaluation mode, until closed."""
     stack = ExitStack()
     stack.enter_context(own_randomness())
     stack.enter_context(in_mode(model.to(device), True))
     stack.enter_context(channels_last(model, recipe.channels_last))
-    stack.enter_context(in_bounds(model))
+    stack.enter_context(avoid_onednn_fault(model))
     if teacher is not None:
         stack.enter_context(in_mode(teacher.to(device), False))
     return stack
 
 
 def begin(
-    model: nn.Module, recipe: Recipe, settings: dict, folder: Path | str | None, along: Along
+    model: nn.Module, recipe: Recipe, settings: dict[str, Any], folder: Path | str | None, along: Along
 ) -> Training:
-    """The start of a training, or where its checkpoint stands."""
+    """Start a training, or continue from its checkpoint."""
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
-        raise UserError("no parameter of the model requires gradients: there is nothing to train.")
+        raise UserError(
+            f"there is nothing to train: no parameter of this {type(model).__name__} requires gradients; "
+            "unfreeze some (parameter.requires_grad_())."
+        )
     groups = [
         {"params": [p for p in trained if along.decays(p)], "weight_decay": recipe.weight_decay},
         {"params": [p for p in trained if not along.decays(p)], "weight_decay": 0.0},
     ]
     optimizer = OPTIMIZERS[recipe.optimizer]([group for group in groups if group["params"]], recipe)
-    average = {n: t.detach().clone() for n, t in averaged(model).items()} if recipe.ema_decay else {}
+    average = {n: t.detach().clone() for n, t in floating_tensors(model).items()} if recipe.ema_decay else {}
     at = Training(model, optimizer, average, Path(folder) if folder else None, settings, along)
     checkpoint.load(at)
     return at
 
 
-def prepared(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """`model`, wrapped if there are several processes.
+def wrap(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Wrap the model if there are several processes.
 
-    Accelerate's mark on it is taken off: with it, a second training of the model would go unwrapped.
+    Accelerate's mark on it is removed, because with it a second training of the model would not be wrapped.
     """
     runner = accelerator.prepare_model(model)
     vars(model).pop("_is_accelerate_prepared", None)
     return runner
 
 
-def order(at: Training, accelerator: Accelerator) -> dict:
-    """Which batches are next, in this process."""
+def next_batches(at: Training, accelerator: Accelerator) -> dict[str, Any]:
+    """The arguments of `batches` that give this process its next ones."""
     share = accelerator.process_index, accelerator.num_processes
     seed = at.settings["seed"]
     return {"seed": seed, "epoch": at.epoch, "start": at.batch, "augment": True, "share": share}
 
 
-def objective(task: Trainable, model: nn.Module, teacher: nn.Module | None, recipe: Recipe) -> Callable:
-    """A function from a batch (x, y) to the loss to go down on."""
+def make_objective(
+    task: Trainable, model: nn.Module, teacher: nn.Module | None, recipe: Recipe
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Make the function from a batch (x, y) to the loss that is minimised."""
     device = next(model.parameters()).device
 
     def loss_of(x: Tensor, y: Tensor) -> Tensor:
@@ -170,11 +196,12 @@ def objective(task: Trainable, model: nn.Module, teacher: nn.Module | None, reci
 
 
 def take_step(at: Training, recipe: Recipe, accelerator: Accelerator, lr: float, loss: Tensor) -> float:
-    """Go down on `loss`, of which the value is returned. Raises TrainingError if it is NaN or infinite."""
+    """Take a step to lower the loss; returns its value. Raises TrainingError unless it is finite."""
     value = loss.item()
     if not math.isfinite(value):
         raise TrainingError(
-            f"the loss is {value} in epoch {at.epoch + 1}, batch {at.batch + 1}. {checkpoint.kept(at)} "
+            f"the loss is {value} in epoch {at.epoch + 1}, batch {at.batch + 1}. "
+            f"{checkpoint.describe_checkpoint(at)} "
             f"A learning rate below {recipe.lr}, clip_norm or a longer warm-up may help."
         )
     for group in at.optimizer.param_groups:
@@ -187,23 +214,23 @@ def take_step(at: Training, recipe: Recipe, accelerator: Accelerator, lr: float,
     return value
 
 
-def averaged(model: nn.Module) -> dict[str, Tensor]:
-    """What a moving average of a model is taken of: parameters and the buffers that are fractions."""
-    return {name: t for name, t in checkpoint.distinct(model).items() if t.is_floating_point()}
+def floating_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The floating-point parameters and buffers by name, of which a moving average is taken."""
+    return {name: t for name, t in checkpoint.named_tensors(model).items() if t.is_floating_point()}
 
 
 @torch.no_grad()
-def follow(at: Training, recipe: Recipe, step: int) -> None:
-    """Move the average, if kept, towards the model; faster in the first steps, when the average is all start."""
+def update_average(at: Training, recipe: Recipe, step: int) -> None:
+    """Move the average, if it is on, towards the model; faster at first, away from the initial weights."""
     decay = min(recipe.ema_decay, (1 + step) / (10 + step))
-    tensors = averaged(at.model) if at.average else {}
+    tensors = floating_tensors(at.model) if at.average else {}
     for name, average in at.average.items():
         average.lerp_(tensors[name], 1 - decay)
 
 
 def end_epoch(at: Training, task: Trainable, recipe: Recipe, steps: int) -> None:
-    """Measure on val, with the average if kept; note the epoch's row and stand before the next one."""
-    with swapped(averaged(at.model), at.average):
+    """Evaluate on val, with the average if it is on; add a row to the history and go to the next epoch."""
+    with swap_in(floating_tensors(at.model), at.average):
         metric = task.evaluate(at.model, task.data.val)[task.metric.key]
     lr = learning_rate(recipe, at.epoch + (at.batch - 1) / steps)  # the last step's
     row = {"epoch": at.epoch + 1, "loss": at.loss_sum / at.batch, "lr": lr, "seconds": at.seconds}
@@ -212,7 +239,12 @@ def end_epoch(at: Training, task: Trainable, recipe: Recipe, steps: int) -> None
 
 
 def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
-    """Give all processes the first one's buffers: each has seen its own part of the last batch."""
+    """Give all processes the buffers of the first, because each has seen another part of the last batch.
+
+    Args:
+        model: The model, the same in every process but for its buffers.
+        accelerator: Accelerate's view of the processes.
+    """
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             buffer.copy_(broadcast(buffer))

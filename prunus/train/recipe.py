@@ -1,7 +1,8 @@
-"""A recipe: how a model is trained."""
+"""A recipe: the settings of a training."""
 
 import math
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -9,11 +10,11 @@ from torch.optim import Optimizer
 from prunus.errors import UserError, unknown
 
 
-def advised_precision() -> str:
-    """The precision that trains fastest on this machine: "bf16" where the hardware computes in it, "no" otherwise.
+def choose_precision() -> str:
+    """Choose the faster precision on this machine: "bf16" if the hardware computes in it, otherwise "no".
 
-    A processor without bf16 instructions emulates them: measured on one with AVX2 alone, a step under autocast takes
-    eight times as long as in full precision.
+    A processor without bf16 instructions emulates them: measured on one with AVX2 alone, a step under
+    autocast takes eight times as long as in full precision.
     """
     if torch.accelerator.is_available():
         return "bf16"
@@ -22,25 +23,27 @@ def advised_precision() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to train. lr: the highest, reached after the warm-up, from where a cosine leads to 0.
+    """The settings of a training.
 
-    Batches are of all processes together. ema_decay: the weights end as their moving average; 0 is off.
-    distill_weight: share of the loss that asks for a teacher's answers, where there is a teacher.
+    Raises:
+        UserError: An optimiser or precision is unknown, or a number is out of its range.
     """
 
     epochs: int
-    batch_size: int = 128
+    batch_size: int = 128  # over all processes together
     optimizer: str = "sgd"  # or "adamw"
-    lr: float = 0.1
+    lr: float = 0.1  # the highest, reached after the warm-up, from which a cosine leads to 0
     momentum: float = 0.9  # Nesterov's; of sgd
     weight_decay: float = 5e-4  # of weights, not of biases and norms
     warmup_epochs: float = 0.0
     label_smoothing: float = 0.0
-    ema_decay: float = 0.0
-    clip_norm: float | None = None
-    precision: str = field(default_factory=advised_precision)  # "bf16" (autocast) or "no" (full precision)
+    ema_decay: float = 0.0  # the weights end as their moving average with this decay; 0 is off
+    clip_norm: float | None = None  # largest norm of the gradient
+    precision: str = field(default_factory=choose_precision)  # "bf16" (autocast) or "no" (full precision)
     channels_last: bool = True  # memory layout
-    distill_weight: float = 0.0
+    distill_weight: float = (
+        0.0  # share of the distance to the teacher's answers in the loss, if there is a teacher
+    )
     distill_temperature: float = 4.0
 
     def __post_init__(self):
@@ -52,16 +55,18 @@ class Recipe:
         for name, value in asdict(self).items():
             least = 1 if name == "batch_size" else 0
             if isinstance(value, int | float) and not least <= value <= most.get(name, math.inf):
-                raise UserError(f"{name} should lie in {least}..{most.get(name, '')}, but is {value}.")
+                raise UserError(
+                    f"recipe: {name} should lie in {least}..{most.get(name, '')}, but is {value}."
+                )
 
 
-def sgd(groups: list[dict], recipe: Recipe) -> Optimizer:
-    """Stochastic gradient descent with Nesterov's momentum."""
+def sgd(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:
+    """Make the optimiser SGD, stochastic gradient descent with Nesterov's momentum."""
     return torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0)
 
 
-def adamw(groups: list[dict], recipe: Recipe) -> Optimizer:
-    """Adam with decoupled weight decay, a kernel for all of a step."""
+def adamw(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:
+    """Make the optimiser AdamW, Adam with decoupled weight decay; one kernel computes a whole step."""
     return torch.optim.AdamW(groups, recipe.lr, fused=True)
 
 

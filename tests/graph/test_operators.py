@@ -15,7 +15,7 @@ from prunus.graph import operators, trace
 from prunus.graph.operators import Family, argument, family_of, functional, normal_name, operands, position
 from prunus.graph.rules import registry
 from prunus.graph.rules.registry import RULES
-from prunus.latency.profiling import tables
+from prunus.latency.profiling import measure_tables
 from prunus.sparse import neighbours, reach, squares
 from tests.lib.latency import Fake
 
@@ -264,7 +264,7 @@ def test_its_weights_are_scored_by_their_neighbours(declared, recwarn):
     same(both(declared, sparse.lookahead))
     same(both(declared, lambda model, graph: sparse.wanda(model, graph, [(EXAMPLE, None)])))
     assert not [each for each in recwarn if "lookahead does not see" in str(each.message)]
-    assert neighbours.multiplying(declared[1]) == ["first.weight", "last.weight"]
+    assert neighbours.find_multipliers(declared[1]) == ["first.weight", "last.weight"]
 
 
 def test_zeros_in_its_weights_reach_its_units(declared):
@@ -296,7 +296,7 @@ def test_it_is_timed(declared, tmp_path):
     assert [(each.full, each.kind) for each in found] == [(each.full, each.kind) for each in expected]
     assert [each.kind for each in found] == ["products", "others", "others", "products"]
     fake = Fake()
-    tables(own, graph, runtime=fake, cache=tmp_path)
+    measure_tables(own, graph, runtime=fake, cache=tmp_path)
     assert any("mixed_linear" in key for key in fake.timed) and any("scaled" in key for key in fake.timed)
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 import prunus
 from prunus.errors import UserError
-from prunus.graph import skeleton
+from prunus.graph import make_skeleton
 from prunus.selection import cost
 from tests.lib import nets
 from tests.lib.graphs import counted_macs
@@ -23,9 +23,9 @@ def test_macs_and_params_equal_what_the_shrunk_module_does(name, seed):
     assert prunus.macs(graph, keep) == counted_macs(small, example)
     plain = nets.build(name)[0]
     assert prunus.params(graph) == sum(
-        p.numel() for n, p in skeleton.skeleton(plain).named_parameters()
+        p.numel() for n, p in make_skeleton(plain).named_parameters()
     )  # a parametrised weight counts as what it is after training
-    assert prunus.params(graph, keep) == sum(p.numel() for p in skeleton.skeleton(small).parameters())
+    assert prunus.params(graph, keep) == sum(p.numel() for p in make_skeleton(small).parameters())
 
 
 def test_fused_attention_is_counted():

@@ -178,7 +178,7 @@ def test_every_promise_holds(case, how, round_to, name, share, floor, cap, froze
     except BudgetError:
         return
     assert keep == select(graph, scores, Budget(**{name: share}), **options)
-    assert keep == graph.checked(keep) and list(keep) == list(graph.axes)
+    assert keep == graph.check_keep(keep) and list(keep) == list(graph.axes)
     assert spent(graph, keep, name) <= share * whole(graph, name)
     for axis, kept in keep.items():
         size, score = graph.axes[axis].size, scores[axis]

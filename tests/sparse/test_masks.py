@@ -299,7 +299,7 @@ def test_nan_behind_a_mask_is_zero_and_has_no_gradient():
 def test_masks_of_something_else_are_refused_and_nothing_changes(wrong, words):
     model, example = build("residual")
     graph = prunus.trace(model, example)
-    for refuse in (masks.checked, masks.dead, lambda *a: masks.sliced(a[0], {}, a[1])):
+    for refuse in (masks.check_masks, masks.dead, lambda *a: masks.sliced(a[0], {}, a[1])):
         with pytest.raises(UserError, match=words):
             refuse(graph, wrong)
     for traced in (graph, None):

@@ -115,19 +115,19 @@ def test_an_axis_whose_order_matters_keeps_it(monkeypatch):
     monkeypatch.setattr(permutation, "_same", lambda model, graph, tensors, order: "up" not in order)
     found = permuted(model, graph, scores, "1:2")
     assert found.order == {axis: order for axis, order in usual.items() if axis != "up"} != usual
-    assert found.skipped == {"up": "another order changes what the model computes"}
+    assert found.skipped == {"up": "another order changes the outputs of the model"}
 
 
 def test_the_proof_sees_a_wrong_order(monkeypatch):
     """Some tensor does not follow: whatever is tried, nothing is permuted."""
     model, example = nets.build("attention")
     graph = prunus.trace(model, example)
-    right = permutation._reordered
+    right = permutation._reorder
 
     def wrong(graph, tensors, order):
         return right(graph, tensors, order) | {"up.bias": tensors["up.bias"]}
 
-    monkeypatch.setattr(permutation, "_reordered", wrong)
+    monkeypatch.setattr(permutation, "_reorder", wrong)
     with torch.no_grad():
         model.up.bias.copy_(torch.arange(len(model.up.bias)))
     found = permuted(model, graph, weight_scores.magnitude(model, graph), "1:2")

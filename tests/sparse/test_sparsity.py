@@ -10,7 +10,7 @@ import prunus
 from prunus.errors import BudgetError, UserError
 from prunus.selection import Sparsity
 from prunus.sparse import choose, eligible, ranking, top
-from prunus.sparse.allocation import allocated, counts
+from prunus.sparse.allocation import allocate, allocate_by_shapes
 from prunus.sparse.ranking import lamp
 
 SHAPES = {
@@ -218,25 +218,25 @@ def test_equal_scores(allocation, value):
 
 
 def test_uniform_keeps_the_same_share_everywhere():
-    found = counts({n: torch.Size(s) for n, s in SHAPES.items()}, 0.8)
+    found = allocate_by_shapes({n: torch.Size(s) for n, s in SHAPES.items()}, 0.8)
     assert all(abs(count - 0.2 * torch.Size(SHAPES[name]).numel()) < 1 for name, count in found.items())
 
 
 def test_uniform_plus_spares_the_ends():
     shapes = {n: torch.Size(s) for n, s in SHAPES.items()}
-    found = counts(shapes, 0.9, "uniform_plus")
+    found = allocate_by_shapes(shapes, 0.9, "uniform_plus")
     assert found["conv1"] == shapes["conv1"].numel() and found["out"] == 0.2 * shapes["out"].numel()
     assert abs(share_kept(found["conv2"], "conv2") - share_kept(found["fc"], "fc")) < 1e-3
-    mild = counts(shapes, 0.3, "uniform_plus")  # here a fifth is not the bound
+    mild = allocate_by_shapes(shapes, 0.3, "uniform_plus")  # here a fifth is not the bound
     assert abs(share_kept(mild["out"], "out") - share_kept(mild["fc"], "fc")) < 2e-3
     with pytest.raises(BudgetError, match=r"the most is 0\.98"):
-        counts(shapes, 0.99, "uniform_plus")
+        allocate_by_shapes(shapes, 0.99, "uniform_plus")
 
 
 def test_erk_is_the_papers_loop():
     """The largest excess becomes dense, one at a time, until none is left."""
     shapes = {n: torch.Size(s) for n, s in SHAPES.items()}
-    found = counts(shapes, 0.7, "erk")
+    found = allocate_by_shapes(shapes, 0.7, "erk")
     total = found_total = sum(found.values())
     raw, dense = {n: sum(s) / s.numel() for n, s in shapes.items()}, set()
     while True:
@@ -290,7 +290,7 @@ def test_the_papers_tables(shapes, rate, rounds, percents):
     for round_, percent in zip(rounds, percents, strict=True):
         expected = {n: s.numel() * (1 - rate(n)) ** round_ for n, s in shapes.items()}
         assert round(100 * sum(expected.values()) / total, 2) == percent
-        found = counts(shapes, 1 - sum(expected.values()) / total, "paper")
+        found = allocate_by_shapes(shapes, 1 - sum(expected.values()) / total, "paper")
         assert all(abs(found[n] - expected[n]) <= 1 for n in shapes)
 
 
@@ -306,7 +306,7 @@ def test_counts_of_ones_own():
 def test_allocated_and_chosen_agree():
     for allocation in ALLOCATIONS:
         masks = choose(scores(), 0.85, allocation=allocation)
-        assert allocated(scores(), 0.85, allocation) == {n: int(m.sum()) for n, m in masks.items()}
+        assert allocate(scores(), 0.85, allocation) == {n: int(m.sum()) for n, m in masks.items()}
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
@@ -349,7 +349,7 @@ def test_unknown_allocation():
     with pytest.raises(UserError, match="Did you mean erk"):
         choose(scores(), 0.5, allocation="erks")
     with pytest.raises(UserError, match="lamp"):
-        counts({"w": torch.Size((3, 3))}, 0.5, "lamp")
+        allocate_by_shapes({"w": torch.Size((3, 3))}, 0.5, "lamp")
 
 
 # --------------------------------------------------------------------------------------------- freezing

@@ -157,7 +157,7 @@ def alike(a, b, error=1e-9):
 def masked_answers(model, graph, keep, example):
     """The output of the network with zeros in all weights of the removed units."""
     whole = surgery.mask(model, graph, keep)
-    return tracer.run(whole, example, tracer.copied_layouts(graph.layouts), keep)[1]
+    return tracer.run(whole, example, tracer.copy_layouts(graph.layouts), keep)[1]
 
 
 @pytest.mark.parametrize("name", [*ZOO, *SMALL])

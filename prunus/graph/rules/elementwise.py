@@ -35,7 +35,7 @@ def glu(op: Op, x: torch.Tensor, dim: int = -1) -> list[Layout]:
 
 @rule(CONSTANT)
 def constant(op: Op, *args: Any, **kwargs: Any) -> list[Layout]:
-    """Equal everywhere, so it may shrink with whatever it meets, if its size follows."""
+    """Such a tensor is equal everywhere, so it may shrink with any operand, if its size follows."""
     dims: list[Layout] = [Axis(n) for n in op.out.shape]
     for i, layout in enumerate(dims):
         op.follow(layout, "size", i)
@@ -44,4 +44,4 @@ def constant(op: Op, *args: Any, **kwargs: Any) -> list[Layout]:
 
 @rule(UNTRACKED)
 def untracked(op: Op, *args: Any, **kwargs: Any) -> None:
-    """Nothing is known to shrink in it."""
+    """No dimension of such a tensor is known to shrink."""

@@ -14,9 +14,10 @@ from prunus.graph.rules.registry import rule
 @rule("index")
 def index(op: Op, x: torch.Tensor, indices: list[torch.Tensor | None]) -> list[Layout]:
     dims = op.dims(x)
-    taken = [d for d, i in enumerate(indices) if i is not None]
+    places = {d: places for d, places in enumerate(indices) if places is not None}
+    taken = list(places)
     op.fix(*(dims[d] for d in taken))
-    if any(indices[d].dtype == torch.bool for d in taken):
+    if any(each.dtype == torch.bool for each in places.values()):
         op.fix(*dims)
         return list(op.out.shape)
     kept = [d for d in range(x.dim()) if d not in taken]
@@ -40,6 +41,6 @@ def index_select(op: Op, x: torch.Tensor, dim: int, where: torch.Tensor, **kwarg
 
 
 @rule("topk sort")
-def ordered(op: Op, x: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-    """Places depend on data, so nothing that is ordered or carried along shrinks."""
+def sort(op: Op, x: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+    """The order depends on data, so no dimension shrinks."""
     op.fix(*op.dims(x))

@@ -23,9 +23,19 @@ from prunus.graph.operators import (
 )
 from prunus.graph.rules.registry import pointwise, rule
 
+Parameter = torch.Tensor | None
+
 
 @rule(BATCH_NORM)
-def batch_norm(op: Op, x: torch.Tensor, weight, bias, mean, variance, *args: Any) -> Any:
+def batch_norm(
+    op: Op,
+    x: torch.Tensor,
+    weight: Parameter,
+    bias: Parameter,
+    mean: Parameter,
+    variance: Parameter,
+    *args: Any,
+) -> Any:
     dims = op.dims(x)
     for tensor, role in ((weight, SCALES), (bias, SHIFTS), (mean, SHIFTS), (variance, SCALES)):
         if tensor is not None:
@@ -37,8 +47,10 @@ def batch_norm(op: Op, x: torch.Tensor, weight, bias, mean, variance, *args: Any
 
 
 @rule(LAYER_NORM)
-def layer_norm(op: Op, x: torch.Tensor, shape: list[int], weight, bias, eps: float) -> Any:
-    """Takes its statistics over the last dimensions, so it mixes their units."""
+def layer_norm(
+    op: Op, x: torch.Tensor, shape: list[int], weight: Parameter, bias: Parameter, eps: float | None
+) -> Any:
+    """The statistics are taken over the last dimensions, so it mixes their units."""
     dims = op.dims(x)
     first = len(dims) - len(shape)
     for i, layout in enumerate(dims[first:]):
@@ -52,12 +64,22 @@ def layer_norm(op: Op, x: torch.Tensor, shape: list[int], weight, bias, eps: flo
 
 
 @rule(RMS_NORM)
-def rms_norm(op: Op, x: torch.Tensor, shape: list[int], weight, eps) -> Any:
+def rms_norm(op: Op, x: torch.Tensor, shape: list[int], weight: Parameter, eps: float | None) -> Any:
     return layer_norm(op, x, shape, weight, None, eps)[0], None
 
 
 @rule(GROUP_NORM)
-def group_norm(op: Op, x: torch.Tensor, weight, bias, batch, channels, space, groups, eps) -> Any:
+def group_norm(
+    op: Op,
+    x: torch.Tensor,
+    weight: Parameter,
+    bias: Parameter,
+    batch: int,
+    channels: int,
+    space: int,
+    groups: int,
+    eps: float,
+) -> Any:
     """x (N, C, *) with C = G x rest; the statistics are taken over rest, so it mixes the units of rest."""
     dims = op.dims(x)
     group, _ = axes.factor(dims[1], channels // groups, op)
@@ -79,7 +101,7 @@ def along_dim(op: Op, x: torch.Tensor, dim: int, *args: Any, **kwargs: Any) -> l
 
 @rule("cumsum cumprod")
 def cumulative(op: Op, x: torch.Tensor, dim: int, *args: Any, **kwargs: Any) -> list[Layout]:
-    """Each unit's result depends on its place, so what it runs along stays."""
+    """The result of a unit depends on its place, so the dimension that it runs along stays."""
     op.fix(op.dims(x)[dim])
     return op.dims(x)
 
@@ -98,7 +120,7 @@ def reduction(op: Op, x: torch.Tensor, dim: Any = None, keepdim: bool = False, *
     if isinstance(dim, torch.Tensor):  # max(a, b)
         return pointwise(op, x, dim)
     if op.name.startswith("arg") or (isinstance(op.out, tuple) and op.name in ("max", "min")):
-        op.fix(*op.dims(x))  # a place among units would be another number in the small model
+        op.fix(*op.dims(x))  # the index of a unit would be another number in the small model
     out = _reduce(op, x, dim, keepdim)
     return (out, out) if isinstance(op.out, tuple) else out
 
@@ -106,5 +128,5 @@ def reduction(op: Op, x: torch.Tensor, dim: Any = None, keepdim: bool = False, *
 @rule(LENGTH)
 def vector_norm(
     op: Op, x: torch.Tensor, order: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any
-):
+) -> list[Layout]:
     return _reduce(op, x, dim, keepdim)

@@ -78,7 +78,7 @@ def addmm(op: Op, bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **kwargs
 
 @rule(LINEAR)
 def linear(op: Op, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> list[Layout]:
-    """x (..., K), w (C_out, K)"""
+    """x (..., K), w (C_out, K)."""
     x_dims, w_dims = op.dims(x), op.dims(w)
     op.unify(x_dims[-1], w_dims[1])
     op.role(w, 0, PRODUCES)
@@ -116,10 +116,18 @@ def mv(op: Op, a: torch.Tensor, b: torch.Tensor) -> list[Layout]:
 
 
 @rule(ATTENTION)
-def attention(op: Op, q, k, v, *args, scale: float | None = None, **kwargs):
-    """q (N, G, T, D), k (N, G, S, D), v (N, G, S, E); grouped queries: each k and v head serves several of q's.
+def attention(
+    op: Op,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *args: Any,
+    scale: float | None = None,
+    **kwargs: Any,
+) -> Any:
+    """q (N, G, T, D), k (N, G, S, D), v (N, G, S, E).
 
-    The default scale, 1/sqrt(D), is tied to D.
+    With grouped queries each head of k and v serves several of q. The default scale 1/sqrt(D) fixes D.
     """
     q_dims, k_dims, v_dims = op.dims(q), op.dims(k), op.dims(v)
     for other in (k_dims, v_dims):
@@ -137,7 +145,7 @@ def attention(op: Op, q, k, v, *args, scale: float | None = None, **kwargs):
 
 @rule(EMBEDDING)
 def embedding(op: Op, weight: torch.Tensor, index: torch.Tensor, *args: Any, **kwargs: Any) -> list[Layout]:
-    """weight (rows, C): the rows are addressed by data, so they stay."""
+    """weight (rows, C); data are indices of rows, so all rows stay."""
     rows, columns = op.dims(weight)
     op.fix(rows)
     op.role(weight, 1, PRODUCES)

@@ -3,16 +3,16 @@
 A rule takes the operation `op` (see `Op`) and the operator's own arguments, unifies what must be the
 same, and returns one layout per output dimension (a tuple of such lists for several outputs). On the
 way it may say
-    op.count(n, *layouts, over)  n times the product of these layouts is its multiply-accumulates, summed over `over`
+    op.count(n, *layouts, over)  it takes n times the product of these sizes multiply-adds, summed over `over`
     op.follow(layout, "size", k) its integer argument of this name (element k of it) must follow this layout
     op.mixes = True              its result at one unit depends on the others (norms, reductions)
     op.contracts = True          it sums products over its operands' units (`count` says so too)
     op.role(tensor, dim, role)   how a parameter dimension is used
 An operator without a rule fixes every axis it touches, under its own name. Never guess.
 
-What an operator is beside its layouts (a convolution, an activation, what moves a weight) its family says, see
+All else about an operator (whether it is a convolution, an activation, a move) is stated by its family, see
 operators.py: `@rule(MM)` is the rule of a whole family, `@rule("mylib::scaled_linear", like="linear")` puts an
-operator of another library where `linear` is.
+operator of another library into the family of `linear`.
 
 Letters: N batch, C channels, G groups, K contracted, T tokens, D head features.
 """
@@ -27,7 +27,17 @@ import torch
 
 from prunus.graph.axes import Layout
 from prunus.graph.op import SCALES, SHIFTS, Op, tensors_in
-from prunus.graph.operators import ADDITION, POINTWISE, Family, adopt, look_up, name_of, normal_name
+from prunus.graph.operators import (
+    ADDITION,
+    POINTWISE,
+    Args,
+    Family,
+    Kwargs,
+    adopt,
+    look_up,
+    name_of,
+    normal_name,
+)
 
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
@@ -36,11 +46,18 @@ RULES: dict[str, Rule] = {}
 def rule(*operators: str | Family, like: str | None = None) -> Callable[[Rule], Rule]:
     """Register a rule for operators: `@prunus.rule("aten.name")`, `@prunus.rule("mylib::it", like="linear")`.
 
-    operators: names, separated by spaces, with "aten." or "aten::" before them or nothing, with theirs for other
-    libraries; in-place forms are included. Or families. like: an operator that they do the same as, but for numbers
-    (their arguments in the same order, those read by name under the same names): they are scored, gated and timed as
-    that is. Without it, an operator that is in no family ends what would be followed through it.
-    Raises UserError if `like` is in no family.
+    Args:
+        operators: Families, or names separated by spaces: "relu", "aten.relu" or "aten::relu" for torch's,
+            "mylib::it" for those of other libraries. In-place forms are included.
+        like: An operator that does the same but for the numbers, its arguments in the same order and of the
+            same names: the new ones are scored, gated and timed as that is. Without it, an operator in no
+            family ends the search for neighbouring layers.
+
+    Returns:
+        A decorator that registers the function and returns it.
+
+    Raises:
+        UserError: `like` is in no family.
     """
     each = [family.names if isinstance(family, Family) else family.split() for family in operators]
     names = [normal_name(name) for part in each for name in part]
@@ -58,7 +75,7 @@ def rule(*operators: str | Family, like: str | None = None) -> Callable[[Rule], 
 
 @cache
 def find(func: torch._ops.OpOverload) -> tuple[str, Rule]:
-    """An operator's name and its rule, in-place forms included; `unknown` where there is none."""
+    """The name and the rule of an operator, in-place forms included; `unknown` if it has no rule."""
     name = name_of(func)
     found = look_up(RULES, name)
     if found is None and torch.Tag.pointwise in func.tags:
@@ -66,10 +83,11 @@ def find(func: torch._ops.OpOverload) -> tuple[str, Rule]:
     return name, found or unknown
 
 
-def scalars(func: torch._ops.OpOverload, args: tuple, kwargs: dict) -> tuple[str, ...]:
-    """The numbers an operator computes with, as text, so that one that is not a number equals itself.
+def scalars(func: torch._ops.OpOverload, args: Args, kwargs: Kwargs) -> tuple[str, ...]:
+    """The numbers with which an operator computes, as text, so that NaN equals itself.
 
-    Integers count where the operator is elementwise: no sizes there. A real tensor of one number is a number.
+    Integers count if the operator is elementwise, because there they are no sizes. A real tensor without
+    dimensions is a number.
     """
     kinds = (int, float) if find(func)[1] is pointwise else (float,)
     args = tuple(
@@ -81,14 +99,14 @@ def scalars(func: torch._ops.OpOverload, args: tuple, kwargs: dict) -> tuple[str
 
 
 def unknown(op: Op, *args: Any, **kwargs: Any) -> None:
-    """What happens to an operator without a rule."""
+    """Fix every axis that an operator without a rule touches."""
     for tensor in tensors_in([*args, *kwargs.values()]):
         op.fix(*op.dims(tensor))
 
 
-@rule(POINTWISE, "hardswish hardsigmoid clamp_min")  # which torch's tag does not tell in every version
+@rule(POINTWISE, "hardswish hardsigmoid clamp_min")  # some versions of torch do not tag these
 def pointwise(op: Op, *args: Any, **kwargs: Any) -> Any:
-    """Aligned dimensions are the same; a broadcast dimension of size 1 carries nothing."""
+    """Unify aligned dimensions, except broadcast ones of size 1."""
     out = op.out[0] if isinstance(op.out, tuple) else op.out
     result: list[Layout] = [1] * out.dim()
     role = SHIFTS if op.is_a(ADDITION) else SCALES

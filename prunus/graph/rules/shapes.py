@@ -61,7 +61,7 @@ def squeeze(op: Op, x: torch.Tensor, over: Any = None) -> list[Layout]:
 
 @rule("expand")
 def expand(op: Op, x: torch.Tensor, shape: list[int], **kwargs: Any) -> list[Layout]:
-    """A dimension repeated from size 1 is equal everywhere: an axis of its own, if its size follows."""
+    """A dimension repeated from size 1 is equal everywhere, so it is a new axis, if its size follows."""
     op.alias = x
     new = op.out.dim() - x.dim()
     dims: list[Layout] = [Axis(n) for n in op.out.shape]
@@ -81,8 +81,8 @@ def repeat(op: Op, x: torch.Tensor, times: list[int]) -> list[Layout]:
 
 
 @rule("roll flip")
-def moved(op: Op, x: torch.Tensor, *args: Any) -> list[Layout]:
-    """Moves units to other places of the same dimension: not expressible, so those stay."""
+def move(op: Op, x: torch.Tensor, *args: Any) -> list[Layout]:
+    """Units move to other places of the same dimension, which no layout can express, so it is fixed."""
     over = args[-1] if args[-1] else range(x.dim())
     op.fix(*(op.dims(x)[d] for d in over))
     return op.dims(x)
@@ -96,7 +96,7 @@ def triangle(op: Op, x: torch.Tensor, *args: Any) -> list[Layout]:
 
 @rule(RESTRIDED)
 def restride(op: Op, x: torch.Tensor, shape: list[int], *args: Any) -> list[Layout]:
-    """The same shape in another memory order is the same tensor; anything else is not followed."""
+    """The same shape in another memory order is the same tensor; any other shape is not followed."""
     if list(op.out.shape) != list(x.shape):
         op.fix(*op.dims(x))
         return list(op.out.shape)
@@ -129,7 +129,8 @@ def stack(op: Op, tensors: list[torch.Tensor], dim: int = 0) -> list[Layout]:
 
 def _parts(op: Op, x: torch.Tensor, dim: int, lengths: list[int]) -> list[list[Layout]]:
     dim %= x.dim()
-    results, rest = [], op.dims(x)[dim]
+    results: list[list[Layout]] = []
+    rest = op.dims(x)[dim]
     for length in lengths:
         part, rest = axes.split(rest, length, op)
         results.append([part if d == dim else layout for d, layout in enumerate(op.dims(x))])
@@ -137,8 +138,8 @@ def _parts(op: Op, x: torch.Tensor, dim: int, lengths: list[int]) -> list[list[L
 
 
 @rule("split")
-def split(op: Op, x: torch.Tensor, length: int, dim: int = 0) -> tuple:
-    """One integer says the length of all parts but the last, so they shrink together."""
+def split(op: Op, x: torch.Tensor, length: int, dim: int = 0) -> tuple[list[Layout], ...]:
+    """One integer is the length of all parts but the last, so they shrink together."""
     op.alias = x
     parts = _parts(op, x, dim, [part.shape[dim] for part in op.out])
     for part in parts:
@@ -151,7 +152,7 @@ def split(op: Op, x: torch.Tensor, length: int, dim: int = 0) -> tuple:
 
 
 @rule("split_with_sizes")
-def split_with_sizes(op: Op, x: torch.Tensor, lengths: list[int], dim: int = 0) -> tuple:
+def split_with_sizes(op: Op, x: torch.Tensor, lengths: list[int], dim: int = 0) -> tuple[list[Layout], ...]:
     op.alias = x
     parts = _parts(op, x, dim, lengths)
     for i, part in enumerate(parts):
@@ -160,7 +161,7 @@ def split_with_sizes(op: Op, x: torch.Tensor, lengths: list[int], dim: int = 0) 
 
 
 @rule("unbind")
-def unbind(op: Op, x: torch.Tensor, dim: int = 0) -> tuple:
+def unbind(op: Op, x: torch.Tensor, dim: int = 0) -> tuple[list[Layout], ...]:
     op.alias = x
     dims = list(op.dims(x))
     op.fix(dims.pop(dim))
@@ -170,7 +171,7 @@ def unbind(op: Op, x: torch.Tensor, dim: int = 0) -> tuple:
 @rule("slice")
 def slice_(
     op: Op, x: torch.Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
-):
+) -> list[Layout]:
     op.alias = x
     dims = list(op.dims(x))
     length = x.shape[dim]

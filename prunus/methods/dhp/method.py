@@ -32,7 +32,7 @@ from prunus.methods.dhp.config import Config
 from prunus.methods.dhp.search import DHP
 from prunus.selection import Budget
 from prunus.tasks import Task
-from prunus.train import Beside, distinct, fit
+from prunus.train import Beside, fit, named_tensors
 
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
@@ -51,4 +51,4 @@ def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
         run.log("epoch", stage="prune", **row)
     search.decide()
     run.log("decided", steps=search.done, units_cut_in_use=search.left_over)
-    return Pruned(keep=search.keep, weights=distinct(search.full()), charts=list(charts(search)))
+    return Pruned(keep=search.keep, weights=named_tensors(search.full()), charts=list(charts(search)))

@@ -31,7 +31,7 @@ from prunus.methods.lookahead.judge import Judge
 from prunus.selection import Sparsity
 from prunus.sparse import eligible, masks, permutation
 from prunus.tasks import Task
-from prunus.train import Along, distinct, in_mode, share_buffers
+from prunus.train import Along, in_mode, named_tensors, share_buffers
 
 
 def prune(task: Task, sparsity: Sparsity, config: Config, run: Run) -> Pruned:
@@ -53,7 +53,7 @@ def one_shot(judge: Judge, sparsity: Sparsity) -> Pruned:
     judge.run.log(
         "permuted", axes=len(found.order), before=found.before, after=found.after, skipped=found.skipped
     )
-    return Pruned(masks=judge.masks(found.model, sparsity), weights=distinct(found.model))
+    return Pruned(masks=judge.masks(found.model, sparsity), weights=named_tensors(found.model))
 
 
 def iterative(judge: Judge, sparsity: Sparsity) -> Pruned:
@@ -103,7 +103,7 @@ def finished(model: nn.Module) -> Pruned:
     """The masks a model is held by, and its weights."""
     found = masks.held(model)
     masks.finalise(model)
-    return Pruned(masks=found, weights=distinct(model))
+    return Pruned(masks=found, weights=named_tensors(model))
 
 
 SCHEDULES = {"one_shot": one_shot, "iterative": iterative, "gradual": gradual}

@@ -65,7 +65,7 @@ from prunus.search import (
 )
 from prunus.selection import Budget, Metered, Price
 from prunus.tasks import Task
-from prunus.train import distinct, fit
+from prunus.train import fit, named_tensors
 
 QUARTER = (
     4  # part of the epochs of a training from scratch that a supernet from scratch gets, as in the paper
@@ -199,7 +199,7 @@ def handed_on(
     small = maker(found.winner.widths)
     if config.winner == "anew":
         reinitialise(small, task.example, space.names, seed)
-    return distinct(scatter(task.model, space.graph, keep, small))
+    return named_tensors(scatter(task.model, space.graph, keep, small))
 
 
 def unit_scores(task: Task, graph: Graph, parts: Parts, config: Config, run: Run) -> dict[str, Tensor] | None:

@@ -30,7 +30,7 @@ from prunus.methods.pass_.config import Config
 from prunus.methods.pass_.search import PASS
 from prunus.selection import Budget
 from prunus.tasks import Task
-from prunus.train import Beside, Recipe, distinct, fit
+from prunus.train import Beside, Recipe, fit, named_tensors
 
 MOST_HELD_OUT = 0.15  # of the training pictures
 
@@ -60,7 +60,7 @@ def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
     run.log("decided", steps=search.done, snapshots=search.tried, flips=sum(search.flips))
     file = run.folder("prune") / "hypernetwork.safetensors"
     run.write(lambda: search.save(file))
-    learned = distinct(search.full()) if config.train_also else None
+    learned = named_tensors(search.full()) if config.train_also else None
     return Pruned(keep=search.keep, weights=learned, charts=list(charts(search)))
 
 

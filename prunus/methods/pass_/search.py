@@ -141,7 +141,7 @@ class PASS(nn.Module):
         self.register_buffer("statistics", statistics, persistent=False)
         self.register_buffer("inputs", network_inputs(graph, names, statistics), persistent=False)
         self.register_buffer("kept", torch.ones(len(statistics), dtype=torch.bool))
-        self.network = skeleton.copied(model, {})
+        self.network = skeleton.copy_model(model, {})
         for module in self.network.modules():
             for hooks in HOOKS:  # the user's hooks are not meant for these passes
                 getattr(module, hooks).clear()
@@ -349,7 +349,7 @@ class PASS(nn.Module):
         """The original model; with config.train_also, a copy with the trained parameters."""
         model, learned = self._given[0], self.config.learning(self.graph)
         if learned:
-            model = skeleton.copied(model, {})
+            model = skeleton.copy_model(model, {})
         for name in learned:
             for parameter, own in zip(
                 parameters_of(model, name), parameters_of(self.network, name), strict=True
