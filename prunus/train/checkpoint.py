@@ -72,8 +72,8 @@ def load(at: Training) -> None:
         raise FileError(f"{file} is no checkpoint of a training; remove it.")
     check_same(file, state["settings"], at.settings)
     at.along.restore(state["along"])
-    fill(file, "model", tensors, distinct(at.model))
-    fill(file, "average", tensors, at.average)
+    restore(file, "model", tensors, distinct(at.model))
+    restore(file, "average", tensors, at.average)
     fill_optimizer(at.optimizer, tensors)
     for name in POSITION:
         setattr(at, name, state[name])
@@ -95,7 +95,7 @@ def check_same(file: Path, saved: dict, asked: dict) -> None:
 
 
 @torch.no_grad()
-def fill(file: Path, what: str, saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+def restore(file: Path, what: str, saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
     """Copy the tensors saved under "what." into `own`, which must have the same names and shapes."""
     saved = {name.removeprefix(f"{what}."): t for name, t in saved.items() if name.startswith(f"{what}.")}
     for name in sorted(own.keys() | saved.keys()):
