@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from prunus.charts import Bars, Chart, Lines, Points
+from prunus.metrics import format_number
 from prunus.search.engine import Result
 from prunus.search.journal import Candidate
 from prunus.search.space import Space
-from prunus.selection import Budget, short
+from prunus.selection import Budget
 
 NAMES = {"uniform": "uniform", "seed": "by scores alone"}  # of networks that were not found by the search
 
@@ -119,5 +120,5 @@ def _named(network: Candidate) -> str:
 def _point(network: Candidate, before: float) -> tuple[float, float, str]:
     """Cost and score, and both in words."""
     on = f" on {network.images} pictures" if network.images else ""
-    text = f"{network.score:.4g}{on}, cost {short(network.cost)}\n{_named(network)}"
+    text = f"{network.score:.4g}{on}, cost {format_number(network.cost)}\n{_named(network)}"
     return network.cost / before, network.score, text

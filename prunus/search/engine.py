@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from prunus.errors import BudgetError, PrunusError, UserError
+from prunus.metrics import format_number
 from prunus.progress import Step, silent
 from prunus.search.evaluation import CHUNKS, Alone, Evaluator, Score, Workers, examined
 from prunus.search.journal import Candidate, Journal, Proposal, fingerprint, front, ranked, read
 from prunus.search.proposals import Room, nearest
 from prunus.search.space import Space, Widths
 from prunus.search.strategies import Batch, Evolution, Strategy, proposals
-from prunus.selection import Budget, Price, short
+from prunus.selection import Budget, Price
 
 MEASURED = 10  # times as many as should be confirmed are measured at the most
 
@@ -262,7 +263,7 @@ def _holding(
     if not last:
         raise BudgetError(
             f"{budget}: none of the {len(tried)} best networks held it as measured, the cheapest came to "
-            f"{short(min(tried))}, {short(limit)} are allowed. Correct the price by what was measured, or give a "
-            "larger budget."
+            f"{format_number(min(tried))}, {format_number(limit)} are allowed. Correct the price by "
+            "what was measured, or give a larger budget."
         )
     return last

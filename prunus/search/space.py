@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prunus.errors import UserError, unknown
 from prunus.graph import Graph
-from prunus.selection import CAP, FLOOR, GRIDS, Rule, blocks, least
+from prunus.selection import CAP, FLOOR, GRIDS, Bound, blocks, min_units
 
 RATIOS = 31  # 0.10, 0.13, ... 1.00, the paper's
 LEAST_RATIO = 0.1
@@ -32,7 +32,7 @@ class Space:
     ratios: so many from `least_ratio` to 1, evenly; an axis of size s may have max(least, floor(s r / d) d) units, in
     whole numbers, d being its block (`selection.blocks`). None: every multiple of its block.
     round_to: widths are multiples of it in every tensor, or the whole axis. None: of 16, of less in narrow tensors.
-    floor, cap, freeze: see `limits.least`. The paper truncates and has no floor: floor=0 gives its widths to the unit.
+    floor, cap, freeze: see `selection.min_units`. The paper truncates and has no floor: floor=0 gives its exact widths.
     Raises UserError if nothing is left to choose.
     """
 
@@ -43,8 +43,8 @@ class Space:
         ratios: int | None = RATIOS,
         least_ratio: float = LEAST_RATIO,
         round_to: int | None = 1,
-        floor: Rule = FLOOR,
-        cap: Rule = CAP,
+        floor: Bound = FLOOR,
+        cap: Bound = CAP,
         freeze: Sequence[str] = (),
     ):
         if ratios is not None and (not isinstance(ratios, int) or ratios < 2):
@@ -53,7 +53,7 @@ class Space:
             raise UserError(f"least_ratio {least_ratio!r}: expected a share from 0 to below 1.")
         self.graph = graph
         self.floor, self.cap, self.freeze = floor, cap, freeze
-        self.least = {name: units for name, (units, _) in least(graph, floor, cap, freeze).items()}
+        self.least = {name: units for name, (units, _) in min_units(graph, floor, cap, freeze).items()}
         steps = blocks(graph, round_to or GRIDS[0], halve=round_to is None).tolist()
         shares = None if ratios is None else ladder(ratios, least_ratio)
         self.allowed = {
