@@ -24,7 +24,7 @@ from prunus.methods.metapruning import Config, prune
 from prunus.metrics import Metric
 from prunus.recover import renew_norms
 from prunus.search import Builder, calibration_set, moving_norms, scorer, split_training
-from prunus.search.trial import SHARE, Pictures
+from prunus.search.trial import SHARE, FixedImages
 from prunus.selection import Budget, Metered, cost
 from prunus.tasks import Classification
 from prunus.train import Recipe, fit
@@ -181,7 +181,7 @@ def test_a_metric_where_less_is_better_is_turned_round(trained):
 
     parts = split_training(trained.data.train, 150, seed=0)
     maker = Builder(lambda widths: trained.model, parts.train, lambda model, batches: None)
-    maker.calibration = Pictures(parts.train)
+    maker.calibration = FixedImages(parts.train)
     score = scorer(Error(trained.model, trained.data), maker, parts.search)
     assert score({}) == -trained.evaluate(trained.model, parts.search)["loss"]
 

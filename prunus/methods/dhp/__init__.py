@@ -4,9 +4,9 @@ Its files, in the order in which to read them:
 
     config          the options
     hypernetwork    latent vectors, and the weights made of them
-    search          DHP, usable in a loop of one's own
-    charts          how the latents moved
-    method          the paper, what departs from it, and prune
+    search          DHP, also for training loops of your own
+    charts          the latents over the search
+    method          the paper, departures from it, and prune
 """
 
 from prunus.methods.dhp.config import Config

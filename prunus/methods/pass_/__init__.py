@@ -3,12 +3,12 @@
 Its files, in the order in which to read them:
 
     config          the options
-    statistics      what the mask network reads of the weights
+    statistics      the statistics of the weights that the mask network reads
     prompt          the visual prompt
     hypernetwork    the recurrent mask network
-    search          PASS, usable in a loop of one's own
-    charts          how the masks moved
-    method          the paper, what departs from it, and prune
+    search          PASS, also for training loops of your own
+    charts          the masks over the search
+    method          the paper, departures from it, and prune
 """
 
 from prunus.methods.pass_.config import Config
