@@ -1,5 +1,6 @@
 """Tables and text for `prunus inspect`, `prunus methods` and `prunus run --dry-run`."""
 
+import inspect
 import re
 from collections import Counter
 
@@ -109,18 +110,19 @@ def method(found: Method) -> Group:
     return Group(Text(join_lines(found.doc)), Text(), table, Text(), option_meanings(found.config_class))
 
 
-def option_meanings(config_class: type) -> Table:
-    """Make a table of the options' meanings, from the "Args" in the docstrings of the class and its bases."""
+def option_meanings(config_class: type) -> Group:
+    """The meanings of options: the class's docstring, with the "Args" of it and of its bases as a table."""
     meanings: dict[str, str] = {}
     for each in config_class.__mro__:
-        arguments = (each.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
-        entries = re.findall(r"^ {8}(\w+): (.*(?:\n {9,}.*)*)", arguments, re.M)
+        arguments = inspect.cleandoc(each.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
+        entries = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", arguments, re.M)
         meanings |= {name: " ".join(text.split()) for name, text in entries if name not in meanings}
     table = Table.grid(padding=(0, 2))
     for name, _ in option_types(config_class):
         if name in meanings:
             table.add_row(name, Text(meanings[name]))
-    return table
+    doc = inspect.cleandoc(config_class.__doc__ or "").partition("Args:\n")[0]
+    return Group(Text(join_lines(doc)), Text(), table)
 
 
 def join_lines(text: str) -> str:
