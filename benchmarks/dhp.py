@@ -26,7 +26,7 @@ from prunus import methods
 from prunus.data import load_data
 from prunus.methods.dhp import DHP, Config
 from prunus.recover import renew_norms
-from prunus.run import Run
+from prunus.run import RunFolder
 from prunus.tasks import Classification
 from prunus.train import Beside, fit
 
@@ -75,13 +75,13 @@ def run_arm(arm: str, base, data, asked: argparse.Namespace, seed: int) -> dict:
         if asked.round_to:
             options = (*options, f"round_to={asked.round_to}")
         config = methods.configure(method.config_class, options, "option")
-        run = Run(asked.folder / f"{arm}_{seed}", {"seed": seed})
+        run = RunFolder(asked.folder / f"{arm}_{seed}", {"seed": seed})
         keep, row["before"] = method.prune(task, budget, config, run).keep, tested(base)
         graph = prunus.trace(base, data.example)
         small = prunus.shrink(base, graph, keep)
     else:
         config = replace(SEARCHES[arm], round_to=asked.round_to)
-        scratch = config.settled().start == "scratch"
+        scratch = config.resolved().start == "scratch"
         model, epochs = copy.deepcopy(base), asked.epochs
         recipe = replace(task.recipe("scratch" if scratch else "tune"), epochs=asked.search_epochs)
         steps = recipe.epochs * data.train.steps(recipe.batch_size)

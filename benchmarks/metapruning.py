@@ -39,9 +39,9 @@ import prunus
 from prunus import latency, scores
 from prunus.data import load_data
 from prunus.methods.metapruning import Config, prune
-from prunus.methods.metapruning.method import Ready, ready
-from prunus.run import Run
-from prunus.search import tried_on
+from prunus.methods.metapruning.method import Inputs, prepare
+from prunus.run import RunFolder
+from prunus.search import scorer
 from prunus.selection import Budget, Metered, select
 from prunus.tasks import Classification
 
@@ -76,17 +76,17 @@ class Arms:
         """How an arm searches."""
         names = ("images", "calibration", "generations", "population", "parents", "round_to")
         same = {name: getattr(self.asked, name) for name in names}
-        return Config(**same | SEARCHES[arm], winner="base").settled()
+        return Config(**same | SEARCHES[arm], winner="base").resolved()
 
-    def run(self, arm: str) -> Run:
+    def run(self, arm: str) -> RunFolder:
         """The folder of an arm: its journal, its supernet."""
-        run = Run(self.asked.folder / f"{arm}_{self.seed}", {"seed": self.seed}, resume=True)
+        run = RunFolder(self.asked.folder / f"{arm}_{self.seed}", {"seed": self.seed}, resume=True)
         run.begin()
         return run
 
-    def ready(self, arm: str) -> Ready:
+    def ready(self, arm: str) -> Inputs:
         """What an arm's search begins with; a supernet that was trained is read."""
-        return ready(self.task(), self.budget, self.config(arm), self.run(arm))
+        return prepare(self.task(), self.budget, self.config(arm), self.run(arm))
 
     def row(self, arm: str) -> dict:
         """What became of an arm."""
@@ -156,7 +156,7 @@ class Arms:
     def scored(self, wanted: list[int]) -> Iterator[dict]:
         """What every provider makes of the drawn networks of these numbers."""
         ready = {name: self.ready(name) for name in PROVIDERS if wanted}
-        trials = {name: tried_on(self.task(), at.maker, at.parts.search) for name, at in ready.items()}
+        trials = {name: scorer(self.task(), at.maker, at.parts.search) for name, at in ready.items()}
         networks = self.drawn
         for number in wanted:
             widths = networks[number]

@@ -30,7 +30,7 @@ import prunus
 from prunus import methods
 from prunus.data import Data, Split, load_data
 from prunus.methods.pass_ import Config, prune
-from prunus.run import Run
+from prunus.run import RunFolder
 from prunus.tasks import Classification
 from prunus.train import fit
 
@@ -64,7 +64,9 @@ class Arms:
 
     def searched(self, base: nn.Module, data: Data, label: str, **options: object) -> tuple[dict, dict]:
         """What PASS keeps of a base, and what its search says of itself."""
-        run = Run(self.asked.folder / f"{label}_{self.name}_{self.seed}", {"seed": self.seed}, resume=True)
+        run = RunFolder(
+            self.asked.folder / f"{label}_{self.name}_{self.seed}", {"seed": self.seed}, resume=True
+        )
         run.begin()
         config = Config(round_to=self.asked.round_to, **{"steps": self.asked.steps} | options)
         start = time.perf_counter()
@@ -85,7 +87,7 @@ class Arms:
         config = methods.configure(
             method.config_class, (*options, f"round_to={self.asked.round_to}"), "option"
         )
-        run = Run(self.asked.folder / f"{arm}_{self.name}_{self.seed}", {"seed": self.seed})
+        run = RunFolder(self.asked.folder / f"{arm}_{self.name}_{self.seed}", {"seed": self.seed})
         return method.prune(Classification(base, data), self.budget, config, run).keep
 
     def measured(self, base: nn.Module, data: Data, keep: dict, more_steps: int = 0) -> dict:

@@ -3,7 +3,7 @@
     python benchmarks/precision.py        writes benchmarks/results/precision.json
 
 Steps (forward, backward; batch 64; channels-last) of the zoo's digits_resnet and resnet20, in turns; medians of 15
-rounds after 3 that warm up. It says whether `train.recipe.advised_precision` picks the faster one here.
+rounds after 3 that warm up. It says whether `train.recipe.choose_precision` picks the faster one here.
 """
 
 import json
@@ -16,7 +16,7 @@ from torch import nn
 
 from prunus import zoo
 from prunus.machine import machine, versions
-from prunus.train.recipe import advised_precision
+from prunus.train.recipe import choose_precision
 
 ROUNDS, WARMUP, BATCH = 15, 3, 64
 RESULT = Path(__file__).parent / "results" / "precision.json"
@@ -43,8 +43,8 @@ def main() -> None:
         ratio = statistics.median(b / f for b, f in rounds[WARMUP:])
         rows[name] = {"bf16_ms": bf16_ms, "full_ms": full_ms, "bf16_over_full": ratio}
         print(f"{name}: bf16 {bf16_ms:.1f} ms, full precision {full_ms:.1f} ms, ratio {ratio:.2f}")
-    print(f"advised here: precision={advised_precision()}")
-    found = {"rows": rows, "advised": advised_precision(), "batch": BATCH, "seed": 0}
+    print(f"advised here: precision={choose_precision()}")
+    found = {"rows": rows, "advised": choose_precision(), "batch": BATCH, "seed": 0}
     found |= {"versions": versions(), "machine": machine(torch.device("cpu"), 1)}
     RESULT.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -36,10 +36,20 @@ from prunus import zoo
 from prunus.data import load_data
 from prunus.files import write_json
 from prunus.methods.metapruning import Config
-from prunus.methods.metapruning.method import Ready, alone, ready, supernet
+from prunus.methods.metapruning.method import Inputs, make_supernet, prepare, seed_widths
 from prunus.progress import bar
-from prunus.run import Run
-from prunus.search import CHUNKS, Maker, Supernet, Trial, Widths, moving_norms, sample, search, to_renew_with
+from prunus.run import RunFolder
+from prunus.search import (
+    CHUNKS,
+    Builder,
+    ImageEvaluator,
+    Supernet,
+    Widths,
+    calibration_set,
+    moving_norms,
+    sample,
+    search,
+)
 from prunus.selection import Budget
 from prunus.surgery import cut
 from prunus.tasks import Classification
@@ -57,22 +67,22 @@ def timed(work: Callable[[], object]) -> Timed:
     return time.perf_counter() - wall, time.process_time() - busy
 
 
-def query_rate(at: Ready, rounds: int) -> float:
+def query_rate(at: Inputs, rounds: int) -> float:
     """Width vectors priced in a second."""
     genes = sample(at.space.counts, QUERIES, np.random.default_rng(SEED))
     at.room.costs(genes[:2])
     return QUERIES / statistics.median(timed(lambda: at.room.costs(genes))[0] for _ in range(rounds))
 
 
-def passes(small: torch.nn.Module, trial: Trial) -> None:
+def passes(small: torch.nn.Module, trial: ImageEvaluator) -> None:
     """What nobody can do without."""
     with torch.no_grad(), in_mode(small, False):
-        for pictures in (trial.maker.calibration, trial.pictures):
+        for pictures in (trial.maker.calibration, trial.held_out):
             for x, _ in pictures.between(0, len(pictures)):
                 small(x)
 
 
-def tried(trial: Trial, widths: Widths) -> None:
+def tried(trial: ImageEvaluator, widths: Widths) -> None:
     """A network made, its norms renewed, and scored on all pictures, in a search's parts."""
     ends = [0, *(end for end in CHUNKS if end < trial.images), trial.images]
     for first, end in pairwise(ends):
@@ -85,23 +95,23 @@ def made_each_time(net: Supernet, widths: Widths) -> torch.nn.Module:
 
     @torch.no_grad()
     def made(*_) -> None:
-        for name, weight in cut(net.made(widths), net.graph, keep).items():
+        for name, weight in cut(net.make_weights(widths), net.graph, keep).items():
             small.get_parameter(name).copy_(weight)
 
     small.register_forward_pre_hook(made)
     return small
 
 
-def side_by_side(task, at: Ready, config: Config, networks: int, original: int) -> dict[str, list[Timed]]:
+def side_by_side(task, at: Inputs, config: Config, networks: int, original: int) -> dict[str, list[Timed]]:
     """The seconds of each way for each network, in turn, after one network to warm up."""
-    net = supernet(task, at.room, None, replace(config, weights="hypernet", start="given"), SEED)
-    far = to_renew_with(at.parts.train, original, SEED)
+    net = make_supernet(task, at.room, None, replace(config, weights="hypernet", start="given"), SEED)
+    far = calibration_set(at.parts.train, original, SEED)
     makers = {
         "inherit": at.maker,
-        "hypernet": Maker(net.network, at.maker.calibration),
-        "original": Maker(lambda widths: made_each_time(net, widths), far, moving_norms),
+        "hypernet": Builder(net.network, at.maker.calibration),
+        "original": Builder(lambda widths: made_each_time(net, widths), far, moving_norms),
     }
-    trials = {name: Trial(task, maker, at.parts.search) for name, maker in makers.items()}
+    trials = {name: ImageEvaluator(task, maker, at.parts.search) for name, maker in makers.items()}
     times = {name: [] for name in ("passes", *trials)}
     for genes in at.room.random(networks + 1, np.random.default_rng(SEED)):
         widths = at.space.widths(genes)
@@ -121,7 +131,7 @@ def ratio(ours: list[Timed], others: list[Timed]) -> dict[str, float]:
     }
 
 
-def whole_search(task, at: Ready, config: Config) -> dict:
+def whole_search(task, at: Inputs, config: Config) -> dict:
     """A search, with a clock in every call of a network."""
     inside = [0.0, 0.0]
 
@@ -139,9 +149,9 @@ def whole_search(task, at: Ready, config: Config) -> dict:
         small.register_forward_hook(stop)
         return small
 
-    maker = Maker(network, at.maker.calibration)
-    trials = [Trial(task, maker, part) for part in (at.parts.search, at.parts.confirm)]
-    seeds = alone(at.space.graph, at.ranks, BUDGET, at.room.price, config)
+    maker = Builder(network, at.maker.calibration)
+    trials = [ImageEvaluator(task, maker, part) for part in (at.parts.search, at.parts.confirm)]
+    seeds = seed_widths(at.space.graph, at.ranks, BUDGET, at.room.price, config)
     found = []
     with tempfile.TemporaryDirectory() as folder:
         options = {"seeds": seeds, "confirm": trials[1], "journal": Path(folder) / "search.jsonl"}
@@ -184,11 +194,11 @@ def main() -> None:
         load_weights(model, asked.weights)
     task = Classification(model, data)
     names = ("images", "calibration", "generations", "population")
-    config = Config(**{name: getattr(asked, name) for name in names}).settled()
+    config = Config(**{name: getattr(asked, name) for name in names}).resolved()
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder), {"seed": SEED})
+        run = RunFolder(Path(folder), {"seed": SEED})
         run.begin()
-        at = ready(task, BUDGET, config, run)
+        at = prepare(task, BUDGET, config, run)
     found = {"queries_a_second": query_rate(at, asked.networks)}
     times = side_by_side(task, at, config, asked.networks, asked.original)
     found["candidate"] = {

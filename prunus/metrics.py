@@ -1,4 +1,4 @@
-"""Metrics: the number that a task is judged by, and how people read it."""
+"""Metrics: the number that a task is judged by, and how people read numbers."""
 
 from dataclasses import dataclass
 
@@ -45,6 +45,22 @@ class Metric:
     @staticmethod
     def _with_unit(number: str, unit: str) -> str:
         return f"{number} {unit}" if unit else number
+
+
+def format_number(number: float, digits: int = 4) -> str:
+    """Write a number for people, such as 41.21 M for 41214976.
+
+    Args:
+        number: The number.
+        digits: How many significant digits to show.
+
+    Returns:
+        The number in thousands (k), millions (M) or billions (G) if it is large.
+    """
+    for letter, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= size:
+            return f"{number / size:.{digits}g} {letter}"
+    return f"{number:.{digits}g}"
 
 
 ACCURACY = Metric(key="accuracy", unit="%", factor=100.0)

@@ -264,7 +264,7 @@ def bench(folder: Positional[Path], seconds: float = 3.0) -> None:
         seconds: How many seconds to measure each batch size; more is more reliable on a busy machine.
     """
     record = benching.bench_run(folder, read_result(folder), seconds=seconds, progress=bar)
-    OUT.print(report.measured(record))
+    OUT.print(report.bench_table(record))
     for line in record["words"]:
         OUT.print(line, markup=False, soft_wrap=True)
 

@@ -1,6 +1,7 @@
 """Tables and text for `prunus inspect`, `prunus methods` and `prunus run --dry-run`."""
 
 import inspect
+import re
 from collections import Counter
 
 import torch
@@ -10,9 +11,10 @@ from rich.text import Text
 
 from prunus import selection, zoo
 from prunus.data import load_data
+from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.methods import Method, Pruned, find, names, option_types, type_in_words
-from prunus.report import count
+from prunus.metrics import format_number
 from prunus.selection import Budget, cost
 from prunus.sparse import masks
 
@@ -26,7 +28,10 @@ def input_of(
     """Shape of one image and number of classes: as given, otherwise the data's, otherwise the model's usual ones."""
     if data is not None:
         loaded = load_data(data)
-        return shape or tuple(loaded.example.shape[1:]), classes or loaded.classes
+        channels, height, width = loaded.example.shape[1:]
+        if (number := classes or loaded.classes) is None:
+            raise UserError(f"{data} has no classes; give their number with --classes.")
+        return shape or (channels, height, width), number
     source, _, name = model.partition(":")
     if source == "zoo":
         return shape or zoo.native_shape(name), classes or ZOO_CLASSES
@@ -36,8 +41,9 @@ def input_of(
 def graph(traced: Graph) -> Group:
     """The axes of a graph, the fixed dimensions with reasons, and the costs."""
     axes = Table(title="axes: what can shrink, and what shrinks with it", title_justify="left")
-    for heading, side in (("axis", "left"), ("units", "right"), ("shrinks in", "left")):
-        axes.add_column(heading, justify=side, overflow="fold")
+    axes.add_column("axis", overflow="fold")
+    axes.add_column("units", justify="right", overflow="fold")
+    axes.add_column("shrinks in", overflow="fold")
     for name, axis in traced.axes.items():
         tensors = [member.tensor for member in traced.members(name)]
         modules = dict.fromkeys(tensor.rpartition(".")[0] or tensor for tensor in tensors)
@@ -46,7 +52,7 @@ def graph(traced: Graph) -> Group:
     lines = [f"  {number} x {why}" for why, number in reasons.most_common(REASONS)]
     lines += [f"  and {len(reasons) - REASONS} more reasons"] if len(reasons) > REASONS else []
     costs = (
-        f"{count(cost.macs(traced))} multiply-adds, {count(cost.params(traced))} parameters, "
+        f"{format_number(cost.macs(traced), 3)} multiply-adds, {format_number(cost.params(traced), 3)} parameters, "
         f"{cost.memory_mb(traced):.3g} MB peak activations for one input; "
         f"{100 * traced.coverage():.1f} % of the parameters can shrink."
     )
@@ -63,7 +69,8 @@ def plan(traced: Graph, found: Pruned) -> str:
     if found.masks is None:
         return str(selection.plan(traced, found.keep))
     counts = {name: (mask.numel(), int(mask.count_nonzero())) for name, mask in found.masks.items()}
-    counts["all of these"] = tuple(map(sum, zip(*counts.values(), strict=True)))
+    before, after = zip(*counts.values(), strict=True)
+    counts["all of these"] = sum(before), sum(after)
     rows = [("weight", "before", "after", "kept")]
     rows += [(name, str(old), str(new), f"{new / old:.2%}") for name, (old, new) in counts.items()]
     wide = max(len(name) for name, *_ in rows)
@@ -90,7 +97,7 @@ def methods() -> Table:
 
 
 def method(found: Method) -> Group:
-    """One method: its docstring, its options with types and defaults, and the options' meanings."""
+    """One method: its docstring, and its options with types, defaults and meanings."""
     table = Table(title=f"options of {found.name}, each given as --set NAME=VALUE", title_justify="left")
     for heading in ("option", "type", "default"):
         table.add_column(heading)
@@ -100,7 +107,22 @@ def method(found: Method) -> Group:
         for part in name.split("."):
             value = getattr(value, part)
         table.add_row(name, Text(type_in_words(hint)), Text(str(value)))
-    return Group(Text(join_lines(found.doc)), Text(), table, Text(inspect.getdoc(found.config_class) or ""))
+    return Group(Text(join_lines(found.doc)), Text(), table, Text(), option_meanings(found.config_class))
+
+
+def option_meanings(config_class: type) -> Group:
+    """The meanings of options: the class's docstring, with the "Args" of it and of its bases as a table."""
+    meanings: dict[str, str] = {}
+    for each in config_class.__mro__:
+        arguments = inspect.cleandoc(each.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
+        entries = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", arguments, re.M)
+        meanings |= {name: " ".join(text.split()) for name, text in entries if name not in meanings}
+    table = Table.grid(padding=(0, 2))
+    for name, _ in option_types(config_class):
+        if name in meanings:
+            table.add_row(name, Text(meanings[name]))
+    doc = inspect.cleandoc(config_class.__doc__ or "").partition("Args:\n")[0]
+    return Group(Text(join_lines(doc)), Text(), table)
 
 
 def join_lines(text: str) -> str:

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             return 0
         # Called directly, so that its help shows the examples: tyro takes "Examples:" for a section to leave out.
-        description = getdoc(command).partition("\nArgs:")[0]
+        description = (getdoc(command) or "").partition("\nArgs:")[0]
         with warnings.catch_warnings():
             warnings.showwarning = shorten_warnings(warnings.showwarning)
             tyro.cli(
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def shorten_warnings(show: Callable) -> Callable:
+def shorten_warnings(show: Callable[..., None]) -> Callable[..., None]:
     """Make a function that shows our warnings as one sentence, and others by `show`, with their line of code."""
 
     def shown(message, category, filename, *more) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunus.graph import Graph
-from prunus.selection import FREE, longest
+from prunus.selection import FREE, count_fitting
 
 CANDIDATES = 256  # thresholds evaluated in one batch, at most
 
@@ -84,7 +84,7 @@ class Thresholds:
         base, beyond = self.sizes.clone(), order[~floored[order]]
         base[self.columns] = self.floors.double()
         queue = self.columns[self.owners[beyond]], torch.ones_like(beyond)
-        taken = longest(lambda widths: self.price(widths) <= limit, base, queue)
+        taken = count_fitting(lambda widths: self.price(widths) <= limit, base, queue)
         return floored.index_fill(0, beyond[:taken], True)
 
     def unit_costs(self) -> Tensor:

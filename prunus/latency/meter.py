@@ -141,7 +141,7 @@ class Meter(CostMeter):
                 try:
                     keep = propose(self._price(caution))
                 except Unreachable as error:
-                    if not self._least_holds(error.least, budget):
+                    if not self._least_holds(error.min_units, budget):
                         self._refuse(propose)
                     caution = 1.0  # the measured times leave no margin for caution
                     continue

@@ -1,14 +1,14 @@
-"""The methods: one file or folder each, under the method's name.
+"""The methods: one file or folder for each, with the method's name.
 
 Its files, in the order in which to read them:
 
-    _contract                               the options of a method, what it may use of a run, what it gives back
-    _registry                               finding a method by its name, and filling its options
-    magnitude taylor activation bn_scale    scores of units, a file each
+    _contract                               the contract: a method's options, its use of a run, its result
+    _registry                               finding a method by its name, and setting its options
+    magnitude taylor activation bn_scale    methods that score units, a file for each
     fpgm lamp random                        more of them
     structure                               the widths of an earlier run
     dhp/                                    widths learned by hypernetworks with latent vectors
-    pass_/                                  masks emitted by a recurrent hypernetwork that reads a visual prompt
+    pass_/                                  masks from a recurrent hypernetwork that reads a visual prompt
     metapruning/                            widths searched with generated weights
     lookahead/                              single weights, scored with their neighbouring layers
 """

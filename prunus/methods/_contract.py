@@ -1,4 +1,4 @@
-"""The contract of a method: its options, what it may use of a run, and what it gives back."""
+"""The contract of a method: its options, its use of a run, and its result."""
 
 import math
 from abc import ABC, abstractmethod
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from accelerate import PartialState
 from torch import Tensor
@@ -17,50 +17,51 @@ from prunus.graph import Graph
 from prunus.selection import Budget, Selection, Sparsity
 from prunus.tasks import Task
 
-HALF, MOST_ZERO = Budget(macs=0.5), Sparsity(0.8)  # the limits where none was asked for
+HALF, MOST_ZERO = Budget(macs=0.5), Sparsity(0.8)  # the default limits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(ABC):
-    """The options of a method: a frozen, keyword-only dataclass, each field of which is set by `--set name=value`.
+    """The options of a method: a frozen, keyword-only dataclass whose fields are set by `--set name=value`.
 
-    A method's `Config` derives from `Units` or `Weights`, or from this class if it selects in a way of its own.
+    A method's `Config` derives from `Units` or `Weights`, or from this class if it selects in its own way. Its
+    docstring explains the options; `prunus methods NAME` shows it. `removes` is "units" or "weights".
     """
 
     removes: ClassVar[Literal["units", "weights"]]
 
     @abstractmethod
     def default_limit(self) -> Budget | Sparsity:
-        """Return the limit that is taken where none was asked for."""
+        """Return the limit that applies if none is given."""
 
     @abstractmethod
     def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
-        """Raise UserError, BudgetError or FileError for what cannot be done; a run asks before anything is trained."""
+        """Raise UserError, BudgetError or FileError if the method cannot run; called before anything is trained."""
 
     def preview(self) -> Self:
-        """Return options under which nothing is trained, for `--dry-run`; UserError if the method only knows by
-        training."""
+        """Return options that train nothing, for `--dry-run`; UserError if the method decides only by training."""
         return self
 
 
 @dataclass(frozen=True, kw_only=True)
 class Units(Selection, Options):
-    """Options of a method that scores units and removes those that `select` leaves out."""
+    """The options of a method that scores units and keeps those that `select` chooses; see `Selection`."""
 
     removes = "units"
 
     def default_limit(self) -> Budget:
-        """Return half the multiply-accumulates."""
+        """Return half the multiply-adds."""
         return HALF
 
-    def check(self, graph: Graph, limit: Budget) -> None:
-        """Raise BudgetError if no widths meet the limit, UserError for a pattern that names nothing."""
+    def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
+        """Raise BudgetError if no widths meet the limit, UserError if a pattern matches nothing."""
+        assert isinstance(limit, Budget)  # see Method.check
         self.select(graph, scores.random(graph, 0), limit)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights(Options):
-    """Options of a method that sets single weights to zero."""
+    """The options of a method that sets single weights to zero."""
 
     removes = "weights"
 
@@ -70,35 +71,42 @@ class Weights(Options):
 
 
 class Run(Protocol):
-    """What a method may use of a run.
+    """The part of a run that a method may use; `prunus.run.RunFolder` has all of it.
 
-    seed: of everything random. progress: progress(label, total) is a context that is called with each advance.
-    processes: Accelerate's state: the device, the number of processes.
+    Args:
+        seed: The seed of everything random.
+        progress: progress(label, total) is a context manager that yields step(done=1, note="").
+        processes: Accelerate's state: the device, the number of processes.
     """
 
     seed: int
-    progress: Callable
+    progress: Callable[..., Any]
     processes: PartialState
 
     def folder(self, name: str) -> Path:
-        """Return a folder for the checkpoints of stage `name`, made if it is not there."""
+        """Return the folder for the checkpoints of stage `name`, made if it is not there."""
+        ...
 
     def log(self, event: str, **values: object) -> None:
         """Append a line of plain JSON to the run's log."""
 
     def write(self, action: Callable[[], object]) -> None:
-        """Call what writes files in one process only, while the others wait."""
+        """Call `action`, which writes files, in one process only, while the others wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
-    """The choice of a method, for the unpruned model.
+    """The result of a method, in terms of the unpruned model.
 
-    keep: axis -> kept indices. weights: parameters and buffers by name, if the method trained them.
-    masks: parameter -> bool tensor of its shape, True stays, for every weight whose single entries were up for
-    pruning; None for methods of units. pattern: the pattern of the zeros, such as 2:4; no unit is removed then, because
-    the other zeros would move out of it. left_dense: the weights that the pattern does not fit, and the reason.
-    charts: charts of the method's search, for report.html.
+    Args:
+        keep: axis -> kept indices.
+        weights: Parameters and buffers by name, if the method trained them; None: those of the model.
+        masks: parameter -> bool tensor of its shape, True stays, for all weights whose single entries could be pruned;
+            None for methods that remove units.
+        pattern: The pattern of the zeros, such as "2:4". No unit is removed then, because the remaining zeros would
+            leave their places.
+        left_dense: parameter -> the reason why the pattern does not fit it.
+        charts: Charts of the method's search, for report.html.
     """
 
     keep: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -110,12 +118,19 @@ class Pruned:
 
 
 def shown_batches(task: Task, run: Run, batches: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield `batches` batches of training examples in an order set by the run's seed, and show progress.
+    """Iterate over batches of training examples in random order, and show the progress.
 
-    Fewer come if the training set is smaller.
+    Args:
+        task: The task.
+        run: The run, which gives the seed of the order.
+        batches: The number of batches; fewer if the training set is smaller.
+        batch_size: The batch size.
+
+    Yields:
+        Inputs (B, ...) and targets (B, ...).
     """
-    drawn = task.data.train.batches(batch_size, seed=run.seed)
+    order = task.data.train.batches(batch_size, seed=run.seed)
     with run.progress("scoring", min(batches, math.ceil(len(task.data.train) / batch_size))) as step:
-        for batch in islice(drawn, batches):
+        for batch in islice(order, batches):
             yield batch
             step(1)

@@ -1,8 +1,8 @@
-"""The methods there are, and their options.
+"""Finding methods by name, and setting their options.
 
-The folder prunus/methods is the registry: every file or folder in it is a method of that name. A method of the user's
-own is named as "package.module:prune". The fields of its Config are its options, set by `name=value`; `a.b=value`
-reaches into a field that is itself a dataclass, `a=1,2,3` fills a tuple.
+The folder prunus/methods is the registry: every file or folder in it is a method of that name. A user's own method is
+named "package.module:prune". The fields of its Config are its options, set by `name=value`; `a.b=value` sets a field of
+a field that is itself a dataclass, `a=1,2,3` sets a tuple.
 """
 
 import contextlib
@@ -31,7 +31,14 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A method: its name, its docstring with the paper, its options, and prune(task, limit, config, run)."""
+    """A method.
+
+    Args:
+        name: Its name.
+        doc: Its docstring, which names the paper.
+        config_class: The class of its options.
+        prune: prune(task, limit, config, run) returns its choice.
+    """
 
     name: str
     doc: str
@@ -40,14 +47,14 @@ class Method:
 
     @property
     def limit(self) -> type[Budget] | type[Sparsity]:
-        """The kind of limit that the method takes."""
+        """The class of limit that the method takes: Budget or Sparsity."""
         return Budget if self.config_class.removes == "units" else Sparsity
 
-    def check(self, asked: Budget | Sparsity) -> None:
-        """Raise UserError, saying what to give instead, if the method does not go with what was asked."""
-        if isinstance(asked, self.limit):
+    def check(self, limit: Budget | Sparsity) -> None:
+        """Raise UserError, saying what to give instead, if the method takes limits of the other class."""
+        if isinstance(limit, self.limit):
             return
-        others = ", ".join(name for name in names() if isinstance(asked, find(name).limit))
+        others = ", ".join(name for name in names() if isinstance(limit, find(name).limit))
         if self.limit is Budget:
             raise UserError(
                 f"method {self.name} removes units and takes a budget, such as --budget macs=0.5, not a sparsity. "
@@ -55,32 +62,44 @@ class Method:
             )
         raise UserError(
             f"method {self.name} sets single weights to zero, which saves no multiply-adds by itself: it takes "
-            f"--sparsity 0.8 (the share of zeros), not the budget {asked}. Methods that take a budget: {others}."
+            f"--sparsity 0.8 (the share of zeros), not the budget {limit}. Methods that take a budget: {others}."
         )
 
 
 def names() -> list[str]:
-    """The names of all methods, sorted. One that is a Python keyword is a file with an underscore behind."""
+    """List the names of all methods.
+
+    Returns:
+        The names, sorted. A method whose name is a Python keyword stands in a file with an underscore after it.
+    """
     found = [module.name for module in pkgutil.iter_modules(methods.__path__)]
     return sorted(name.rstrip("_") for name in found if not name.startswith("_"))
 
 
 def find(name: str) -> Method:
-    """Return the method called `name`, or the user's own named as "package.module:prune".
+    """Find a method.
 
-    Raises UserError with the nearest names, or if the module lacks a Config that derives from `Options`.
+    Args:
+        name: The name of a method, or "package.module:prune" for a user's own.
+
+    Returns:
+        The method.
+
+    Raises:
+        UserError: There is no such method (the message names the nearest), or its module lacks a Config that derives
+            from `Options`.
     """
     if ":" in name:
-        return _of_user(name)
+        return _find_own(name)
     if name not in names():
         raise unknown("method", name, names())
     file = f"{name}_" if keyword.iskeyword(name) else name
     module = importlib.import_module(f"prunus.methods.{file}")
-    doc = sys.modules[module.prune.__module__].__doc__
+    doc = sys.modules[module.prune.__module__].__doc__ or ""
     return Method(name, doc, module.Config, module.prune)
 
 
-def _of_user(name: str) -> Method:
+def _find_own(name: str) -> Method:
     prune = user_object(name, "method", names())
     module = sys.modules[prune.__module__]
     config_class = vars(module).get("Config")
@@ -93,13 +112,21 @@ def _of_user(name: str) -> Method:
 
 
 def configure(config_class: type[T], pairs: Iterable[str], kind: str) -> T:
-    """A `config_class` with the options in `pairs` set, its defaults otherwise.
+    """Make options from texts; options that are not named have their defaults.
 
-    pairs: such as "batches=8", "how=uniform"; kind: what an option is called in errors.
-    Raises UserError for an unknown name (the nearest are named), or a value that does not fit.
+    Args:
+        config_class: The class of the options.
+        pairs: Texts such as "batches=8", "how=uniform".
+        kind: The word for an option in error messages.
+
+    Returns:
+        An instance of `config_class`.
+
+    Raises:
+        UserError: A name is unknown (the message names the nearest), or a value does not fit.
     """
     known = dict(option_types(config_class))
-    arguments = []
+    arguments: list[str] = []
     for pair in pairs:
         name, equals, value = pair.partition("=")
         name = name.strip().replace("-", "_")
@@ -115,16 +142,33 @@ def configure(config_class: type[T], pairs: Iterable[str], kind: str) -> T:
 
 
 def option_types(config_class: type, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Every option and its type; those of a field that is a dataclass are called field.option."""
-    for name, hint in typing.get_type_hints(config_class).items():
-        if dataclasses.is_dataclass(hint):
+    """List the options of a class and their types.
+
+    Args:
+        config_class: The class.
+        prefix: A prefix of all names.
+
+    Yields:
+        Name and type; options of a field that is a dataclass are named field.option.
+    """
+    hints = typing.get_type_hints(config_class)
+    for name in (field.name for field in dataclasses.fields(config_class)):
+        hint = hints[name]
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield from option_types(hint, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", hint
 
 
 def type_in_words(hint: object) -> str:
-    """A field's type in words: `int`, `l1 | l2`, `float | None`, `ones | norms | None`."""
+    """Write a field's type in words.
+
+    Args:
+        hint: The type.
+
+    Returns:
+        For example `int`, `l1 | l2`, `float | None`, `ones | norms | None`.
+    """
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " | ".join(
             "None" if part is type(None) else type_in_words(part) for part in typing.get_args(hint)
@@ -135,7 +179,7 @@ def type_in_words(hint: object) -> str:
 
 
 def read(config_class: type[T], arguments: list[str], complaint: str) -> T:
-    """A `config_class` as tyro reads it, its own error boxes turned into a UserError."""
+    """Make a `config_class` from command-line arguments with tyro, and raise its errors as UserError."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):

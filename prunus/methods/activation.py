@@ -1,7 +1,8 @@
 """Keep the units with the largest activations.
 
-As Minitron scores neurons and heads: Muralidharan et al., NeurIPS 2024, arXiv:2407.14679.
-Departs: any axis, read where it is consumed; one threshold for the whole network.
+Neurons and heads are scored as in Minitron: Muralidharan et al., NeurIPS 2024, arXiv:2407.14679.
+
+Departs: any axis is scored, at the operators that read it; one threshold for the whole network.
 """
 
 from dataclasses import dataclass
@@ -14,14 +15,32 @@ from prunus.tasks import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Units):
-    """batches of batch_size training examples, without augmentation, are what is scored on."""
+    """The options of activation.
+
+    Args:
+        batches: The number of batches of training examples, without augmentation, that the scores are computed on.
+        batch_size: The batch size.
+    """
 
     batches: int = 32
     batch_size: int = 64
 
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
-    """Best units by the mean size of their activations."""
+    """Keep the units with the largest mean absolute activation.
+
+    Args:
+        task: The task, with the model to prune.
+        budget: The limit.
+        config: The options.
+        run: The run, which gives the seed and shows the progress.
+
+    Returns:
+        The kept units.
+
+    Raises:
+        BudgetError: The budget cannot be met.
+    """
     graph = task.graph
     batches = shown_batches(task, run, config.batches, config.batch_size)
     sizes = scores.activation(task.model, graph, batches)

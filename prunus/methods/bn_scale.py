@@ -1,7 +1,8 @@
 """Keep the units with the largest scales in their norms.
 
-Liu et al., Network Slimming, ICCV 2017, arXiv:1708.06519.
-Departs: the network is taken as it is; the paper first trains it with an L1 penalty on the scales.
+Liu et al., Network Slimming, ICCV 2017, arXiv:1708.06519. Reads no data.
+
+Departs: the network is scored as it is, whereas the paper first trains it with an L1 penalty on the scales.
 """
 
 from dataclasses import dataclass
@@ -14,10 +15,23 @@ from prunus.tasks import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Units):
-    """Nothing of its own."""
+    """No options beyond those that all methods of units share."""
 
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
-    """Best units by the scale of their norms; reads no data."""
+    """Keep the units with the largest scale in their norms.
+
+    Args:
+        task: The task, with the model to prune.
+        budget: The limit.
+        config: The options.
+        run: The run, of which nothing is used.
+
+    Returns:
+        The kept units.
+
+    Raises:
+        BudgetError: The budget cannot be met.
+    """
     graph = task.graph
     return Pruned(keep=config.select(graph, scores.bn_scale(task.model, graph), budget))

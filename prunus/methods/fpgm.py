@@ -1,8 +1,9 @@
 """Keep the units that others cannot replace: those far from the geometric median of their axis.
 
-He et al., FPGM, CVPR 2019, arXiv:1811.00250.
-Departs: one threshold for the whole network, where the paper removes the same share of every layer (how=uniform),
-and at once, where the paper repeats it during training.
+He et al., FPGM, CVPR 2019, arXiv:1811.00250. Reads no data.
+
+Departs: one threshold for the whole network, whereas the paper removes the same share of every layer (how=uniform);
+the network is pruned once, whereas the paper repeats it during training.
 """
 
 from dataclasses import dataclass
@@ -15,10 +16,23 @@ from prunus.tasks import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Units):
-    """Nothing of its own."""
+    """No options beyond those that all methods of units share."""
 
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
-    """Best units by their distance to all others; reads no data."""
+    """Keep the units with the largest distance to all others.
+
+    Args:
+        task: The task, with the model to prune.
+        budget: The limit.
+        config: The options.
+        run: The run, of which nothing is used.
+
+    Returns:
+        The kept units.
+
+    Raises:
+        BudgetError: The budget cannot be met.
+    """
     graph = task.graph
     return Pruned(keep=config.select(graph, scores.fpgm(task.model, graph), budget))

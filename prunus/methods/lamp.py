@@ -1,6 +1,7 @@
 """Keep the units with the largest weights, relative to what is left of their axis.
 
-Lee et al., Layer-adaptive sparsity for the magnitude-based pruning, ICLR 2021, arXiv:2010.07611.
+Lee et al., Layer-adaptive sparsity for the magnitude-based pruning, ICLR 2021, arXiv:2010.07611. Reads no data.
+
 Departs: units instead of single weights.
 """
 
@@ -14,10 +15,23 @@ from prunus.tasks import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Units):
-    """Nothing of its own."""
+    """No options beyond those that all methods of units share."""
 
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
-    """Best units by the LAMP score of their weights; reads no data."""
+    """Keep the units with the largest LAMP score of their weights.
+
+    Args:
+        task: The task, with the model to prune.
+        budget: The limit.
+        config: The options.
+        run: The run, of which nothing is used.
+
+    Returns:
+        The kept units.
+
+    Raises:
+        BudgetError: The budget cannot be met.
+    """
     graph = task.graph
     return Pruned(keep=config.select(graph, scores.lamp(task.model, graph), budget))

@@ -1,8 +1,9 @@
 """Keep the units with the largest weights.
 
-Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, arXiv:1608.08710; over all weights that go with a unit
-as in DepGraph, Fang et al., CVPR 2023, arXiv:2301.12900.
-Departs: one threshold for the whole network meets the budget, where Li et al. choose a share per layer by hand.
+Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, arXiv:1608.08710; over all weights that belong to a unit,
+as in DepGraph, Fang et al., CVPR 2023, arXiv:2301.12900. Reads no data.
+
+Departs: one threshold for the whole network meets the budget, whereas Li et al. choose a share per layer by hand.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,13 @@ from prunus.tasks import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Units):
-    """p: 1 or 2, the norm; combine, normalize: see `scores.magnitude`."""
+    """The options of magnitude.
+
+    Args:
+        p: The norm, 1 or 2.
+        combine: The combination of a unit's weights in several tensors: sum, mean or max.
+        normalize: The normalisation of the scores of an axis; see `scores.magnitude`.
+    """
 
     p: float = 2
     combine: scores.Combine = "sum"
@@ -23,7 +30,20 @@ class Config(Units):
 
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
-    """Best units by the norm of their weights; reads no data."""
+    """Keep the units with the largest norm of their weights.
+
+    Args:
+        task: The task, with the model to prune.
+        budget: The limit.
+        config: The options.
+        run: The run, of which nothing is used.
+
+    Returns:
+        The kept units.
+
+    Raises:
+        BudgetError: The budget cannot be met.
+    """
     graph = task.graph
     norms = scores.magnitude(
         task.model, graph, p=config.p, combine=config.combine, normalize=config.normalize

@@ -1,7 +1,8 @@
-"""Keep units by lot: the control every table needs.
+"""Keep random units: the control that every comparison needs.
 
 Mittal et al., Recovering from Random Pruning, WACV 2018, arXiv:1801.10447, found it hard to beat after fine-tuning.
-With how=uniform all axes keep the same share, which is a narrower network of the same shape.
+With how=uniform all axes keep the same share, which gives a narrower network of the same shape. Reads neither data nor
+weights.
 """
 
 from dataclasses import dataclass
@@ -14,10 +15,23 @@ from prunus.tasks import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Units):
-    """Nothing of its own."""
+    """No options beyond those that all methods of units share."""
 
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
-    """Units drawn with the run's seed; reads neither data nor weights."""
+    """Keep random units, sampled with the seed of the run.
+
+    Args:
+        task: The task, with the model to prune.
+        budget: The limit.
+        config: The options.
+        run: The run, which gives the seed.
+
+    Returns:
+        The kept units.
+
+    Raises:
+        BudgetError: The budget cannot be met.
+    """
     graph = task.graph
     return Pruned(keep=config.select(graph, scores.random(graph, run.seed), budget))

@@ -1,6 +1,7 @@
-"""Keep the units that another run kept, of a network of the same architecture with other weights or on other data.
+"""Keep the units that another run kept in a network of the same architecture, with other weights or other data.
 
-The first kind of transfer in PASS (Huang et al., arXiv:2407.17412); it takes the result of any method. Reads no data.
+The first kind of transfer in PASS, Huang et al., arXiv:2407.17412. The other run may have used any method. Reads no
+data.
 
     prunus run ... --method structure --set of=runs/first
 """
@@ -13,33 +14,48 @@ from prunus.errors import BudgetError, UserError
 from prunus.export import load_keep
 from prunus.graph import Graph
 from prunus.methods import HALF, Options, Pruned, Run
-from prunus.selection import Budget, Metered, price_of, short
+from prunus.metrics import format_number
+from prunus.selection import Budget, Metered, Sparsity, price_of
 from prunus.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Options):
-    """of: the folder of the run, or of a model that was saved, whose units are kept; it has to meet the budget."""
+    """The options of structure.
+
+    Args:
+        of: The folder of the other run, or of a saved model, whose kept units must meet the budget.
+    """
 
     removes = "units"
     of: str = ""
 
     def default_limit(self) -> Budget:
-        """Return half the multiply-accumulates."""
+        """Return half the multiply-adds."""
         return HALF
 
-    def check(self, graph: Graph, limit: Budget) -> None:
-        """Raise what `keep` does."""
+    def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
+        """Raise the errors of `keep`."""
+        assert isinstance(limit, Budget)  # see Method.check
         self.keep(graph, limit)
 
     def keep(self, graph: Graph, budget: Budget) -> dict[str, list[int]]:
-        """Return the keep in the folder.
+        """Load the keep from the folder, and check its cost; milliseconds are measured.
 
-        Milliseconds are measured. Raises FileError if it is of another architecture, BudgetError if it costs more than
-        the budget.
+        Args:
+            graph: The graph of the model.
+            budget: The limit.
+
+        Returns:
+            axis -> kept indices.
+
+        Raises:
+            UserError: No folder is given.
+            FileError: The keep belongs to another architecture.
+            BudgetError: The keep costs more than the budget.
         """
         if not self.of:
-            raise UserError("structure takes the units from another run: --set of=FOLDER says from which.")
+            raise UserError("structure needs the folder of another run; give it as --set of=FOLDER.")
         keep = load_keep(self.of, graph)
         if isinstance(budget, Metered):
             figures = budget.meter.figures(keep)
@@ -50,12 +66,27 @@ class Config(Options):
             before, after = price_of(graph, budget)(sizes).tolist()
         if after > budget.limit(before):
             raise BudgetError(
-                f"{budget}: what {self.of} kept comes to {short(after)}, {after / before:.4f} of the {short(before)} "
-                "before. Give that budget, or take a smaller network's."
+                f"{budget}: what {self.of} kept comes to {format_number(after)}, {after / before:.4f} of the "
+                f"{format_number(before)} before. Give that budget, or the folder of a smaller network."
             )
         return keep
 
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
-    """The units that the other run kept."""
+    """Keep the units that the other run kept.
+
+    Args:
+        task: The task, with the model to prune.
+        budget: The limit.
+        config: The options.
+        run: The run, of which nothing is used.
+
+    Returns:
+        The kept units.
+
+    Raises:
+        UserError: No folder is given.
+        FileError: The keep belongs to another architecture.
+        BudgetError: The keep costs more than the budget.
+    """
     return Pruned(keep=config.keep(task.graph, budget))

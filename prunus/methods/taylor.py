@@ -1,8 +1,9 @@
-"""Keep the units whose removal changes the loss most, to first order, for what they cost.
+"""Keep the units whose removal changes the loss most, to first order, relative to their cost.
 
 Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, arXiv:1906.10771.
-Departs: scored at once on a trained network, where the paper prunes a little, trains on, and scores again; and scores
-are divided by the cost of a unit (how=global leaves that out).
+
+Departs: the trained network is scored once, whereas the paper alternates between pruning a little, training and
+scoring; and scores are divided by the cost of a unit (how=global does not divide).
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,12 @@ from prunus.tasks import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Units):
-    """batches of batch_size training examples, without augmentation, are what is scored on."""
+    """The options of taylor.
+
+    Args:
+        batches: The number of batches of training examples, without augmentation, that the scores are computed on.
+        batch_size: The batch size.
+    """
 
     how: How = "per_cost"
     batches: int = 32
@@ -23,7 +29,20 @@ class Config(Units):
 
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
-    """Best units by the squared first-order change of the training loss."""
+    """Keep the units with the largest squared first-order change of the training loss.
+
+    Args:
+        task: The task, with the model to prune.
+        budget: The limit.
+        config: The options.
+        run: The run, which gives the seed and shows the progress.
+
+    Returns:
+        The kept units.
+
+    Raises:
+        BudgetError: The budget cannot be met.
+    """
     graph = task.graph
     batches = shown_batches(task, run, config.batches, config.batch_size)
     changes = scores.taylor(task.model, graph, task.loss, batches)

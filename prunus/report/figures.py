@@ -1,50 +1,54 @@
 """The charts of a method (result.json's "charts") as plotly figures: plain data in, plain data out.
 
-Every figure fills the page's width, and its height follows from what it holds. What comes from a method goes through
-`plain` or `short` wherever plotly would read markup.
+Every figure fills the page's width, and its height follows from its contents. Texts of a method pass through `plain`
+or `shorten` wherever plotly would interpret markup.
 """
 
 import textwrap
 from collections.abc import Iterable
 from itertools import cycle
+from typing import Any
 
 from prunus.errors import unknown
-from prunus.report.rows import count
-from prunus.report.style import INK, SERIES, layout, named_rows, plain, short
+from prunus.metrics import format_number
+from prunus.report.style import INK, SERIES, layout, named_rows, plain, shorten
 
 LIGHT, DARK = "#d5e2dc", "#17493a"  # the ends of a colour scale
-OTHER, MIDDLE = "#b0632a", "#dfe3e1"  # of one with a middle, which is not the white of missing values
+OTHER, MIDDLE = (
+    "#b0632a",
+    "#dfe3e1",
+)  # of a scale with a middle, which differs from the white of missing values
 DASHES = ("dash", "dot", "dashdot")
 NARROW, LETTER, SYMBOL, LEGEND_ROW = (
     320,
     7,
     50,
     20,
-)  # pixels: a small screen's figure, and what a legend takes on it
-HEIGHT, LEAST = 340, 70  # pixels: of a figure with two scales, and of what is between any figure's margins
+)  # pixels: a figure on a small screen, and parts of its legend
+HEIGHT, LEAST = 340, 70  # pixels: a figure with two scales, and the least between any figure's margins
 FEW, VERY_FEW = 30, 5  # points
-LABEL = 32  # letters of an axis's name on a line
+LABEL = 32  # characters of an axis's name on a line
 
 
-def figure(chart: dict) -> dict:
-    """The figure of one chart that is not a picture. Raises UserError for a kind nobody knows."""
+def figure(chart: dict[str, Any]) -> dict[str, Any]:
+    """Make the figure of one chart that is not an image; UserError for an unknown kind."""
     kinds = {"lines": lines, "heat": heat, "points": points, "bars": bars}
     if chart["kind"] not in kinds:
         raise unknown("kind of chart", chart["kind"], [*kinds, "picture"])
     return kinds[chart["kind"]](chart)
 
 
-def lines(chart: dict) -> dict:
-    """Thin lines behind, then the series, then what is dashed."""
+def lines(chart: dict[str, Any]) -> dict[str, Any]:
+    """Make a figure of lines: thin lines in the background, then the series, then the dashed references."""
     colors, dashes = cycle(SERIES), cycle(DASHES)
     data = [
-        _line(name, _joined(each), next(colors), width=1, opacity=0.6) for name, each in chart["thin"].items()
+        _line(name, _join(each), next(colors), width=1, opacity=0.6) for name, each in chart["thin"].items()
     ]
     for trace in data:
         trace["hoverinfo"] = "skip"
     for name, line in chart["series"].items():
         data.append(_line(name, line, next(colors), width=2))
-        if len(line) <= FEW:  # of a value between two gaps there would be nothing to see
+        if len(line) <= FEW:  # a value between two gaps would be invisible as a line
             data[-1] |= {"mode": "lines+markers", "marker": {"size": 5}}
     data += [
         _line(name, line, INK, width=1.5, dash=next(dashes)) for name, line in chart["references"].items()
@@ -52,8 +56,8 @@ def lines(chart: dict) -> dict:
     return _plane(chart, data, log_y=chart["log_y"])
 
 
-def points(chart: dict) -> dict:
-    """A dot for each point, text beside the pointer; the front as a line behind them."""
+def points(chart: dict[str, Any]) -> dict[str, Any]:
+    """Make a figure of points with text beside the pointer, and the front as a line in the background."""
     data = [_line("front", chart["front"], INK, width=1)] if chart["front"] else []
     for (name, group), color in zip(chart["groups"].items(), cycle(SERIES), strict=False):
         marker = {"color": color, "size": 7, "opacity": 0.75}
@@ -64,7 +68,7 @@ def points(chart: dict) -> dict:
             {
                 "type": "scatter",
                 "mode": "markers",
-                "name": short(name),
+                "name": shorten(name),
                 "x": [x for x, _, _ in group],
                 "y": [y for _, y, _ in group],
                 "hovertext": texts,
@@ -75,8 +79,8 @@ def points(chart: dict) -> dict:
     return _plane(chart, data)
 
 
-def heat(chart: dict) -> dict:
-    """A row of coloured cells for each name; what has no value stays white."""
+def heat(chart: dict[str, Any]) -> dict[str, Any]:
+    """Make a figure with a row of coloured cells for each name; missing values stay white."""
     rows, values = chart["rows"], chart["values"]
     there = [value for row in values for value in row if value is not None] or [0]
     low, high = min(0, *there), max(there)
@@ -115,20 +119,20 @@ def heat(chart: dict) -> dict:
     shape = layout(
         height=140 + max(LEAST, (14 if dense else 22) * len(rows)) + 20 * (label + over).count("<br>")
     )
-    shape["margin"] |= {"t": 0}  # plotly adds what the colour bar takes
+    shape["margin"] |= {"t": 0}  # plotly adds the height of the colour bar
     shape["xaxis"] |= {"title": {"text": label}, "automargin": True, "showgrid": False}
     shape["yaxis"] = named_rows(rows) | ({"tickfont": {"size": 10}} if dense else {})
     return {"data": [trace], "layout": shape}
 
 
-def bars(chart: dict) -> dict:
-    """For each label a group of horizontal bars."""
+def bars(chart: dict[str, Any]) -> dict[str, Any]:
+    """Make a figure with a group of horizontal bars for each label."""
     labels, series = chart["labels"], chart["series"]
     data = [
         {
             "type": "bar",
             "orientation": "h",
-            "name": short(name),
+            "name": shorten(name),
             "y": list(range(len(labels))),
             "x": values,
             "hovertext": [
@@ -149,12 +153,14 @@ def bars(chart: dict) -> dict:
     return {"data": data, "layout": shape}
 
 
-def _line(name: str, line: Iterable, color: str, opacity: float = 1.0, **style: object) -> dict:
+def _line(
+    name: str, line: Iterable[Any], color: str, opacity: float = 1.0, **style: object
+) -> dict[str, Any]:
     x, y = zip(*line, strict=True) if line else ((), ())
     return {
         "type": "scatter",
         "mode": "lines",
-        "name": short(name),
+        "name": shorten(name),
         "x": list(x),
         "y": list(y),
         "opacity": opacity,
@@ -162,13 +168,13 @@ def _line(name: str, line: Iterable, color: str, opacity: float = 1.0, **style: 
     }
 
 
-def _joined(lines: list) -> list:
-    """Many lines as one with gaps: plotly draws one quickly."""
+def _join(lines: list[Any]) -> list[Any]:
+    """Join many lines into one with gaps, because plotly draws one line faster."""
     return [point for line in lines for point in [*line, (None, None)]]
 
 
-def _plane(chart: dict, data: list[dict], log_y: bool = False) -> dict:
-    """A figure of lines or points, with both axes named."""
+def _plane(chart: dict[str, Any], data: list[dict[str, Any]], log_y: bool = False) -> dict[str, Any]:
+    """Make a figure of lines or points, with a title for both axes."""
     shape = layout(height=HEIGHT + _legend_height(data), showlegend=len(data) > 1)
     shape["yaxis"] = dict(shape["xaxis"])
     for axis, of, label in (("xaxis", "x", "x_label"), ("yaxis", "y", "y_label")):
@@ -184,18 +190,18 @@ def _plane(chart: dict, data: list[dict], log_y: bool = False) -> dict:
     return {"data": data, "layout": shape}
 
 
-def _legend_height(data: list[dict]) -> int:
-    """Pixels that a legend takes on a small screen besides its first row: plotly takes them from the plot."""
+def _legend_height(data: list[dict[str, Any]]) -> int:
+    """The pixels of a legend on a small screen beyond its first row, which plotly would take from the plot."""
     widest = max((LETTER * len(trace["name"]) for trace in data), default=0) + SYMBOL
     return LEGEND_ROW * ((len(data) - 1) // max(1, NARROW // widest))
 
 
 def _label(text: str) -> str:
-    """The name of an axis, in lines that fit beside a small figure."""
+    """Break the name of an axis into lines that fit a small figure."""
     return "<br>".join(map(plain, textwrap.wrap(text, LABEL)))
 
 
 def _number(value: float | None) -> str:
     if value is None:
         return "no value"
-    return count(value) if abs(value) >= 1e6 else f"{value:g}"
+    return format_number(value, 3) if abs(value) >= 1e6 else f"{value:g}"

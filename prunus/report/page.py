@@ -1,23 +1,32 @@
-"""report.html: one page that holds everything it shows, plotly.js included, so it opens without a network."""
+"""report.html: one page that contains all it shows, plotly.js included, so it opens without a network."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from plotly.offline import get_plotlyjs
 
 from prunus.files import write_atomic
-from prunus.metrics import Metric
+from prunus.metrics import Metric, format_number
 from prunus.report.figures import figure
-from prunus.report.rows import budget, count, kept, metric_of, proof, rows
+from prunus.report.rows import budget_text, latency_sentence, metric_of, proof_sentence, rows
 from prunus.report.style import BASE, GRID, KEPT, REMOVED, layout, named_rows, plain
 
 SECTIONS = {"config": "options of the method", "base": "training before pruning", "recovery": "recovery"}
 STAGES = {"base": "base (before pruning)", "recover": "recovery (after pruning)"}
 
 
-def write_page(path: Path, result: dict) -> None:
-    """Write the page of one result.json, atomically."""
+def write_page(path: Path, result: dict[str, Any]) -> None:
+    """Write the page of a run, whole or not at all.
+
+    Args:
+        path: The file to write.
+        result: The run's result.json.
+
+    Raises:
+        UserError: A chart of the method has an unknown kind.
+    """
     templates = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=templates, autoescape=True, undefined=jinja2.StrictUndefined)
     metric, after = metric_of(result), result["after"]
@@ -25,10 +34,10 @@ def write_page(path: Path, result: dict) -> None:
     page = environment.get_template("page.html.j2").render(
         result=result,
         headline=_headline(result),
-        budget=budget(result),
+        budget=budget_text(result),
         rows=rows(result),
-        proof=proof(result),
-        kept=kept(result),
+        proof=proof_sentence(result),
+        kept=latency_sentence(result),
         proved=result["verified"].get("max_abs_error") is not None,
         score=metric.text(after[metric.key]),
         charts=charts,
@@ -44,8 +53,8 @@ def write_page(path: Path, result: dict) -> None:
     write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
-def widths_figure(result: dict) -> dict:
-    """Kept and removed units per axis as stacked horizontal bars: a plotly figure as plain data."""
+def widths_figure(result: dict[str, Any]) -> dict[str, Any]:
+    """Make a figure of kept and removed units per axis: stacked horizontal bars, as plain data for plotly."""
     names = list(result["widths"])
     kept = [result["widths"][name][0] for name in names]
     totals = [result["widths"][name][1] for name in names]
@@ -55,11 +64,14 @@ def widths_figure(result: dict) -> dict:
     return {"data": bars, "layout": shape}
 
 
-def survivors_figure(result: dict) -> dict:
-    """The share of single weights that is left of each layer, like `widths_figure`."""
+def survivors_figure(result: dict[str, Any]) -> dict[str, Any]:
+    """Make a figure of the share of single weights left in each layer, like `widths_figure`."""
     names, counts = list(result.get("survivors", {})), list(result.get("survivors", {}).values())
     shares = [100 * kept / there for kept, there in counts]
-    texts = [f"{share:.3g} % of {count(there)}" for share, (_, there) in zip(shares, counts, strict=True)]
+    texts = [
+        f"{share:.3g} % of {format_number(there, 3)}"
+        for share, (_, there) in zip(shares, counts, strict=True)
+    ]
     hover = [f"{kept} of {there} kept" for kept, there in counts]
     bars, shape = _bars(names, shares, [100.0] * len(shares), texts, hover)
     shape["xaxis"] |= {"title": {"text": "per cent of the layer's weights"}, "range": [0, 135]}
@@ -67,26 +79,32 @@ def survivors_figure(result: dict) -> dict:
 
 
 def _bars(
-    names: list[str], kept: list, totals: list, texts: list[str], hover: list[str]
-) -> tuple[list[dict], dict]:
-    """Stacked bars, kept and removed, a row for each name with a text behind it; and their layout."""
-    common = {"type": "bar", "orientation": "h", "y": list(range(len(names))), "hoverinfo": "text"}
+    names: list[str], kept: list[Any], totals: list[Any], texts: list[str], hover: list[str]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Make stacked bars, kept and removed, a row for each name with a text after it; and their layout."""
+    common: dict[str, Any] = {
+        "type": "bar",
+        "orientation": "h",
+        "y": list(range(len(names))),
+        "hoverinfo": "text",
+    }
     common["hovertext"] = [f"{plain(name)}<br>{text}" for name, text in zip(names, hover, strict=True)]
     removed = [total - keep for keep, total in zip(kept, totals, strict=True)]
-    behind = {"text": texts, "textposition": "outside", "cliponaxis": False}
+    after = {"text": texts, "textposition": "outside", "cliponaxis": False}
     bars = [
         {**common, "name": "kept", "x": kept, "marker": {"color": KEPT}},
-        {**common, "name": "removed", "x": removed, "marker": {"color": REMOVED}, **behind},
+        {**common, "name": "removed", "x": removed, "marker": {"color": REMOVED}, **after},
     ]
     shape = layout(height=110 + 26 * len(names), barmode="stack", bargap=0.3)
     shape["yaxis"] = named_rows(names)
     return bars, shape
 
 
-def curves_figure(result: dict) -> dict:
-    """The metric on held-out training data and the loss, epoch by epoch: the base, then the recovery."""
+def curves_figure(result: dict[str, Any]) -> dict[str, Any]:
+    """Make a figure of the metric on held-out training data and the loss per epoch: base, then recovery."""
     metric = metric_of(result)
-    data, start = [], 0
+    data: list[dict[str, Any]] = []
+    start = 0
     for stage, color in (("base", BASE), ("recover", KEPT)):
         history = result["history"].get(stage) or []
         epochs = [start + number for number in range(1, len(history) + 1)]
@@ -114,7 +132,7 @@ def curves_figure(result: dict) -> dict:
     return {"data": data, "layout": shape}
 
 
-def _headline(result: dict) -> str:
+def _headline(result: dict[str, Any]) -> str:
     before, after, metric = result["before"], result["after"], metric_of(result)
     shares = {key: f"{100 * after[key] / before[key]:.0f} % of the" for key in ("macs", "params")}
     what = f"{shares['macs']} multiply-adds, {shares['params']} parameters"
@@ -126,14 +144,14 @@ def _headline(result: dict) -> str:
 
 
 def _ticks(metric: Metric) -> dict[str, str]:
-    """How the metric's axis is labelled: shares as per cent, other values as they are stored."""
+    """Return the labels of the metric's axis: shares as per cent, other values as they are stored."""
     if metric.unit == "%" and metric.factor == 100:
         return {"tickformat": ".0%"}
     return {"ticksuffix": f" {metric.unit}"} if metric.unit and metric.factor == 1 else {}
 
 
-def _facts(result: dict) -> dict[str, dict[str, str]]:
-    """The small print in sections: settings that are set, seconds, versions, machine, as text."""
+def _facts(result: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Return the details by section, as text: settings that are set, seconds, versions, machine."""
     settings = result["settings"]
     inner = {key: value for key, value in settings.items() if isinstance(value, dict)}
     sections = {"settings": {key: value for key, value in settings.items() if key not in inner}, **inner}

@@ -1,25 +1,36 @@
-"""The before / pruned / recovered table, as plain rows of text that the terminal and the page both show."""
+"""The table of before, pruned and recovered, as rows of plain text for the terminal and the page."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-from prunus.metrics import ACCURACY, Metric
+from prunus.metrics import ACCURACY, Metric, format_number
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One quantity: its name in words, and how it reads before, right after pruning, and after recovery."""
+    """One quantity as text.
+
+    Args:
+        label: Its name in words.
+        before: Its value before pruning.
+        pruned: Its value right after pruning; empty if it is not measured there.
+        after: Its value after recovery.
+        change: The change from `before` to `after`.
+    """
 
     label: str
     before: str
     pruned: str
     after: str
-    change: str  # of `after` against `before`
+    change: str
 
 
-def rows(result: dict) -> list[Row]:
-    """The table of one result.json: costs first, then the metric."""
+def rows(result: dict[str, Any]) -> list[Row]:
+    """Make the rows of one result.json: costs first, then the metric."""
     before, after, pruned = result["before"], result["after"], result["pruned"]
-    table = []
+    table: list[Row] = []
     for key, label, text in COSTS:
         if before.get(key) is not None and after.get(key) is not None:
             was, now = before[key], after[key]
@@ -27,7 +38,7 @@ def rows(result: dict) -> list[Row]:
             table.append(
                 Row(label=label, before=text(was), pruned=shrunk, after=text(now), change=_times(was, now))
             )
-    table += [*milliseconds(result), *zeros(result), *sizes(result)]
+    table += [*latency_rows(result), *sparsity_rows(result), *size_rows(result)]
     metric = metric_of(result)
     was, now = before[metric.key], after[metric.key]
     table.append(
@@ -42,14 +53,14 @@ def rows(result: dict) -> list[Row]:
     return table
 
 
-def metric_of(result: dict) -> Metric:
-    """The metric that a result is judged by; results from before it was stored are of classification."""
+def metric_of(result: dict[str, Any]) -> Metric:
+    """Return the metric of a result; results of earlier versions, which do not store it, are of classification."""
     shown = result.get("metric_shown")
     return Metric(**shown) if shown else replace(ACCURACY, key=result["metric"])
 
 
-def milliseconds(result: dict) -> list[Row]:
-    """What was measured to keep a budget of milliseconds, in turns with the original."""
+def latency_rows(result: dict[str, Any]) -> list[Row]:
+    """Make the row of a budget of milliseconds: original and smaller model, measured in turns."""
     if "latency" not in result:
         return []
     found = result["latency"]
@@ -62,31 +73,31 @@ def milliseconds(result: dict) -> list[Row]:
     ]
 
 
-def kept(result: dict) -> str:
-    """A sentence on how a budget of milliseconds was kept; empty for other budgets."""
+def latency_sentence(result: dict[str, Any]) -> str:
+    """Say how a budget of milliseconds was met; empty for other budgets."""
     if "latency" not in result:
         return ""
     found = result["latency"]
     return (
-        f"Kept, as measured on {found['threads']} thread{'s' * (found['threads'] > 1)} of {found['device']}: "
-        f"{found['measured_ms']:.3g} ms of at most {found['limit_ms']:.3g}, {found['predicted_ms']:.3g} were "
-        f"predicted. On {found['held_out']} random sub-networks that prediction was not fitted to: R2 "
+        f"Met, as measured on {found['threads']} thread{'s' * (found['threads'] > 1)} of {found['device']}: "
+        f"{found['measured_ms']:.3g} ms of at most {found['limit_ms']:.3g}; the prediction was "
+        f"{found['predicted_ms']:.3g}. On {found['held_out']} random sub-networks to which it was not fitted: R2 "
         f"{found['r2']:.3f}, worst error {100 * found['worst_error']:.0f} %."
     )
 
 
-def zeros(result: dict) -> list[Row]:
-    """How many of the weights are zero, if single weights were pruned."""
+def sparsity_rows(result: dict[str, Any]) -> list[Row]:
+    """Make the row of the share of zeros, if single weights were pruned."""
     if "sparsity" not in result["after"]:
         return []
     was, pruned, now = (result[when]["sparsity"] for when in ("before", "pruned", "after"))
     change = f"{100 * (now - was):+.2f} points"
-    label = "weights zero or gone"
+    label = "weights zero or removed"
     return [Row(label=label, before=percent(was), pruned=percent(pruned), after=percent(now), change=change)]
 
 
-def sizes(result: dict) -> list[Row]:
-    """What the weights would take as values and a bit each, next to the base's file; see masks.sizes_mb."""
+def size_rows(result: dict[str, Any]) -> list[Row]:
+    """Make the rows of the weights' packed size, beside the base's file; see sparse/masks.py, sizes_mb."""
     was = result["before"].get("file_mb")
     return [
         Row(label=label, before="", pruned="", after=f"{now:.3g}", change=_times(was, now))
@@ -95,8 +106,8 @@ def sizes(result: dict) -> list[Row]:
     ]
 
 
-def proof(result: dict) -> str:
-    """One line that says how far the smaller model is from the original with the removed units at zero."""
+def proof_sentence(result: dict[str, Any]) -> str:
+    """Say how much the outputs of the smaller model and of the original with the removed units at zero differ."""
     verified = result["verified"]
     if verified.get("max_abs_error") is None:
         return "Not proved: the check was switched off."
@@ -104,33 +115,25 @@ def proof(result: dict) -> str:
     whole, more = "the original" if units is None else "the masked original", ""
     if units:
         more = (
-            f" Nothing passed through {units} unit{'s' * (units > 1)}, so they are gone; the constants they added were "
-            f"{verified['change_by_units']:.1e} of the largest answer."
+            f" Nothing passed through {units} unit{'s' * (units > 1)}, so they are removed; the constants they added "
+            f"were {verified['change_by_units']:.1e} of the largest output."
         )
     return (
         f"Proved: the smaller model equals {whole} with the removed units at zero. Largest relative "
-        f"difference of their answers {verified['max_abs_error']:.1e}, allowed {verified['tolerance']:.0e}.{more}"
+        f"difference of their outputs {verified['max_abs_error']:.1e}, allowed {verified['tolerance']:.0e}.{more}"
     )
 
 
-def budget(result: dict) -> str:
-    """What was asked for in words, such as `macs <= 50 %`, `sparsity 80 %`."""
+def budget_text(result: dict[str, Any]) -> str:
+    """Return the limit as text, such as `macs <= 50 %` or `sparsity 80 %`."""
     ((name, limit),) = result["budget"].items()
     if name == "sparsity":
         return f"sparsity {100 * limit:g} %"
     return f"{name} <= {100 * limit:g} %" if limit <= 1 else f"{name} <= {limit:g}"
 
 
-def count(number: float) -> str:
-    """A large number for people: 41.1 M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(number) >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.3g}"
-
-
 def percent(share: float) -> str:
-    """A share as per cent: 92.30 %."""
+    """Return a share as per cent, such as 92.30 %."""
     return f"{100 * share:.2f} %"
 
 
@@ -138,9 +141,9 @@ def _times(was: float, now: float) -> str:
     return f"{100 * now / was:.0f} %" if was else ""
 
 
-COSTS = (
-    ("macs", "multiply-adds for one input", count),
-    ("params", "parameters", count),
+COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("macs", "multiply-adds for one input", partial(format_number, digits=3)),
+    ("params", "parameters", partial(format_number, digits=3)),
     ("latency_ms", "milliseconds for one input", lambda ms: f"{ms:.2f}"),
     ("memory_mb", "peak activations, MB", lambda mb: f"{mb:.3g}"),
     ("file_mb", "file size, MB", lambda mb: f"{mb:.3g}"),

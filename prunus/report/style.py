@@ -1,15 +1,16 @@
-"""What all figures of the page share: colours, layout, and text that cannot be taken for markup."""
+"""The style that all figures of the page share: colours, layout, and text without markup."""
 
 import html
+from typing import Any
 
 KEPT, REMOVED, BASE, GRID, INK = "#2a6f5b", "#d9dfdc", "#8b9791", "#e8ecea", "#26302c"
-SERIES = (KEPT, BASE, "#c7812b", "#4f6d9c", "#a33a2a", "#7d9a3c", "#7c5c8f")  # in turn
+SERIES = (KEPT, BASE, "#c7812b", "#4f6d9c", "#a33a2a", "#7d9a3c", "#7c5c8f")  # used in turn
 FONT = {"family": "system-ui, sans-serif", "size": 13, "color": INK}
-LONGEST = 22  # letters of a name
+LONGEST = 22  # characters of a name
 
 
-def layout(**more: object) -> dict:
-    """The layout of a figure, with what is its own."""
+def layout(**more: object) -> dict[str, Any]:
+    """Return the layout of a figure: what all figures share, and the entries `more`."""
     legend = {"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0, "itemclick": False}
     return {
         "font": FONT,
@@ -22,22 +23,22 @@ def layout(**more: object) -> dict:
     }
 
 
-def named_rows(names: list[str]) -> dict:
-    """A vertical axis on which row i, counted from the top, is called names[i]."""
-    axis = {
+def named_rows(names: list[str]) -> dict[str, Any]:
+    """Return a vertical axis on which row i, counted from the top, has the label names[i]."""
+    axis: dict[str, Any] = {
         "tickvals": list(range(len(names))),
-        "ticktext": [short(name) for name in names],
+        "ticktext": [shorten(name) for name in names],
         "ticks": "outside",
     }
     axis |= {"tickcolor": "#0000", "autorange": "reversed", "automargin": True}
     return axis | {"fixedrange": True, "showgrid": False, "zeroline": False}
 
 
-def short(name: str) -> str:
-    """The end of a name, which tells layers apart, as plain text."""
+def shorten(name: str) -> str:
+    """Return the end of a name, which distinguishes layers, as plain text."""
     return plain(name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}")
 
 
 def plain(text: str) -> str:
-    """Text that plotly shows as it is: it would read some HTML, and TeX between two dollar signs."""
+    """Escape text for plotly, which would interpret some HTML, and TeX between two dollar signs."""
     return html.escape(text, quote=False).replace("$", "&#36;")

@@ -1,30 +1,45 @@
 """Tables for the terminal."""
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from prunus.report.rows import budget, kept, metric_of, proof, rows
+from prunus.report.rows import budget_text, latency_sentence, metric_of, proof_sentence, rows
 
 
-def summary(result: dict) -> Group:
-    """The table of one run, which `rich` can print, and the proof in one line under it."""
-    table = Table(title=Text(f"{result['method']}, {budget(result)}"), title_justify="left")
+def summary(result: dict[str, Any]) -> Group:
+    """Make the table of one run, and the proof in one line below it.
+
+    Args:
+        result: The run's result.json.
+
+    Returns:
+        A renderable for rich's console.
+    """
+    table = Table(title=Text(f"{result['method']}, {budget_text(result)}"), title_justify="left")
     for heading in ("", "before", "pruned", "recovered", "of before"):
         table.add_column(heading, justify="left" if not heading else "right")
     for row in rows(result):
         table.add_row(row.label, row.before, row.pruned, row.after, row.change)
-    return Group(table, *(Text(line) for line in (proof(result), kept(result)) if line))
+    return Group(table, *(Text(line) for line in (proof_sentence(result), latency_sentence(result)) if line))
 
 
-def comparison(results: dict[str, dict]) -> Group:
-    """Runs side by side; `results`: a label (their folder) -> result.json.
+def comparison(results: Mapping[str, dict[str, Any]]) -> Group:
+    """Make a table of runs side by side.
 
-    Runs that differ only in their seed are followed by their mean and spread. Zeros take the place of parameters and
-    milliseconds where some runs set weights to zero: `prunus bench` measures what those save.
+    Runs that differ only in their seed are followed by their mean and spread. If some runs set weights to zero, the
+    share of zeros replaces parameters and milliseconds, because `prunus bench` measures what zeros save.
+
+    Args:
+        results: label, such as the folder -> result.json.
+
+    Returns:
+        A renderable for rich's console.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("run", overflow="fold", min_width=12)
@@ -39,8 +54,15 @@ def comparison(results: dict[str, dict]) -> Group:
     return Group(table, *notes)
 
 
-def measured(record: dict) -> Table:
-    """bench.json as a table: milliseconds of every program with either model, and the share of the base's time."""
+def bench_table(record: dict[str, Any]) -> Table:
+    """Make a table of bench.json: the milliseconds of every program with either model, and the share of the base's.
+
+    Args:
+        record: The contents of bench.json.
+
+    Returns:
+        A renderable for rich's console.
+    """
     table = Table(title="milliseconds, medians of rounds in turn", title_justify="left")
     table.add_column("program, model")
     batches = list(record["rows"])
@@ -48,7 +70,7 @@ def measured(record: dict) -> Table:
         table.add_column("one input" if batch == "1" else f"batch of {batch}", justify="right")
         table.add_column("of base", justify="right")
     for name in record["rows"][batches[0]]:
-        cells = []
+        cells: list[str] = []
         for batch in batches:
             row = record["rows"][batch][name]
             cells += [
@@ -59,7 +81,7 @@ def measured(record: dict) -> Table:
     return table
 
 
-def _cells(label: str, result: dict, sparse: bool) -> list[str]:
+def _cells(label: str, result: dict[str, Any], sparse: bool) -> list[str]:
     before, after, metric = result["before"], result["after"], metric_of(result)
     own = [f"{100 * after['params'] / before['params']:.0f} %", f"{after['latency_ms']:.2f}"]
     if sparse:
@@ -67,7 +89,7 @@ def _cells(label: str, result: dict, sparse: bool) -> list[str]:
     return [
         label,
         result["method"],
-        budget(result).replace(" ", "").replace("sparsity", "zeros="),
+        budget_text(result).replace(" ", "").replace("sparsity", "zeros="),
         str(result["seed"]),
         f"{100 * after['macs'] / before['macs']:.0f} %",
         *own,
@@ -76,12 +98,12 @@ def _cells(label: str, result: dict, sparse: bool) -> list[str]:
     ]
 
 
-def _means(results: list[dict]) -> list[str]:
-    groups: dict[str, list[dict]] = {}
+def _means(results: list[dict[str, Any]]) -> list[str]:
+    groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         asked = {key: value for key, value in result["settings"].items() if key != "seed"}
         groups.setdefault(json.dumps(asked, sort_keys=True), []).append(result)
-    lines = []
+    lines: list[str] = []
     for group in groups.values():
         if len(group) > 1:
             metric = metric_of(group[0])
@@ -89,7 +111,7 @@ def _means(results: list[dict]) -> list[str]:
             mean = sum(values) / len(values)
             spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
             lines.append(
-                f"{group[0]['method']}, {budget(group[0])}: {metric.key} {metric.text(mean)} on average over "
+                f"{group[0]['method']}, {budget_text(group[0])}: {metric.key} {metric.text(mean)} on average over "
                 f"{len(group)} seeds, standard deviation {metric.spread(spread)}"
             )
     return lines

@@ -1,25 +1,25 @@
-"""A run: a model, data and a budget become a folder with the smaller model in it.
+"""Runs: a model, data and a budget become a folder that holds the smaller model.
 
 Its files, in the order in which to read them:
 
-    settings    what can be asked
-    folder      what was asked, finished and logged, so that a killed run can be resumed
-    checks      a choice keeps to what was asked for
+    settings    the settings of a run
+    folder      a run's folder: its settings, finished stages and log, so that a killed run can be resumed
+    checks      checks that a method's choice meets the limit
     stages      the five stages, each from files to files
-    prepare     load what is only named, and refuse early
+    prepare     loading and checking everything before anything is trained
     result      result.json
     pipeline    prune, preview
     bench       the milliseconds that a finished run gains
-    export      export a finished run
+    export      exporting a finished run
 """
 
 from prunus.run.export import export_run
-from prunus.run.folder import Run
+from prunus.run.folder import RunFolder
 from prunus.run.pipeline import preview, prune
 from prunus.run.settings import Settings
 
 __all__ = [
-    "Run",
+    "RunFolder",
     "Settings",
     "export_run",
     "preview",

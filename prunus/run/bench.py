@@ -27,7 +27,7 @@ from prunus.files import write_json
 from prunus.latency import take_turns
 from prunus.progress import silent
 from prunus.run.stages import BASE as BASE_FILE
-from prunus.run.stages import fill
+from prunus.run.stages import load_into
 from prunus.sparse import formats
 from prunus.zoo import load_model
 
@@ -84,7 +84,7 @@ def bench_run(folder: Path, result: dict, *, seconds: float = 3.0, progress: Cal
     def original() -> nn.Module:
         return load_model(spec, classes=result["input"]["classes"], in_shape=shape)
 
-    base, pruned = fill(original(), folder / BASE_FILE), store.load(folder, original())
+    base, pruned = load_into(original(), folder / BASE_FILE), store.load(folder, original())
     zeros, macs = result["after"].get("sparsity", 0.0), result["after"]["macs"] / result["before"]["macs"]
     record = bench(base, pruned, shape, zeros=zeros, macs=macs, seconds=seconds, progress=progress)
     write_json(folder / "bench.json", record)

@@ -1,4 +1,4 @@
-"""Checks that a method's choice keeps to what was asked for."""
+"""Checks that a method's choice meets the limit."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +13,13 @@ from prunus.sparse import masks, patterns
 
 
 def check_budget(graph: Graph, budget: Budget, keep: Keep, method: str) -> None:
-    """Raise PruningError if `method` overran a budget that has a closed form."""
-    price: Callable = {"macs": cost.macs, "params": cost.params, "memory_mb": cost.memory_mb}[budget.name]
+    """Raise PruningError if `method` exceeded a budget that has a closed form."""
+    prices: dict[str, Callable[..., float]] = {
+        "macs": cost.macs,
+        "params": cost.params,
+        "memory_mb": cost.memory_mb,
+    }
+    price = prices[budget.name]
     limit, spent = budget.limit(price(graph)), price(graph, keep)
     if spent > limit:
         raise PruningError(
@@ -24,7 +29,7 @@ def check_budget(graph: Graph, budget: Budget, keep: Keep, method: str) -> None:
 
 
 def check_latency(budget: Metered, keep: Keep, method: str) -> dict[str, Any]:
-    """Return what a keep was measured to take, and the limit; PruningError if it is above."""
+    """Return the measured milliseconds of a keep, and the limit; PruningError if they exceed it."""
     figures = budget.meter.figures(keep)
     figures |= {"limit_ms": budget.limit(figures["original_ms"])}
     if figures["measured_ms"] > figures["limit_ms"]:
@@ -36,11 +41,14 @@ def check_latency(budget: Metered, keep: Keep, method: str) -> dict[str, Any]:
 
 
 def check_sparsity(sparsity: Sparsity, chosen: Pruned, method: str) -> None:
-    """Raise PruningError unless exactly as many weights stay as were asked for.
+    """Raise PruningError unless exactly the number of weights stay that the sparsity leaves.
 
     With a pattern the number may differ by a block, and by the weights that the pattern does not fit.
     """
-    assert chosen.masks is not None
+    if chosen.masks is None:
+        raise PruningError(
+            f"method {method} returned no masks for {sparsity}; this is a fault of the method."
+        )
     kept = sum(masks.survivors(chosen.masks).values())
     there = sum(map(Tensor.numel, chosen.masks.values()))
     dense = sum(chosen.masks[name].numel() for name in chosen.left_dense)

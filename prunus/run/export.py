@@ -1,17 +1,26 @@
 """Exporting a finished run."""
 
 from pathlib import Path
+from typing import Any
 
 from prunus.errors import UserError
 from prunus.export import export_model, store
 from prunus.zoo import load_model
 
 
-def export_run(folder: Path, result: dict) -> list[str]:
-    """Export the model of a finished run into its folder; returns what was written, in words.
+def export_run(folder: Path, result: dict[str, Any]) -> list[str]:
+    """Export the model of a finished run into its folder.
 
-    result: its result.json. Raises UserError if the model was not given by a SPEC, PruningError if an exported
-    one answers otherwise.
+    Args:
+        folder: The run's folder.
+        result: Its result.json.
+
+    Returns:
+        A sentence for each file that was written.
+
+    Raises:
+        UserError: The model was not given by a SPEC, so it cannot be built again.
+        PruningError: An exported model computes something else than the model.
     """
     spec, shape = result["settings"]["model"], tuple(result["input"]["shape"])
     if ":" not in spec:

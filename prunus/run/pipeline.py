@@ -1,9 +1,9 @@
-"""A run: a model, data and a budget become a folder with the smaller model in it.
+"""The functions that prune a model in a folder, or preview what would be kept.
 
     result = prunus.prune(model, example, budget=Budget(macs=0.5), data="digits", out="small/")
     result = prunus.prune(model, budget=Sparsity(0.8), method="lookahead", data="digits", out="sparse/")
 
-The stages are in stages.py, the way a killed run is resumed in folder.py.
+The stages are in stages.py; folder.py resumes a killed run.
 """
 
 import copy
@@ -23,11 +23,11 @@ from prunus.files import write_json
 from prunus.graph import Graph
 from prunus.methods import Pruned
 from prunus.progress import silent
-from prunus.run.folder import Run
-from prunus.run.prepare import classification, prepared
-from prunus.run.result import result_of
-from prunus.run.settings import Settings, asked_for, label
-from prunus.run.stages import Work
+from prunus.run.folder import RunFolder
+from prunus.run.prepare import make_classification, make_pipeline
+from prunus.run.result import make_result
+from prunus.run.settings import Settings, label, resolve_budget
+from prunus.run.stages import Pipeline
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import Task
 
@@ -36,10 +36,16 @@ STAGES = ("base", "prune", "shrink", "recover", "evaluate")
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: its folder, result.json as `values`, and the smaller model."""
+    """A finished run.
+
+    Args:
+        folder: Its folder.
+        values: The contents of result.json.
+        model: The smaller model.
+    """
 
     folder: Path
-    values: dict
+    values: dict[str, Any]
     model: nn.Module
 
 
@@ -54,42 +60,44 @@ def prune(
     method: str | None = None,
     settings: Settings | None = None,
     resume: bool = False,
-    progress: Callable = silent,
+    progress: Callable[..., Any] = silent,
 ) -> Result:
-    """Prune a model to a budget, recover it, test and report it, all in one folder.
+    """Prune a model to a budget, recover it, test it and write a report, all in one folder.
 
     Args:
-        model: The model, or its SPEC; a model that is given stays as it is, and is taken as trained.
-        example: One input (1, C, H, W); data.example if not given.
-        task: A model, data and what the model is for, in place of `model` and `data`, which classify images.
+        model: The model, or its SPEC. A module stays unchanged and is taken as trained.
+        example: One input (1, C, H, W); data.example if None.
+        task: A task, which has a model and data of its own; None: `model` classifies the images of `data`.
         budget: A Budget for methods that remove units, a Sparsity for those that set single weights to zero; None:
             half the multiply-adds, or the method's default sparsity.
         data: The data, or its SPEC.
         out: The folder of the run.
-        method: The method's name, settings.method if not given.
-        settings: How the run goes.
-        resume: Whether to go on with the run that the folder holds.
-        progress: Such as `prunus.progress.bar`, which shows how far each stage is.
+        method: The method's name; settings.method if None.
+        settings: How the run proceeds; the defaults of `Settings` if None.
+        resume: Whether to continue the run that the folder holds.
+        progress: How to show the progress of long stages; such as `prunus.progress.bar`.
 
     Returns:
         The finished run: its folder, result.json and the smaller model.
 
     Raises:
-        UserError: For anything wrong with what was given.
-        PruningError: If the smaller model is not proved, or a method overruns the budget.
-        TrainingError: If a loss is not finite.
+        UserError: An argument is wrong.
+        PruningError: The smaller model is not proved, or the method exceeds the budget.
+        TrainingError: A loss is not finite.
     """
     settings = replace(settings or Settings(), **({"method": method} if method else {}))
-    budget = asked_for(settings, budget)
-    run = Run(out, _asked(model, task, data, budget, settings), resume=resume, progress=progress)
-    work = _work(run, model, example, task, data, budget, settings)
+    budget = resolve_budget(settings, budget)
+    run = RunFolder(
+        out, _collect_settings(model, task, data, budget, settings), resume=resume, progress=progress
+    )
+    pipeline = _make_pipeline(run, model, example, task, data, budget, settings)
     run.begin()
-    records = {name: run.stage(name, getattr(work, name)) for name in STAGES}
-    values = result_of(work, records)
+    records = {name: run.stage(name, getattr(pipeline, name)) for name in STAGES}
+    values = make_result(pipeline, records)
     run.write(lambda: write_json(run.path / "result.json", values))
     run.write(lambda: report.write_page(run.path / "report.html", values))
     run.log("done", **{key: values[key] for key in ("before", "pruned", "after")})
-    return Result(run.path, values, store.load(run.path, work.fresh()))
+    return Result(run.path, values, store.load(run.path, pipeline.fresh_model()))
 
 
 def preview(
@@ -100,32 +108,46 @@ def preview(
     budget: Budget | Sparsity | None = None,
     data: Data | str | None = None,
     settings: Settings | None = None,
-    progress: Callable = silent,
+    progress: Callable[..., Any] = silent,
 ) -> tuple[Graph, Pruned]:
-    """Return the graph, and what `prune` would keep of the model as it is now; trains nothing, leaves no file.
+    """Choose what `prune` would keep of the model as it is now; trains nothing and leaves no file.
 
-    Its arguments are those of `prune`.
+    Args:
+        model: As in `prune`.
+        example: As in `prune`.
+        task: As in `prune`.
+        budget: As in `prune`.
+        data: As in `prune`.
+        settings: As in `prune`.
+        progress: As in `prune`.
+
+    Returns:
+        The graph, and the method's choice.
+
+    Raises:
+        UserError: An argument is wrong, or the method decides only by training or searching.
     """
     settings = settings or Settings()
-    budget = asked_for(settings, budget)
+    budget = resolve_budget(settings, budget)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(folder, asdict(settings), progress=progress)
-        work = _work(run, model, example, task, data, budget, settings)
-        work = replace(work, config=work.config.preview())
-        return work.graph(), work.choice(work.fresh())
+        run = RunFolder(folder, asdict(settings), progress=progress)
+        pipeline = _make_pipeline(run, model, example, task, data, budget, settings)
+        pipeline = replace(pipeline, config=pipeline.config.preview())
+        return pipeline.graph, pipeline.choose(pipeline.fresh_model())
 
 
-def _asked(
+def _collect_settings(
     model: nn.Module | str | None,
     task: Task | None,
     data: Data | str | None,
     budget: Budget | Sparsity,
     settings: Settings,
 ) -> dict[str, Any]:
-    """What settings.json holds: only the same may be resumed."""
+    """Return the contents of settings.json; a run resumes only with the same."""
     if task is None:
         if model is None or data is None:
-            raise UserError("prune needs a model and data, or a task that has both.")
+            missing = "model" if model is None else "data"
+            raise UserError(f"prune needs a model and data, or a task that has both; {missing} is None.")
         things = {"model": label(model), "data": label(data)}
     else:
         if model is not None or data is not None:
@@ -136,19 +158,19 @@ def _asked(
     return things | {"budget": {budget.name: budget.value}} | asdict(settings)
 
 
-def _work(
-    run: Run,
+def _make_pipeline(
+    run: RunFolder,
     model: nn.Module | str | None,
     example: Tensor | None,
     task: Task | None,
     data: Data | str | None,
     budget: Budget | Sparsity,
     settings: Settings,
-) -> Work:
+) -> Pipeline:
     is_trained = not isinstance(model, str)
     if task is None:
         assert model is not None and data is not None
-        task = classification(model, example, data, settings)
+        task = make_classification(model, example, data, settings)
     else:
-        task = copy.copy(task)  # the user's keeps its own recipe fields
-    return prepared(run, task, budget, settings, is_trained=is_trained)
+        task = copy.copy(task)  # the user's own task keeps its recipe fields
+    return make_pipeline(run, task, budget, settings, is_trained=is_trained)

@@ -1,4 +1,4 @@
-"""Loading what is only named, and refusing before anything is trained what would be refused later."""
+"""Loading what is named by a SPEC, and checking everything before anything is trained."""
 
 import copy
 from dataclasses import replace
@@ -9,44 +9,50 @@ from torch import Tensor, nn
 from prunus import latency
 from prunus.data import Data, load_data
 from prunus.errors import UserError
-from prunus.run.folder import Run
-from prunus.run.settings import Settings, configured, given
-from prunus.run.stages import Work
+from prunus.run.folder import RunFolder
+from prunus.run.settings import Settings, resolve_method, without_none
+from prunus.run.stages import Pipeline
 from prunus.selection import Budget, Metered, Sparsity
 from prunus.tasks import Classification, Task
 from prunus.zoo import load_model, load_weights
 
 
-def classification(
+def make_classification(
     model: nn.Module | str, example: Tensor | None, data: Data | str, settings: Settings
 ) -> Classification:
-    """Return the task of classifying `data` with `model`, of which either may be a SPEC."""
+    """Return the task of classifying `data` with `model`; either may be a SPEC."""
     if isinstance(data, str):
         data = load_data(data, seed=settings.seed, image_size=settings.image_size)
     if example is not None:
         data = replace(data, example=example)
     if isinstance(model, str):
+        if data.classes is None:
+            raise UserError(
+                f"{data.name} has no classes, so {model} cannot be built to classify it. Give a task with a model of "
+                "its own."
+            )
         set_seed(settings.seed)
-        model = load_model(model, classes=data.classes, in_shape=tuple(data.example.shape[1:]))
+        channels, height, width = data.example.shape[1:]
+        model = load_model(model, classes=data.classes, in_shape=(channels, height, width))
     return Classification(model, data)
 
 
-def prepared(
-    run: Run, task: Task, budget: Budget | Sparsity, settings: Settings, *, is_trained: bool
-) -> Work:
-    """See that model, data, method and limit fit together, and settle how the run trains.
+def make_pipeline(
+    run: RunFolder, task: Task, budget: Budget | Sparsity, settings: Settings, *, is_trained: bool
+) -> Pipeline:
+    """Check that model, data, method and limit fit together, and decide how the run trains.
 
-    is_trained: whether the model comes with weights that need no training.
+    is_trained: whether the model's weights need no training.
     """
     if settings.weights:
         load_weights(task.model, settings.weights)
-    method, config = configured(settings)
-    fields = given({"batch_size": settings.batch_size, "precision": settings.precision})
+    method, config = resolve_method(settings)
+    fields = without_none({"batch_size": settings.batch_size, "precision": settings.precision})
     task.recipe_fields = task.recipe_fields | fields
     task.check(task.model)
-    budget = metered(run, task, budget, settings)
-    # A budget of milliseconds that was met might not be if it were measured again.
-    if not (isinstance(budget, Metered) and run.has("prune")):
+    budget = with_meter(run, task, budget, settings)
+    # A budget of milliseconds that was met might not be met if it were measured again.
+    if not (isinstance(budget, Metered) and run.is_finished("prune")):
         config.check(task.graph, budget)
     base_epochs = settings.base_epochs
     if base_epochs is None and is_trained:
@@ -54,27 +60,33 @@ def prepared(
     base = {"epochs": base_epochs, "lr": settings.base_lr}
     recovery = {"epochs": settings.epochs, "lr": settings.lr, "distill_weight": settings.distill_weight}
     purpose = "tune" if is_trained or settings.weights else "scratch"
-    return Work(
+    return Pipeline(
         run=run,
         task=task,
         budget=budget,
         method=method,
         config=config,
-        base_recipe=replace(task.recipe(purpose), **given(base)),
-        recovery_recipe=replace(task.recipe("recover"), **given(recovery)),
+        base_recipe=replace(task.recipe(purpose), **without_none(base)),
+        recovery_recipe=replace(task.recipe("recover"), **without_none(recovery)),
     )
 
 
-def metered(run: Run, task: Task, budget: Budget | Sparsity, settings: Settings) -> Budget | Sparsity:
-    """A budget of milliseconds with a meter, which goes wherever the budget goes: methods hand it to `select` like any
-    other, and need not know that something is measured. One process measures for all. Other budgets as they are."""
+def with_meter(
+    run: RunFolder, task: Task, budget: Budget | Sparsity, settings: Settings
+) -> Budget | Sparsity:
+    """Return a budget of milliseconds with the meter that measures it, and any other budget as it is.
+
+    Methods pass the budget to `select` like any other, and need not know that it is measured. One process measures
+    for all.
+    """
     if budget.name != "latency_ms":
         if settings.runtime is not None:
             raise UserError(
-                f"runtime={settings.runtime} goes with a budget of latency_ms, not with {budget}."
+                f"runtime={settings.runtime} needs a budget of latency_ms, but the budget is {budget}; leave out "
+                "the runtime."
             )
         return budget
-    here = copy.deepcopy(task.model).to(run.processes.device)
+    model = copy.deepcopy(task.model).to(run.device)
     runtime = settings.runtime or "torch"
-    meter = latency.Meter(here, task.graph, runtime=runtime, progress=run.progress, agree=run.agreed)
+    meter = latency.Meter(model, task.graph, runtime=runtime, progress=run.progress, agree=run.compute_once)
     return Metered(latency_ms=budget.value, meter=meter)

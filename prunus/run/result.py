@@ -1,25 +1,27 @@
-"""result.json, made from what the stages found."""
+"""result.json, made from the records of the stages."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from prunus.machine import machine, versions
-from prunus.run.stages import Work
+from prunus.run.stages import Pipeline
 
 
-def result_of(work: Work, records: dict[str, dict]) -> dict:
-    """result.json, from what the stages found."""
-    metric = work.task.metric
-    built_with = {name: value for name, value in work.task.asked_of_model().items() if name != "in_shape"}
+def make_result(pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the contents of result.json. records: the record of every stage, by its name."""
+    metric = pipeline.task.metric
+    built_with = {name: value for name, value in pipeline.task.asked_of_model().items() if name != "in_shape"}
     base, shrink, evaluate = records["base"], records["shrink"], records["evaluate"]
     weights = {key: evaluate[key] for key in ("survivors", "left_dense") if key in evaluate}
     timed = {key: records["prune"][key] for key in ("latency",) if key in records["prune"]}
     return {
-        "method": work.method.name,
-        "seed": work.run.seed,
-        "budget": {work.budget.name: work.budget.value},
+        "method": pipeline.method.name,
+        "seed": pipeline.run.seed,
+        "budget": {pipeline.budget.name: pipeline.budget.value},
         "metric": metric.key,
         "metric_shown": asdict(metric),
-        "input": {"shape": list(work.task.example.shape[1:])} | built_with,
+        "input": {"shape": list(pipeline.task.example.shape[1:])} | built_with,
         "before": evaluate["before"] | base["test"],
         "pruned": shrink["test"],
         "after": evaluate["after"] | evaluate["test"],
@@ -27,12 +29,12 @@ def result_of(work: Work, records: dict[str, dict]) -> dict:
         "widths": evaluate["widths"],
         **weights,
         **timed,
-        "charts": records["prune"].get("charts", []),  # folders from before there were any have none
+        "charts": records["prune"].get("charts", []),  # folders of earlier versions have none
         "history": {"base": base["history"], "recover": records["recover"]["history"]},
         "seconds": {name: record["seconds"] for name, record in records.items()},
         "versions": versions(),
-        "machine": machine(work.run.processes.device, work.run.processes.num_processes),
-        "settings": work.run.asked
-        | {"config": asdict(work.config), "base": asdict(work.base_recipe)}
-        | {"recovery": asdict(work.recovery_recipe)},
+        "machine": machine(pipeline.run.device, pipeline.run.processes.num_processes),
+        "settings": pipeline.run.settings
+        | {"config": asdict(pipeline.config), "base": asdict(pipeline.base_recipe)}
+        | {"recovery": asdict(pipeline.recovery_recipe)},
     }

@@ -1,6 +1,8 @@
-"""What can be asked of a run."""
+"""The settings of a run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from prunus.data import Data
 from prunus.methods import Method, Options, configure, find
@@ -9,12 +11,25 @@ from prunus.selection import Budget, Sparsity
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a run goes. All of it is kept with the result, and only the same settings resume a run.
+    """How a run proceeds. All settings are stored with the result, and a run resumes only with the same settings.
 
-    options: the method's, each "name=value". weights: a file for the model. base_...: of the training before
-    pruning, the others of the one after; None: as the task advises. A model that was given, not named, is
-    taken as trained unless base_epochs says otherwise. runtime: in what a budget of milliseconds is measured, torch
-    (None) on the device that trains, or onnxruntime on the processor.
+    Args:
+        method: The method's name, or "package.module:prune".
+        options: The method's options, each "name=value".
+        seed: The seed of weights, order and random choices.
+        weights: A file of weights for the model, which are then fine-tuned.
+        image_size: The side in pixels to which images are resized; None: their own size.
+        base_epochs: Epochs of training before pruning; None: as the task advises, but 0 for a model that is passed as
+            a module, because it is taken as trained.
+        base_lr: The highest learning rate before pruning; None: as the task advises.
+        epochs: Epochs of training after pruning; None: as the task advises.
+        lr: The highest learning rate after pruning; None: as the task advises.
+        batch_size: The batch size of every training; None: as the task advises.
+        precision: "bf16" or "no"; None: as the task advises.
+        distill_weight: The weight of distillation from the base in the loss of recovery, 0 to 1; None: as the task
+            advises.
+        runtime: The runtime that measures a budget of milliseconds: "torch" on the training device (None: torch), or
+            "onnxruntime" on the processor.
     """
 
     method: str = "taylor"
@@ -32,28 +47,28 @@ class Settings:
     runtime: str | None = None
 
 
-def asked_for(settings: Settings, budget: Budget | Sparsity | None) -> Budget | Sparsity:
-    """The budget, or what is usual for the method; UserError if the two do not go together."""
-    method, config = configured(settings)
+def resolve_budget(settings: Settings, budget: Budget | Sparsity | None) -> Budget | Sparsity:
+    """Return the budget, or the method's default; UserError if the method does not take such a limit."""
+    method, config = resolve_method(settings)
     budget = config.default_limit() if budget is None else budget
     method.check(budget)
     return budget
 
 
-def configured(settings: Settings) -> tuple[Method, Options]:
-    """The method and its options; UserError if there are none such."""
+def resolve_method(settings: Settings) -> tuple[Method, Options]:
+    """Return the method and its options; UserError if either is unknown."""
     method = find(settings.method)
     kind = f"option of method {settings.method}"
     return method, configure(method.config_class, settings.options, kind)
 
 
-def given(values: dict) -> dict:
-    """Those that are not None."""
+def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries whose value is not None."""
     return {key: value for key, value in values.items() if value is not None}
 
 
 def label(thing: object) -> str:
-    """How settings.json calls a model or data: the SPEC, or what class of thing was given."""
+    """Return the name under which settings.json stores a model or data: its SPEC, or its class."""
     if isinstance(thing, str):
         return thing
     return thing.name if isinstance(thing, Data) else f"{type(thing).__qualname__} (given)"

@@ -1,21 +1,22 @@
 """The stages of a run, each from files to files.
 
     base      the weights to start from: trained here, fine-tuned, or as given    base.safetensors
-    prune     the method chooses what stays, and may give weights for it          prune/
-    shrink    the smaller module, proved equal to the masked one                  pruned/
-    recover   it is trained on, taught by the base; saved, loaded, compared       keep.json, model.safetensors
-    evaluate  test set, milliseconds and memory of what the files hold
+    prune     the method's choice of what stays, and new weights if it trained    prune/
+    shrink    the smaller model, proved equal to the masked one                   pruned/
+    recover   fine-tuning with the base as teacher; saved, loaded, compared       keep.json, model.safetensors
+    evaluate  the test set, milliseconds and memory of the saved models
 
-Where the method chose single weights, shrink sets the others to zero and removes the units through which nothing
-passes then, recover holds the zeros, and the masks lie beside the model (masks.safetensors).
+If the method chose single weights, shrink sets the others to zero and removes the units through which nothing passes
+any more, recover keeps the zeros, and the masks are stored beside the model (masks.safetensors).
 
-Choices are made on data.train and data.val; data.test is met by base, pruned and recovered model, once each.
+Choices are made on data.train and data.val; data.test evaluates base, pruned and recovered model, once each.
 """
 
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from prunus.methods import Method, Options, Pruned
 from prunus.progress import Step
 from prunus.recover import recover
 from prunus.run import checks
-from prunus.run.folder import Run
+from prunus.run.folder import RunFolder
 from prunus.selection import Budget, Metered, Sparsity, cost
 from prunus.sparse import masks
 from prunus.surgery import effective_tensors
@@ -42,25 +43,35 @@ from prunus.train import Recipe, checkpoint, fit, in_mode
 BASE, METHOD_WEIGHTS, SHRUNK = "base.safetensors", "weights.safetensors", "pruned"
 METHOD_MASKS = "masks.safetensors"
 MB = 2**20  # bytes
-COMPARED = 256  # examples on which answers are compared
+COMPARED = 256  # examples on which outputs are compared
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """What the stages work with. Each stage returns what it found as plain JSON."""
+class Pipeline:
+    """The five stages of a run. Each returns its record as plain JSON.
 
-    run: Run
-    task: Task  # its model as it was given; stages work on copies
+    Args:
+        run: The run's folder.
+        task: The task; stages work on copies of its model.
+        budget: The limit.
+        method: The method.
+        config: The method's options.
+        base_recipe: The recipe of the training before pruning.
+        recovery_recipe: The recipe of the training after pruning.
+    """
+
+    run: RunFolder
+    task: Task
     budget: Budget | Sparsity
     method: Method
     config: Options
     base_recipe: Recipe
     recovery_recipe: Recipe
 
-    def base(self) -> dict:
-        """Train or fine-tune, store the weights once, and test them."""
+    def base(self) -> dict[str, Any]:
+        """Train or fine-tune the base, store its weights, and test them."""
         model = copy.deepcopy(self.task.model)
-        history = []
+        history: list[dict[str, Any]] = []
         if self.base_recipe.epochs:
             history = fit(
                 model,
@@ -73,19 +84,19 @@ class Work:
             )
         self.log_epochs("base", history)
         self.run.write(lambda: write_tensors(self.run.path / BASE, checkpoint.named_tensors(model)))
-        return {"history": history, "test": self.tested(self.with_base())}
+        return {"history": history, "test": self.test(self.base_model())}
 
-    def prune(self) -> dict:
-        """Let the method choose; check that its choice keeps to what was asked."""
-        chosen = self.choice(self.with_base())
-        measured = {}
+    def prune(self) -> dict[str, Any]:
+        """Let the method choose, and check that its choice meets the limit."""
+        chosen = self.choose(self.base_model())
+        measured: dict[str, Any] = {}
         if isinstance(self.budget, Sparsity):
             checks.check_sparsity(self.budget, chosen, self.method.name)
         elif isinstance(self.budget, Metered):
             measured = {"latency": checks.check_latency(self.budget, chosen.keep, self.method.name)}
             self.run.log("latency", **measured["latency"])
         else:
-            checks.check_budget(self.graph(), self.budget, chosen.keep, self.method.name)
+            checks.check_budget(self.graph, self.budget, chosen.keep, self.method.name)
         for file, tensors in ((METHOD_WEIGHTS, chosen.weights), (METHOD_MASKS, chosen.masks)):
             if tensors is not None:
                 path = self.run.folder("prune") / file
@@ -100,121 +111,134 @@ class Work:
             **measured,
         }
 
-    def shrink(self) -> dict:
-        """Remove for real, prove it, and test the result before anything is trained."""
-        found, model, graph = self.found(), self.with_base(), self.graph()
-        if found["weights"]:
-            fill(model, self.run.path / "prune" / METHOD_WEIGHTS)
-        keep, left = found["keep"], None
-        if self.sparse():
-            masks.hold(model, graph, self.chosen())
+    def shrink(self) -> dict[str, Any]:
+        """Remove units and weights, prove the result, and test it before any training."""
+        record, model, graph = self.prune_record(), self.base_model(), self.graph
+        if record["weights"]:
+            load_into(model, self.run.path / "prune" / METHOD_WEIGHTS)
+        keep, left = record["keep"], None
+        if self.is_sparse():
+            masks.hold(model, graph, self.load_masks())
             masks.finalise(model)
-            keep = {} if found["pattern"] else masks.dead(graph, self.chosen())
-            left = masks.sliced(graph, keep, self.chosen())
+            keep = {} if record["pattern"] else masks.dead(graph, self.load_masks())
+            left = masks.sliced(graph, keep, self.load_masks())
         small = surgery.shrink(model, graph, keep, verify="off")
         proof = surgery.prove(model, graph, keep, small)
         self.run.write(lambda: store.save(self.run.path / SHRUNK, small, keep, graph, left))
         verified = {"max_abs_error": proof.max_abs_error, "tolerance": proof.tolerance}
-        if self.sparse():
-            verified |= {"units_gone": gone(graph, keep), "change_by_units": self.apart(model, small)}
-        return {"verified": verified, "test": self.tested(small) | self.zeros(small)}
+        if self.is_sparse():
+            verified |= {
+                "units_gone": count_removed(graph, keep),
+                "change_by_units": self.output_difference(model, small),
+            }
+        return {"verified": verified, "test": self.test(small) | self.sparsity(small)}
 
-    def recover(self) -> dict:
-        """Train the pruned model on, save it, and see that what was saved is what was trained."""
-        small, left = store.load(self.run.path / SHRUNK, self.fresh()), None
-        if self.sparse():
+    def recover(self) -> dict[str, Any]:
+        """Fine-tune the pruned model, save it, and check that the saved model equals the trained one."""
+        small, left = store.load(self.run.path / SHRUNK, self.fresh_model()), None
+        if self.is_sparse():
             left = store.load_masks(self.run.path / SHRUNK)
             masks.hold(small, None, left)
         history = recover(
             small,
             self.task.on(small),
             self.recovery_recipe,
-            teacher=self.with_base(),
+            teacher=self.base_model(),
             folder=self.run.folder("recover"),
             seed=self.run.seed,
             progress=self.run.progress,
         )
         self.log_epochs("recover", history)
-        if self.sparse():
+        if self.is_sparse():
             masks.finalise(small)
-        self.run.write(lambda: store.save(self.run.path, small, self.keep(), self.graph(), left))
-        check_same(small, store.load(self.run.path, self.fresh()))
+        self.run.write(lambda: store.save(self.run.path, small, self.load_keep(), self.graph, left))
+        check_same(small, store.load(self.run.path, self.fresh_model()))
         return {"history": history}
 
-    def evaluate(self) -> dict:
-        """Test the model that was saved; time both models side by side."""
-        base, small = self.with_base(), store.load(self.run.path, self.fresh())
-        graph, keep = self.graph(), self.keep()
-        record = {
-            "test": self.tested(small),
-            "before": self.costs(base, graph, None, BASE) | self.zeros(base),
-            "after": self.costs(small, graph, keep, "model.safetensors") | self.zeros(small),
+    def evaluate(self) -> dict[str, Any]:
+        """Test the saved model, and measure the costs of base and saved model."""
+        base, small = self.base_model(), store.load(self.run.path, self.fresh_model())
+        graph, keep = self.graph, self.load_keep()
+        record: dict[str, Any] = {
+            "test": self.test(small),
+            "before": self.measure_costs(base, graph, None, BASE) | self.sparsity(base),
+            "after": self.measure_costs(small, graph, keep, "model.safetensors") | self.sparsity(small),
             "widths": {name: [kept, graph.axes[name].size] for name, kept in graph.widths(keep).items()},
         }
-        if self.sparse():
+        if self.is_sparse():
             sizes = masks.sizes_mb(small, store.load_masks(self.run.path))
             record["after"] |= {f"{name}_mb": size for name, size in sizes.items()}
-            record |= {"survivors": self.survivors(small), "left_dense": self.found()["left_dense"]}
+            record |= {
+                "survivors": self.count_survivors(small),
+                "left_dense": self.prune_record()["left_dense"],
+            }
         return record
 
-    def fresh(self) -> nn.Module:
-        """A copy of the model as it was given, on the device that trains."""
-        return copy.deepcopy(self.task.model).to(self.run.processes.device)
+    def fresh_model(self) -> nn.Module:
+        """Return a copy of the task's model, on the device that trains."""
+        return copy.deepcopy(self.task.model).to(self.run.device)
 
-    def with_base(self) -> nn.Module:
-        """A fresh model with the stored base weights."""
-        return fill(self.fresh(), self.run.path / BASE)
+    def base_model(self) -> nn.Module:
+        """Return a fresh model with the stored base weights."""
+        return load_into(self.fresh_model(), self.run.path / BASE)
 
+    @property
     def graph(self) -> Graph:
-        """The axes of the model as it was given."""
+        """The axes of the task's model."""
         return self.task.graph
 
-    def found(self) -> dict:
-        """What the stage prune left behind."""
+    def prune_record(self) -> dict[str, Any]:
+        """Return the record of the stage prune."""
         return self.run.stage("prune", self.prune)
 
-    def sparse(self) -> bool:
-        """Whether the method chose single weights."""
-        return self.found().get("masks", False)
+    def is_sparse(self) -> bool:
+        """Return whether the method chose single weights."""
+        return self.prune_record().get("masks", False)
 
-    def chosen(self) -> dict[str, Tensor]:
-        """What the method chose, for the whole model: by parameter, True stays."""
+    def load_masks(self) -> dict[str, Tensor]:
+        """Return the method's masks for the whole model: by parameter, True stays."""
         return read_tensors(self.run.path / "prune" / METHOD_MASKS)
 
-    def keep(self) -> dict[str, list[int]]:
-        """The units that stayed."""
+    def load_keep(self) -> dict[str, list[int]]:
+        """Return the kept units of each axis."""
         return store.load_keep(self.run.path / SHRUNK)
 
-    def survivors(self, model: nn.Module) -> dict[str, list[int]]:
-        """How many weights of `model`, this one or a smaller one, are not zero, and how many there were at first."""
+    def count_survivors(self, model: nn.Module) -> dict[str, list[int]]:
+        """Return by parameter how many weights of `model` are not zero, and how many the whole model has."""
         tensors = effective_tensors(model)
-        return {n: [int(tensors[n].count_nonzero()), mask.numel()] for n, mask in self.chosen().items()}
+        return {n: [int(tensors[n].count_nonzero()), mask.numel()] for n, mask in self.load_masks().items()}
 
-    def zeros(self, model: nn.Module) -> dict[str, float]:
-        """The share of zeros among the weights that were up for pruning; removed ones are zeros, too."""
-        if not self.sparse():
+    def sparsity(self, model: nn.Module) -> dict[str, float]:
+        """Return the share of zeros among the weights that could be pruned; removed weights count as zeros."""
+        if not self.is_sparse():
             return {}
-        left, there = map(sum, zip(*self.survivors(model).values(), strict=True))
+        left, there = map(sum, zip(*self.count_survivors(model).values(), strict=True))
         return {"sparsity": 1 - left / there}
 
-    def tested(self, model: nn.Module) -> dict[str, float]:
-        """The metric and the loss on the test set."""
-        with self.run.progress("testing", len(self.task.data.test)) as step:
-            return self.task.evaluate(model, Watched(self.task.data.test, step))
+    def test(self, model: nn.Module) -> dict[str, float]:
+        """Return the metric and the loss on the test set."""
+        split = self.task.data.test
+        with self.run.progress("testing", len(split)) as step:
+            watched = WatchedSplit(split.source, split.labels, split.members, split=split, step=step)
+            return self.task.evaluate(model, watched)
 
-    def apart(self, masked: nn.Module, small: nn.Module) -> float:
-        """How far the answers to some of val are apart, relative to the largest: units that nothing leads to take
-        with them the constant that their biases gave."""
+    def output_difference(self, masked: nn.Module, small: nn.Module) -> float:
+        """Return the largest difference of the two models' outputs on a batch of val, relative to the largest output.
+
+        It is not zero, because a unit that nothing leads to still adds the constant of its bias.
+        """
         x, _ = next(iter(self.task.data.val.batches(COMPARED)))
         with torch.no_grad(), in_mode(masked, False), in_mode(small, False):
-            answers = (tree_leaves(model(x.to(self.run.processes.device))) for model in (masked, small))
-            pairs = [pair for pair in zip(*answers, strict=True) if isinstance(pair[0], Tensor)]
-        apart = max(float((ours.double() - theirs.double()).abs().max()) for ours, theirs in pairs)
-        return apart / max(1e-12, *(float(ours.double().abs().max()) for ours, _ in pairs))
+            outputs = (tree_leaves(model(x.to(self.run.device))) for model in (masked, small))
+            pairs = [pair for pair in zip(*outputs, strict=True) if isinstance(pair[0], Tensor)]
+        largest = max(float((ours.double() - theirs.double()).abs().max()) for ours, theirs in pairs)
+        return largest / max(1e-12, *(float(ours.double().abs().max()) for ours, _ in pairs))
 
-    def costs(self, model: nn.Module, graph: Graph, keep: dict | None, file: str) -> dict[str, float]:
-        """What one input costs, and how large the file is."""
-        latency = milliseconds.latency_ms(model, self.task.example.to(self.run.processes.device))
+    def measure_costs(
+        self, model: nn.Module, graph: Graph, keep: dict[str, list[int]] | None, file: str
+    ) -> dict[str, float]:
+        """Return the costs of one input, and the size of the file in MB."""
+        latency = milliseconds.latency_ms(model, self.task.example.to(self.run.device))
         return {
             "macs": cost.macs(graph, keep),
             "params": cost.params(graph, keep),
@@ -224,50 +248,55 @@ class Work:
             "file_mb": (self.run.path / file).stat().st_size / MB,
         }
 
-    def choice(self, model: nn.Module) -> Pruned:
-        """What the method makes of `model`."""
+    def choose(self, model: nn.Module) -> Pruned:
+        """Return the method's choice for `model`."""
         return self.method.prune(self.task.with_weights_of(model), self.budget, self.config, self.run)
 
-    def log_epochs(self, stage: str, history: list[dict]) -> None:
-        """A line in the log for each epoch."""
+    def log_epochs(self, stage: str, history: list[dict[str, Any]]) -> None:
+        """Append a line to the log for each epoch."""
         for row in history:
             self.run.log("epoch", stage=stage, **row)
 
 
-@dataclass(frozen=True)
-class Watched:
-    """A split that reports how much of it has been read."""
+@dataclass(frozen=True, kw_only=True)
+class WatchedSplit(Split):
+    """A split that reports how much of it has been read.
+
+    Args:
+        split: The split that is read, with whatever its class overrides.
+        step: step(number) is called with the number of examples of each batch, after its use.
+    """
 
     split: Split
     step: Step
 
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The split's batches, in order."""
-        for x, y in self.split.batches(batch_size):
+    def batches(self, batch_size: int, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over the batches of `split`; see `Split.batches`."""
+        for x, y in self.split.batches(batch_size, **options):
             yield x, y
             self.step(len(y))
 
 
-def gone(graph: Graph, keep: dict[str, list[int]]) -> int:
-    """How many units a keep removes."""
+def count_removed(graph: Graph, keep: dict[str, list[int]]) -> int:
+    """Return how many units a keep removes."""
     return sum(graph.axes[name].size - len(indices) for name, indices in keep.items())
 
 
-def fill(model: nn.Module, file: Path) -> nn.Module:
-    """`model` with the weights and buffers in `file`; FileError or UserError if they do not fit."""
+def load_into(model: nn.Module, file: Path) -> nn.Module:
+    """Return `model` with the weights and buffers in `file`; FileError or UserError if they do not fit."""
     saved = {f"model.{name}": tensor for name, tensor in read_tensors(file).items()}
     checkpoint.restore(file, "model", saved, checkpoint.named_tensors(model))
     return model
 
 
 def check_same(model: nn.Module, loaded: nn.Module) -> None:
-    """Raise PruningError unless the model that was saved and loaded holds the bits of the one in memory."""
+    """Raise PruningError unless the saved model, loaded again, equals the one in memory to the bit."""
     ours, theirs = checkpoint.named_tensors(model), checkpoint.named_tensors(loaded)
     same = ours.keys() & theirs.keys()
     differing = [name for name in same if not torch.equal(ours[name].cpu(), theirs[name].cpu())]
     differing += sorted(ours.keys() ^ theirs.keys())
     if differing:
-        raise PruningError(f"the saved model differs from the one in memory in {', '.join(differing[:3])}.")
+        raise PruningError(
+            f"the saved model differs from the one in memory in {', '.join(differing[:3])}; check the disk, then "
+            "repeat the run with --resume."
+        )

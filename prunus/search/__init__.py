@@ -9,8 +9,8 @@ Its files, in the order in which to read them:
     evaluation    scores: a race over images, in one process or several
     engine        search: from the first network to the winner
     providers     weights for any widths
-    supernet      one network trained at random widths
-    trial         networks tried on data
+    supernet      one network trained at many widths
+    trial         networks evaluated on data
     charts        the charts of a search
 """
 
@@ -21,51 +21,51 @@ from prunus.search.proposals import Feasible, sample
 from prunus.search.providers import Inherit, reinitialise, scatter
 from prunus.search.space import Orders, Space, Widths, best_first
 from prunus.search.strategies import Evolution, Greedy, Random, Strategy
-from prunus.search.supernet import Sampling, Stepping, Supernet, Together
+from prunus.search.supernet import Sampling, StepCounter, Supernet, SupernetTask
 from prunus.search.trial import (
-    Maker,
-    Parts,
-    Trial,
+    Builder,
+    ImageEvaluator,
+    SearchSplits,
+    calibration_set,
     labels_hash,
     moving_norms,
-    parted,
+    scorer,
+    split_training,
     tensors_hash,
-    to_renew_with,
-    tried_on,
 )
 
 __all__ = [
     "CHUNKS",
+    "Builder",
     "Candidate",
     "Evaluator",
     "Evolution",
     "Feasible",
     "Greedy",
+    "ImageEvaluator",
     "Inherit",
-    "Maker",
     "Orders",
-    "Parts",
     "Random",
     "Ranks",
     "Result",
     "Sampling",
     "Score",
+    "SearchSplits",
     "Space",
-    "Stepping",
+    "StepCounter",
     "Strategy",
     "Supernet",
-    "Together",
-    "Trial",
+    "SupernetTask",
     "Widths",
     "best_first",
+    "calibration_set",
     "labels_hash",
     "moving_norms",
-    "parted",
     "reinitialise",
     "sample",
     "scatter",
+    "scorer",
     "search",
+    "split_training",
     "tensors_hash",
-    "to_renew_with",
-    "tried_on",
 ]

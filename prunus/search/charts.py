@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from prunus.charts import Bars, Chart, Lines, Points
+from prunus.metrics import format_number
 from prunus.search.engine import Result
 from prunus.search.journal import Candidate
 from prunus.search.space import Space
-from prunus.selection import Budget, short
+from prunus.selection import Budget
 
 NAMES = {
     "uniform": "uniform",
@@ -130,5 +131,5 @@ def _name(network: Candidate) -> str:
 def _point(network: Candidate, before: float) -> tuple[float, float, str]:
     """The cost (as a share of `before`), the score, and a text with both."""
     on = f" on {network.images} images" if network.images else ""
-    text = f"{network.score:.4g}{on}, cost {short(network.cost)}\n{_name(network)}"
+    text = f"{network.score:.4g}{on}, cost {format_number(network.cost)}\n{_name(network)}"
     return network.cost / before, network.score, text

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from prunus.errors import BudgetError, PrunusError, UserError
+from prunus.metrics import format_number
 from prunus.progress import Step, silent
 from prunus.search.evaluation import CHUNKS, Alone, Evaluator, Score, Workers, evaluate
 from prunus.search.journal import Candidate, Journal, Proposal, fingerprint, pareto_front, rank, read
 from prunus.search.proposals import Feasible, nearest
 from prunus.search.space import Space, Widths
 from prunus.search.strategies import Batch, Evolution, Strategy, propose
-from prunus.selection import Budget, Price, short
+from prunus.selection import Budget, Price
 
 MEASURED = 10  # at most this many times `top` networks are measured
 
@@ -293,7 +294,7 @@ def _choose_finalists(
     if not last:
         raise BudgetError(
             f"{budget}: none of the {len(tried)} best networks met it when measured; the cheapest took "
-            f"{short(min(tried))}, allowed are {short(limit)}. Correct the price by measurements, or give a larger "
-            "budget."
+            f"{format_number(min(tried))}, allowed are {format_number(limit)}. Correct the price by measurements, "
+            "or give a larger budget."
         )
     return last

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prunus.errors import UserError, unknown
 from prunus.graph import Graph
-from prunus.selection import CAP, FLOOR, GRIDS, Rule, blocks, least
+from prunus.selection import CAP, FLOOR, GRIDS, Bound, blocks, min_units
 
 RATIOS = 31  # 0.10, 0.13, ... 1.00, the paper's
 LEAST_RATIO = 0.1
@@ -37,8 +37,8 @@ class Space:
             max(least, floor(s r / d) d) units, where d is its block (`selection.blocks`). None: every multiple of d.
         least_ratio: The lowest ratio, from 0 to below 1.
         round_to: Widths are multiples of it in every tensor, or the whole axis; None: of 16, less in narrow tensors.
-        floor: The fewest units of each axis, see `selection.least`.
-        cap: The largest share of an axis that may be removed, see `selection.least`.
+        floor: The fewest units of each axis, see `selection.min_units`.
+        cap: The largest share of an axis that may be removed, see `selection.min_units`.
         freeze: Axes that stay whole.
 
     Raises:
@@ -52,8 +52,8 @@ class Space:
         ratios: int | None = RATIOS,
         least_ratio: float = LEAST_RATIO,
         round_to: int | None = 1,
-        floor: Rule = FLOOR,
-        cap: Rule = CAP,
+        floor: Bound = FLOOR,
+        cap: Bound = CAP,
         freeze: Sequence[str] = (),
     ):
         if ratios is not None and (not isinstance(ratios, int) or ratios < 2):
@@ -64,7 +64,7 @@ class Space:
             raise UserError(f"least_ratio should be a share from 0 to below 1, but is {least_ratio!r}.")
         self.graph = graph
         self.floor, self.cap, self.freeze = floor, cap, freeze
-        self.least = {name: units for name, (units, _) in least(graph, floor, cap, freeze).items()}
+        self.least = {name: units for name, (units, _) in min_units(graph, floor, cap, freeze).items()}
         steps = blocks(graph, round_to or GRIDS[0], halve=round_to is None).tolist()
         shares = None if ratios is None else ladder(ratios, least_ratio)
         self.allowed = {

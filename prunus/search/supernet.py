@@ -1,11 +1,12 @@
-"""Supernets: one set of weights that is trained as networks of many widths at once, each cut from it for one step.
+"""Supernets: one set of weights that is trained as networks of many widths, each cut from it for one step.
 
-    sandwich   the whole network, the least one, and two of random widths; the smaller ones learn the answers of the
+    sandwich   the whole network, the smallest one, and two of random widths; the smaller ones learn the outputs of the
                whole one (Yu and Huang, Universally Slimmable Networks, ICCV 2019, arXiv:1903.05134)
-    uniform    one network a step, each width drawn by itself (MetaPruning, Liu et al., ICCV 2019, arXiv:1903.10258)
-    budget     the same, mended to the budget: what is searched in is what is trained (ours)
+    uniform    one network per step, each width sampled independently (MetaPruning, Liu et al., ICCV 2019,
+               arXiv:1903.10258)
+    budget     the same, changed to fit the budget: training and search see the same networks (ours)
 
-Which networks a step trains depends on the seed and the number of the step alone, so all processes train the same.
+The networks of a step depend on the seed and the number of the step alone, so all processes train the same.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -26,24 +27,36 @@ from prunus.tasks import Task
 from prunus.train import Along, Recipe, Training
 
 Sampling = Literal["sandwich", "uniform", "budget"]
-RANDOM = 2  # networks in a sandwich besides the largest and the least, as Yu and Huang have it
-TEMPERATURE = 1.0  # the smaller networks learn the answers as they are
+RANDOM = 2  # networks in a sandwich besides the largest and the smallest, as in the paper
+TEMPERATURE = 1.0  # the smaller networks learn the outputs as they are
 
 
-class Makes(Protocol):
-    """A hypernetwork that makes the weights of a network of any widths, such as a PruningNet."""
+class WeightGenerator(Protocol):
+    """A hypernetwork that generates the weights of a network of any widths, such as a PruningNet.
 
-    unread: Collection[str]  # the network's parameters that are made without reading their own values
+    `unread` names the network's parameters that are generated without reading their own values.
+    """
+
+    @property
+    def unread(self) -> Collection[str]: ...
 
     def __call__(self, widths: Mapping[str, int], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights, by name and in full size, of the network of these widths. own: the network's tensors."""
+        """Return the weights, by name and in full size, of the network of these widths. own: the network's tensors."""
+        ...
 
 
 class Supernet(nn.Module):
-    """Weights for all networks of a room. net: holds them, and is trained in place.
+    """Weights for all networks within a budget.
 
-    order: the units of each axis, the best first; a network keeps the first of them. maker: a module that makes
-    weights in place of net's own. Its forward pass gives the answers of all networks of a step, the largest first.
+    The forward pass returns the outputs of all networks of a step, the largest first.
+
+    Args:
+        net: The network that holds the weights; it is trained in place.
+        room: The networks within the budget.
+        order: axis -> units, the best first; a network keeps the first of them. None: their order in the network.
+        maker: A module that generates weights, which replace net's own; None: net's own.
+        sampling: The networks trained in a step: sandwich, uniform or budget; see the top of this file.
+        seed: The seed of the networks.
     """
 
     def __init__(
@@ -52,7 +65,7 @@ class Supernet(nn.Module):
         room: Feasible,
         *,
         order: Orders | None = None,
-        maker: Makes | None = None,
+        maker: WeightGenerator | None = None,
         sampling: Sampling = "sandwich",
         seed: int = 0,
     ):
@@ -62,15 +75,15 @@ class Supernet(nn.Module):
         self.step = 0
         for name, parameter in net.named_parameters():
             if maker is not None and name in maker.unread:
-                parameter.requires_grad_(False)  # nothing reads it
+                parameter.requires_grad_(False)  # because nothing reads it
 
     @property
     def graph(self) -> Graph:
         """The axes of net."""
         return self.room.space.graph
 
-    def sampled(self, step: int) -> list[dict[str, int]]:
-        """The widths of the networks that a step trains."""
+    def sample(self, step: int) -> list[dict[str, int]]:
+        """Sample the widths of the networks that a step trains."""
         space, rng = self.room.space, np.random.default_rng([self.seed, step])
         if self.sampling == "sandwich":
             genes = [space.whole, 0 * space.whole, *sample(space.counts, RANDOM, rng)]
@@ -80,56 +93,64 @@ class Supernet(nn.Module):
         return [space.widths(each) for each in genes]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return [self.answers(widths, x) for widths in self.sampled(self.step)]
+        return [self.output(widths, x) for widths in self.sample(self.step)]
 
-    def answers(self, widths: Widths, x: Any) -> Any:
-        """What the network of these widths makes of x; gradients reach all that its weights come from."""
-        return surgery.crop(self.net, self.graph, self.keep(widths), x, weights=self.made(widths))
+    def output(self, widths: Widths, x: Any) -> Any:
+        """Compute the output of the network of these widths for x; gradients reach all parameters of its weights."""
+        return surgery.crop(self.net, self.graph, self.keep(widths), x, weights=self.make_weights(widths))
 
     def keep(self, widths: Widths) -> dict[str, list[int]]:
-        """The units that stay."""
+        """Return the kept units of the network of these widths."""
         return self.room.space.keep(widths, self.order)
 
-    def made(self, widths: Widths) -> dict[str, Tensor]:
-        """The weights that are made for a network, in full size."""
+    def make_weights(self, widths: Widths) -> dict[str, Tensor]:
+        """Generate the weights of a network, in full size; none without `maker`."""
         return {} if self.maker is None else self.maker(widths, checked_tensors(self.net, self.graph))
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that the weights of networks depend on, by name."""
+        """Return all tensors that the weights of networks depend on, by name."""
         return self.state_dict()
 
     @torch.no_grad()
     def network(self, widths: Widths) -> nn.Module:
-        """A module of these widths, of its own; its norms are to be renewed."""
-        tensors = checked_tensors(self.net, self.graph) | self.made(widths)
+        """Return a separate module of these widths, its norms not yet recalibrated."""
+        tensors = checked_tensors(self.net, self.graph) | self.make_weights(widths)
         return resize(self.net, self.graph, self.keep(widths), tensors)
 
 
-class Stepping(Along):
-    """Tells a supernet which step of its training it is at."""
+class StepCounter(Along):
+    """Sets the number of the step in a supernet that is trained.
+
+    Args:
+        supernet: The supernet.
+    """
 
     def __init__(self, supernet: Supernet):
         self.supernet = supernet
 
     def after_step(self, at: Training, step: int, lr: float) -> None:
-        """The next step's networks are others."""
+        """Set the number of the next step."""
         self.supernet.step = step + 1
 
     def state(self) -> dict:
-        """The step."""
+        """Return the number of the step."""
         return {"step": self.supernet.step}
 
     def restore(self, state: dict) -> None:
-        """Go on there."""
+        """Continue from a state."""
         self.supernet.step = state["step"]
 
 
-class Together(Task):
-    """A task for a supernet, as `train.fit` takes it: one loss of many answers. The largest network learns from the
-    targets, those after it from its answers.
+class SupernetTask(Task):
+    """The task of training a supernet: one loss over the outputs of several networks.
 
-    train: the images to learn from. ready: makes a network of some widths ready to be tried (see trial.Maker);
-    after each epoch the uniform network at the budget is.
+    The largest network learns from the targets, the others from its outputs. After each epoch the uniform network at
+    the budget is evaluated.
+
+    Args:
+        task: The task of the network.
+        train: The images to train on.
+        ready: ready(widths) makes a network for evaluation; see `Builder`.
     """
 
     def __init__(self, task: Task, train: Split, ready: Callable[[Widths], nn.Module]):
@@ -138,20 +159,21 @@ class Together(Task):
         self.metric = task.metric
 
     def loss(self, output: list[Tensor], target: Tensor) -> Tensor:
-        """Return the mean over the networks of their losses."""
+        """Return the mean of the networks' losses."""
         return self._mean(self.task.loss(output[0], target), output)
 
     def training_loss(self, output: list[Tensor], target: Tensor, recipe: Recipe) -> Tensor:
-        """Return the mean over the networks of their training losses."""
+        """Return the mean of the networks' training losses."""
         return self._mean(self.task.training_loss(output[0], target, recipe), output)
 
-    def _mean(self, of_largest: Tensor, answers: list[Tensor]) -> Tensor:
-        largest, *others = answers
+    def _mean(self, of_largest: Tensor, outputs: list[Tensor]) -> Tensor:
+        largest, *others = outputs
         losses = [of_largest, *(self.task.distil(each, largest.detach(), TEMPERATURE) for each in others)]
-        return sum(losses) / len(losses)
+        return sum(losses[1:], losses[0]) / len(losses)
 
-    def evaluate(self, model: Supernet, split: Split) -> dict[str, float]:
-        """Evaluate the uniform network at the budget, its norms renewed: those of the supernet fit no network."""
+    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
+        """Evaluate the uniform network at the budget with recalibrated norms, because the supernet's fit no network."""
+        assert isinstance(model, Supernet)
         room = model.room
         return self.task.evaluate(self.ready(room.space.widths(room.uniform())), split)
 

@@ -1,9 +1,9 @@
-"""How good a network of a search is: its weights made once, its norms renewed exactly, tried on pictures held out.
+"""Evaluating the networks of a search on images: weights, recalibrated norms, and a score on held-out images.
 
-Three parts of the training pictures: on the largest a method may train, on one networks are compared, on one the last
-few are compared once more. What `val` and `test` hold is not touched. Norms are renewed on pictures of the first part,
-changed as in training and the same for every network. Source: MetaPruning (Liu et al., ICCV 2019, arXiv:1903.10258),
-section 3.3; that statistics are pooled exactly, over few pictures, is ours.
+The training images are in three parts: the largest may be trained on, one compares networks, one compares the last few
+again. `val` and `test` are not used. Norms are recalibrated on images of the first part, augmented as in training and
+the same for every network. Source: MetaPruning (Liu et al., ICCV 2019, arXiv:1903.10258), section 3.3; computing the
+statistics exactly, over few images, is ours.
 """
 
 import hashlib
@@ -24,45 +24,65 @@ from prunus.search.space import Widths
 from prunus.tasks import Task
 from prunus.train import in_mode
 
-SHARE = 0.15  # of the training pictures, that each of the two parts held out has at the most
-BATCH = 256  # pictures
+SHARE = 0.15  # of the training images, the most that each of the two held-out parts has
+BATCH = 256  # images
 KEPT_BYTES = (
     2**30
-)  # of pictures, decoded and changed once for all networks; sets that need more are read each time
+)  # of decoded and augmented images, kept in memory for all networks; larger sets are read each time
 
-Network = Callable[[Widths], nn.Module]  # a module of these widths, of its own, its norms still to be renewed
+Network = Callable[
+    [Widths], nn.Module
+]  # makes a separate module of these widths, its norms not yet recalibrated
 Renew = Callable[[nn.Module, Iterable[tuple[Tensor, Tensor]]], None]
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Training pictures, each in one part. train: to learn from; search, confirm: to choose on."""
+class SearchSplits:
+    """The training images in three parts.
+
+    Args:
+        train: The images to train on.
+        search: The images that networks are compared on.
+        confirm: The images that the last few networks are compared on.
+    """
 
     train: Split
     search: Split
     confirm: Split
 
 
-def parted(train: Split, images: int, seed: int) -> Parts:
-    """Hold out two parts of `images` pictures, or of the share SHARE if that is less, an equal share of each class.
+def split_training(train: Split, images: int, seed: int) -> SearchSplits:
+    """Hold out two parts of the training images, with an equal share of each class.
 
-    Raises UserError if nothing would be left to hold out.
+    Args:
+        train: The training images.
+        images: The number of images in each part, at most 15 % of all.
+        seed: The seed of the choice.
+
+    Returns:
+        The three parts.
+
+    Raises:
+        UserError: There are too few images to hold any out.
     """
     share = min(SHARE, images / max(1, len(train)))
     rest, search = train.hold_out(share, seed)
     rest, confirm = rest.hold_out(share / (1 - share), seed)
     if not len(search) or not len(confirm):
         raise UserError(
-            "a search compares networks on pictures held out of training, twice: with two pictures or fewer of every "
-            "class that is not possible. Give more, or take a method that does not search."
+            f"a search compares networks on two parts of the training images, but of {len(train)} images it could hold "
+            "out none: with two or fewer of every class that is not possible. Give more images, or take a method that "
+            "does not search."
         )
-    return Parts(rest, search, confirm)
+    return SearchSplits(rest, search, confirm)
 
 
-class Pictures:
-    """The pictures of a split, in batches that are always the same; kept in memory if they fit.
+class FixedImages:
+    """The images of a split, in batches that are always the same; kept in memory if they fit.
 
-    seed: given, as in training, changed at random by it; None: as they are.
+    Args:
+        split: The split.
+        seed: The seed of augmentation, as in training; None: images as they are.
     """
 
     def __init__(self, split: Split, seed: int | None = None):
@@ -75,7 +95,7 @@ class Pictures:
         return len(self.split)
 
     def between(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (x, y) of the pictures from `start` to before `stop`, of equal size but for one."""
+        """Iterate over the images from `start` to before `stop` in batches (x, y); sizes differ by at most one."""
         count = -(-(stop - start) // BATCH)
         ends = [start + round((stop - start) * number / count) for number in range(count + 1)]
         for first, end in pairwise(ends):
@@ -90,16 +110,31 @@ class Pictures:
         return x, torch.from_numpy(self.split.labels[first:end])
 
 
-def to_renew_with(train: Split, images: int, seed: int) -> Pictures:
-    """`images` pictures, or as many as there are, to renew norms with: drawn and changed by the seed."""
+def calibration_set(train: Split, images: int, seed: int) -> FixedImages:
+    """Choose random images to recalibrate norms with.
+
+    Args:
+        train: The images to choose from.
+        images: How many to choose, at most all.
+        seed: The seed of choice and augmentation.
+
+    Returns:
+        The images, augmented as in training.
+    """
     chosen = generator(seed, len(train)).permutation(len(train))[:images]
-    return Pictures(train.take(chosen), seed)
+    return FixedImages(train.take(chosen), seed)
 
 
-class Maker:
-    """Makes the network of some widths ready to be tried. renew: how its norms get their statistics."""
+class Builder:
+    """Builds the network of given widths, with recalibrated norms.
 
-    def __init__(self, network: Network, calibration: Pictures, renew: Renew = renew_norms):
+    Args:
+        network: network(widths) makes a separate module, its norms not yet recalibrated.
+        calibration: The images to recalibrate norms with.
+        renew: renew(model, batches) recalibrates the norms.
+    """
+
+    def __init__(self, network: Network, calibration: FixedImages, renew: Renew = renew_norms):
         self.network, self.calibration, self.renew = network, calibration, renew
 
     def __call__(self, widths: Widths) -> nn.Module:
@@ -108,17 +143,23 @@ class Maker:
         return model
 
 
-class Trial:
-    """Tries networks image by image, as `search.Evaluator` has it. task: judges single examples."""
+class ImageEvaluator:
+    """An `Evaluator` that scores networks image by image.
 
-    def __init__(self, task: Task, maker: Maker, split: Split):
-        self.task, self.maker, self.pictures = task, maker, Pictures(split)
+    Args:
+        task: A task that judges single examples.
+        maker: Builds the networks.
+        split: The images to score on.
+    """
+
+    def __init__(self, task: Task, maker: Builder, split: Split):
+        self.task, self.maker, self.held_out = task, maker, FixedImages(split)
         self.images = len(split)
         self._last: tuple[dict[str, int], nn.Module] | None = None
 
     @torch.no_grad()
     def score(self, widths: Widths, images_from: int, images_to: int) -> Tensor:
-        """Of each of these pictures whether the network of these widths is right: bool (images_to - images_from,)."""
+        """Return whether the network is right on each of these images: bool (images_to - images_from,)."""
         if self._last is None or self._last[0] != widths:
             self._last = dict(widths), self.maker(widths)
         model = self._last[1]
@@ -126,24 +167,40 @@ class Trial:
         with in_mode(model, False):
             found = [
                 self.task.verdicts(model(x.to(device)), y.to(device)).cpu()
-                for x, y in self.pictures.between(images_from, images_to)
+                for x, y in self.held_out.between(images_from, images_to)
             ]
         return torch.cat(found)
 
 
-def tried_on(task: Task, maker: Maker, split: Split) -> Score:
-    """Return how networks are scored on a split: image by image, so that they can race, if the task judges single
-    examples; otherwise by the task's metric, negated if lower is better."""
+def scorer(task: Task, maker: Builder, split: Split) -> Score:
+    """Return the function, or evaluator, that scores networks on a split; higher is better.
+
+    Args:
+        task: The task.
+        maker: Builds the networks.
+        split: The images to score on.
+
+    Returns:
+        An `ImageEvaluator` if the task judges single examples, so that networks can race; otherwise a function of
+        widths that returns the task's metric, negated if lower is better.
+    """
     if task.judges_examples:
-        return Trial(task, maker, split)
+        return ImageEvaluator(task, maker, split)
     sign = 1 if task.metric.higher_is_better else -1
     return lambda widths: sign * task.evaluate(maker(widths), split)[task.metric.key]
 
 
 @torch.no_grad()
 def moving_norms(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Norm statistics as the paper's code has them, for comparison: moving averages of momentum 0.1 that start at mean
-    0 and variance 1, so that with few batches the start still counts. `recover.renew_norms` is exact."""
+    """Recalibrate norms as the paper's code does, for comparison; `recover.renew_norms` is exact.
+
+    The statistics are moving averages of momentum 0.1 that start at mean 0 and variance 1, so with few batches the
+    initial values still count. Source: MetaPruning (Liu et al., ICCV 2019, arXiv:1903.10258).
+
+    Args:
+        model: The model, changed in place.
+        batches: Images (B, C, H, W) and targets (B, ...).
+    """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     for norm in norms:
         norm.reset_running_stats()
@@ -155,7 +212,14 @@ def moving_norms(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> 
 
 
 def labels_hash(*splits: Split) -> str:
-    """Differs for other pictures in a part, by their places and labels."""
+    """Compute a hash of the images in some splits, from their indices and labels.
+
+    Args:
+        splits: The splits.
+
+    Returns:
+        16 hexadecimal digits.
+    """
     digest = hashlib.sha256()
     for split in splits:
         digest.update(
@@ -165,7 +229,14 @@ def labels_hash(*splits: Split) -> str:
 
 
 def tensors_hash(tensors: dict[str, Tensor]) -> str:
-    """Differs for other values, names or shapes."""
+    """Compute a hash of tensors, from their names, types, shapes and values.
+
+    Args:
+        tensors: The tensors by name.
+
+    Returns:
+        16 hexadecimal digits.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()

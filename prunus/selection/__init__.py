@@ -3,19 +3,19 @@
 Its files, in the order in which to read them:
 
     cost       closed forms of widths: macs, params, memory_mb
-    budget     what can be asked: Budget, Metered, Sparsity
+    budget     limits: Budget, Metered, Sparsity
     bounds     floors, caps, frozen axes
     fill       units taken from a queue until the budget is full
     choose     select, and the options of a method that selects
-    changes    Plan: what a keep would change
+    changes    Plan: the changes that a keep makes
 """
 
-from prunus.selection.bounds import CAP, FLOOR, Rule, holders, least
-from prunus.selection.budget import Budget, CostMeter, Metered, Sparsity, short
+from prunus.selection.bounds import CAP, FLOOR, Bound, holders, min_units
+from prunus.selection.budget import Budget, CostMeter, Metered, Sparsity
 from prunus.selection.changes import plan
 from prunus.selection.choose import FREE, GRIDS, TOLERANCE, How, Selection, Unreachable, price_of, select
 from prunus.selection.cost import macs, memory_mb, params
-from prunus.selection.fill import Price, blocks, longest
+from prunus.selection.fill import Price, blocks, count_fitting
 
 __all__ = [
     "CAP",
@@ -23,24 +23,23 @@ __all__ = [
     "FREE",
     "GRIDS",
     "TOLERANCE",
+    "Bound",
     "Budget",
     "CostMeter",
     "How",
     "Metered",
     "Price",
-    "Rule",
     "Selection",
     "Sparsity",
     "Unreachable",
     "blocks",
+    "count_fitting",
     "holders",
-    "least",
-    "longest",
     "macs",
     "memory_mb",
+    "min_units",
     "params",
     "plan",
     "price_of",
     "select",
-    "short",
 ]

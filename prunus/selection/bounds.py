@@ -1,8 +1,8 @@
-"""What must stay whatever the scores say: floors, caps and frozen axes, by number or by name pattern.
+"""Units that stay whatever the scores are: floors, caps and frozen axes, by number or by name pattern.
 
-A pattern is a shell pattern (`layer1*`). It names the axes it matches by their own name, and those that are the
-output of a module or parameter it matches (`head`, `layer1.0`, `layer1.0.conv1.weight`); with `:in` behind it
-(`head:in`) those that are its input.
+A pattern is a shell pattern (`layer1*`). It selects the axes whose own name it matches, and those that are the output
+of a module or parameter it matches (`head`, `layer1.0`, `layer1.0.conv1.weight`); with the suffix `:in` (`head:in`)
+those that are its input.
 """
 
 import difflib
@@ -14,22 +14,31 @@ from weakref import WeakKeyDictionary
 from prunus.errors import UserError
 from prunus.graph import Graph
 
-Rule = int | float | dict[str, int | float]
-FLOOR = 0.1  # as in PruningBench (2024): a layer cut to nothing breaks the network, and a tenth costs little
+Bound = int | float | dict[str, int | float]
+FLOOR = 0.1  # as in PruningBench (2024): a layer without units breaks the network, and a tenth costs little
 CAP = 1.0
 
 
-def least(
-    graph: Graph, floor: Rule = FLOOR, cap: Rule = CAP, freeze: Sequence[str] = ()
+def min_units(
+    graph: Graph, floor: Bound = FLOOR, cap: Bound = CAP, freeze: Sequence[str] = ()
 ) -> dict[str, tuple[int, str]]:
-    """The fewest units each axis may keep, and why: axis -> (units, reason).
+    """Compute the fewest units that each axis may keep.
 
-    floor: the least kept, cap: the most removed; an int counts units, a float is a share of the axis. A dict gives
-    them by pattern, the last that matches holds. freeze: patterns of axes that keep everything.
-    Raises UserError for a pattern that matches nothing, naming the nearest, and for numbers out of range.
+    Args:
+        graph: The graph of the model.
+        floor: The fewest units to keep: an int counts units, a float is a share of the axis. A dict gives them by
+            pattern; the last pattern that matches holds.
+        cap: The most units to remove, in the same form.
+        freeze: Patterns of axes that keep all units.
+
+    Returns:
+        axis -> (units, reason).
+
+    Raises:
+        UserError: A pattern matches nothing (the message names the nearest), or a number is out of range.
     """
     if isinstance(freeze, str):
-        raise UserError(f"freeze: expected a list of patterns, got the text {freeze!r}.")
+        raise UserError(f"freeze: expected a list of patterns, got the text {freeze!r}; write [{freeze!r}].")
     names = _names(graph)
     floors = _counts(graph, names, "floor", floor, FLOOR)
     caps = _counts(graph, names, "cap", cap, CAP)
@@ -47,11 +56,11 @@ def least(
 
 
 def _counts(
-    graph: Graph, names: dict[str, set[str]], what: str, rule: Rule, usual: float
+    graph: Graph, names: dict[str, set[str]], what: str, bound: Bound, default: float
 ) -> dict[str, float]:
-    """Axis -> units, not yet rounded."""
-    counts = {}
-    for pattern, number in ({"*": usual} | (rule if isinstance(rule, dict) else {"*": rule})).items():
+    """The units of each axis, not yet rounded."""
+    counts: dict[str, float] = {}
+    for pattern, number in ({"*": default} | (bound if isinstance(bound, dict) else {"*": bound})).items():
         is_share = isinstance(number, float)
         if not 0 <= number <= (1 if is_share else math.inf):
             raise UserError(
@@ -63,8 +72,8 @@ def _counts(
 
 
 def _names(graph: Graph) -> dict[str, set[str]]:
-    """Axis -> every name it goes by; inputs with ":in" behind."""
-    if graph not in _known:  # searches ask at every check
+    """All names of each axis, those of inputs with the suffix ":in"."""
+    if graph not in _known:  # because searches call this at every check
         _known[graph] = {
             axis: {axis}.union(
                 f"{holder}:in" if member.role == "consumes" else holder
@@ -80,13 +89,20 @@ _known: WeakKeyDictionary[Graph, dict[str, set[str]]] = WeakKeyDictionary()
 
 
 def holders(tensor: str) -> list[str]:
-    """The tensor's name and those of the modules around it: a.b.weight, a.b, a."""
+    """List the names of a tensor and of the modules around it.
+
+    Args:
+        tensor: The tensor's name, such as a.b.weight.
+
+    Returns:
+        The names from the longest on: a.b.weight, a.b, a.
+    """
     parts = tensor.split(".")
     return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
 
 
 def _matching(graph: Graph, names: dict[str, set[str]], what: str, pattern: str) -> list[str]:
-    """The axes a pattern names; none where it names a layer all of whose dimensions are fixed."""
+    """The axes that a pattern selects; none if it matches a layer whose dimensions are all fixed."""
 
     def matches(name: str) -> bool:
         return name.endswith(":in") == pattern.endswith(":in") and fnmatchcase(name, pattern)

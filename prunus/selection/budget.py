@@ -1,7 +1,7 @@
-"""Budget: a cost and its limit.
+"""Budgets: a cost and its limit.
 
-A cost that has no closed form, milliseconds, needs someone to measure it: a `CostMeter`, which travels with the budget
-(`Metered`), so that whoever is handed the budget and passes it to `select` keeps it without knowing how.
+Milliseconds have no closed form, so a `CostMeter` measures them. It is part of the budget (`Metered`): code that
+receives the budget and passes it to `select` need not know how the cost is measured.
 """
 
 import math
@@ -15,17 +15,25 @@ from torch import Tensor
 
 from prunus.errors import BudgetError, UserError, unknown
 from prunus.graph import Keep
+from prunus.metrics import format_number
+
+Proposal = Callable[[Callable[[Tensor], Tensor]], dict[str, list[int]]]  # propose(price) -> keep
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """At most so much is kept of exactly one cost.
+    """An upper limit on exactly one cost.
 
-    macs: multiply-accumulates on the traced example. params: number of parameters.
-    memory_mb: peak memory of the activations. latency_ms: measured time of one forward pass on the traced example,
-    which only a `Metered` budget can keep.
-    A float in (0, 1] is a fraction of what the model costs before; any other number is absolute, in the unit of
-    the name. Raises UserError for what is neither.
+    A float in (0, 1] is a share of the original's cost; any other number is absolute, in the cost's unit.
+
+    Args:
+        macs: Multiply-accumulates of one forward pass on the traced example.
+        params: The number of parameters.
+        latency_ms: Milliseconds of one forward pass on the traced example; only a `Metered` budget can be met.
+        memory_mb: Peak memory of the activations, in MiB.
+
+    Raises:
+        UserError: None or several of the costs are given, or a number is out of range.
     """
 
     macs: float | None = None
@@ -49,47 +57,44 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
-        """The budget written as "macs=0.5" or "params=200000"."""
+        """Parse a budget such as "macs=0.5" or "params=200000"; UserError for anything else."""
         name, _, number = text.partition("=")
         if name not in COSTS:
             raise unknown("cost in a budget", name, COSTS)
         try:
             value = float(number) if set(number) & set(".eE") else int(number)
         except ValueError:
-            raise UserError(f"budget {text!r}: expected something like {name}=0.5.") from None
+            raise UserError(f"budget {text!r}: expected something like {name}=0.5, got {number!r}.") from None
         return cls(**{name: value})
 
     @property
     def name(self) -> str:
-        """Which cost is limited."""
+        """The name of the limited cost."""
         return next(name for name in COSTS if getattr(self, name) is not None)
 
     @property
     def value(self) -> float:
-        """The number as it was given."""
+        """The number as given."""
         return getattr(self, self.name)
 
     @property
     def is_fraction(self) -> bool:
-        """Whether the number is a share of the cost before."""
+        """Whether the number is a share of the original's cost."""
         return not isinstance(self.value, Integral) and self.value <= 1
 
     def limit(self, before: float) -> float:
-        """The most that may be kept, in the cost's own unit, of a model that costs `before`.
-
-        Raises BudgetError if that is more than the model costs.
-        """
+        """Return the limit in the cost's unit, for a model that costs `before`; BudgetError if it is above that."""
         if self.is_fraction:
             return self.value * before
         if self.value > before:
             raise BudgetError(
-                f"the budget, {self}, is above what the model costs unpruned, {short(before)}: there is nothing "
-                "to prune. Give a smaller number, or a fraction such as 0.5."
+                f"the budget, {self}, is above what the model costs unpruned, {format_number(before)}: there is "
+                "nothing to prune. Give a smaller number, or a fraction such as 0.5."
             )
         return self.value
 
     def __str__(self) -> str:
-        amount = f"{self.value:.4g} of before" if self.is_fraction else short(self.value)
+        amount = f"{self.value:.4g} of before" if self.is_fraction else format_number(self.value)
         return f"{self.name} at most {amount}"
 
 
@@ -97,46 +102,49 @@ COSTS = tuple(field.name for field in fields(Budget))
 
 
 class CostMeter(ABC):
-    """Measures what a keep costs, and so keeps a budget that has no closed form."""
+    """A meter of a cost that has no closed form, which selects within a budget by measuring."""
 
     @abstractmethod
     def price(self, widths: Tensor) -> Tensor:
-        """Return what widths (C, A) are predicted to cost: (C,), in the unit of the limit."""
+        """Return the predicted costs (C,) of widths (C, A), in the unit of the limit."""
 
     @abstractmethod
-    def select(self, budget: "Budget", propose: Callable[[Callable], dict]) -> dict[str, list[int]]:
-        """Return the best keep that holds as measured.
+    def select(self, budget: "Budget", propose: Proposal) -> dict[str, list[int]]:
+        """Return the best keep whose measured cost is within the budget; BudgetError if there is none.
 
-        propose(price) is the keep that holds by a price. Raises BudgetError if there is none.
+        propose(price) returns the best keep that is within the budget by a price (C, A) -> (C,).
         """
 
     @abstractmethod
     def figures(self, keep: Keep) -> dict[str, Any]:
-        """Return what a keep was measured to cost, plain JSON: original_ms, predicted_ms, measured_ms, runtime ..."""
+        """Return the measured cost of a keep, plain JSON: original_ms, predicted_ms, measured_ms, runtime ..."""
 
     @abstractmethod
     def local_copy(self) -> "CostMeter":
-        """Return a meter that knows what this one does, for use in a single process; it does not broadcast."""
+        """Return a copy with the same measurements, for use in a single process; it does not broadcast."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metered(Budget):
-    """A budget that knows who measures it."""
+    """A budget with the meter that measures its cost.
+
+    Args:
+        meter: The meter.
+    """
 
     meter: CostMeter = field(repr=False, compare=False)
 
 
-def short(number: float) -> str:
-    """A number for people: 41.21 M rather than 41214976."""
-    for letter, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.4g} {letter}"
-    return f"{number:.4g}"
-
-
 @dataclass(frozen=True)
 class Sparsity:
-    """The share of the weights up for pruning that will be zero, between 0 and 1. Raises UserError for others."""
+    """The share of zeros among the weights that may be pruned.
+
+    Args:
+        value: The share, above 0 and below 1.
+
+    Raises:
+        UserError: The value is not such a share.
+    """
 
     value: float
 
@@ -150,7 +158,7 @@ class Sparsity:
 
     @classmethod
     def parse(cls, text: str) -> "Sparsity":
-        """The sparsity written as "0.8"."""
+        """Parse a sparsity such as "0.8"; UserError for anything else."""
         try:
             return cls(float(text))
         except ValueError as error:
@@ -160,16 +168,16 @@ class Sparsity:
 
     @property
     def name(self) -> str:
-        """What is limited, as a budget says it."""
+        """The name of the limited quantity, as a budget has one."""
         return "sparsity"
 
     @property
     def is_fraction(self) -> bool:
-        """It always is one."""
+        """Always True; absolute numbers of weights are not taken."""
         return True
 
     def kept(self, weights: int) -> int:
-        """How many of so many weights stay."""
+        """Return how many of a number of weights stay."""
         return round((1 - self.value) * weights)
 
     def __str__(self) -> str:

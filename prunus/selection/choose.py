@@ -1,18 +1,18 @@
-"""Scores and a budget give a keep.
+"""Choosing units: scores and a budget give a keep.
 
-Every way of ranking is one algorithm: the units of each axis are sorted by falling score and cut into blocks,
-all blocks stand in one queue by their score, and are taken from its front as long as they fit the budget.
+All ways of ranking use one algorithm: the units of each axis are sorted by falling score and cut into blocks, all
+blocks enter one queue by their score, and are taken from its front as long as they fit the budget.
 
     global      scores as they are
-    per_cost    scores divided by what one unit of the axis costs: the greedy knapsack, for scores in one currency
+    per_cost    scores divided by the cost of one unit of the axis: the greedy knapsack, for scores in one currency
                 over all axes, such as the change of the loss
-    uniform     the place within the axis, divided by its size: every axis keeps the same share
-    isomorphic  the share of units, over all axes of the same topology, that score no higher
+    uniform     the rank within the axis, divided by its size: every axis keeps the same share
+    isomorphic  the share of units, over all axes of the same topology, with a score no higher
                 (Fang et al., Isomorphic Pruning, ECCV 2024, arXiv:2407.04616)
 
-No cost falls when a block is added, so what fits is found by bisection, many candidates a query. What a block costs
-is the budget's closed form, or any price that is handed in and never falls; milliseconds are predicted and measured by
-the meter of a `Metered` budget, see latency.py.
+Adding a block never lowers a cost, so the number of blocks that fit is found by bisection, with many candidates in a
+query. The cost of a block is the budget's closed form, or any given price that never falls; milliseconds are predicted
+and measured by the meter of a `Metered` budget (prunus/latency/meter.py).
 Shapes: A axes, N blocks in the queue, C candidates.
 """
 
@@ -26,27 +26,37 @@ from torch import Tensor
 
 from prunus.errors import BudgetError, UserError, unknown
 from prunus.graph import Graph
+from prunus.metrics import format_number
 from prunus.selection import cost
-from prunus.selection.bounds import CAP, FLOOR, Rule, least
-from prunus.selection.budget import Budget, Metered, short
-from prunus.selection.fill import Price, _fill, _nearer, _queue, _Room, blocks
+from prunus.selection.bounds import CAP, FLOOR, Bound, min_units
+from prunus.selection.budget import Budget, Metered
+from prunus.selection.fill import Price, _approach, _fill, _Limits, _queue, blocks
 
 How = Literal["global", "per_cost", "uniform", "isomorphic"]
-# Widths are multiples of the first with which the budget can be met. 16: kernels work on 16 features at once, and on
-# several threads batch norm is slower with 8 or 24 features than with 16 or 32; see benchmarks/round_to.py.
+# Widths are multiples of the first grid with which the budget can be met. 16, because kernels process 16 features at
+# once, and on several threads batch norm is slower with 8 or 24 than with 16 or 32; see benchmarks/round_to.py.
 GRIDS = (16, 8, 4, 2, 1)
-TOLERANCE = 0.005  # of the cost before: so far below the budget is near enough
-FREE = 1e-9  # of the cost before: a unit below it costs nothing (peak memory, away from the peak)
+TOLERANCE = 0.005  # of the original's cost: a keep this far below the budget is near enough
+FREE = 1e-9  # of the original's cost: a cheaper unit counts as free (peak memory, away from the peak)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """How scores become a keep: the options of `select`, as a method's options hold them."""
+    """The options of `select`, as part of a method's options.
+
+    Args:
+        how: The comparison of units: by their scores (global), by their scores per cost (per_cost), with the same share
+            of every axis (uniform), or within axes of the same topology (isomorphic).
+        round_to: The number of which widths become multiples; None: multiples that are fast on the hardware.
+        floor: The fewest units of an axis to keep: an int counts units, a float is a share of the axis.
+        cap: The most units of an axis to remove, in the same form.
+        freeze: Patterns of axes or layers that keep all units.
+    """
 
     how: How = "global"
     round_to: int | None = None
-    floor: Rule = FLOOR
-    cap: Rule = CAP
+    floor: Bound = FLOOR
+    cap: Bound = CAP
     freeze: tuple[str, ...] = ()
 
     def select(
@@ -58,11 +68,11 @@ class Selection:
         price: Price | None = None,
         within: Mapping[str, Sequence[int]] | None = None,
     ) -> dict[str, list[int]]:
-        """Return the keep of some scores under these options; see `select`."""
+        """Call `select` with these options."""
         return select(graph, scores, budget, price=price, within=within, **self.rules(graph))
 
     def rules(self, graph: Graph) -> dict[str, Any]:
-        """Return the options of `select` on a graph; a method that leaves axes alone overrides this."""
+        """Return the options of `select` for a graph; a method that keeps axes whole overrides this."""
         return {field.name: getattr(self, field.name) for field in fields(Selection)}
 
 
@@ -75,59 +85,87 @@ def select(
     within: Mapping[str, Sequence[int]] | None = None,
     how: How = "global",
     round_to: int | None = None,
-    floor: Rule = FLOOR,
-    cap: Rule = CAP,
+    floor: Bound = FLOOR,
+    cap: Bound = CAP,
     freeze: Sequence[str] = (),
 ) -> dict[str, list[int]]:
-    """The best-scored units that fit the budget: axis -> sorted kept indices.
+    """Choose the best-scored units that fit the budget.
 
-    scores: axis -> (size,), higher means keep. price: what widths cost, in the budget's unit; None: the closed form, or
-    what the meter of a `Metered` budget measures. within: the units of an axis that are still there, if some are gone
-    already: no others are chosen. how: see above. floor, cap, freeze: see `limits.least`.
-    round_to: widths are multiples of it, or the whole axis; no further block would fit. None: multiples of 16 (of 8,
-    4, 2 or 1 in dimensions below 32, 16, 8 or 4, or where the budget cannot be met otherwise), and one axis at most
-    leaves that grid, so that the result lies below the budget by at most 0.5 % of the cost before, or by less than
-    a unit costs; none does under a price handed in, for odd widths take longer than the next multiple.
-    Raises BudgetError, saying what can be reached; UserError for anything wrong with what was given.
+    Args:
+        graph: The graph of the model.
+        scores: axis -> float tensor (size,); higher means keep.
+        budget: The budget.
+        price: price(widths (C, A)) -> costs (C,) in the budget's unit; None: the closed form, or the measurements of a
+            `Metered` budget.
+        within: axis -> the units that may be chosen; None, or an axis left out: all.
+        how: The ranking of units: global, per_cost, uniform or isomorphic; see the top of this file.
+        round_to: The number of which widths become multiples, unless the axis stays whole. None: multiples of 16 (of
+            8, 4, 2 or 1 in dimensions below 32, 16, 8 or 4, or if the budget cannot be met otherwise), and one axis
+            may leave that grid, so that the cost is below the budget by at most 0.5 % of the original's, or by less
+            than one unit. With a given price no axis leaves it, because odd widths take longer than the next multiple.
+        floor: The fewest units to keep; see `min_units`.
+        cap: The most units to remove; see `min_units`.
+        freeze: Patterns of axes that keep all units; see `min_units`.
+
+    Returns:
+        axis -> sorted kept indices.
+
+    Raises:
+        BudgetError: The budget cannot be met; the message says what can be reached.
+        UserError: An argument is wrong.
     """
     _check(how, round_to)
     if price is None and isinstance(budget, Metered):
-        options = {
-            "how": how,
-            "round_to": round_to,
-            "floor": floor,
-            "cap": cap,
-            "freeze": freeze,
-            "within": within,
-        }
-        return budget.meter.select(
-            budget, lambda price: select(graph, scores, budget, price=price, **options)
-        )
+
+        def propose(price: Price) -> dict[str, list[int]]:
+            return select(
+                graph,
+                scores,
+                budget,
+                price=price,
+                within=within,
+                how=how,
+                round_to=round_to,
+                floor=floor,
+                cap=cap,
+                freeze=freeze,
+            )
+
+        return budget.meter.select(budget, propose)
     measured = price is not None
     price = price or price_of(graph, budget)
     within = within or {}
-    order = {name: _sorted(name, scores, axis.size, within.get(name)) for name, axis in graph.axes.items()}
+    order = {
+        name: _sort_units(name, scores, axis.size, within.get(name)) for name, axis in graph.axes.items()
+    }
     most = torch.tensor([len(units) for _, units in order.values()], dtype=torch.float64)
     sizes = torch.tensor([axis.size for axis in graph.axes.values()], dtype=torch.float64)
     before = price(sizes[None]).item()
     limit = budget.limit(before)
-    bounds = least(graph, floor, cap, freeze)
+    bounds = min_units(graph, floor, cap, freeze)
     bound = torch.tensor([units for units, _ in bounds.values()])
-    for grid in (round_to,) if round_to else GRIDS:
+
+    def limits_on(grid: int) -> _Limits:
         steps = blocks(graph, grid, halve=round_to is None)
         base = torch.minimum(-(bound // -steps) * steps, most)  # rounded up to whole blocks
-        room = _Room(price, limit, base, most, steps)
-        if room.costs(base) <= limit:
+        return _Limits(price, limit, base, most, steps)
+
+    first, *finer = (round_to,) if round_to else GRIDS
+    limits = limits_on(first)
+    for grid in finer:
+        if limits.costs(limits.base) <= limit:
             break
-    else:
-        raise _unreachable(room, budget, bounds)
-    # Between measured points a table is flat or steep by chance: there, what a whole block costs is asked.
+        limits = limits_on(grid)
+    if limits.costs(limits.base) > limit:
+        raise _unreachable(limits, budget, bounds)
+    base, steps = limits.base, limits.steps
+    # Between measured points a table is flat or steep by chance, so there the cost of a whole block counts.
     probe = torch.minimum(steps, sizes - 1).clamp_min(1) if measured else torch.ones(len(sizes))
     unit_cost = ((before - price(sizes - probe.diag())) / probe / before).clamp_min(FREE)
-    queue = _queue(_ranked(graph, order, how, unit_cost), base, steps)
-    widths = _fill(room, base, queue)
+    queue = _queue(_rank(graph, order, how, unit_cost), base, steps)
+    widths = _fill(limits, base, queue)
     if round_to is None and not measured:
-        widths = _nearer(room, widths, queue, enough=limit - TOLERANCE * before)
+        widths = _approach(limits, widths, queue, enough=limit - TOLERANCE * before)
     return {
         name: units[: int(width)].sort().values.tolist()
         for (name, (_, units)), width in zip(order.items(), widths.tolist(), strict=True)
@@ -135,22 +173,33 @@ def select(
 
 
 class Unreachable(BudgetError):
-    """The least that may be kept costs too much. least: axis -> how many units that is."""
+    """A budget below the cost of the fewest units that may be kept.
 
-    least: Mapping[str, int]
+    `min_units` holds those units by axis.
+    """
+
+    min_units: Mapping[str, int]
 
 
 def price_of(graph: Graph, budget: Budget) -> Price:
-    """What widths (C, A) cost in the budget's unit: (C,), as predicted where it has to be measured; differentiable.
+    """Return the function that prices widths for a budget.
 
-    Raises UserError, saying what to do, for milliseconds that nobody measures.
+    Args:
+        graph: The graph of the model.
+        budget: The budget.
+
+    Returns:
+        price(widths (C, A)) -> costs (C,) in the budget's unit, predicted if they are measured; differentiable.
+
+    Raises:
+        UserError: The budget is in milliseconds and has no meter; the message says what to do.
     """
     if isinstance(budget, Metered):
         return budget.meter.price
     if budget.name not in cost.CLOSED_FORMS:
         raise UserError(
             f"{budget}: milliseconds have no closed form, they are measured. Measure first, then select:\n"
-            "    table = prunus.latency.tables(model, graph)\n"
+            "    table = prunus.latency.measure_tables(model, graph)\n"
             "    keep, figures = prunus.latency.select_measured(model, graph, scores, budget, table)"
         )
     return partial(cost.of, graph, budget.name)
@@ -163,10 +212,10 @@ def _check(how: str, round_to: int | None) -> None:
         raise UserError(f"round_to {round_to!r}: expected a whole number from 1, or None.")
 
 
-def _sorted(
+def _sort_units(
     name: str, scores: Mapping[str, Tensor], size: int, there: Sequence[int] | None
 ) -> tuple[Tensor, Tensor]:
-    """Falling scores and their units, of those that are there; equal scores by rising unit."""
+    """Sort the units `there` by falling score, equal scores by rising unit; returns scores and units."""
     if name not in scores:
         raise UserError(f"no scores for axis {name}; there are some for {', '.join(scores) or 'none'}.")
     score = scores[name].detach().double().cpu()
@@ -180,10 +229,10 @@ def _sorted(
     return falling, units[order]
 
 
-def _ranked(
+def _rank(
     graph: Graph, order: Mapping[str, tuple[Tensor, Tensor]], how: str, unit_cost: Tensor
 ) -> list[Tensor]:
-    """Per axis (size,), falling: what its units are compared by."""
+    """Return for each axis the numbers (size,), falling, by which its units are compared."""
     values = [score for score, _ in order.values()]
     if how == "global":
         return values
@@ -200,21 +249,22 @@ def _ranked(
     ]
 
 
-def _unreachable(room: _Room, budget: Budget, bounds: Mapping[str, tuple[int, str]]) -> Unreachable:
-    """Says what can be reached, and which axes hold it up most."""
-    before, reach, single = map(room.costs, (room.sizes, room.base, torch.ones_like(room.base)))
-    saved = reach - room.price(room.base - (room.base - 1).diag())
+def _unreachable(limits: _Limits, budget: Budget, bounds: Mapping[str, tuple[int, str]]) -> Unreachable:
+    """Make the error that says what can be reached, and which axes prevent more."""
+    before, reach, single = map(limits.costs, (limits.sizes, limits.base, torch.ones_like(limits.base)))
+    saved = reach - limits.price(limits.base - (limits.base - 1).diag())
     held = []
     for i in saved.argsort(descending=True)[:5].tolist():
         name, (_, why) = list(bounds.items())[i]
-        blocks = f", in blocks of {room.steps[i]}" if room.steps[i] > 1 else ""
+        blocks = f", in blocks of {limits.steps[i]}" if limits.steps[i] > 1 else ""
         if saved[i] > 0:
-            held.append(f"{name} keeps {int(room.base[i])} of {int(room.sizes[i])} ({why}{blocks})")
+            held.append(f"{name} keeps {int(limits.base[i])} of {int(limits.sizes[i])} ({why}{blocks})")
     error = Unreachable(
-        f"{budget} cannot be met: {budget.name} come to {short(reach)} at the least, {reach / before:.4f} of the "
-        f"{short(before)} before. Held up most by: {'; '.join(held) or 'nothing, every axis is at one unit'}. "
+        f"{budget} cannot be met: {budget.name} come to {format_number(reach)} at the least, {reach / before:.4f} of "
+        f"the {format_number(before)} before. Held up most by: "
+        f"{'; '.join(held) or 'nothing, every axis is at one unit'}. "
         f"With one unit an axis it would be {single / before:.4f}. Give a larger budget, or lower floors, raise "
         "caps, freeze less."
     )
-    error.least = dict(zip(bounds, room.base.int().tolist(), strict=True))
+    error.min_units = dict(zip(bounds, limits.base.int().tolist(), strict=True))
     return error

@@ -1,9 +1,9 @@
-"""What a network costs, as closed forms of its widths, and its latency as measured.
+"""The costs of a network, as closed forms of its widths.
 
-Every operator's multiply-accumulates are a product of layout sizes, so the cost of any keep is a
-polynomial: no model is built, thousands of candidates are one query, and gradients flow to the widths.
-`macs` counts what torch's own operator-level counter counts (convolutions and matrix products,
-attention included), one multiply-accumulate where it says two flops.
+The multiply-accumulates of every operator are a product of layout sizes, so the cost of a keep is a polynomial: no
+model is built, thousands of candidates are one query, and gradients flow to the widths. `macs` counts the operators
+that torch's FlopCounterMode counts (convolutions and matrix products, attention included), one multiply-accumulate
+for two of its flops.
 
 Shapes: B candidates, A axes in the order of `graph.axes`.
 """
@@ -69,16 +69,26 @@ CLOSED_FORMS = ("macs", "params", "memory_mb")
 
 
 def of(graph: Graph, name: str, widths: Widths) -> Any:
-    """The cost `name` (macs, params or memory_mb) at given widths; differentiable in them.
+    """Evaluate a cost at given widths; differentiable in them.
 
-    widths: tensor (B, A) gives a tensor (B,); a dict {axis: number} gives a number, axes left out being whole.
-    Raises UserError for an unknown cost or a tensor of another shape.
+    Args:
+        graph: The graph of the model.
+        name: "macs", "params" or "memory_mb".
+        widths: A tensor (B, A), or a dict {axis: number}; axes left out are whole.
+
+    Returns:
+        A tensor (B,) for a tensor, a number for a dict, in the cost's unit.
+
+    Raises:
+        UserError: The cost is unknown, or the tensor has another shape.
     """
     if name not in CLOSED_FORMS:
         raise unknown("closed-form cost", name, CLOSED_FORMS)
     if isinstance(widths, torch.Tensor):
         if widths.dim() != 2 or widths.shape[1] != len(graph.axes):
-            raise UserError(f"widths should be (candidates, {len(graph.axes)}), are {tuple(widths.shape)}.")
+            raise UserError(
+                f"widths should have shape (candidates, {len(graph.axes)}), got {tuple(widths.shape)}."
+            )
         columns = widths.to(torch.float64).unbind(1)
         if len(widths) == 1 and not widths.requires_grad:  # numbers are ten times as fast as tensors of one
             columns = widths[0].tolist()
@@ -95,7 +105,7 @@ def _evaluate(graph: Graph, name: str, widths: Mapping[str, Any]) -> Any:
 
 
 def _peak(graph: Graph, bytes_each: list[Any]) -> Any:
-    """The most bytes alive at once, each tensor living from its operator to the last one that reads it."""
+    """The most bytes in use at once; a tensor is in use from its operator to the last one that reads it."""
     events: dict[int, list[tuple[int, Any]]] = defaultdict(list)
     for storage, value in zip(graph.storages, bytes_each, strict=True):
         events[storage.born].append((1, value))
@@ -114,18 +124,50 @@ def _peak(graph: Graph, bytes_each: list[Any]) -> Any:
 
 
 def macs(graph: Graph, keep: Keep | None = None) -> int:
-    """Multiply-accumulates of one forward pass on the example, of the whole model or of a keep."""
+    """Count the multiply-accumulates of one forward pass on the example.
+
+    Args:
+        graph: The graph of the model.
+        keep: axis -> kept indices; None: the whole model.
+
+    Returns:
+        The multiply-accumulates.
+
+    Raises:
+        UserError: `keep` does not fit the graph.
+    """
     return int(of(graph, "macs", graph.widths(keep)))
 
 
 def params(graph: Graph, keep: Keep | None = None) -> int:
-    """Number of parameters, of the whole model or of a keep; tied ones count once."""
+    """Count the parameters; tied parameters count once.
+
+    Args:
+        graph: The graph of the model.
+        keep: axis -> kept indices; None: the whole model.
+
+    Returns:
+        The number of parameters.
+
+    Raises:
+        UserError: `keep` does not fit the graph.
+    """
     return int(of(graph, "params", graph.widths(keep)))
 
 
 def memory_mb(graph: Graph, keep: Keep | None = None) -> float:
-    """Peak activation memory of one forward pass on the example, in MiB, weights not counted.
+    """Compute the peak memory of the activations in one forward pass on the example, weights not counted.
 
-    Each activation is freed after its last use, as a good runtime does; in-place operators and views share.
+    Each activation is freed after its last use, as a good runtime does; in-place operators and views share memory.
+
+    Args:
+        graph: The graph of the model.
+        keep: axis -> kept indices; None: the whole model.
+
+    Returns:
+        MiB.
+
+    Raises:
+        UserError: `keep` does not fit the graph.
     """
     return float(of(graph, "memory_mb", graph.widths(keep)))

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from prunus.graph import Graph
 
-Price = Callable[[Tensor], Tensor]  # widths (C, A) -> cost (C,), which must not fall when a width rises
-Queue = tuple[Tensor, Tensor]  # of each block its axis (N,), and how many units it holds (N,)
+Price = Callable[[Tensor], Tensor]  # widths (C, A) -> costs (C,); must not fall when a width rises
+Queue = tuple[Tensor, Tensor]  # for each block its axis (N,) and its number of units (N,)
 
 
 @dataclass(frozen=True)
-class _Room:
-    """How far widths (A,) may go: from `base` to `sizes`, in `steps`, for a price of at most `limit`."""
+class _Limits:
+    """The range of widths (A,): from `base` to `sizes`, in `steps`, for a cost of at most `limit`."""
 
     price: Price
     limit: float
@@ -27,14 +27,22 @@ class _Room:
         return self.price(widths[None]).item()
 
     def fits(self, widths: Tensor) -> Tensor:
-        """(C,): which of the widths (C, A) do."""
+        """(C,) bool: which of the widths (C, A) cost at most the limit."""
         return self.price(widths) <= self.limit
 
 
 def blocks(graph: Graph, grid: int, halve: bool) -> Tensor:
-    """(A,): units in a block, so that widths change by multiples of `grid` positions in every tensor.
+    """Compute the units in a block, so that widths change by multiples of `grid` positions in every tensor.
 
-    A head of 64 features is aligned by itself. halve: a smaller grid for dimensions that would not hold two blocks.
+    A head of 64 features is aligned by itself.
+
+    Args:
+        graph: The graph of the model.
+        grid: The multiple, in positions of a tensor.
+        halve: Whether dimensions too small for two blocks get a smaller grid.
+
+    Returns:
+        (A,), the units in a block of each axis.
     """
     steps = []
     for axis in graph.axes:
@@ -47,9 +55,10 @@ def blocks(graph: Graph, grid: int, halve: bool) -> Tensor:
 
 
 def _queue(ranked: list[Tensor], base: Tensor, steps: Tensor) -> Queue:
-    """Blocks beyond the base, best first.
+    """Order the blocks beyond the base by falling score.
 
-    A block scores the mean of its units. Of equal blocks, the one further ahead in its axis comes first.
+    The score of a block is the mean over its units. Among equal blocks, the one nearer the start of its axis comes
+    first.
     """
     blocks = []
     for axis, (value, start, step) in enumerate(zip(ranked, base.long(), steps, strict=True)):
@@ -61,31 +70,38 @@ def _queue(ranked: list[Tensor], base: Tensor, steps: Tensor) -> Queue:
         place = (start + step * torch.arange(len(units))) / len(value)
         blocks.append((mean, place, torch.full_like(units, axis), units))
     mean, place, axis, units = map(torch.cat, zip(*blocks, strict=True))
-    mean = mean.float()  # what is equal but for rounding is equal
+    mean = mean.float()  # scores that differ by rounding alone become equal
     order = place.argsort(stable=True)
     order = order[mean[order].argsort(descending=True, stable=True)]
     return axis[order], units[order]
 
 
-def _fill(room: _Room, widths: Tensor, queue: Queue) -> Tensor:
-    """Widths (A,) after taking blocks in order; an axis whose next block does not fit stays as it is."""
+def _fill(limits: _Limits, widths: Tensor, queue: Queue) -> Tensor:
+    """Take blocks in order, and return the widths (A,); an axis whose next block does not fit stays as it is."""
     axis, units = queue
     while len(axis):
-        taken = longest(room.fits, widths, (axis, units))
+        taken = count_fitting(limits.fits, widths, (axis, units))
         widths = widths.index_add(0, axis[:taken], units[:taken].double())
         axis, units = axis[taken:], units[taken:]
         following = torch.zeros_like(widths)
         for number in axis.unique().tolist():
             following[number] = units[axis == number][0]
-        stays = room.fits(widths + following.diag())[axis]
+        stays = limits.fits(widths + following.diag())[axis]
         axis, units = axis[stays], units[stays]
     return widths
 
 
-def longest(fits: Callable[[Tensor], Tensor], widths: Tensor, queue: Queue, tries: int = 64) -> int:
-    """How many blocks from the front of the queue fit together on top of `widths` (A,).
+def count_fitting(fits: Callable[[Tensor], Tensor], widths: Tensor, queue: Queue, tries: int = 64) -> int:
+    """Count the blocks from the front of the queue that fit together on top of some widths.
 
-    fits: of widths (C, A) which do, (C,) bool; those of more blocks never do where those of fewer do not.
+    Args:
+        fits: fits(widths (C, A)) -> (C,) bool; if fewer blocks do not fit, more never do.
+        widths: (A,).
+        queue: The axis (N,) and the number of units (N,) of each block.
+        tries: How many counts to evaluate in one call of `fits`.
+
+    Returns:
+        The number of blocks, 0 to N.
     """
     axis, units = queue
     fit, most = 0, len(axis)
@@ -100,32 +116,32 @@ def longest(fits: Callable[[Tensor], Tensor], widths: Tensor, queue: Queue, trie
     return fit
 
 
-def _nearer(room: _Room, widths: Tensor, queue: Queue, enough: float) -> Tensor:
-    """Widths (A,) that cost `enough`, or the most found, with one axis off the grid.
+def _approach(limits: _Limits, widths: Tensor, queue: Queue, enough: float) -> Tensor:
+    """Return widths (A,) that cost `enough`, or the most found, with one axis off the grid.
 
-    Where all that is left out is dear (a head of a vision transformer costs 8 %), one block of it goes in first and
-    the others are filled around it.
+    If every block left out is expensive (a head of a vision transformer costs 8 %), one of them is taken first and the
+    others are filled in around it.
     """
-    if room.costs(widths) >= enough:
+    if limits.costs(widths) >= enough:
         return widths
-    best = _topped_up(room, widths)
-    for number in (widths < room.sizes).nonzero().flatten().tolist():
-        if room.costs(best) >= enough:
+    best = _top_up(limits, widths)
+    for number in (widths < limits.sizes).nonzero().flatten().tolist():
+        if limits.costs(best) >= enough:
             break
-        base = room.base.clone()
-        base[number] = torch.minimum(widths + room.steps, room.sizes)[number]
-        if room.costs(base) <= room.limit:
+        base = limits.base.clone()
+        base[number] = torch.minimum(widths + limits.steps, limits.sizes)[number]
+        if limits.costs(base) <= limits.limit:
             others = queue[0] != number
-            trial = _topped_up(room, _fill(room, base, (queue[0][others], queue[1][others])))
-            best = max(best, trial, key=room.costs)
+            trial = _top_up(limits, _fill(limits, base, (queue[0][others], queue[1][others])))
+            best = max(best, trial, key=limits.costs)
     return best
 
 
-def _topped_up(room: _Room, widths: Tensor) -> Tensor:
-    """Widths (A,) with as many units of one axis as fit, of the one whose units cost least."""
-    block = torch.minimum(room.sizes - widths, room.steps)
-    each = (room.price(widths + block.diag()) - room.costs(widths)) / block
-    axis = each.nan_to_num(math.inf).argmin()  # 0 / 0 where an axis is whole
+def _top_up(limits: _Limits, widths: Tensor) -> Tensor:
+    """Add to the widths (A,) as many units as fit, of the axis whose units cost least."""
+    block = torch.minimum(limits.sizes - widths, limits.steps)
+    each = (limits.price(widths + block.diag()) - limits.costs(widths)) / block
+    axis = each.nan_to_num(math.inf).argmin()  # 0 / 0 if an axis is whole
     trial = widths.repeat(int(block[axis]) + 1, 1)
     trial[:, axis] += torch.arange(len(trial))
-    return trial[int(room.fits(trial).sum()) - 1]
+    return trial[int(limits.fits(trial).sum()) - 1]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from prunus.errors import BudgetError, UserError, unknown
-from prunus.selection import Sparsity, short
+from prunus.metrics import format_number
+from prunus.selection import Sparsity
 from prunus.sparse.ranking import as_numpy, check_scores, count_alive, counts_above, lamp_of_sorted
 
 Allocation = Literal["uniform", "uniform_plus", "erk", "pooled", "global", "lamp", "paper"]
@@ -141,8 +142,8 @@ def _total(
         )
     if kept > most:
         raise BudgetError(
-            f"{sparsity} would leave {short(kept)} of {short(weights)} weights, but only {short(most)} may stay: "
-            "the others are pruned already. Ask for more sparsity."
+            f"{sparsity} would leave {format_number(kept)} of {format_number(weights)} weights, but only "
+            f"{format_number(most)} may stay: the others are pruned already. Ask for more sparsity."
         )
     return kept
 

@@ -1,8 +1,8 @@
-"""Tasks: what a model is for, as a loss and a metric on data.
+"""Tasks: a model, data, and the loss and metric on them.
 
 Its files, in the order in which to read them:
 
-    task              the contract: Task
+    task              Task, the contract of every task
     classification    image classification: cross-entropy and top-1 accuracy
 """
 

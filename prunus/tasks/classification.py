@@ -1,4 +1,4 @@
-"""Image classification: cross-entropy, top-1 accuracy, and distillation from another model's answers."""
+"""Image classification: cross-entropy, top-1 accuracy, and distillation from a teacher's outputs."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,11 +14,19 @@ from prunus.tasks.task import Task
 from prunus.train import Recipe, in_mode
 
 EVALUATION_BATCH = 256  # images
-SMALL_SET = 5_000  # images; below, an epoch is so short that many are affordable and needed
+SMALL_SET = 5_000  # images; with fewer, an epoch is so short that many are affordable and needed
 
 
 class Classification(Task):
-    """Classify images (B, C, H, W) with a model that maps them to logits (B, data.classes)."""
+    """Image classification by a model that maps images (B, C, H, W) to logits (B, data.classes).
+
+    The loss is cross-entropy, the metric top-1 accuracy. Source of distillation: Hinton et al., arXiv:1503.02531.
+
+    Args:
+        model: The model; methods leave it unchanged.
+        data: The images and their classes.
+        recipe_fields: Fields that replace the advised ones in every recipe of this task.
+    """
 
     metric = ACCURACY
     judges_examples = True
@@ -32,7 +40,7 @@ class Classification(Task):
         return F.cross_entropy(logits(output).float(), target, label_smoothing=recipe.label_smoothing)
 
     def distil(self, output: Any, teacher_output: Any, temperature: float) -> Tensor:
-        """Return the KL divergence of the softened answers from the teacher's, times the temperature squared.
+        """Return the KL divergence of the softened outputs from the teacher's, times the temperature squared.
 
         Hinton et al., arXiv:1503.02531, section 2; the factor keeps the gradients' size as the temperature varies.
         """
@@ -57,12 +65,12 @@ class Classification(Task):
         return logits(output).argmax(1) == target
 
     def recipe(self, purpose: str) -> Recipe:
-        """Return a recipe to begin with; data sets below 5,000 images get small batches and many short epochs."""
+        """Return a recipe to begin with; data sets below 5,000 images get a small batch size and many short epochs."""
         small = len(self.data.train) < SMALL_SET
         return replace((SMALL_RECIPES if small else RECIPES)[purpose], **self.recipe_fields)
 
     def check(self, model: nn.Module) -> None:
-        """Raise UserError if the model cannot read the images, or answers for another number of classes."""
+        """Raise UserError if the model cannot read the images, or has outputs for another number of classes."""
         data = self.data
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         try:
@@ -70,8 +78,9 @@ class Classification(Task):
                 shape = tuple(logits(model(data.example.to(device))).shape)
         except RuntimeError as error:
             seen = tuple(data.example.shape)
-            words = f"the model cannot read images of shape {seen} ({data.name}): {error}"
-            raise UserError(words) from error
+            raise UserError(
+                f"the model cannot read images of shape {seen} ({data.name}): {error}. Build it for such images."
+            ) from error
         if shape != (1, data.classes):
             raise UserError(
                 f"the model's output for one image has shape {shape}, but {data.name} has {data.classes} "
@@ -98,5 +107,5 @@ SMALL_RECIPES = {
 
 
 def logits(output: Any) -> Tensor:
-    """Return the logits in what a model returned: itself, or its `.logits` (transformers, GoogLeNet in training)."""
+    """Return the logits of an output: itself, or its `.logits` (transformers, GoogLeNet in training)."""
     return output if isinstance(output, Tensor) else output.logits

@@ -1,4 +1,4 @@
-"""The contract of a task: what a model is for, as a loss and a metric on data."""
+"""The contract of a task: a model, data, and the loss and metric on them."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -15,19 +15,19 @@ from prunus.train import Recipe
 
 
 class Task(ABC):
-    """A model, data, and what the model is for: a loss to train on and a metric to judge by.
+    """A model and its purpose: data, a loss to train with, and a metric to evaluate with.
 
-    The pipeline, the methods, training and the report know a task by this class alone. A subclass gives `metric`,
-    `loss`, `evaluate`, `recipe`, `check` and `asked_of_model`; the rest has a default.
+    Runs, methods, training and report use a task only through this class. A subclass defines `metric`, `loss`,
+    `evaluate`, `recipe`, `check` and `asked_of_model`; the rest has a default.
 
     Args:
-        model: The model. Methods leave it as it is.
+        model: The model; methods leave it unchanged.
         data: The splits train, val and test, and an example of the model's input.
-        recipe_fields: Fields that every recipe of this task has, whatever it is for, in place of the advised ones.
+        recipe_fields: Fields that replace the advised ones in every recipe of this task.
     """
 
     metric: Metric
-    judges_examples: ClassVar[bool] = False  # whether `verdicts` can say of a single example that it is right
+    judges_examples: ClassVar[bool] = False  # whether `verdicts` can judge a single example
 
     def __init__(self, model: nn.Module, data: Data, recipe_fields: dict[str, Any] | None = None):
         self.model, self.data = model, data
@@ -36,18 +36,18 @@ class Task(ABC):
 
     @property
     def example(self) -> Tensor:
-        """One input as the model takes it, with a batch dimension of 1."""
+        """One input as the model reads it, with a batch dimension of 1."""
         return self.data.example
 
     @property
     def graph(self) -> Graph:
-        """The model's axes; traced when first asked for, and only once. Raises TraceError as `trace` does."""
+        """The model's axes, traced at the first access and then stored; TraceError if the model cannot be traced."""
         if self._graph is None:
             self._graph = trace(self.model, self.example)
         return self._graph
 
     def on(self, model: nn.Module) -> Self:
-        """Return the same task for another model, such as a smaller one; its graph is traced anew."""
+        """Return the same task for another model, such as a smaller one, whose graph is traced again."""
         other = copy.copy(self)
         other.model, other._graph = model, None
         return other
@@ -66,42 +66,58 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, output: Any, target: Tensor) -> Tensor:
-        """Return the loss, a scalar, of the model's output on a batch against its targets."""
+        """Compute the loss of a batch.
+
+        Args:
+            output: The model's output for a batch.
+            target: The targets of the batch (B, ...).
+
+        Returns:
+            A scalar tensor.
+        """
 
     def training_loss(self, output: Any, target: Tensor, recipe: Recipe) -> Tensor:
-        """Return the loss that a training minimises; the plain loss, unless a recipe's fields change it."""
+        """Return the loss that training minimises: `loss`, unless fields of the recipe change it."""
         return self.loss(output, target)
 
     def distil(self, output: Any, teacher_output: Any, temperature: float) -> Tensor:
-        """Return how far an output is from a teacher's, a scalar: the mean squared difference of their tensors."""
+        """Compute the loss of distillation, a scalar; here the mean squared difference from the teacher."""
         pairs = zip(_floating(output), _floating(teacher_output), strict=True)
         losses = [F.mse_loss(one.float(), other.float()) for one, other in pairs]
         return sum(losses[1:], losses[0])
 
     @abstractmethod
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
-        """Return {metric.key: ..., "loss": ...} of `model` over all of `split`, in evaluation mode."""
+        """Evaluate `model` in evaluation mode on all of `split`.
+
+        Args:
+            model: The model.
+            split: The examples.
+
+        Returns:
+            {metric.key: value, "loss": value}.
+        """
 
     def verdicts(self, output: Any, target: Tensor) -> Tensor:
-        """Return whether each example of a batch (B, ...) is right: bool (B,); asked if `judges_examples` is True.
+        """Return whether the output for each example of a batch is correct: bool (B,).
 
-        With it, a search can drop a network after a part of the images.
+        It is called only if `judges_examples` is True; a search can then drop a network after part of the images.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} judges no single examples (judges_examples is False)"
+            f"{type(self).__name__} cannot judge single examples (judges_examples is False); use evaluate."
         )
 
     @abstractmethod
     def recipe(self, purpose: str) -> Recipe:
-        """Return a recipe for "scratch", "tune" (weights trained on like data) or "recover" (after pruning)."""
+        """Return the recipe for "scratch", "tune" (weights trained on similar data) or "recover" (after pruning)."""
 
     @abstractmethod
     def check(self, model: nn.Module) -> None:
-        """Raise UserError, saying what to do, if `model` does not fit the data; called once, before anything else."""
+        """Raise UserError, saying what to do, if `model` does not fit the data; a run calls it once, at its start."""
 
     @abstractmethod
     def asked_of_model(self) -> dict[str, Any]:
-        """Return the arguments, plain JSON, that a model named by a SPEC is built with."""
+        """Return the arguments, plain JSON, with which a model is built from its SPEC."""
 
 
 def _floating(output: Any) -> list[Tensor]:

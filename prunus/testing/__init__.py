@@ -1,8 +1,8 @@
-"""Testing: checks that a method of one's own can be put through.
+"""Testing: the check that every method passes, for methods of your own.
 
 Its files, in the order in which to read them:
 
-    networks    three tiny networks, and tiny images to classify with them
+    networks    three tiny networks, and tiny images for them to classify
     check       check_method
 """
 

@@ -1,4 +1,4 @@
-"""The check of a method: its paper, its options, its budget, and that a killed run ends in the same bits."""
+"""The check of a method: its source, its options, its limit, and equal results of killed and repeated runs."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from prunus.methods import Method, Options, Pruned, configure, find
-from prunus.run import Run, checks
+from prunus.run import RunFolder, checks
 from prunus.selection import Budget, Sparsity
 from prunus.testing.networks import NETWORKS, tiny_task
 
-KILLED_AT = (0.3, 0.7)  # shares of a method's progress after which it is interrupted
+KILLED_AT = (0.3, 0.7)  # shares of a method's progress at which it is interrupted
 
 
 def check_method(
@@ -24,21 +24,21 @@ def check_method(
     limit: Budget | Sparsity | None = None,
     networks: Sequence[str] = tuple(NETWORKS),
 ) -> None:
-    """Put a method through what every method of Prunus has to hold.
+    """Check that a method fulfils the contract of all methods.
 
-    It has a docstring that names its source, options that are checked and a default limit; on tiny networks it meets
-    the limit, leaves the task's model as it was, gives the same with the same seed, and when it is interrupted and
-    started again in the same folder ends in the same bits.
+    Its docstring names its source, its options are checked, and it has a default limit. On tiny networks it meets the
+    limit, leaves the task's model unchanged, and returns the same, to the bit, when it is repeated with the same seed,
+    and when it is interrupted and resumed in the same folder.
 
     Args:
-        name: The method's name, or "package.module:prune" for one's own.
-        options: Options that the method needs or that make it quick, such as "steps=20".
-        limit: The limit to meet; the method's default if not given.
-        networks: Names of `NETWORKS` to try.
+        name: The method's name, or "package.module:prune" for a method of your own.
+        options: Options that the method needs or that make it fast, such as "steps=20".
+        limit: The limit to meet; None: the method's default.
+        networks: The names in `NETWORKS` to check on.
 
     Raises:
-        AssertionError: Saying what does not hold, and on which network.
-        UserError: If there is no such method or option.
+        AssertionError: A check fails; the message says which, and on which network.
+        UserError: There is no such method or option.
     """
     method = find(name)
     config = configure(method.config_class, options, f"option of method {name}")
@@ -59,7 +59,7 @@ def _check_on(method: Method, config: Options, limit: Budget | Sparsity, network
     before = {key: value.clone() for key, value in task.model.state_dict().items()}
     with tempfile.TemporaryDirectory() as folder:
         steps = [0]
-        found = method.prune(task, limit, config, _run(Path(folder, "whole"), _counting(steps)))
+        found = method.prune(task, limit, config, _run(Path(folder, "whole"), _count_calls(steps)))
         if isinstance(limit, Sparsity):
             checks.check_sparsity(limit, found, method.name)
         else:
@@ -69,26 +69,32 @@ def _check_on(method: Method, config: Options, limit: Budget | Sparsity, network
         for share in KILLED_AT if steps[0] else ():
             path = Path(folder, f"killed{share}")
             try:
-                method.prune(tiny_task(network), limit, config, _run(path, _interrupting(share * steps[0])))
+                method.prune(
+                    tiny_task(network), limit, config, _run(path, _interrupt_after(share * steps[0]))
+                )
             except KeyboardInterrupt:
                 pass
-            resumed = method.prune(tiny_task(network), limit, config, _run(path, _counting([0]), resume=True))
+            resumed = method.prune(
+                tiny_task(network), limit, config, _run(path, _count_calls([0]), resume=True)
+            )
             _assert_same(found, resumed, f"{where}, interrupted at {100 * share:.0f} % and started again,")
-        again = method.prune(tiny_task(network), limit, config, _run(Path(folder, "again"), _counting([0])))
+        again = method.prune(
+            tiny_task(network), limit, config, _run(Path(folder, "again"), _count_calls([0]))
+        )
         _assert_same(found, again, f"{where}, run twice with one seed,")
 
 
-def _run(path: Path, progress: Callable, resume: bool = False) -> Run:
-    run = Run(path, {"seed": 0}, resume=resume, progress=progress)
+def _run(path: Path, progress: Callable[..., Any], resume: bool = False) -> RunFolder:
+    run = RunFolder(path, {"seed": 0}, resume=resume, progress=progress)
     run.begin()
     return run
 
 
-def _counting(steps: list[int]) -> Callable:
-    """A progress that counts how often it is called."""
+def _count_calls(steps: list[int]) -> Callable[..., Any]:
+    """Make a progress that counts its calls in steps[0]."""
 
     @contextmanager
-    def progress(label: str, total: int) -> Iterator[Callable]:
+    def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
         def step(done: int = 1, note: str = "") -> None:
             steps[0] += 1
 
@@ -97,15 +103,15 @@ def _counting(steps: list[int]) -> Callable:
     return progress
 
 
-def _interrupting(after: float) -> Callable:
-    """A progress that interrupts after so many calls, as Ctrl-C does."""
+def _interrupt_after(calls: float) -> Callable[..., Any]:
+    """Make a progress that raises KeyboardInterrupt after a number of calls, as Ctrl-C does."""
     steps = [0]
 
     @contextmanager
-    def progress(label: str, total: int) -> Iterator[Callable]:
+    def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
         def step(done: int = 1, note: str = "") -> None:
             steps[0] += 1
-            if steps[0] > after:
+            if steps[0] > calls:
                 raise KeyboardInterrupt
 
         yield step
@@ -117,7 +123,7 @@ def _assert_same(one: Pruned, other: Pruned, what: str) -> None:
     assert _plain(one.keep) == _plain(other.keep), f"{what} keeps other units."
     for field in ("weights", "masks"):
         ours, theirs = getattr(one, field), getattr(other, field)
-        assert (ours is None) == (theirs is None), f"{what} gives {field} only once."
+        assert (ours is None) == (theirs is None), f"{what} returns {field} only once."
         if ours is not None:
             differing = [key for key in ours if not _equal(ours[key], theirs.get(key))]
             assert not differing, f"{what} ends in other {field}: {', '.join(differing[:3])}."

@@ -1,4 +1,4 @@
-"""Three tiny networks with one difficulty each, and tiny images to classify with them."""
+"""Three tiny networks with one difficulty each, and tiny images for them to classify."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +27,7 @@ class Residual(nn.Module):
         self.head = nn.Linear(16, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, 1, 8, 8); returns logits (B, 4)."""
+        """Compute logits (B, 4) of images x (B, 1, 8, 8)."""
         x = F.relu(self.norm(self.stem(x)))
         x = F.relu(x + self.norm_b(self.b(F.relu(self.norm_a(self.a(x))))))
         return self.head(x.mean((2, 3)))
@@ -49,7 +49,7 @@ class Concatenating(nn.Module):
         self.head = nn.Linear(24, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, 1, 8, 8); returns logits (B, 4)."""
+        """Compute logits (B, 4) of images x (B, 1, 8, 8)."""
         x = F.relu(self.norm(self.stem(x)))
         x = torch.cat([self.left(x), self.right(F.relu(self.deep(x)))], 1)
         return self.head(F.relu(self.norm_point(self.point(F.relu(self.norm_both(x))))).mean((2, 3)))
@@ -66,7 +66,7 @@ class Attending(nn.Module):
         self.head = nn.Linear(32, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, 1, 8, 8), each row a token; returns logits (B, 4)."""
+        """Compute logits (B, 4) of images x (B, 1, 8, 8), each row of which is a token."""
         x = self.embed(x.squeeze(1))
         q, k, v = self.qkv(self.norm_a(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v)
@@ -83,7 +83,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 class TinyClassification(Classification):
-    """Classification with recipes of a second."""
+    """Classification with recipes that train for a second."""
 
     def recipe(self, purpose: str) -> Recipe:
         """Return a recipe of three epochs."""
@@ -92,11 +92,14 @@ class TinyClassification(Classification):
 
 
 def tiny_task(network: str, seed: int = 0) -> Classification:
-    """Return the task of classifying tiny images, a pattern each under noise.
+    """Make the task of classifying tiny images, each a class's pattern with noise.
 
     Args:
-        network: A name in NETWORKS; its weights are random, by the seed.
+        network: A name in `NETWORKS`; its weights are random.
         seed: The seed of weights and images.
+
+    Returns:
+        The task: 4 classes, images (1, 8, 8), 128 to train on, 32 each in val and test.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)

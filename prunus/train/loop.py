@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
@@ -238,7 +238,7 @@ def end_epoch(at: Training, task: Trainable, recipe: Recipe, steps: int) -> None
     at.epoch, at.batch, at.loss_sum, at.seconds = at.epoch + 1, 0, 0.0, 0.0
 
 
-def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+def share_buffers(model: nn.Module, accelerator: Accelerator | PartialState) -> None:
     """Give all processes the buffers of the first, because each has seen another part of the last batch.
 
     Args:

@@ -1,6 +1,7 @@
 """The command line: help with examples, exit statuses, one clear message for every error."""
 
 import importlib.util
+import io
 import shutil
 import subprocess
 import sys
@@ -8,9 +9,10 @@ import warnings
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from prunus import cli, methods
-from prunus.cli import commands
+from prunus.cli import commands, describe
 from prunus.files import read_json
 
 SPARSE = ["run", "--model", "zoo:digits_resnet", "--data", "digits", "--out", "OUT", "--method", "lookahead"]
@@ -206,3 +208,12 @@ def test_our_warnings_are_one_sentence_and_others_say_where_they_come_from(capsy
         assert cli.main(["warns"]) == 0
     assert capsys.readouterr().err == "warning: too few epochs\n"
     assert [(str(each.message), each.filename) for each in others] == [("this is old", "elsewhere.py")]
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_option_of_a_method_is_explained(name):
+    found = methods.find(name)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(describe.option_meanings(found.config_class))
+    explained = {line.split()[0] for line in console.export_text().splitlines() if line[:1].isalpha()}
+    assert not [option for option, _ in methods.option_types(found.config_class) if option not in explained]

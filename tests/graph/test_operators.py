@@ -133,7 +133,7 @@ class Cut(nn.Module):
 def test_a_gate_on_a_weight_that_is_cut_up_is_exact():
     model, example = Cut(halves=True), torch.randn(4, 6)
     graph = trace(model, example)
-    assert not gates.ungateable(graph)
+    assert not gates.inexact_axes(graph)
     small = surgery.shrink(model, graph, {"up": [0, 3, 6]})
     made = gates.attach(model, graph, ["up"])
     made.of("up").data[[1, 2, 4, 5, 7]] = 0
@@ -281,7 +281,7 @@ def test_zeros_in_its_weights_reach_its_units(declared):
 
 def test_it_is_gated(declared):
     own, graph, *_ = declared
-    assert both(declared, lambda model, graph: gates.ungateable(graph)) == ({}, {})
+    assert both(declared, lambda model, graph: gates.inexact_axes(graph)) == ({}, {})
     made = gates.attach(own, graph, ["first"])
     made.of("first").data[:4] = 0
     with torch.no_grad():

@@ -23,7 +23,7 @@ from prunus.latency.operator_timing import RUNTIMES, Like
 from prunus.latency.profiling import measure_tables
 from prunus.latency.table import Table
 from prunus.methods import Pruned
-from prunus.run import Run, Settings, preview, prune
+from prunus.run import RunFolder, Settings, preview, prune
 from prunus.selection import Budget, Metered, Selection, price_of, select
 from tests.lib import nets
 from tests.lib.latency import Fake, FakeCall, by_size
@@ -495,8 +495,8 @@ def test_a_run_meets_milliseconds_without_its_method_knowing(fake_torch, tmp_pat
     events = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [event["measured_ms"] for event in events if event["event"] == "latency"] == [found["measured_ms"]]
     said = " ".join(capsys.readouterr().out.split())
-    assert "milliseconds in fake" in said and "Kept, as measured" in said
-    assert "Kept, as measured" in (out / "report.html").read_text()
+    assert "milliseconds in fake" in said and "Met, as measured" in said
+    assert "Met, as measured" in (out / "report.html").read_text()
     raced = sum(runtime.raced for runtime in fake_torch)
     (out / "stages" / "evaluate.json").unlink()
     assert cli.main([*arguments, "--resume"]) == 0
@@ -534,7 +534,7 @@ def test_a_method_that_exceeds_milliseconds_is_refused(fake_torch, tmp_path, mon
 def choose_in_a_process(folder):
     """Choose units in one of several processes, each with a clock of its own."""
     rank = int(os.environ["RANK"])
-    run = Run(Path(folder) / "run", {"seed": 0})
+    run = RunFolder(Path(folder) / "run", {"seed": 0})
     runtime = Fake(of_network=lambda total: total ** (1.0 + 0.5 * rank) + 3.0)
     meter = latency.Meter(
         MODEL, GRAPH, runtime=runtime, cache=Path(folder) / f"cache{rank}", agree=run.agreed

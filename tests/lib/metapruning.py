@@ -7,7 +7,7 @@ import torch
 
 from prunus import zoo
 from prunus.methods.metapruning import Config
-from prunus.run import Run
+from prunus.run import RunFolder
 from prunus.selection import Budget
 from prunus.tasks import Classification
 
@@ -24,7 +24,7 @@ def fresh(digits):
 
 
 def begun(folder):
-    run = Run(folder, {"seed": 0}, resume=True)
+    run = RunFolder(folder, {"seed": 0}, resume=True)
     run.begin()
     return run
 

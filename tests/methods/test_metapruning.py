@@ -23,8 +23,8 @@ from prunus.graph import trace
 from prunus.methods.metapruning import Config, prune
 from prunus.metrics import Metric
 from prunus.recover import renew_norms
-from prunus.search import Maker, moving_norms, parted, to_renew_with, tried_on
-from prunus.search.trial import SHARE, Pictures
+from prunus.search import Builder, calibration_set, moving_norms, scorer, split_training
+from prunus.search.trial import SHARE, FixedImages
 from prunus.selection import Budget, Metered, cost
 from prunus.tasks import Classification
 from prunus.train import Recipe, fit
@@ -118,22 +118,22 @@ def test_it_draws_what_it_did(undisturbed, trained, tmp_path):
 
 # ------------------------------------------------------------------------------ how it is scored
 def test_the_parts_are_apart_and_hold_every_class(digits):
-    parts = parted(digits.train, 150, seed=3)
+    parts = split_training(digits.train, 150, seed=3)
     members = [set(part.members.tolist()) for part in (parts.train, parts.search, parts.confirm)]
     assert set.union(*members) == set(digits.train.members.tolist())
     assert sum(map(len, members)) == len(digits.train)
     assert 130 <= len(parts.search) <= 170 and 130 <= len(parts.confirm) <= 170
     assert all(np.unique(part.labels).size == 10 for part in (parts.train, parts.search, parts.confirm))
-    most = parted(digits.train, 10**6, seed=3)
+    most = split_training(digits.train, 10**6, seed=3)
     assert len(most.search) <= SHARE * len(digits.train) + 10
     with pytest.raises(UserError, match="not possible"):
-        parted(digits.train.take(np.arange(3)), 150, seed=0)
+        split_training(digits.train.take(np.arange(3)), 150, seed=0)
 
 
 def test_a_score_is_what_a_plain_evaluation_of_the_renewed_network_says(trained):
     graph = trace(trained.model, EXAMPLE)
-    parts = parted(trained.data.train, 150, seed=0)
-    pictures = to_renew_with(parts.train, 128, seed=0)
+    parts = split_training(trained.data.train, 150, seed=0)
+    pictures = calibration_set(parts.train, 128, seed=0)
     keep = {name: list(range(axis.size // 2)) for name, axis in graph.axes.items()}
     made = []
 
@@ -141,7 +141,7 @@ def test_a_score_is_what_a_plain_evaluation_of_the_renewed_network_says(trained)
         made.append(widths)
         return surgery.shrink(trained.model, graph, keep)
 
-    trial = tried_on(trained, Maker(network, pictures), parts.search)
+    trial = scorer(trained, Builder(network, pictures), parts.search)
     widths = graph.widths(keep)
     some = [trial.score(widths, 0, 70), trial.score(widths, 70, trial.images)]
     assert len(made) == 1
@@ -179,10 +179,10 @@ def test_a_metric_where_less_is_better_is_turned_round(trained):
     class Error(Classification):
         metric, judges_examples = Metric(key="loss", higher_is_better=False), False
 
-    parts = parted(trained.data.train, 150, seed=0)
-    maker = Maker(lambda widths: trained.model, parts.train, lambda model, batches: None)
-    maker.calibration = Pictures(parts.train)
-    score = tried_on(Error(trained.model, trained.data), maker, parts.search)
+    parts = split_training(trained.data.train, 150, seed=0)
+    maker = Builder(lambda widths: trained.model, parts.train, lambda model, batches: None)
+    maker.calibration = FixedImages(parts.train)
+    score = scorer(Error(trained.model, trained.data), maker, parts.search)
     assert score({}) == -trained.evaluate(trained.model, parts.search)["loss"]
 
 

@@ -14,8 +14,8 @@ from prunus.data import load_data
 from prunus.errors import BudgetError, FileError, PrunusError, UserError
 from prunus.export import load
 from prunus.files import read_json
-from prunus.run import Run, Settings, preview, prune
-from prunus.run.folder import differences
+from prunus.run import RunFolder, Settings, preview, prune
+from prunus.run.folder import list_differences
 from prunus.selection import Budget
 from tests.lib.programs import ARGUMENTS, ended, figures, kill_when_there, program, start
 
@@ -134,8 +134,8 @@ def test_other_settings_are_refused_by_name(digits_run):
 
 
 def test_differences_are_named_with_their_path():
-    assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}) == ["a.b was 1, is now 3"]
-    assert differences({}, {"new": 1}) == ["new was None, is now 1"]
+    assert list_differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}) == ["a.b was 1, is now 3"]
+    assert list_differences({}, {"new": 1}) == ["new was None, is now 1"]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_budget_out_of_reach_is_refused_before_any_training(tmp_path):
 
 
 def test_a_stage_that_fails_leaves_no_record(tmp_path):
-    run = Run(tmp_path / "run", {"seed": 0})
+    run = RunFolder(tmp_path / "run", {"seed": 0})
     run.begin()
 
     def fail() -> dict:
@@ -177,12 +177,12 @@ def test_a_stage_that_fails_leaves_no_record(tmp_path):
 
 
 def test_what_a_kill_left_half_written_is_cleared(tmp_path):
-    Run(tmp_path, {"seed": 0}).begin()
+    RunFolder(tmp_path, {"seed": 0}).begin()
     torn = tmp_path / "stages" / ".base.json.ab12cd_f"
     torn.parent.mkdir()
     torn.touch()
     (tmp_path / "log.jsonl").write_text('{"event": "begin"}\n{"event": "ep')
-    run = Run(tmp_path, {"seed": 0}, resume=True)
+    run = RunFolder(tmp_path, {"seed": 0}, resume=True)
     run.begin()
     run.log("again")
     assert not torn.exists()

@@ -307,7 +307,7 @@ def test_what_does_not_go_together_is_refused_before_any_training(tmp_path, sett
 
 def test_a_method_that_misses_the_sparsity_is_found_out(tmp_path, monkeypatch):
     def too_many(judge: Judge, sparsity: Sparsity) -> Pruned:
-        return Pruned(masks=judge.masks(judge.task.model, Sparsity(sparsity.value - 0.01)))
+        return Pruned(masks=judge.choose_masks(judge.task.model, Sparsity(sparsity.value - 0.01)))
 
     monkeypatch.setitem(method.SCHEDULES, "one_shot", too_many)
     with pytest.raises(PruningError, match=r"not .* as sparsity 0\.8 asks for"):

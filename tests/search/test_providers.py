@@ -21,18 +21,18 @@ from prunus.methods.metapruning import Config, prune, pruning_net
 from prunus.methods.metapruning.pruning_net import PruningNet
 from prunus.recover import renew_norms
 from prunus.search import (
+    Builder,
     Feasible,
     Inherit,
-    Maker,
     Space,
-    Stepping,
+    StepCounter,
     Supernet,
-    Together,
-    parted,
+    SupernetTask,
+    calibration_set,
     reinitialise,
     scatter,
+    split_training,
     tensors_hash,
-    to_renew_with,
 )
 from prunus.selection import Budget, cost
 from prunus.surgery import effective_tensors
@@ -56,7 +56,7 @@ def test_whole_networks_have_the_shapes_of_the_dense_one(form):
     assert "linear.weight" not in whole and "blocks.3.layers.0.weight" in whole and "stem.0.weight" in whole
     if form != "paper":  # they begin as the network that they are given
         net = Supernet(model, Feasible(space, HALF), maker=maker)
-        assert torch.equal(net.answers(graph.widths(), example), model(example))
+        assert torch.equal(net.output(graph.widths(), example), model(example))
         for widths in (some_widths(net), some_widths(net, 1)):
             shared = Supernet(model, net.room).network(widths)
             assert torch.equal(net.network(widths)(example), shared(example))
@@ -110,15 +110,15 @@ def ready_to_train(task, form="shared", sampling="sandwich"):
     torch.manual_seed(1)
     maker = None if form == "shared" else PruningNet(graph, space.names, form=form)
     net = Supernet(task.model, Feasible(space, HALF), maker=maker, sampling=sampling)
-    parts = parted(task.data.train, 150, 0)
-    ready = Maker(net.network, to_renew_with(parts.train, 256, 0))
-    return net, Together(task, parts.train, ready), parts
+    parts = split_training(task.data.train, 150, 0)
+    ready = Builder(net.network, calibration_set(parts.train, 256, 0))
+    return net, SupernetTask(task, parts.train, ready), parts
 
 
 RECIPE = Recipe(epochs=2, batch_size=300, lr=0.05, precision="no")
 
 
-class Stopping(Stepping):
+class Stopping(StepCounter):
     stop_at = None
 
     def after_step(self, at, step, lr):
@@ -160,7 +160,7 @@ def training_without_norms(folder):
     task = Classification(model, load_data("tests.lib.two_processes:picture_items"))
     net, task, parts = ready_to_train(task, "residual")
     task.data = replace(task.data, train=parts.train.take(np.arange(120)))  # batches of an even size
-    fit(net, task, replace(RECIPE, batch_size=40), folder=folder, along=Stepping(net))
+    fit(net, task, replace(RECIPE, batch_size=40), folder=folder, along=StepCounter(net))
 
 
 def searched_with(weights, folder):
@@ -206,14 +206,14 @@ def test_networks_of_a_step_depend_on_seed_and_step_alone(digits):
     net, _, _ = ready_to_train(fresh(digits))
     space, room = net.room.space, net.room
     for step in (0, 7):
-        first, least, *others = net.sampled(step)
+        first, least, *others = net.sample(step)
         assert first == space.widths(space.whole) and least == space.widths(0 * space.whole)
-        assert len(others) == 2 and net.sampled(step) == [first, least, *others]
-    assert net.sampled(0)[2:] != net.sampled(1)[2:]
+        assert len(others) == 2 and net.sample(step) == [first, least, *others]
+    assert net.sample(0)[2:] != net.sample(1)[2:]
     net.sampling = "uniform"
-    assert len(net.sampled(0)) == 1 and net.sampled(0) != net.sampled(1)
+    assert len(net.sample(0)) == 1 and net.sample(0) != net.sample(1)
     net.sampling = "budget"
-    genes = np.stack([space.genes(net.sampled(step)[0]) for step in range(20)])
+    genes = np.stack([space.genes(net.sample(step)[0]) for step in range(20)])
     costs = room.costs(genes)
     assert (
         (costs <= room.limit).all()
@@ -223,7 +223,7 @@ def test_networks_of_a_step_depend_on_seed_and_step_alone(digits):
 
 
 def test_the_smaller_networks_learn_the_answers_of_the_largest(digits):
-    task = Together(fresh(digits), digits.train, None)
+    task = SupernetTask(fresh(digits), digits.train, None)
     y, recipe = torch.tensor([1, 2]), Recipe(epochs=1, label_smoothing=0.1)
     answers = [torch.randn(2, 10, requires_grad=True) for _ in range(3)]
     task.training_loss(answers, y, recipe).backward()
@@ -252,7 +252,7 @@ def test_networks_of_random_widths_get_better_and_need_their_norms_renewed(form,
         for seed in range(4):
             small = net.network(some_widths(net, seed))
             if renewed:
-                renew_norms(small, to_renew_with(parts.train, 256, 0).between(0, 256))
+                renew_norms(small, calibration_set(parts.train, 256, 0).between(0, 256))
             found.append(task.task.evaluate(small, parts.search)["accuracy"])
         return np.mean(found)
 
@@ -261,7 +261,7 @@ def test_networks_of_random_widths_get_better_and_need_their_norms_renewed(form,
         net,
         task,
         Recipe(epochs=12, batch_size=64, lr=0.1, warmup_epochs=1, precision="no"),
-        along=Stepping(net),
+        along=StepCounter(net),
     )
     after = mean_accuracy(True)
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"] and after > before + 0.15
@@ -343,7 +343,7 @@ def test_the_papers_way(digits, tmp_path):
 )
 def test_options_that_do_not_go_together_are_refused(options):
     with pytest.raises(UserError):
-        Config(**options).settled()
+        Config(**options).resolved()
 
 
 # ------------------------------------------------------------------- transitions, and what networks cost

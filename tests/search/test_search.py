@@ -36,7 +36,7 @@ from prunus.search import (
 from prunus.search.evaluation import Alone, Z, evaluate, is_behind
 from prunus.search.journal import Proposal, pareto_front, rank
 from prunus.search.proposals import WINDOW, cross, mutate
-from prunus.selection import Budget, Metered, blocks, cost, least, select
+from prunus.selection import Budget, Metered, blocks, cost, min_units, select
 from tests.lib import nets, searching
 from tests.lib.graphs import counted_macs
 from tests.lib.searching import Pictures, concave
@@ -108,7 +108,7 @@ def test_allowed_widths_rise_end_whole_and_keep_to_what_was_asked(made):
     space, asked = made
     graph, round_to = space.graph, asked["round_to"]
     steps = blocks(graph, round_to or 16, halve=round_to is None).tolist()
-    bounds = least(
+    bounds = min_units(
         graph, *(asked.get(name, usual) for name, usual in (("floor", 0.1), ("cap", 1.0), ("freeze", ())))
     )
     for (name, widths), step in zip(space.allowed.items(), steps, strict=True):
@@ -331,7 +331,7 @@ def test_what_cannot_be_met_is_refused_at_once_in_the_words_of_select():
         zeros = {name: torch.zeros(axis.size) for name, axis in CHAIN.axes.items()}
         select(CHAIN, zeros, Budget(macs=0.02), round_to=1, **rules)
     assert str(error.value) == str(theirs.value)
-    assert error.value.least == {"0": 18, "2": 3, "4": 24, "6": 2}
+    assert error.value.min_units == {"0": 18, "2": 3, "4": 24, "6": 2}
     with pytest.raises(BudgetError, match="2 keeps 15 of 30"):  # what the ladder leaves counts as well
         Feasible(Space(CHAIN, least_ratio=0.5), Budget(macs=0.1))
     with pytest.raises(BudgetError, match="above what the model costs"):

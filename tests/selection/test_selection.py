@@ -13,7 +13,8 @@ from torch import nn
 
 from prunus.errors import BudgetError, UserError
 from prunus.graph import trace
-from prunus.selection import Budget, How, Selection, cost, least, plan, select, short
+from prunus.metrics import format_number
+from prunus.selection import Budget, How, Selection, cost, min_units, plan, select
 
 
 class Branches(nn.Module):
@@ -304,7 +305,7 @@ def test_patterns_name_axes_by_axis_module_parameter_and_input():
 
     def whole_axes(**options):
         return {
-            name for name, (units, _) in least(graph, **options).items() if units == graph.axes[name].size
+            name for name, (units, _) in min_units(graph, **options).items() if units == graph.axes[name].size
         }
 
     assert whole_axes() == set()
@@ -315,7 +316,9 @@ def test_patterns_name_axes_by_axis_module_parameter_and_input():
     assert whole_axes(floor={"hid*": 1.0, "side": 9}) == {"hidden", "side"}
     assert whole_axes(floor={"*": 0.2, "hidden": 1.0, "hidd*": 0.3}) == set()
     assert whole_axes(cap={"second.0": 0}) == {"second.0"}
-    assert least(graph, floor=7, cap=0.25)["side"] == (7, "floor") and least(graph, cap=0.25)["stem"] == (
+    assert min_units(graph, floor=7, cap=0.25)["side"] == (7, "floor") and min_units(graph, cap=0.25)[
+        "stem"
+    ] == (
         12,
         "cap",
     )
@@ -336,7 +339,10 @@ def test_unreachable_says_what_can_be_reached_and_what_holds_it_up():
         select(graph, equal(graph), Budget(macs=0.3), freeze=["stem"], floor={"second.0": 0.5})
     text = str(caught.value)
     reach = cost.of(graph, "macs", {"stem": 16, "first.0": 3, "second.0": 10, "side": 1, "hidden": 3})
-    assert f"{short(reach)} at the least, {reach / whole(graph):.4f} of the {short(whole(graph))}" in text
+    assert (
+        f"{format_number(reach)} at the least, {reach / whole(graph):.4f} of the {format_number(whole(graph))}"
+        in text
+    )
     assert "stem keeps 16 of 16 (frozen)" in text and "second.0 keeps 10 of 20 (floor)" in text
     with pytest.raises(BudgetError, match=r"first.0 keeps 24 of 24 \(cap, in blocks of 32\)"):
         select(graph, equal(graph), Budget(macs=0.5), cap=2, round_to=32)
@@ -422,7 +428,9 @@ def test_a_budget_is_a_share_or_an_amount():
 
 def test_milliseconds_that_nobody_measures_are_refused():
     graph = GRAPHS["chain"]
-    with pytest.raises(UserError, match=r"they are measured\. Measure first.*\n.*prunus\.latency\.tables"):
+    with pytest.raises(
+        UserError, match=r"they are measured\. Measure first.*\n.*prunus\.latency\.measure_tables"
+    ):
         select(graph, equal(graph), Budget(latency_ms=3.0))
 
 

@@ -20,6 +20,7 @@ QUICK = {  # options that make a method quick on tiny networks
 }
 
 
+@pytest.mark.filterwarnings("ignore:bn_scale. no norm")  # the attending network has axes without one
 @pytest.mark.parametrize("name", [name for name in methods.names() if name != "structure"])
 def test_every_method_holds_what_it_should(name):
     check_method(name, options=QUICK.get(name, ()))

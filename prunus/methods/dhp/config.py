@@ -1,4 +1,4 @@
-"""The options of DHP, and what follows from them; see methods/dhp.py."""
+"""The options of DHP, and the rules that follow from them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from prunus.graph import Graph
 from prunus.methods import Units
 from prunus.methods.dhp.hypernetwork import Latents, Start
 from prunus.options import check_choices, no_preview, reject_unused
-from prunus.selection import Budget, Price, Unreachable
+from prunus.selection import Budget, Price, Sparsity, Unreachable
 
 Mode = Literal["exact", "paper"]
 Pressure = Literal["least", "all"]
@@ -21,22 +21,28 @@ Pressure = Literal["least", "all"]
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Units):
-    """What they mean:
+    """The options of DHP.
 
-    mode        exact: removing units changes nothing; paper: for reproduction. See above
-    pressure    least: on the latents the plan has no room for, those that the loss feels least for what their units
-                cost; all: on all latents alike, as in the paper. None: least, in mode paper all
-    start       given: from the weights the network has; scratch: drawn anew. None: given, in mode paper scratch
-    latents     ones; norms: in proportion to the norms of the units' weights; normal: N(0, 1). None: ones, with
-                pressure=all norms, in mode paper normal. The weights are divided by them, so that nothing changes
-    strength    of the soft threshold on all, which is the learning rate times this; None: the plan, in mode paper 2e-4
-    cost_aware  shrink latents, and rank them, in proportion to what their units cost. None: with pressure=least
-    ramp        share of the search in which the plan reaches the budget; the rest trains what is left
-    compact     cut units that are gone out of the weights during the search (mode exact, one process)
-    mixed       also prune axes over which a norm takes statistics (the stream of a transformer): removal then is not
-                exact, for what is left is normalised differently
-    epochs      of the search; None: as the task advises for tuning, from scratch as for training
-    factors     of the hypernetwork's embedding (mode paper)
+    Args:
+        mode: "exact": removing units changes nothing; "paper": the paper's method, for reproduction. See above.
+        pressure: "least": shrink the latents for which the plan has no room, those to which the loss is least sensitive
+            relative to the cost of their units; "all": shrink all latents alike, as in the paper. None: "least", in
+            mode paper "all".
+        start: "given": the weights of the network; "scratch": reinitialised weights. None: "given", in mode paper
+            "scratch".
+        latents: Initial values: "ones"; "norms": proportional to the norms of the units' weights; "normal": N(0, 1).
+            The weights are divided by them, so that nothing changes. None: "ones", with pressure=all "norms", in mode
+            paper "normal".
+        strength: The soft threshold on all latents, divided by the learning rate; None: as the plan needs, in mode
+            paper 2e-4.
+        cost_aware: Whether latents are shrunk and ranked in proportion to the cost of their units. None: yes with
+            pressure=least.
+        ramp: The share of the search in which the plan reaches the budget; the rest trains the remaining units.
+        compact: Whether removed units are cut out of the weights during the search (mode exact, one process).
+        mixed: Whether to prune also axes over which a norm computes statistics (the stream of a transformer). Their
+            removal is not exact, because the remaining units are then normalised differently.
+        epochs: Epochs of the search; None: as the task advises for tuning, or for training with start=scratch.
+        factors: The size of the hypernetwork's embedding (mode paper).
     """
 
     mode: Mode = "exact"
@@ -54,19 +60,21 @@ class Config(Units):
     def __post_init__(self):
         check_choices(self)
         ranges = {"ramp": (0.05, 1.0), "epochs": (1, math.inf), "factors": (1, math.inf)}
-        for name, (least_value, most) in ranges.items():
+        for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            if value is not None and not least_value <= value <= most:
-                raise UserError(f"{name} should lie in {least_value}..{most}, but is {value}.")
+            if value is not None and not low <= value <= high:
+                raise UserError(f"{name} should lie in {low}..{high}, but is {value}.")
         if self.strength is not None and not 0 < self.strength < math.inf:
-            raise UserError(f"strength should be above 0, but is {self.strength}; None follows the plan.")
+            raise UserError(
+                f"strength should be above 0, but is {self.strength}; give None to follow the plan."
+            )
 
     def preview(self) -> "Config":
-        """There is none: what goes is found by training."""
+        """Raise UserError, because units are chosen by training."""
         raise no_preview("dhp", "training", "another method, such as --method taylor")
 
-    def settled(self) -> "Config":
-        """The same with every None that depends on another option filled in. Raises UserError if options conflict."""
+    def resolved(self) -> "Config":
+        """Return the options with a value for each None that depends on others; UserError if options conflict."""
         paper = self.mode == "paper"
         start = self.start or ("scratch" if paper else "given")
         strength = self.strength or (2e-4 if paper else None)
@@ -89,16 +97,16 @@ class Config(Units):
         return replace(self, cost_aware=aware, **chosen)
 
     def whole(self, graph: Graph) -> dict[str, str]:
-        """The axes that are left alone because removing their units would not be exact, and why."""
+        """Return the axes that stay whole because removing their units would not be exact, and the reasons."""
         return {} if self.mixed or self.mode == "paper" else gates.inexact_axes(graph)
 
-    def check(self, graph: Graph, limit: Budget) -> None:
-        """Raise UserError for options that conflict, Unreachable if the budget cannot be met."""
-        self.settled()
+    def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
+        """Raise UserError if options conflict, Unreachable if the budget cannot be met."""
+        self.resolved()
         super().check(graph, limit)
 
     def rules(self, graph: Graph) -> dict[str, Any]:
-        """Return the options of `select`; axes that are left alone count as frozen."""
+        """Return the options of `select`; axes that stay whole count as frozen."""
         return super().rules(graph) | {"freeze": (*self.freeze, *self.whole(graph))}
 
     def select(
@@ -110,13 +118,13 @@ class Config(Units):
         price: Price | None = None,
         within: Mapping[str, Sequence[int]] | None = None,
     ) -> dict[str, list[int]]:
-        """Return the keep, of the units in `within`; Unreachable names the axes that are left alone."""
+        """Call `select` with these options; its error names an axis that stays whole."""
         try:
             return super().select(graph, scores, budget, price=price, within=within)
         except Unreachable as error:
             if whole := self.whole(graph):
                 name, why = next(iter(whole.items()))
                 error.args = (
-                    f"{error} dhp leaves {name} whole, for {why}; mixed=True takes such axes, too.",
+                    f"{error} dhp leaves {name} whole because {why}; mixed=True prunes such axes, too.",
                 )
             raise

@@ -18,7 +18,7 @@ from prunus.gates import Compacted, Thresholds, can_be_cut, soft_threshold
 from prunus.graph import Graph, trace
 from prunus.methods.dhp.config import Config
 from prunus.methods.dhp.hypernetwork import attach
-from prunus.selection import GRIDS, TOLERANCE, Budget, Metered, Price, blocks, least, price_of
+from prunus.selection import GRIDS, TOLERANCE, Budget, Metered, Price, blocks, min_units, price_of
 
 RATE = 0.02  # weight of the last step in the moving average of the sensitivities
 CHECKS = 200  # checks in a search, at most
@@ -82,7 +82,7 @@ class DHP:
         if not isinstance(steps, int) or steps < 1:
             raise UserError(f"steps should be a whole number from 1, but is {steps!r}.")
         self.model, self.budget, self.steps = model, budget, steps
-        self.config = config = (config or Config()).settled()
+        self.config = config = (config or Config()).resolved()
         self.graph = graph = graph or trace(model, example)
         self.compacted = Compacted(model, graph)
         free = self.free_axes()
@@ -204,7 +204,7 @@ class DHP:
     def free_axes(self) -> dict[str, int]:
         """The axes that get latents, with the fewest units each keeps. Raises UserError if there is none."""
         whole = self.config.whole(self.graph)
-        bounds = least(self.graph, self.config.floor, self.config.cap, (*self.config.freeze, *whole))
+        bounds = min_units(self.graph, self.config.floor, self.config.cap, (*self.config.freeze, *whole))
         free = {name: units for name, (units, _) in bounds.items() if units < self.graph.axes[name].size}
         if not free:
             whys = [f"{name}: {whole.get(name, why)}" for name, (_, why) in list(bounds.items())[:3]]

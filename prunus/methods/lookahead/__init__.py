@@ -3,8 +3,8 @@
 Its files, in the order in which to read them:
 
     config    the options
-    judge     the scores that the options name
-    method    the paper, what departs from it, and prune
+    judge     the scores and masks that the options ask for
+    method    the paper, departures from it, and prune
 """
 
 from prunus.methods.lookahead.config import Config

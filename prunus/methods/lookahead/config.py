@@ -9,7 +9,7 @@ from torch import Tensor
 from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.methods import Weights
-from prunus.selection import Sparsity
+from prunus.selection import Budget, Sparsity
 from prunus.sparse import Allocation, choose, eligible, patterns
 from prunus.sparse import scores as weight_scores
 
@@ -22,23 +22,32 @@ Score = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Weights):
-    """What they mean:
+    """The options of Lookahead.
 
-    score       lookahead, or with one neighbour alone (before, behind), or weighted with how often units are
-                active; magnitude, wanda, snip, grasp, synflow, random: others' scores, to compare with
-    order       score all layers in the dense network (once), or one after the other in what is left of it
-    allocation  how the zeros spread over the layers: see prunus/sparse/selection.py
-    norms       fold: batch norms scale what passes; trailing: also the one behind the next layer; off
-    conv        norm: kernels count by their sums of squares, as in the paper; exact: with their overlap
-    depthwise   layer: they are pruned and looked at like others; transparent: neighbours look through them
-    pattern     N:M such as 2:4, which sets the sparsity, of all layers alike, or blocks such as 1x4
-    permute     with N:M: first bring units into the order that loses least; the network stays the same
-    schedule    one_shot: prune once, recovery retrains. iterative: the same share of what is left in each of
-                `rounds`, with `epochs` of training between them. gradual: every `every` steps of a training
-                of `epochs`, much at first
-    epochs      of the schedule's trainings; None: as the task advises for tuning
-    freeze      patterns of layers that stay dense; they do not count
-    batches     of `batch_size` training examples, for scores that look at data
+    Args:
+        score: "lookahead"; with one neighbouring layer alone: "before", "behind"; weighted by how often units are
+            active: "activity"; the scores of others, for comparison: "magnitude", "wanda", "snip", "grasp", "synflow",
+            "random".
+        order: Score all layers in the dense network ("once"), or one after the other, each with those before it pruned,
+            "forward" or "backward".
+        allocation: How the zeros are distributed over the layers; see docs/sparsity.md.
+        norms: "fold": batch norms scale the units that pass through them; "trailing": also the norm after the next
+            layer; "off".
+        conv: "norm": kernels count by their sums of squares, as in the paper; "exact": with their overlap.
+        depthwise: "layer": depthwise layers are pruned and count as neighbours like others; "transparent": the
+            neighbours are the layers before and after them.
+        pattern: A pattern N:M such as 2:4, which sets the sparsity of every layer, or blocks such as 1x4; None: any
+            weight.
+        permute: With N:M: first bring units into the order that loses least; the network stays the same.
+        schedule: "one_shot": prune once, and recovery retrains; "iterative": prune the same share of the remaining
+            weights in each of `rounds`, with `epochs` of training between them; "gradual": prune every `every` steps of
+            a training of `epochs`, most in the beginning.
+        rounds: Rounds of the iterative schedule.
+        epochs: Epochs of a schedule's training; None: as the task advises for tuning.
+        every: Steps between two prunings of the gradual schedule.
+        freeze: Patterns of layers that stay dense and do not count towards the sparsity.
+        batches: The number of batches of training examples for scores that read data.
+        batch_size: The batch size of these batches.
     """
 
     score: Score = "lookahead"
@@ -58,16 +67,17 @@ class Config(Weights):
     batch_size: int = 64
 
     def default_limit(self) -> Sparsity:
-        """Return the pattern's own sparsity, otherwise 80 %."""
+        """Return the sparsity of the pattern, otherwise 80 %."""
         share = patterns.share(self.pattern)
         return Sparsity(share) if share else super().default_limit()
 
     def preview(self) -> "Config":
-        """The same without training."""
+        """Return the options without training between prunings."""
         return replace(self, schedule="one_shot")
 
-    def check(self, graph: Graph, limit: Sparsity) -> None:
-        """Raise UserError for what cannot be done, before anything is trained."""
+    def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
+        """Raise UserError if options conflict, or if the pattern or the sparsity cannot be met."""
+        assert isinstance(limit, Sparsity)  # see Method.check
         for name in ("rounds", "epochs", "every", "batches", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -79,7 +89,9 @@ class Config(Weights):
                 f"{limit.value:g} was asked for; give --sparsity {share:g}, or a pattern of blocks such as 1x4."
             )
         if share is not None and self.schedule != "one_shot":
-            raise UserError(f"pattern={self.pattern} is one sparsity and goes with schedule=one_shot only.")
+            raise UserError(
+                f"pattern={self.pattern} fixes the sparsity and needs schedule=one_shot, not {self.schedule}."
+            )
         if self.permute and share is None:
             raise UserError(
                 f"permute=True goes with a pattern of N:M such as 2:4, but pattern={self.pattern}."
@@ -100,7 +112,7 @@ class Config(Weights):
         wanted: Sparsity,
         within: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Masks of the best-scored weights, of those in `within`; layers the pattern does not fit stay whole."""
+        """Return masks of the best-scored weights in `within`; layers that the pattern does not fit stay dense."""
         found = choose(
             scores,
             wanted,
@@ -112,7 +124,7 @@ class Config(Weights):
         return {n: found.get(n, torch.ones_like(score, dtype=torch.bool)) for n, score in scores.items()}
 
     def left_dense(self, graph: Graph) -> dict[str, str]:
-        """The weights that the pattern does not fit, and why."""
+        """Return the weights that the pattern does not fit, and the reasons."""
         if self.pattern is None:
             return {}
         shapes = {name: graph.shapes[name] for name in eligible(graph, self.freeze)}

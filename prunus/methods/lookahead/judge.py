@@ -1,7 +1,8 @@
-"""The scores of single weights that Lookahead's options name, on data where they need it."""
+"""The scores and masks of single weights that Lookahead's options ask for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,47 +17,80 @@ from prunus.sparse import scores as weight_scores
 from prunus.tasks import Task
 from prunus.train import Along, Recipe, fit, in_mode
 
-SIDES = {"lookahead": "both", "before": "before", "behind": "behind", "activity": "both"}
+SIDES: dict[str, Literal["both", "before", "behind"]] = {
+    "lookahead": "both",
+    "before": "before",
+    "behind": "behind",
+    "activity": "both",
+}
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Chooses masks for a model as it is now, as often as a schedule asks."""
+    """Chooses masks for a model in its current state, as often as a schedule needs them.
+
+    Args:
+        config: The options.
+        graph: The graph of the model.
+        task: The task.
+        run: The run.
+    """
 
     config: Config
     graph: Graph
     task: Task
     run: Run
 
-    def masks(self, model: nn.Module, wanted: Sparsity) -> dict[str, Tensor]:
-        """For the best weights of `model`; those that a held one has lost stay lost."""
+    def choose_masks(self, model: nn.Module, wanted: Sparsity) -> dict[str, Tensor]:
+        """Return masks of the best weights of `model`; weights that it already holds at zero stay zero."""
         config = self.config
         with in_mode(model, False):
             scores = self.scores(model, wanted)
             scores = {name: scores[name] for name in eligible(self.graph, config.freeze)}
             within = masks.held(model) or None
             found = config.choose(self.graph, scores, wanted, within)
-            return found if config.order == "once" else self.in_order(model, masks.survivors(found), within)
+            if config.order == "once":
+                return found
+            return self.choose_in_order(model, config.order, masks.survivors(found), within)
 
-    def in_order(
-        self, model: nn.Module, counts: dict[str, int], within: dict[str, Tensor] | None
+    def choose_in_order(
+        self,
+        model: nn.Module,
+        order: Literal["forward", "backward"],
+        counts: dict[str, int],
+        within: dict[str, Tensor] | None,
     ) -> dict[str, Tensor]:
-        """So many weights of each layer, chosen layer after layer."""
+        """Return masks of the `counts` best weights of each layer, chosen layer after layer."""
 
         def best(name: str, scores: Tensor) -> Tensor:
             if name not in counts:
                 return torch.ones_like(scores, dtype=torch.bool)
-            return top(scores, counts[name], within and within[name], name=name)
+            return top(scores, counts[name], None if within is None else within[name], name=name)
 
-        found = weight_scores.sequential(model, self.graph, best, self.config.order, **self.options(model))
+        found = weight_scores.sequential(
+            model,
+            self.graph,
+            best,
+            order,
+            norms=self.config.norms,
+            depthwise=self.config.depthwise,
+            activity=self.activity(model),
+        )
         return {name: found[name] for name in counts}
 
     def scores(self, model: nn.Module, wanted: Sparsity) -> dict[str, Tensor]:
-        """What the configuration asks for, by weight."""
+        """Return the scores that the options ask for, by parameter."""
         score, graph = self.config.score, self.graph
         if score in SIDES:
-            options = self.options(model) | {"sides": SIDES[score], "conv": self.config.conv}
-            return weight_scores.lookahead(model, graph, **options)
+            return weight_scores.lookahead(
+                model,
+                graph,
+                sides=SIDES[score],
+                norms=self.config.norms,
+                conv=self.config.conv,
+                depthwise=self.config.depthwise,
+                activity=self.activity(model),
+            )
         if score == "magnitude":
             return weight_scores.magnitude(model, graph)
         if score == "random":
@@ -69,25 +103,25 @@ class Judge:
         by_gradient = {"snip": gradient_scores.snip, "grasp": gradient_scores.grasp}[score]
         return by_gradient(model, graph, self.task.loss, self.examples(model))
 
-    def options(self, model: nn.Module) -> dict:
-        """Of lookahead, in any order."""
-        seen = self.config.score == "activity"
-        active = weight_scores.active(model, self.graph, self.examples(model)) if seen else None
-        return {"norms": self.config.norms, "depthwise": self.config.depthwise, "activity": active}
+    def activity(self, model: nn.Module) -> Mapping[int, Tensor] | None:
+        """Return how often the units are active, by operator, if the score is weighted with it."""
+        if self.config.score != "activity":
+            return None
+        return weight_scores.active(model, self.graph, self.examples(model))
 
     def examples(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches to score with, where the model is."""
+        """Iterate over batches to score with, on the device of the model."""
         device = next(model.parameters()).device
         for x, y in shown_batches(self.task, self.run, self.config.batches, self.config.batch_size):
             yield x.to(device), y.to(device)
 
     def recipe(self) -> Recipe:
-        """How the schedules train: as the task advises for tuning."""
+        """Return the recipe of the schedules: the task's for tuning, with the epochs of the options."""
         recipe = self.task.recipe("tune")
         return replace(recipe, epochs=self.config.epochs) if self.config.epochs else recipe
 
     def fit(self, model: nn.Module, name: str, along: Along | None = None) -> None:
-        """Train `model` on, held as it is; a checkpoint in a folder of that name is gone on from."""
+        """Train `model` with its masks, or continue from the checkpoint in the folder `name`."""
         history = fit(
             model,
             self.task,

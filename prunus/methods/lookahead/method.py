@@ -1,16 +1,16 @@
-"""Set the single weights to zero that change the layers around them least.
+"""Set the single weights to zero whose removal changes the layers around them least.
 
-Park et al., Lookahead: a far-sighted alternative of magnitude-based pruning, ICLR 2020, arXiv:2002.04809. A weight
-counts by how much the product of its layer with the ones before and behind changes without it: its size, times
-the norms of what feeds it and of what reads it. How many stay in each layer: LAMP by default, Lee et al., ICLR
-2021, arXiv:2010.07611, which takes any score.
+Park et al., Lookahead: a far-sighted alternative of magnitude-based pruning, ICLR 2020, arXiv:2002.04809. The score of
+a weight is the change, without it, of the product of its layer with the layers before and after: its size, times the
+norms of the weights that feed it and of those that read it. The number of weights that stay in each layer is set by
+LAMP by default, Lee et al., ICLR 2021, arXiv:2010.07611, which works with any score.
 
-Departs: neighbours are read off the traced graph, so branches, sums, concatenations and attention count. Score and
-allocation are chosen independently; the paper takes from each layer at a rate of its own (allocation=paper) and scores
-once or in order; schedules that train between prunings are options.
+Departs: neighbours are read from the traced graph, so branches, sums, concatenations and attention count. Score and
+allocation are chosen independently, whereas the paper prunes each layer at its own rate (allocation=paper). The paper
+scores once or in order; schedules that train between prunings are options.
 
-Zeros make a file smaller, seldom a model faster: `prunus bench` measures it, docs/sparsity.md says when to remove
-units instead. Units through which nothing passes are removed for real.
+Zeros make a file smaller, but seldom a model faster: `prunus bench` measures it, and docs/sparsity.md says when to
+remove units instead. Units through which nothing passes are removed.
 
     prunus run ... --method lookahead --sparsity 0.9
     prunus run ... --method lookahead --sparsity 0.99 --set order=backward
@@ -35,48 +35,62 @@ from prunus.train import Along, in_mode, named_tensors, share_buffers
 
 
 def prune(task: Task, sparsity: Sparsity, config: Config, run: Run) -> Pruned:
-    """Masks of the weights whose loss changes the layers around them most; and weights, if the schedule trains."""
+    """Keep the weights whose removal would change the layers around them most.
+
+    Args:
+        task: The task, with the model to prune.
+        sparsity: The limit.
+        config: The options.
+        run: The run, which gives seed, folder, progress and log.
+
+    Returns:
+        Masks, and new weights if the schedule trains or permutes.
+
+    Raises:
+        UserError: The sparsity or the pattern cannot be met.
+    """
     judge = Judge(config, task.graph, task, run)
     found = SCHEDULES[config.schedule](judge, sparsity)
     return replace(found, pattern=config.pattern, left_dense=config.left_dense(judge.graph))
 
 
 def one_shot(judge: Judge, sparsity: Sparsity) -> Pruned:
-    """All at once, from the network as it is, or with its units in the order that suits the pattern best."""
+    """Prune once, after bringing units into the order that suits the pattern best if `permute` is on."""
     model = judge.task.model
-    if not judge.config.permute:
-        return Pruned(masks=judge.masks(model, sparsity))
+    pattern = judge.config.pattern
+    if not judge.config.permute or pattern is None:  # Config.check lets permute pass only with a pattern
+        return Pruned(masks=judge.choose_masks(model, sparsity))
     with in_mode(model, False):
         scores = judge.scores(model, sparsity)
         scores = {name: scores[name] for name in eligible(judge.graph, judge.config.freeze)}
-    found = permutation.permuted(model, judge.graph, scores, judge.config.pattern, seed=judge.run.seed)
+    found = permutation.permuted(model, judge.graph, scores, pattern, seed=judge.run.seed)
     judge.run.log(
         "permuted", axes=len(found.order), before=found.before, after=found.after, skipped=found.skipped
     )
-    return Pruned(masks=judge.masks(found.model, sparsity), weights=named_tensors(found.model))
+    return Pruned(masks=judge.choose_masks(found.model, sparsity), weights=named_tensors(found.model))
 
 
 def iterative(judge: Judge, sparsity: Sparsity) -> Pruned:
-    """Round by round the same share of what is left, scored anew; trained between the rounds, not after the last.
+    """Prune the same share of the remaining weights in each round, and train between rounds, not after the last.
 
-    A resumed run chooses the masks of every round again, from the checkpoints of the trainings between.
+    A resumed run chooses the masks of every round again, from the checkpoints of the trainings between them.
     """
     model, rounds = copy.deepcopy(judge.task.model), judge.config.rounds
     for number in range(1, rounds + 1):
         kept = (1 - sparsity.value) ** (number / rounds)
         wanted = sparsity if number == rounds else Sparsity(1 - kept)
-        masks.hold(model, judge.graph, judge.masks(model, wanted))
+        masks.hold(model, judge.graph, judge.choose_masks(model, wanted))
         judge.run.log("pruned", round=number, survivors=masks.survivors(masks.held(model)))
         if number < rounds:
             judge.fit(model, f"round_{number}")
-    return finished(model)
+    return collect(model)
 
 
 def gradual(judge: Judge, sparsity: Sparsity) -> Pruned:
-    """A little every few steps of one training, the last with its last step; scored anew each time.
+    """Prune a little every few steps of one training, for the last time at its last step, with new scores each time.
 
-    The share left falls as the cube of what is to come: d + (1 - d) (1 - t)^3 (Zhu and Gupta, arXiv:1710.01878).
-    The masks are part of the checkpoint, so a resumed run goes on with them.
+    The remaining share falls cubically with time t: d + (1 - d) (1 - t)^3 (Zhu and Gupta, arXiv:1710.01878). The masks
+    are part of the checkpoint, so a resumed run continues with them.
     """
     model, recipe = copy.deepcopy(judge.task.model), judge.recipe()
     steps = recipe.epochs * judge.task.data.train.steps(recipe.batch_size)
@@ -89,18 +103,18 @@ def gradual(judge: Judge, sparsity: Sparsity) -> Pruned:
             done = step + 1
             if done % judge.config.every and done < steps:
                 return
-            # or processes would not agree about the norms' statistics
+            # otherwise the norms' statistics would differ between processes
             share_buffers(model, judge.run.processes)
             wanted = sparsity if done == steps else Sparsity(sparsity.value * (1 - (1 - done / steps) ** 3))
-            masks.hold(model, judge.graph, judge.masks(model, wanted))
+            masks.hold(model, judge.graph, judge.choose_masks(model, wanted))
             judge.run.log("pruned", step=done, kept=masks.density(masks.held(model)))
 
     judge.fit(model, "gradual", Tighten())
-    return finished(model)
+    return collect(model)
 
 
-def finished(model: nn.Module) -> Pruned:
-    """The masks a model is held by, and its weights."""
+def collect(model: nn.Module) -> Pruned:
+    """Return the masks that a model holds, and its weights."""
     found = masks.held(model)
     masks.finalise(model)
     return Pruned(masks=found, weights=named_tensors(model))

@@ -4,7 +4,7 @@ Its files, in the order in which to read them:
 
     config         the options
     pruning_net    the hypernetwork that generates weights
-    method         the paper, what departs from it, and prune
+    method         the paper, departures from it, and prune
 """
 
 from prunus.methods.metapruning.config import Config

@@ -9,7 +9,7 @@ from prunus.methods import Units
 from prunus.methods.metapruning.pruning_net import HIDDEN, Form, check_memory
 from prunus.options import check_choices, no_preview, reject_unused
 from prunus.search import Evolution, Greedy, Random, Sampling, Space, Strategy
-from prunus.selection import Budget
+from prunus.selection import Budget, Sparsity
 
 Search = Literal["evolution", "greedy", "random"]
 Order = Literal["taylor", "magnitude", "none"]
@@ -17,53 +17,48 @@ Weights = Literal["inherit", "shared", "hypernet"]
 Start = Literal["given", "scratch"]
 Winner = Literal["base", "provider", "anew"]
 
-
-COUNTS = (
-    "images",
-    "calibration",
-    "top",
-    "generations",
-    "population",
-    "parents",
-    "stride",
-    "epochs",
-    "hidden",
-)
+COUNTS = "images calibration top generations population parents stride epochs hidden".split()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Units):
-    """What they mean:
+    """The options of MetaPruning.
 
-    weights      where those of the networks that are tried come from, see above. Of shared and hypernet:
-    start          given: begin with the weights the network has; scratch: drawn anew. None: given; hypernet: scratch
-    form           of hypernet: paper; residual: added to shared weights; factored: multiplied with them, far smaller
-    hidden         of hypernet: numbers between its two layers, which set its size
-    sampling       what is trained in a step: sandwich: the largest network, the least, and two between, which learn
-                   from the largest; uniform: one of random widths; budget: one that just fits. None: sandwich;
-                   hypernet: uniform
-    epochs         of that training; None: as the task advises for tuning; from scratch a quarter of a training
-    winner       whose weights the winner is recovered with: the base's, those it was tried with (provider), or drawn
-                 anew, for which give --epochs and --lr of a training. None: base; shared: provider; hypernet: anew
-    search       evolution: the best so far are mutated and crossed; greedy: from the whole network down, the step that
-                 loses least first; random: what both have to beat
-    order        which units of a layer stay: those with the best scores (taylor, magnitude), or none: the first.
-                 None: taylor; none with start=scratch
-    generations  of evolution: the paper has 20
-    population   networks in a generation: the paper has 50. search=random looks at as many in all
-    parents      so many of the best have children: the paper has 10
-    mutants      children of one, so many a generation, and
-    crossovers   of two, the paper's 25 each; None: two fifths of the population each. The others are drawn at random
-    chance       of each width of a mutant to change
-    stride       of greedy: how many of its widths a layer goes down in a step
-    ratios       how many widths a layer may have, evenly from least_ratio of it to the whole; None: every one
-    least_ratio  the narrowest of them, as a share
-    round_to     widths are multiples of it; None: of 16, of less in narrow layers
-    images       pictures networks are compared on, and as many again to compare the last few; of small sets 15 % each
-    calibration  pictures to renew the statistics of norms with, for each network
-    top          how many are compared once more
-    strict_paper of hypernet: as the paper's code does it, for comparison; see above
-    how          how the scores alone would choose (see select): that network is looked at first, beside the uniform one
+    Args:
+        weights: The source of the weights of the networks that are evaluated: "inherit", "shared" or "hypernet"; see
+            above.
+        start: For shared and hypernet: "given": start from the weights of the network; "scratch": reinitialise them.
+            None: "given", with hypernet "scratch".
+        form: For hypernet: "paper"; "residual": added to shared weights; "factored": multiplied with them, far
+            smaller.
+        hidden: For hypernet: the features between its two layers, which determine its size.
+        sampling: The networks trained in a step: "sandwich": the largest, the smallest, and two between, which learn
+            from the largest; "uniform": one of random widths; "budget": one that just fits the budget. None:
+            "sandwich", with hypernet "uniform".
+        epochs: Epochs of that training; None: as the task advises for tuning, from scratch a quarter of a training.
+        winner: The weights that the winner is recovered with: "base": the base's; "provider": those it was evaluated
+            with; "anew": reinitialised, for which give --epochs and --lr of a training. None: "base", with shared
+            "provider", with hypernet "anew".
+        search: "evolution": the best networks so far are mutated and crossed; "greedy": from the whole network down,
+            the step that loses least first; "random": the control that both have to beat.
+        order: Which units of a layer stay: those with the best scores ("taylor", "magnitude"), or the first ("none").
+            None: "taylor", with start=scratch "none".
+        generations: Generations of the evolution; the paper has 20.
+        population: Networks in a generation; the paper has 50. search=random evaluates as many in all.
+        parents: How many of the best networks have children; the paper has 10.
+        mutants: Children of one network in each generation; the paper has 25. None: two fifths of the population.
+        crossovers: Children of two networks, as `mutants`. The rest of the population is random.
+        chance: The probability that a width of a mutant changes.
+        stride: For greedy: by how many of its widths a layer shrinks in a step.
+        ratios: How many widths a layer may have, evenly spaced from least_ratio to the whole; None: all.
+        least_ratio: The narrowest width, as a share of the layer.
+        round_to: The number of which widths become multiples; None: 16, less in narrow layers.
+        images: The number of images that networks are compared on, and of others for the final comparison; at most
+            15 % of the training set each.
+        calibration: The number of images that recalibrate the norms of each network.
+        top: How many networks the final comparison evaluates.
+        strict_paper: For hypernet: follow the paper's code, for comparison; see above.
+        how: How the scores alone choose (see select): that network is evaluated first, beside the uniform one.
     """
 
     weights: Weights = "inherit"
@@ -95,26 +90,26 @@ class Config(Units):
         for name in COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"{name} should be 1 at least, but is {value}.")
+                raise UserError(f"{name} should be at least 1, but is {value}.")
 
     def preview(self) -> "Config":
-        """There is none: what goes is found by the search."""
+        """Raise UserError, because units are chosen by the search."""
         raise no_preview("metapruning", "a search", "another method, such as --method taylor")
 
-    def settled(self) -> "Config":
-        """The same with every None that depends on another option filled in. Raises UserError if options conflict."""
+    def resolved(self) -> "Config":
+        """Return the options with a value for each None that depends on others; UserError if options conflict."""
         hypernet = self.weights == "hypernet"
         if self.strict_paper and (not hypernet or self.form != "paper"):
             raise UserError(
                 "strict_paper=True goes with weights=hypernet and form=paper, which are the paper's."
             )
-        usual = {"inherit": "base", "shared": "provider", "hypernet": "anew"}
+        default = {"inherit": "base", "shared": "provider", "hypernet": "anew"}
         start = "given" if self.weights == "inherit" else self.start or ("scratch" if hypernet else "given")
         filled = replace(
             self,
             start=start,
             sampling=self.sampling or ("uniform" if hypernet else "sandwich"),
-            winner=self.winner or usual[self.weights],
+            winner=self.winner or default[self.weights],
             order=self.order or ("taylor" if start == "given" else "none"),
             floor=0 if self.strict_paper else self.floor,
         )
@@ -126,7 +121,7 @@ class Config(Units):
         return filled
 
     def reject_unused(self) -> None:
-        """Raise UserError for options that the others, as the user gave them, leave nothing to act on."""
+        """Raise UserError for options that have no effect given the others."""
         of_training = ("start", "form", "hidden", "sampling", "epochs")
         of_children = ("parents", "mutants", "crossovers", "chance")
         reject_unused(
@@ -137,13 +132,13 @@ class Config(Units):
                 ("search=evolution", self.search == "evolution", ("stride",)),
                 ("search=greedy", self.search == "greedy", ("generations", "population", *of_children)),
                 ("search=random", self.search == "random", ("stride", *of_children)),
-                ("order=none", self.settled().order == "none", ("how",)),
+                ("order=none", self.resolved().order == "none", ("how",)),
                 ("strict_paper=True", self.strict_paper, ("floor",)),
             ],
         )
 
     def strategy(self) -> Strategy:
-        """How the search goes. Raises UserError for numbers that do not go together."""
+        """Return the strategy of the search; UserError if its numbers do not fit together."""
         if self.search == "greedy":
             return Greedy(stride=self.stride)
         if self.search == "random":
@@ -158,16 +153,16 @@ class Config(Units):
             chance=self.chance,
         )
 
-    def check(self, graph: Graph, limit: Budget) -> None:
-        """Raise UserError for options that conflict or have no effect, or a PruningNet that does not fit in memory,
+    def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
+        """Raise UserError if options conflict or have no effect, or if the PruningNet does not fit into memory,
         BudgetError if no widths meet the limit."""
         self.reject_unused()
-        space = self.settled().space(graph)
+        space = self.resolved().space(graph)
         if self.weights == "hypernet":
             check_memory(graph, space.names, self.form, self.hidden)
         super().check(graph, limit)
 
     def space(self, graph: Graph) -> Space:
-        """The widths there are."""
+        """Return the space of widths."""
         names = ("ratios", "least_ratio", "round_to", "floor", "cap", "freeze")
         return Space(graph, **{name: getattr(self, name) for name in names})

@@ -1,20 +1,20 @@
-"""Search for the widths: many networks within the budget are tried as they are, and the best is trained on.
+"""Search for the widths: evaluate many networks within the budget without training them, and recover the best.
 
 Liu et al., MetaPruning: meta learning for automatic neural network channel pruning, ICCV 2019, arXiv:1903.10258. The
-paper's search, an evolution over the widths of all layers in which nothing is trained, with a choice of where the
-weights of the networks that are tried come from:
+paper's search, an evolution over the widths of all layers in which nothing is trained. The weights of the evaluated
+networks come from one of three sources:
 
-    inherit   the trained network's own, its best units first (EagleEye's way); nothing to train, so the first choice
-    shared    one set of weights, trained for a while as networks of many widths at once (Slimmable networks' way)
-    hypernet  the paper's PruningNet, which makes the weights of any widths; the winner is trained from scratch
+    inherit   the trained network's weights, its best units first, as in EagleEye; no training, the default
+    shared    one set of weights, trained as networks of many widths at once, as in slimmable networks
+    hypernet  the paper's PruningNet, which generates the weights of any widths; the winner is trained from scratch
 
-Departs from the paper, whose faults its specification lists: networks that cost too much are mended, not drawn until
-one fits; the uniform network and what the scores alone would choose are looked at first; norm statistics are pooled
-exactly over a thousand pictures; networks that fall behind for certain are dropped early; the last few are compared
-once more on pictures that chose nothing. strict_paper=True undoes all that. A weight's block is given the widths of
-that weight alone, not of its whole residual block. Both sets of pictures are held out of train for whatever is trained
-here; a network trained before has seen them. The search is kept in prune/search.jsonl, a line for each network, and a
-killed one goes on there; with milliseconds it measures anew, so it may then propose others.
+Departs from the paper: networks that cost too much are changed to fit, whereas the paper samples until one fits; the
+uniform network and the one that the scores alone choose are evaluated first; norm statistics are computed exactly over
+a thousand images; networks that certainly fall behind are dropped early; the last few are compared again on images
+that no choice was made on. strict_paper=True undoes all of this. The block of a weight reads the widths of that weight
+alone, not of its whole residual block. Both sets of images are held out of all training here; a network trained
+before has seen them. The search is stored in prune/search.jsonl, a line for each network, and a killed search continues
+from it; with milliseconds it measures again, so it may then propose other networks.
 
     prunus run ... --method metapruning --budget macs=0.5
     prunus run ... --method metapruning --set search=greedy --set stride=1
@@ -27,6 +27,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -40,98 +41,121 @@ from prunus.methods.metapruning.pruning_net import PruningNet
 from prunus.recover import renew_norms
 from prunus.search import (
     CHUNKS,
+    Builder,
     Feasible,
     Inherit,
-    Maker,
     Orders,
-    Parts,
     Ranks,
     Result,
+    SearchSplits,
     Space,
-    Stepping,
+    StepCounter,
     Supernet,
-    Together,
+    SupernetTask,
     best_first,
+    calibration_set,
     charts,
     labels_hash,
     moving_norms,
-    parted,
     reinitialise,
     scatter,
+    scorer,
     search,
+    split_training,
     tensors_hash,
-    to_renew_with,
-    tried_on,
 )
 from prunus.selection import Budget, Metered, Price
 from prunus.tasks import Task
 from prunus.train import fit, named_tensors
 
 QUARTER = (
-    4  # part of the epochs of a training from scratch that a supernet from scratch gets, as in the paper
+    4  # a supernet from scratch gets a quarter of the epochs of a training from scratch, as in the paper
 )
-LEAST_GAIN = 0.02  # of the time predicted to be saved, at least so much is hoped for
-SMOOTHING = 0.1  # of labels, for a PruningNet; the paper's
-
-
-SCORED_BATCHES, SCORED_BATCH_SIZE = 32, 64  # pictures that the order of units is scored on
+LEAST_GAIN = 0.02  # of the predicted saving in time, the least that is assumed
+SMOOTHING = 0.1  # label smoothing for a PruningNet, as in the paper
+SCORED_BATCHES, SCORED_BATCH_SIZE = 32, 64  # the images on which the order of units is scored
 
 
 @dataclass(frozen=True)
-class Ready:
-    """What a search begins with. ranks: scores of the units, order: the best of each axis first; None: as they stand.
-    measured: see `search`. history: of the supernet's training, if there was one."""
+class Inputs:
+    """The inputs of a search.
+
+    Args:
+        space: The space of widths.
+        room: The part of the space that the budget allows.
+        measured: The measured cost of widths, see `search`; None for closed forms.
+        parts: The training images in three parts.
+        ranks: axis -> scores (size,); None: the order of units is theirs in the network.
+        order: axis -> units, the best first; None as for `ranks`.
+        provider: The source of weights.
+        maker: Builds networks for evaluation.
+        history: The rows of the supernet's training, if there was one.
+    """
 
     space: Space
     room: Feasible
     measured: Callable[[dict[str, int]], float] | None
-    parts: Parts
+    parts: SearchSplits
     ranks: dict[str, Tensor] | None
     order: Orders | None
     provider: Inherit | Supernet
-    maker: Maker
-    history: list[dict]
+    maker: Builder
+    history: list[dict[str, Any]]
 
 
-def ready(task: Task, budget: Budget, config: Config, run: Run) -> Ready:
-    """Weights for all networks of a room, trained if they have to be, and what networks are tried on.
+def prepare(task: Task, budget: Budget, config: Config, run: Run) -> Inputs:
+    """Prepare a search: train the weights if needed, and hold out images.
 
-    config: settled. Raises BudgetError if no network is within the budget.
+    config: resolved. Raises BudgetError if no network is within the budget.
     """
     graph = task.graph
-    space, parts = config.space(graph), parted(task.data.train, config.images, run.seed)
-    ranks = unit_scores(task, graph, parts, config, run)
+    space, parts = config.space(graph), split_training(task.data.train, config.images, run.seed)
+    ranks = score_units(task, graph, parts, config, run)
     order = ranks and best_first(graph, ranks)
-    room, measured = admitted(space, budget, order)
-    calibration = to_renew_with(parts.train, config.calibration, run.seed)
+    room, measured = priced(space, budget, order)
+    calibration = calibration_set(parts.train, config.calibration, run.seed)
     renew = moving_norms if config.strict_paper else renew_norms
-    history = []
+    history: list[dict[str, Any]] = []
     if config.weights == "inherit":
         provider = Inherit(task.model, space, order)
-        maker = Maker(provider.network, calibration, renew)
+        maker = Builder(provider.network, calibration, renew)
     else:
-        provider = supernet(task, room, order, config, run.seed)
-        maker = Maker(provider.network, calibration, renew)
-        history = trained(provider, Together(task, parts.train, maker), config, run)
-    return Ready(space, room, measured, parts, ranks, order, provider, maker, history)
+        provider = make_supernet(task, room, order, config, run.seed)
+        maker = Builder(provider.network, calibration, renew)
+        history = train_supernet(provider, SupernetTask(task, parts.train, maker), config, run)
+    return Inputs(space, room, measured, parts, ranks, order, provider, maker, history)
 
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
-    """Get weights for all networks, search, and keep the winner's units."""
-    config = config.settled()
-    at = ready(task, budget, config, run)
+    """Search, and keep the units of the best network.
+
+    Args:
+        task: The task, with the model to prune.
+        budget: The limit.
+        config: The options.
+        run: The run, which gives seed, folder, progress and log.
+
+    Returns:
+        The kept units, the winner's weights unless they are the base's, and charts.
+
+    Raises:
+        UserError: Options conflict.
+        BudgetError: No network is within the budget.
+    """
+    config = config.resolved()
+    at = prepare(task, budget, config, run)
     space, maker, parts = at.space, at.maker, at.parts
     found = search(
         space,
         budget,
-        tried_on(task, maker, parts.search),
+        scorer(task, maker, parts.search),
         how=config.strategy(),
         seed=run.seed,
-        seeds=alone(space.graph, at.ranks, budget, at.room.price, config),
+        seeds=seed_widths(space.graph, at.ranks, budget, at.room.price, config),
         strict_paper=config.strict_paper,
         price=at.room.price,
         chunks=() if config.strict_paper else CHUNKS,
-        confirm=None if config.strict_paper else tried_on(task, maker, parts.confirm),
+        confirm=None if config.strict_paper else scorer(task, maker, parts.confirm),
         top=config.top,
         measured=at.measured,
         journal=run.folder("prune") / "search.jsonl",
@@ -149,7 +173,7 @@ def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
     score = task.metric.key if task.metric.higher_is_better else f"minus {task.metric.key}"
     return Pruned(
         keep=keep,
-        weights=handed_on(task, space, keep, maker, found, config, run.seed),
+        weights=winner_weights(task, space, keep, maker, found, config, run.seed),
         charts=[
             *charts.training_charts(at.history, task.metric.key),
             *charts.search_charts(found, budget, space, score),
@@ -157,10 +181,11 @@ def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
     )
 
 
-def supernet(task: Task, room: Feasible, order: Orders | None, config: Config, seed: int) -> Supernet:
-    """Weights for all networks, not trained yet."""
+def make_supernet(task: Task, room: Feasible, order: Orders | None, config: Config, seed: int) -> Supernet:
+    """Make weights for all networks, not trained yet."""
     graph, names = room.space.graph, room.space.names
     net, maker = copy.deepcopy(task.model), None
+    assert config.sampling is not None  # resolved
     if config.start == "scratch":
         reinitialise(net, task.example, names, seed)
     if config.weights == "hypernet":
@@ -170,8 +195,8 @@ def supernet(task: Task, room: Feasible, order: Orders | None, config: Config, s
     return Supernet(net, room, order=order, maker=maker, sampling=config.sampling, seed=seed)
 
 
-def trained(net: Supernet, task: Together, config: Config, run: Run) -> list[dict]:
-    """Train the supernet; goes on where a killed run was."""
+def train_supernet(net: Supernet, task: SupernetTask, config: Config, run: Run) -> list[dict[str, Any]]:
+    """Train the supernet, or continue a killed training; returns a row for each epoch."""
     recipe = task.task.recipe("tune" if config.start == "given" else "scratch")
     part = QUARTER if config.start == "scratch" else 1
     epochs = config.epochs or math.ceil(recipe.epochs / part)
@@ -179,21 +204,31 @@ def trained(net: Supernet, task: Together, config: Config, run: Run) -> list[dic
     recipe = replace(recipe, epochs=epochs, warmup_epochs=warmup, ema_decay=0.0)
     if config.weights == "hypernet":
         recipe = replace(recipe, label_smoothing=SMOOTHING)
-    where = {
-        "folder": run.folder("prune") / "supernet",
-        "progress": run.progress,
-        "label": "training the supernet",
-    }
-    history = fit(net, task, recipe, seed=run.seed, along=Stepping(net), **where)
+    history = fit(
+        net,
+        task,
+        recipe,
+        folder=run.folder("prune") / "supernet",
+        seed=run.seed,
+        along=StepCounter(net),
+        progress=run.progress,
+        label="training the supernet",
+    )
     for row in history:
         run.log("epoch", stage="prune", **row)
     return history
 
 
-def handed_on(
-    task: Task, space: Space, keep: dict, maker: Maker, found: Result, config: Config, seed: int
+def winner_weights(
+    task: Task,
+    space: Space,
+    keep: dict[str, list[int]],
+    maker: Builder,
+    found: Result,
+    config: Config,
+    seed: int,
 ) -> dict[str, Tensor] | None:
-    """The weights the winner is recovered with, as those of the whole model; None: the base's."""
+    """Return the weights that the winner is recovered with, as weights of the whole model; None: the base's."""
     if config.winner == "base":
         return None
     small = maker(found.winner.widths)
@@ -202,13 +237,15 @@ def handed_on(
     return named_tensors(scatter(task.model, space.graph, keep, small))
 
 
-def unit_scores(task: Task, graph: Graph, parts: Parts, config: Config, run: Run) -> dict[str, Tensor] | None:
-    """What decides which units of an axis stay; None: their places."""
+def score_units(
+    task: Task, graph: Graph, parts: SearchSplits, config: Config, run: Run
+) -> dict[str, Tensor] | None:
+    """Return the scores that decide which units of an axis stay; None: the first stay."""
     if config.order == "none":
         return None
     if config.order == "magnitude":
         return scores.magnitude(task.model, graph)
-    chosen = to_renew_with(parts.train, SCORED_BATCHES * SCORED_BATCH_SIZE, run.seed).split
+    chosen = calibration_set(parts.train, SCORED_BATCHES * SCORED_BATCH_SIZE, run.seed).split
     with run.progress("scoring units", chosen.steps(SCORED_BATCH_SIZE)) as step:
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -219,20 +256,23 @@ def unit_scores(task: Task, graph: Graph, parts: Parts, config: Config, run: Run
         return scores.taylor(task.model, graph, task.loss, batches())
 
 
-def alone(
+def seed_widths(
     graph: Graph, ranks: dict[str, Tensor] | None, budget: Budget, price: Price, config: Config
 ) -> list[dict[str, int]]:
-    """The widths that the scores alone would choose, to begin with."""
+    """Return the widths that the scores alone choose, to begin the search with."""
     if ranks is None or config.strict_paper:
         return []
     return [graph.widths(config.select(graph, ranks, budget, price=price))]
 
 
-def admitted(
+def priced(
     space: Space, budget: Budget, order: Orders | None
 ) -> tuple[Feasible, Callable[[dict[str, int]], float] | None]:
-    """The part of the space that the budget allows, and what its networks cost as measured, where there is no closed
-    form: what is predicted is first corrected by what uniform networks are measured to take."""
+    """Return the part of the space that the budget allows, and the function that measures a network's cost.
+
+    The function is None for costs with a closed form. Predicted milliseconds are corrected by those measured of uniform
+    networks.
+    """
     if not isinstance(budget, Metered):
         return Feasible(space, budget), None
 
@@ -242,7 +282,7 @@ def admitted(
     meter = budget.meter
     figures = meter.figures(meter.select(budget, uniform))  # the same in all processes
     before = figures["original_ms"]
-    # By the corrected price that network is just within the limit, so that the search begins with one that holds.
+    # By the corrected price that network is just within the limit, so the search begins with one that meets the budget.
     predicted, saved = 1 - figures["predicted_ms"] / before, 1 - budget.limit(before) / before
     gain = max(saved / predicted, LEAST_GAIN) * (1 + 1e-6) if predicted > 0 else 1.0
     whole = meter.price(space.batch(space.whole[None]))

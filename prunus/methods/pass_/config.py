@@ -1,4 +1,4 @@
-"""The options of PASS, and what follows from them; see methods/pass_.py."""
+"""The options of PASS, and the rules that follow from them."""
 
 import glob
 import math
@@ -15,7 +15,7 @@ from prunus.methods.pass_.hypernetwork import load
 from prunus.methods.pass_.prompt import How, Kind, fit_size, image_shape
 from prunus.methods.pass_.statistics import STATISTICS
 from prunus.options import check_choices, no_preview, reject_unused
-from prunus.selection import Budget
+from prunus.selection import Budget, Sparsity
 
 Prompt = Literal[Kind, "none"]
 Masking = Literal["consumer", "product", "product_norms"]
@@ -23,7 +23,7 @@ Scope = Literal["global", "per_axis"]
 Init = Literal["magnitude", "random"]
 Straight = Literal["identity", "clipped"]
 Statistic = Literal["rms", "magnitude", "fpgm", "bn_scale"]
-ROLES = {  # of the dimensions of parameters that masks act on
+ROLES = {  # roles of the dimensions of parameters that masks act on
     "consumer": ("consumes",),
     "product": ("produces", "consumes"),
     "product_norms": ("produces", "consumes", "scales", "shifts"),
@@ -33,36 +33,43 @@ assert set(STATISTICS) == set(get_args(Statistic))
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Units):
-    """What they mean:
+    """The options of PASS.
 
-    prompt      pad: a frame along the border; fixed: a square in the corner; random: a square, elsewhere in every
-                step; none: pictures as they are, also for inputs that are no pictures
-    prompt_size of the frame's width or the square's side, in pixels; None: 16 of 224, a quarter of the side
-    prompt_how  add the prompt to what is there, or replace it
-    prompt_speed  how many times as fast as the hypernetwork the prompt learns
-    prompted    share of a batch's pictures, rounded, that get the prompt; 0.5 is the two passes of VPNs in one
-    statistic   what the hypernetwork reads of a unit's weights, and the start where init=magnitude: rms of all that
-                write to it or read from it, or one of Prunus's scores
-    recurrent   False: every axis is read alone
-    hidden      size of the LSTM's state
-    init        magnitude: begin with the statistic as the scores; random: with what a fresh hypernetwork says
-    masking     consumer: on the weights that read a unit; product: also on those that write it, as the paper's formula
-                says; product_norms: also on norms and biases. The network is the same, its gradients are not: with
-                products a unit that is out feels nothing, but what a bias or norm of its own lets through, and comes
-                back only if others fall below it
-    scope       global: one threshold over all units; per_axis: the same share of every axis
-    straight_through  identity: scores get the gradients of their masks; clipped: those within 1 of the threshold do
-    steps       of the search; 0 only with a hypernetwork that was loaded
-    lr          of the hypernetwork, at first: half a cosine leads to 0. Above 3e-4 masks flicker
-    batch_size  None: as the task advises
-    snapshots   how many times, beside the start, the network as it would be then is tried on held_out pictures of the
-                training set; the best is returned. 0: the last
-    held_out    pictures; 15 % of the training set at most
-    train_also  patterns of parameters that learn too, such as a new head.*
-    hypernetwork  file of one that was learned on other data with the same network; the search goes on from it
+    lr, batch_size and held_out are for runs; in a training loop of your own the optimiser, the batches and `score`
+    replace them.
 
-    lr, batch_size and held_out are a run's: your own loop has its optimiser, its batches and its `score`.
-    Raises UserError for an option that is out of range or not known.
+    Args:
+        prompt: "pad": a frame along the border of the image; "fixed": a square in the corner; "random": a square at
+            another place in every step; "none": images as they are, also for inputs that are not images.
+        prompt_size: The frame's width or the square's side, in pixels; None: a frame of 1/14 of the side (16 for
+            224), a square of 1/4.
+        prompt_how: Whether the prompt is added to the image ("add") or replaces its pixels ("replace").
+        prompt_speed: The prompt's learning rate, as a multiple of the hypernetwork's.
+        prompted: The share of a batch's images, rounded, that get the prompt; 0.5 is the two passes of VPNs in one.
+        statistic: The statistic of a unit's weights that the hypernetwork reads, and that the scores begin with if
+            init=magnitude: "rms" of all weights that write to the unit or read it, or one of Prunus's scores.
+        recurrent: Whether the hypernetwork has a state; False: every axis is read independently.
+        hidden: The size of the LSTM's state.
+        init: "magnitude": the scores begin as the statistic; "random": as a new hypernetwork's output.
+        masking: "consumer": masks act on the weights that read a unit; "product": also on those that write it, as in
+            the paper's formula; "product_norms": also on norms and biases. The masked network is the same, its
+            gradients are not: with products a masked unit gets no gradient except through its own bias or norm, and
+            returns only if others fall below it.
+        scope: "global": one threshold over all units; "per_axis": the same share of every axis.
+        straight_through: "identity": scores get the gradients of their masks; "clipped": only scores within 1 of the
+            threshold do.
+        steps: The number of steps of the search; 0 only with a loaded hypernetwork.
+        lr: The hypernetwork's initial learning rate, which falls to 0 along half a cosine. Above 3e-4 masks flicker.
+        batch_size: The batch size; None: as the task advises.
+        snapshots: How often, besides the start, the network is evaluated on held-out images of the training set; the
+            best snapshot is returned. 0: the last state.
+        held_out: The number of held-out images, at most 15 % of the training set.
+        train_also: Patterns of parameters that are trained, too, such as "head.*" for a new head.
+        hypernetwork: The file of a hypernetwork that was trained on other data with the same network; the search
+            continues from it.
+
+    Raises:
+        UserError: An option is out of range or unknown.
     """
 
     prompt: Prompt = "pad"
@@ -91,11 +98,11 @@ class Config(Units):
         check_choices(self)
         ranges = {"prompt_size": 1, "prompt_speed": 0, "prompted": 0, "hidden": 1, "steps": 0, "lr": 0}
         ranges |= {"batch_size": 1, "snapshots": 0, "held_out": 1}
-        for name, least in ranges.items():
+        for name, low in ranges.items():
             value, most = getattr(self, name), 1 if name == "prompted" else math.inf
             kind = (int, float) if name in ("prompt_speed", "prompted", "lr") else int
-            if value is not None and not (isinstance(value, kind) and least <= value <= most):
-                what = f"a {'whole ' if kind is int else ''}number in {least}..{'' if most > 1 else most}"
+            if value is not None and not (isinstance(value, kind) and low <= value <= most):
+                what = f"a {'whole ' if kind is int else ''}number in {low}..{'' if most > 1 else most}"
                 raise UserError(f"{name} should be {what}, but is {value!r}.")
         if not self.prompt_speed:
             raise UserError("prompt_speed should be above 0; to go without a prompt, say prompt=none.")
@@ -103,17 +110,17 @@ class Config(Units):
             raise UserError(f"train_also: expected a list of patterns, got the text {self.train_also!r}.")
 
     def preview(self) -> "Config":
-        """There is none: what goes is found by training."""
+        """Raise UserError, because units are chosen by training."""
         raise no_preview("pass", "training", "the magnitudes that it begins with: --method magnitude")
 
-    def check(self, graph: Graph, limit: Budget) -> None:
-        """Raise UserError for options that conflict, or do not go with this network, FileError for a hypernetwork that
-        does not fit it, BudgetError if no widths meet the limit."""
+    def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
+        """Raise UserError if options conflict or do not suit the network, FileError if the hypernetwork does not fit,
+        BudgetError if no widths meet the limit."""
         self.check_options(graph)
         super().check(graph, limit)
 
     def check_options(self, graph: Graph) -> None:
-        """Raise what `check` does, whatever the limit."""
+        """Raise the errors of `check` that do not depend on the limit."""
         if not self.steps and not self.hypernetwork:
             raise UserError("steps=0 learns nothing: give steps, or a hypernetwork that was learned before.")
         if self.how != "global":
@@ -136,12 +143,12 @@ class Config(Units):
             load(self.hypernetwork, described)
 
     def pictures(self, graph: Graph) -> tuple[int, int, int] | None:
-        """The shape (C, H, W) of the pictures that get a prompt; None: there is none. Raises UserError if the network
-        reads no pictures."""
+        """Return the shape (C, H, W) of the images that get a prompt; None without a prompt. UserError if the network
+        does not read images."""
         return None if self.prompt == "none" else image_shape(graph.example)
 
     def learning(self, graph: Graph) -> list[str]:
-        """The parameters that train_also names, as the graph does. Raises UserError for a pattern that names none."""
+        """Return the parameters that train_also selects; UserError if a pattern matches none."""
         found: dict[str, None] = {}
         for pattern in self.train_also:
             matching = [n for n in graph.layouts if n in graph.parameters and fnmatchcase(n, pattern)]
@@ -151,15 +158,15 @@ class Config(Units):
         return list(found)
 
     def names(self, graph: Graph) -> list[str]:
-        """The axes that are searched, in the order of their computation."""
+        """Return the axes that are searched, in the order of their computation."""
         whole = self.whole(graph)
         return statistics.order_axes(graph, [name for name in graph.axes if name not in whole])
 
-    def described(self, graph: Graph) -> dict:
-        """What a hypernetwork for this network belongs to, as plain JSON. Raises UserError for a prompt that does not
-        fit on the pictures."""
+    def described(self, graph: Graph) -> dict[str, Any]:
+        """Return the description, plain JSON, that a hypernetwork for this network is stored with. UserError if the
+        prompt does not fit on the images."""
         prompt, shape = None, self.pictures(graph)
-        if shape:
+        if shape and self.prompt != "none":
             size = fit_size(shape, self.prompt, self.prompt_size)
             prompt = [self.prompt, size, self.prompt_how, *shape]
         signature = [[name, graph.axes[name].size] for name in self.names(graph)]
@@ -168,18 +175,18 @@ class Config(Units):
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Of the dimensions of parameters that masks act on."""
+        """The roles of the dimensions of parameters that masks act on."""
         return ROLES[self.masking]
 
     def whole(self, graph: Graph) -> dict[str, str]:
-        """The axes that are left alone because masks at those who read them would not be exact, and why."""
+        """Return the axes that stay whole because masks on their consumers would not be exact, and the reasons."""
         return gates.inexact_axes(graph, ROLES["consumer"])
 
     def frozen(self, graph: Graph) -> tuple[str, ...]:
-        """Patterns of what keeps everything: `freeze`, and the axes left alone."""
+        """Return the patterns of axes that keep all units: `freeze`, and the axes that stay whole."""
         return (*self.freeze, *map(glob.escape, self.whole(graph)))
 
     def rules(self, graph: Graph) -> dict[str, Any]:
-        """Return the options of `select`; axes that are left alone count as frozen."""
+        """Return the options of `select`; axes that stay whole count as frozen."""
         how = "uniform" if self.scope == "per_axis" else "global"
         return super().rules(graph) | {"freeze": self.frozen(graph), "how": how}

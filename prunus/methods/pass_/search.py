@@ -24,7 +24,7 @@ from prunus.methods.pass_.config import Config
 from prunus.methods.pass_.hypernetwork import MaskNetwork
 from prunus.methods.pass_.prompt import Prompt, Prompted
 from prunus.methods.pass_.statistics import STATISTICS, network_inputs, standardise
-from prunus.selection import Budget, Metered, least, price_of
+from prunus.selection import Budget, Metered, min_units, price_of
 
 TRACKED = 60  # how often widths are recorded in a search
 HOOKS = "_forward_hooks", "_backward_hooks", "_backward_pre_hooks"
@@ -92,7 +92,7 @@ class PASS(nn.Module):
         graph = self.graph = graph or trace(model, example)
         shape = config.pictures(graph)
         self.left_alone, self.names = config.whole(graph), config.names(graph)
-        floors = least(graph, config.floor, config.cap, config.frozen(graph))
+        floors = min_units(graph, config.floor, config.cap, config.frozen(graph))
         if all(floors[name][0] == graph.axes[name].size for name in self.names):
             whys = self.left_alone | {name: floors[name][1] for name in self.names}
             raise UserError(

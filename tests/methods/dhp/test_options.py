@@ -201,7 +201,7 @@ def test_where_no_axis_can_go_exactly_the_reasons_are_named():
 )
 def test_options_without_effect_are_refused(given, words):
     with pytest.raises(UserError, match=words):
-        Config(**given).settled()
+        Config(**given).resolved()
 
 
 def test_axes_left_whole_are_named_where_they_keep_a_budget_from_being_met():
@@ -283,4 +283,4 @@ def test_weights_behind_a_norm_are_searched_without_cutting():
 )
 def test_a_config_that_cannot_be_is_refused(wrong, words):
     with pytest.raises(UserError, match=words):
-        Config(**wrong).settled()
+        Config(**wrong).resolved()
