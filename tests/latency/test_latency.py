@@ -537,7 +537,7 @@ def choose_in_a_process(folder):
     run = RunFolder(Path(folder) / "run", {"seed": 0})
     runtime = Fake(of_network=lambda total: total ** (1.0 + 0.5 * rank) + 3.0)
     meter = latency.Meter(
-        MODEL, GRAPH, runtime=runtime, cache=Path(folder) / f"cache{rank}", agree=run.agreed
+        MODEL, GRAPH, runtime=runtime, cache=Path(folder) / f"cache{rank}", agree=run.compute_once
     )
     keep = select(GRAPH, scores.random(GRAPH, 0), Metered(latency_ms=0.6, meter=meter))
     try:

@@ -285,7 +285,7 @@ def test_a_preview_trains_nothing(tmp_path, monkeypatch, schedule):
         ({"options": ("freeze=*",)}, Sparsity(0.8), "freeze less"),
         ({"options": ("pattern=4:2",)}, Sparsity(0.8), "N:M"),
         ({"options": ("pattern=2:4",)}, Sparsity(0.8), r"give --sparsity 0\.5"),
-        ({"options": ("pattern=2:4", "schedule=gradual")}, Sparsity(0.5), "one_shot only"),
+        ({"options": ("pattern=2:4", "schedule=gradual")}, Sparsity(0.5), "needs schedule=one_shot"),
         ({"options": ("permute=True", "pattern=4x4")}, Sparsity(0.5), "permute=True goes with"),
         ({"options": ("order=backward", "score=magnitude")}, Sparsity(0.8), "leave order=once"),
         ({"options": ("score=lookbehind",)}, Sparsity(0.8), "score should be lookahead"),
