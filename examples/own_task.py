@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.data import Data, Split
+from prunus.errors import UserError
 from prunus.metrics import Metric
 from prunus.run import Settings
 from prunus.tasks import Task
-from prunus.train import Recipe
+from prunus.train import Recipe, in_mode
 
 
 class Denoising(Task):
@@ -33,8 +34,8 @@ class Denoising(Task):
 
     @torch.no_grad()
     def evaluate(self, model, split):
-        model.eval()
-        errors = [F.mse_loss(model(x), y).item() * len(y) for x, y in split.batches(256)]
+        with in_mode(model, False):  # evaluation mode, and the mode of before afterwards
+            errors = [F.mse_loss(model(x), y).item() * len(y) for x, y in split.batches(256)]
         error = sum(errors) / len(split)
         return {"psnr": 10 * math.log10(1 / error), "loss": error}
 
@@ -43,7 +44,8 @@ class Denoising(Task):
         return replace(recipe, **self.recipe_fields)
 
     def check(self, model):
-        assert model(self.example).shape == self.example.shape, "the output has the shape of the input"
+        if model(self.example).shape != self.example.shape:
+            raise UserError("a denoiser's output should have the shape of its input.")
 
     def asked_of_model(self):
         return {}

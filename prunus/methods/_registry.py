@@ -11,6 +11,7 @@ import importlib
 import io
 import keyword
 import pkgutil
+import re
 import sys
 import types
 import typing
@@ -185,6 +186,10 @@ def read(config_class: type[T], arguments: list[str], complaint: str) -> T:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             return tyro.cli(config_class, args=arguments, config=(tyro.conf.FlagConversionOff,))
     except SystemExit as error:
-        lines = [line for line in said.getvalue().splitlines() if "Error parsing" in line]
-        reasons = [f" ({line.partition(': ')[2].strip()})" for line in lines]
-        raise UserError(f"{complaint}{''.join(reasons)}.") from error
+        # the options' own check, raised while they are made, says more than the type
+        own = re.search(
+            rf"Error parsing {config_class.__name__}: (.+?)\n\s*(?:\n|[-─]{{9}})", said.getvalue(), re.S
+        )
+        raise UserError(
+            " ".join(own.group(1).replace("│", " ").split()) if own else f"{complaint}."
+        ) from error

@@ -27,20 +27,7 @@ class Config(Units):
 
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
-    """Keep the units with the largest mean absolute activation.
-
-    Args:
-        task: The task, with the model to prune.
-        budget: The limit.
-        config: The options.
-        run: The run, which gives the seed and shows the progress.
-
-    Returns:
-        The kept units.
-
-    Raises:
-        BudgetError: The budget cannot be met.
-    """
+    """Keep the units with the largest mean absolute activation."""
     graph = task.graph
     batches = shown_batches(task, run, config.batches, config.batch_size)
     sizes = scores.activation(task.model, graph, batches)

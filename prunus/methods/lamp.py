@@ -19,19 +19,6 @@ class Config(Units):
 
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
-    """Keep the units with the largest LAMP score of their weights.
-
-    Args:
-        task: The task, with the model to prune.
-        budget: The limit.
-        config: The options.
-        run: The run, of which nothing is used.
-
-    Returns:
-        The kept units.
-
-    Raises:
-        BudgetError: The budget cannot be met.
-    """
+    """Keep the units with the largest LAMP score of their weights."""
     graph = task.graph
     return Pruned(keep=config.select(graph, scores.lamp(task.model, graph), budget))

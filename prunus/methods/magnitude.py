@@ -30,20 +30,7 @@ class Config(Units):
 
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
-    """Keep the units with the largest norm of their weights.
-
-    Args:
-        task: The task, with the model to prune.
-        budget: The limit.
-        config: The options.
-        run: The run, of which nothing is used.
-
-    Returns:
-        The kept units.
-
-    Raises:
-        BudgetError: The budget cannot be met.
-    """
+    """Keep the units with the largest norm of their weights."""
     graph = task.graph
     norms = scores.magnitude(
         task.model, graph, p=config.p, combine=config.combine, normalize=config.normalize

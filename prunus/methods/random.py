@@ -19,19 +19,6 @@ class Config(Units):
 
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
-    """Keep random units, sampled with the seed of the run.
-
-    Args:
-        task: The task, with the model to prune.
-        budget: The limit.
-        config: The options.
-        run: The run, which gives the seed.
-
-    Returns:
-        The kept units.
-
-    Raises:
-        BudgetError: The budget cannot be met.
-    """
+    """Keep random units, sampled with the seed of the run."""
     graph = task.graph
     return Pruned(keep=config.select(graph, scores.random(graph, run.seed), budget))

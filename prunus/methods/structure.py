@@ -73,20 +73,5 @@ class Config(Options):
 
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
-    """Keep the units that the other run kept.
-
-    Args:
-        task: The task, with the model to prune.
-        budget: The limit.
-        config: The options.
-        run: The run, of which nothing is used.
-
-    Returns:
-        The kept units.
-
-    Raises:
-        UserError: No folder is given.
-        FileError: The keep belongs to another architecture.
-        BudgetError: The keep costs more than the budget.
-    """
+    """Keep the units that the other run kept."""
     return Pruned(keep=config.keep(task.graph, budget))

@@ -29,20 +29,7 @@ class Config(Units):
 
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
-    """Keep the units with the largest squared first-order change of the training loss.
-
-    Args:
-        task: The task, with the model to prune.
-        budget: The limit.
-        config: The options.
-        run: The run, which gives the seed and shows the progress.
-
-    Returns:
-        The kept units.
-
-    Raises:
-        BudgetError: The budget cannot be met.
-    """
+    """Keep the units with the largest squared first-order change of the training loss."""
     graph = task.graph
     batches = shown_batches(task, run, config.batches, config.batch_size)
     changes = scores.taylor(task.model, graph, task.loss, batches)

@@ -88,7 +88,7 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
-        """Evaluate `model` in evaluation mode on all of `split`.
+        """Evaluate `model` in evaluation mode on all of `split`, and put its mode back afterwards (`train.in_mode`).
 
         Args:
             model: The model.

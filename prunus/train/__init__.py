@@ -9,7 +9,7 @@ Its files, in the order in which to read them:
     loop          fit, the training loop
 """
 
-from prunus.train.along import Along, Beside
+from prunus.train.along import Along, Beside, Search
 from prunus.train.checkpoint import Training, named_tensors
 from prunus.train.contexts import in_mode
 from prunus.train.loop import Trainable, fit, share_buffers
@@ -19,6 +19,7 @@ __all__ = [
     "Along",
     "Beside",
     "Recipe",
+    "Search",
     "Trainable",
     "Training",
     "fit",

@@ -230,7 +230,7 @@ def update_average(at: Training, recipe: Recipe, step: int) -> None:
 
 def end_epoch(at: Training, task: Trainable, recipe: Recipe, steps: int) -> None:
     """Evaluate on val, with the average if it is on; add a row to the history and go to the next epoch."""
-    with swap_in(floating_tensors(at.model), at.average):
+    with swap_in(floating_tensors(at.model), at.average), in_mode(at.model, False):
         metric = task.evaluate(at.model, task.data.val)[task.metric.key]
     lr = learning_rate(recipe, at.epoch + (at.batch - 1) / steps)  # the last step's
     row = {"epoch": at.epoch + 1, "loss": at.loss_sum / at.batch, "lr": lr, "seconds": at.seconds}

@@ -16,7 +16,7 @@ from prunus.testing import check_method, tiny_task
 QUICK = {  # options that make a method quick on tiny networks
     "metapruning": ["images=8", "calibration=32", "generations=2", "population=6", "parents=2"],
     "pass": ["steps=24", "snapshots=2"],
-    "dhp": ["epochs=6"],
+    "dhp": ["epochs=20"],
 }
 
 

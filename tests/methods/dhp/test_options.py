@@ -206,7 +206,9 @@ def test_options_without_effect_are_refused(given, words):
 
 def test_axes_left_whole_are_named_where_they_keep_a_budget_from_being_met():
     model, example = build("attention")
-    with pytest.raises(BudgetError, match=r"leaves \w+ whole because .* takes statistics over it; mixed=True"):
+    with pytest.raises(
+        BudgetError, match=r"leaves \w+ whole because .* takes statistics over it; mixed=True"
+    ):
         DHP(model, example, Budget(macs=0.05), steps=50)
 
 
