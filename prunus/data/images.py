@@ -81,7 +81,8 @@ class Lazy:
 
     def read_one(self, index: int, numbers: np.ndarray | None) -> np.ndarray:
         """Decode, crop and normalise an image: float32 (H, W, C). numbers: five in 0..1 choose the augmentation."""
-        image = decode(*self.rows[index], self.channels)
+        name, encoded = self.rows[index]
+        image = decode(name, encoded, self.channels)
         box = center_box(image.size) if numbers is None else random_box(image.size, numbers)
         image = image.resize((self.side, self.side), Image.Resampling.BILINEAR, box, reducing_gap=2.0)
         if numbers is not None and numbers[4] < 0.5:

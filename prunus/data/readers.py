@@ -109,7 +109,7 @@ class Column(Sequence):
     def __len__(self) -> int:
         return len(self.column)
 
-    def __getitem__(self, index: int) -> tuple[str, bytes]:
+    def __getitem__(self, index: int) -> tuple[str, bytes]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.row(index, self.column[index])
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
@@ -201,7 +201,9 @@ class Items(Sequence):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[str, Image.Image | Tensor]:
+    def __getitem__(  # pyright: ignore[reportIncompatibleMethodOverride]: images are read one by one
+        self, index: int
+    ) -> tuple[str, Image.Image | Tensor]:
         image = self.items[index][0]
         if isinstance(image, Tensor) and not image.is_floating_point():
             image = image.movedim(0, -1).numpy() if image.dim() == 3 else image.numpy()
@@ -210,7 +212,7 @@ class Items(Sequence):
         return f"number {index}", image
 
 
-def read_user(spec: str, made: object) -> Splits:
+def read_user(spec: str, made: Any) -> Splits:
     """Read the data sets (train, test) of (image, label) that a user's callable returned."""
     pair = isinstance(made, tuple | list) and len(made) == 2
     if not pair or not all(hasattr(part, "__getitem__") for part in made):

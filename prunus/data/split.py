@@ -17,6 +17,7 @@ class Source(Protocol):
 
     def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Tensor:
         """Read images (B, C, H, W) by index, augmented at random if `rng` is given."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ marks them, one bit per weight; `keep.json` then has an entry `masks`: parameter
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,7 +48,7 @@ def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: 
             f"this model does not fit the keep to be saved: {'; '.join(wrong[:3])}. Save what `shrink` returned for "
             "this keep."
         )
-    record = {
+    record: dict[str, Any] = {
         "format": FORMAT,
         "model": type(small).__name__,
         "axes": {

@@ -147,7 +147,7 @@ def search(
     asked = {
         "given": settings or {},
         "budget": {budget.name: budget.value},
-        "strategy": {"name": type(how).__name__, **asdict(how)},
+        "strategy": {"name": type(how).__name__, **vars(how)},
         "options": {"seed": seed, "strict_paper": strict_paper, "chunks": list(chunks), "top": top},
         "images": [each.images if isinstance(each, Evaluator) else None for each in (score, confirm)],
         "seeds": [each.widths for each in first if each.origin == "seed"],
@@ -163,7 +163,7 @@ def search(
     with progress("searching", how.evaluations(feasible)) as step:
         while True:
             try:
-                batch = batches.send(found)
+                batch = next(batches) if found is None else batches.send(found)
             except StopIteration as end:
                 path = end.value
                 break
@@ -186,7 +186,7 @@ def search(
     last = _choose_finalists(fits, uniform, top, budget, feasible.limit, scorer, measured)
     if confirm is not None:
         with progress("confirming", len(last)) as step:
-            last = rank(scorer("confirm", confirm, Batch(last), step))
+            last = rank(scorer("confirm", confirm, Batch(list(last)), step))
     return Result(
         winner=last[0],
         best=fits[0],

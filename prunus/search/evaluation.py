@@ -26,7 +26,8 @@ CHUNKS = (
 )  # numbers of images after which the race is checked; the last chunk is the rest
 Z = 2.6  # standard deviations: each check drops one in 200 of the networks that are as good as their rival
 
-Task, Answer = TypeVar("Task"), TypeVar("Answer")
+Task = TypeVar("Task")
+Answer = TypeVar("Answer")
 
 
 @runtime_checkable
@@ -119,9 +120,11 @@ class Workers(Protocol):
 
     def map(self, work: Callable[[Task], Answer], tasks: Sequence[Task]) -> Iterator[Answer]:
         """Yield the answers in the order of the tasks, the same in all processes, each as soon as it is known."""
+        ...
 
     def agree(self, action: Callable[[], Answer]) -> Answer:
         """Return in all processes what `action` returns in the leading one; or raise what it raises there."""
+        ...
 
 
 class Alone:
@@ -146,7 +149,9 @@ class Ranks:
     """
 
     def __init__(self):
-        self.group = dist.new_group(backend="gloo")  # for plain objects, whatever backend the devices use
+        self.group: Any = dist.new_group(
+            backend="gloo"
+        )  # for plain objects, whatever backend the devices use
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
         self.leads = self.rank == 0
 
@@ -166,7 +171,9 @@ class Ranks:
         own = self._try(action) if self.leads else None
         outcomes = [own]
         dist.broadcast_object_list(outcomes, src=0, group=self.group)
-        return _unwrap(own or outcomes[0])
+        outcome = own or outcomes[0]
+        assert outcome is not None  # the first process has sent its own
+        return _unwrap(outcome)
 
     def _try(self, action: Callable[[], Answer]) -> tuple[Answer | None, Exception | None]:
         try:
@@ -179,7 +186,7 @@ class Ranks:
             return None, failure
 
 
-def _unwrap(outcome: tuple[Answer, Exception | None]) -> Answer:
+def _unwrap(outcome: tuple[Any, Exception | None]) -> Any:
     answer, error = outcome
     if error is not None:
         raise copy(

@@ -106,7 +106,7 @@ class Journal:
         if self.path is not None:
             line = {"hash": self.hash, "on": on, **candidate.plain()}
             if candidate.correct is not None:
-                line["correct"] = base64.b64encode(np.packbits(candidate.correct)).decode("ascii")
+                line["correct"] = base64.b64encode(np.packbits(candidate.correct).tobytes()).decode("ascii")
             _append(self.path, line)
 
 

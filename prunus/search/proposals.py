@@ -164,8 +164,17 @@ class Feasible:
         lowest = {name: widths[0] for name, widths in space.allowed.items() if widths[0] > space.least[name]}
         rules = space.floor if isinstance(space.floor, dict) else {"*": space.floor}
         zeros = {name: torch.zeros(axis.size) for name, axis in space.graph.axes.items()}
-        limits = {"floor": rules | lowest, "cap": space.cap, "freeze": space.freeze}
-        select(space.graph, zeros, budget, price=self.price, round_to=1, **limits)
+        floor = {**rules, **lowest}
+        select(
+            space.graph,
+            zeros,
+            budget,
+            price=self.price,
+            round_to=1,
+            floor=floor,
+            cap=space.cap,
+            freeze=space.freeze,
+        )
         raise AssertionError("the least that may be kept is above the limit")
 
 

@@ -54,9 +54,11 @@ class Strategy(Protocol):
         Yields:
             Batches; the generator returns the path of networks it went through, if there is one.
         """
+        ...
 
     def evaluations(self, feasible: Feasible) -> int:
         """About how many evaluations there will be."""
+        ...
 
 
 def propose(feasible: Feasible, genes: Sequence[np.ndarray], origin: str, generation: int) -> list[Proposal]:
