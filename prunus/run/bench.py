@@ -193,7 +193,7 @@ def prepare_onnxruntime(file: Path) -> Callable[[Tensor], Tensor]:
 
 def prepare_openvino(file: Path) -> Callable[[Tensor], Tensor]:
     """Prepare to run an ONNX file in OpenVINO, in float32, with as many threads as torch, and with sparse weights."""
-    import openvino
+    import openvino  # pyright: ignore[reportMissingImports]: an optional package
 
     config = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),

@@ -34,6 +34,7 @@ def charts(search: DHP) -> Iterator[Chart]:
         value_label="in use",
     )
     fates: dict[str, list] = {"kept": [], "removed": []}
+    assert search.keep is not None  # charts are drawn once the search has decided
     times = records[:: -max(1, len(records) // SHOWN_TIMES)][::-1]  # includes the last
     for at, stays in enumerate(search.as_mask(search.keep)[search.tracked].tolist()):
         line = [(record["step"], record["latents"][at]) for record in times]

@@ -81,6 +81,7 @@ def attach(
             values = {name: torch.randn(graph.axes[name].size) for name in names}
 
         def step(name: str, made: Gates, shape: torch.Size, places: list[Place]) -> LatentWeights:
+            assert factors is not None  # without factors this is not called
             return LatentWeights(made, shape, places, fan_in(graph, name), factors).to(made.values)
 
         made = gates.attach(model, graph, names, values=values, step=step if factors else None)
@@ -107,6 +108,7 @@ def store_initial_weights(model: nn.Module) -> None:
     sampled = {weight.steps: weight for weight in find_steps(model, Gate)}  # tied weights once
     for steps, weight in sampled.items():
         step, now = weight.step(Gate), getattr(weight.module, weight.attribute)
+        assert step is not None  # `find_steps` saw it
         if isinstance(step, LatentWeights):
             steps.original.zero_()
         elif steps.is_tensor:

@@ -90,9 +90,10 @@ class DHP:
         self.units = Thresholds(graph, free, price_of(graph, budget))
         self.target = budget.limit(self.units.before) / self.units.before
         self.cuts = config.compact and config.mode == "exact" and can_be_cut(model)
-        begun = {"start": config.start, "latents": config.latents, "seed": seed}
+        start, latents = config.start, config.latents
+        assert start is not None and latents is not None  # `resolved` gave them values
         factors = config.factors if config.mode == "paper" else None
-        self.latents = attach(model, graph, list(free), factors=factors, **begun)
+        self.latents = attach(model, graph, [*free], start=start, latents=latents, factors=factors, seed=seed)
         self.owners = self.units.owners
         self.costs = self.units.unit_costs() if config.cost_aware else torch.ones(len(self.owners))
         self.threshold = 0.0 if config.mode == "exact" else 5e-3
@@ -192,6 +193,7 @@ class DHP:
             TrainingError: A latent or weight is NaN or infinite.
         """
         self.decide()
+        assert self.keep is not None  # decided just now
         return surgery.shrink(self.full(), self.graph, self.keep)
 
     # -------------------------------------------------------------------------------------- counting
@@ -255,6 +257,7 @@ class DHP:
         if self.should_decide(ratio):
             self.decide()
             self.finished = self.config.mode == "paper"
+            assert self.keep is not None  # decided just now
             if self.config.mode == "exact":
                 self.cut(self.keep, optimizer)
             return

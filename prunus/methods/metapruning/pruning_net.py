@@ -38,7 +38,7 @@ class PruningBlock(nn.Module):
         else:
             self.second = nn.Linear(hidden, shape.numel(), bias=form == "paper")
         for layer in [] if form == "paper" else self.factors if form == "factored" else [self.second]:
-            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.get_parameter("weight"))
 
     def forward(self, shares: Tensor, own: Tensor) -> Tensor:
         """The weight, at full size. shares: (inputs,), widths in (0, 1]. own: W0, which form=paper does not read."""

@@ -33,6 +33,8 @@ class MaskNetwork(nn.Module):
         channels: Channels of the prompt that is encoded into the initial state; None: no prompt, the state is 0.
     """
 
+    owners: Tensor
+
     def __init__(
         self,
         sizes: Sequence[int],
@@ -138,6 +140,7 @@ def _header(path: str | Path) -> dict:
     """The header of the file. Raises FileError if it has none of this format."""
     with safe_open(path, "pt") as opened:
         text = (opened.metadata() or {}).get(HEADER, "null")
+    there: dict = {}
     try:
         there = json.loads(text)
         whole = there["format"] == FORMAT and all(len(pair) == 2 for pair in there["axes"])

@@ -38,6 +38,8 @@ class Prompt(nn.Module):
         UserError: `kind` is unknown, or the prompt does not fit on the image.
     """
 
+    frame: Tensor
+
     def __init__(
         self,
         shape: tuple[int, int, int],
@@ -49,9 +51,9 @@ class Prompt(nn.Module):
         super().__init__()
         if kind not in get_args(Kind):
             raise unknown("prompt", kind, get_args(Kind))
-        self.shape, self.kind, self.how, self.speed = tuple(shape), kind, how, speed
+        channels, height, width = shape
+        self.shape, self.kind, self.how, self.speed = (channels, height, width), kind, how, speed
         self.size = fit_size(self.shape, kind, size)
-        channels, height, width = self.shape
         square = torch.zeros(1, height, width)
         if kind == "pad":
             square[:] = 1.0
@@ -115,7 +117,8 @@ def image_shape(example: Any) -> tuple[int, int, int]:
     if isinstance(example, (tuple, list, dict)) and len(example) == 1:
         example = next(iter(example.values() if isinstance(example, dict) else example))
     if isinstance(example, Tensor) and example.dim() == 4 and example.is_floating_point():
-        return tuple(example.shape[1:])
+        _, channels, height, width = example.shape
+        return channels, height, width
     seen = (
         f"{tuple(example.shape)} {example.dtype}" if isinstance(example, Tensor) else type(example).__name__
     )

@@ -65,6 +65,10 @@ class PASS(nn.Module):
         UserError: No axis of the network can be pruned in this way, or the prompt does not fit the example.
     """
 
+    statistics: Tensor
+    inputs: Tensor
+    kept: Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -119,7 +123,9 @@ class PASS(nn.Module):
         self._first = self.scores().detach()
         self.kept.copy_(self.choose_units(self._first))
 
-    def _build(self, model: nn.Module, shape: tuple | None, seed: int, statistic: Callable) -> None:
+    def _build(
+        self, model: nn.Module, shape: tuple[int, int, int] | None, seed: int, statistic: Callable
+    ) -> None:
         """Build the copy of the network with its masks, the prompt, and the hypernetwork."""
         config, graph, names = self.config, self.graph, self.names
         sizes = {name: graph.axes[name].size for name in names}
@@ -133,7 +139,7 @@ class PASS(nn.Module):
                 channels=shape and shape[0],
             )
         self.prompt = None
-        if shape:
+        if shape and config.prompt != "none":
             self.prompt = Prompt(
                 shape, config.prompt, config.prompt_size, config.prompt_how, config.prompt_speed
             )
@@ -165,16 +171,15 @@ class PASS(nn.Module):
         kept = self.choose_units(found)
         if self.training:
             self.kept_now = kept
+        given = list(args)
         if self.prompt:
-            args = list(args)
-            for held, key in [
-                *((args, place) for place in range(len(args))),
-                *((kwargs, name) for name in kwargs),
-            ]:
+            places: list[tuple[Any, int | str]] = [(given, place) for place in range(len(given))]
+            places += [(kwargs, name) for name in kwargs]
+            for held, key in places:
                 if isinstance(held[key], Tensor):
                     held[key] = self.with_prompt(held[key])
                     break
-        return self.run(self.straight_through(found, kept), *args, **kwargs)
+        return self.run(self.straight_through(found, kept), *given, **kwargs)
 
     def learned(self) -> list[nn.Parameter]:
         """The parameters that an optimiser should hold."""
@@ -225,9 +230,11 @@ class PASS(nn.Module):
             TrainingError: A score is NaN or infinite.
         """
         self.decide()
+        assert self.keep is not None  # decided just now
         small = surgery.shrink(self.full(), self.graph, self.keep)
         if not self.keep_prompt:
             return small
+        assert self.prompt is not None  # keep_prompt needs one
         return Prompted(copy.deepcopy(self.prompt).to(next(small.parameters()).device), small)
 
     # ------------------------------------------------------------------------------------- the masks
@@ -279,6 +286,7 @@ class PASS(nn.Module):
 
     def with_prompt(self, x: Tensor) -> Tensor:
         """The batch with the prompt on a share config.prompted of its images."""
+        assert self.prompt is not None  # without a prompt this is not called
         count = round(self.config.prompted * len(x))
         return self.prompt(x) if count == len(x) else torch.cat([self.prompt(x[:count]), x[count:]])
 
@@ -327,6 +335,7 @@ class PASS(nn.Module):
         else:
             kept = self.as_mask(self.config.select(self.graph, self.split_by_axis(found), self.budget))
         masks, on = kept.to(found.dtype), self.prompt if self.keep_prompt else nn.Identity()
+        assert self._score is not None and on is not None  # snapshots need a score, keep_prompt a prompt
         value = float(self._score(lambda x: self.run(masks, on(x))))
         if not isfinite(value):
             raise TrainingError(
@@ -395,5 +404,5 @@ def parameters_of(model: nn.Module, name: str) -> list[nn.Parameter]:
     path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)
     if parametrize.is_parametrized(module, attribute):
-        return list(module.parametrizations[attribute].parameters())
+        return list(surgery.lists_of(module)[attribute].parameters())
     return [module.get_parameter(attribute)]
