@@ -461,7 +461,7 @@ def test_searches_can_use_the_price_of_a_metered_budget(tmp_path):
 def test_unknown_runtimes_are_refused():
     with pytest.raises(UserError, match=r"unknown runtime 'onnx'\. Did you mean onnxruntime"):
         measure_tables(MODEL, GRAPH, runtime="onnx")
-    with pytest.raises(UserError, match="goes with a budget of latency_ms"):
+    with pytest.raises(UserError, match="runtime=torch needs a budget of latency_ms"):
         preview("zoo:digits_resnet", data="digits", settings=Settings(runtime="torch"))
 
 
