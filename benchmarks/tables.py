@@ -84,6 +84,22 @@ time, {describe_setup(setup)}, and of processor time; the load before was {machi
 """
 
 
+def precision() -> str:
+    result = read("precision")
+    rows = [
+        [name, f"{row['bf16_ms']:.0f}", f"{row['full_ms']:.0f}", f"{row['bf16_over_full']:.1f}"]
+        for name, row in result["rows"].items()
+    ]
+    return f"""## Precision on a processor without bf16 instructions
+
+Forward and backward, batch size {result["batch"]}, channels-last, bf16 autocast and full precision in turns,
+medians, threads: {result["machine"]["threads"]} (`python benchmarks/precision.py`; other work ran beside it). The
+processor has AVX2, but neither AVX-512 nor bf16. Prunus chooses precision={result["advised"]} there.
+
+{table(["network", "bf16, ms", "full precision, ms", "bf16 over full"], rows)}
+"""
+
+
 def resnet56() -> str:
     result = read("resnet56_taylor")
     before, after = result["before"], result["after"]
@@ -666,6 +682,7 @@ def main() -> None:
                 *parts,
                 core(),
                 round_to(),
+                precision(),
                 resnet56(),
                 dhp(),
                 metapruning(),

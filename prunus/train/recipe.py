@@ -13,8 +13,8 @@ from prunus.errors import UserError, unknown
 def choose_precision() -> str:
     """Choose the faster precision on this machine: "bf16" if the hardware computes in it, otherwise "no".
 
-    A processor without bf16 instructions emulates them: measured on one with AVX2 alone, a step under
-    autocast takes eight times as long as in full precision.
+    A processor without bf16 instructions emulates them: on one with AVX2 alone a step under autocast takes 8 to 12
+    times as long as in full precision (benchmarks/precision.py).
     """
     if torch.accelerator.is_available():
         return "bf16"
