@@ -2,7 +2,7 @@
 
     python benchmarks/dhp_overhead.py [--networks resnet20 resnet56] [--rounds 15] [--processes 5] [--threads 2]
 
-Steps (forward, backward, SGD; batch 128, bf16 autocast, channels-last, random pictures) of the plain network, of the
+Steps (forward, backward, SGD; batch 128, bf16 autocast, channels-last, random images) of the plain network, of the
 same with latents (mode exact, nothing cut out) and of the paper's hypernetwork, side by side; see timed.py. The plain
 network runs twice a round: how far `plain again` is from 1 is the noise. Then, in so many processes as --searches says,
 a whole search to half the multiply-accumulates, cutting as it goes, step by step beside a plain training of as many

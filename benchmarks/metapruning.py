@@ -60,7 +60,7 @@ PROVIDERS = ("inherit", "shared", "residual", "hypernet")
 
 
 class Arms:
-    """All that the arms of one seed share. data: labelled pictures; asked: the command line's."""
+    """All that the arms of one seed share. data: labelled images; asked: the command line's."""
 
     def __init__(self, base, data, asked: argparse.Namespace, seed: int):
         self.base, self.data, self.asked, self.seed = base, data, asked, seed

@@ -51,7 +51,7 @@ AT_ONCE = {
     "uniform": ("magnitude", ("how=uniform",)),
 }
 TRANSFERS = ("own", "structure", "hypernetwork", "hypernetwork-tuned", "l1")
-BATCH = 128  # pictures a step of recovery
+BATCH = 128  # images a step of recovery
 SHORT = 50  # steps of a search that goes on from another task's hypernetwork
 
 

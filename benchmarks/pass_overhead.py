@@ -3,7 +3,7 @@
     python benchmarks/pass_overhead.py [--networks resnet20 resnet56] [--rounds 15] [--processes 5] [--threads 2]
 
 `masked` is forward and backward of the frozen network with fixed masks, their gradients included (batch 128, bf16
-autocast, channels-last, random pictures, half the multiply-adds); `step` the whole of a step: prompt, scores,
+autocast, channels-last, random images, half the multiply-adds); `step` the whole of a step: prompt, scores,
 selection, the same passes, Adam, counting; `no prompt` the same of a search without one. All side by side; see
 timed.py. `masked again` is the noise. `selection` is from scores to exact masks, its ratio over the step. Goes to
 benchmarks/results/pass_overhead[_THREADSthread].json.

@@ -4,13 +4,13 @@ r"""What a search for widths costs, beside the passes through the networks that 
         --weights ../shared/weights/cifar10_resnet20.safetensors
 
 queries     width vectors whose multiply-adds are computed in a second, in one query.
-candidate   one network of the budget after another is tried in four ways, in turn, on the same `images` pictures: in
-            passes alone (of the network made before: the `calibration` pictures and the `images`), by a search with
+candidate   one network of the budget after another is tried in four ways, in turn, on the same held-out images: in
+            passes alone (of the network made before: the `calibration` images and the `images`), by a search with
             the weights of the base, by one with a PruningNet's, and in the original's way: the PruningNet makes the
-            weights anew for each batch, and moving averages over `original` pictures renew the norms. Pictures are
+            weights anew for each batch, and moving averages over `original` images renew the norms. Images are
             kept in memory for all four, batches are of one size, and nobody drops a network early. `to_passes` is the
             time over that of the passes alone, `original_to_ours` the original's over that of our PruningNet's.
-search      a whole search, its race and the comparison of the last few included: how long, on how many pictures, and
+search      a whole search, its race and the comparison of the last few included: how long, on how many images, and
             which share of the time is spent outside of calls of networks. (The sums that renew norms are spent inside
             of them; `candidate` shows what they cost.) `original_to_search` is the original's time for a network,
             as above, over the search's for one of its networks.
@@ -83,7 +83,7 @@ def passes(small: torch.nn.Module, trial: ImageEvaluator) -> None:
 
 
 def tried(trial: ImageEvaluator, widths: Widths) -> None:
-    """A network made, its norms renewed, and scored on all pictures, in a search's parts."""
+    """A network made, its norms renewed, and scored on all images, in a search's parts."""
     ends = [0, *(end for end in CHUNKS if end < trial.images), trial.images]
     for first, end in pairwise(ends):
         trial.score(widths, first, end)
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--weights", help="a file; random ones if not given")
     for name in ("images", "calibration", "generations", "population"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Config, name))
-    parser.add_argument("--original", type=int, default=20_000, help="pictures, as in the paper")
+    parser.add_argument("--original", type=int, default=20_000, help="images, as in the paper")
     parser.add_argument("--networks", type=int, default=7, help="that are tried in all ways")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "search_speed.json")

@@ -39,7 +39,7 @@ def arguments(description: str, *, rounds: int, processes: int) -> argparse.Argu
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
-    """Random pictures and classes."""
+    """Random images and classes."""
     x = torch.randn(BATCH, *IN_SHAPE).to(memory_format=torch.channels_last)
     return x, torch.randint(CLASSES, (BATCH,))
 

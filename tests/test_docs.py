@@ -48,10 +48,10 @@ def test_the_search_on_a_page_runs_and_meets_its_budget(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     model = zoo.build("digits_resnet")
-    example, pictures = torch.randn(1, 1, 8, 8), torch.randn(40, 1, 8, 8)
+    example, images = torch.randn(1, 1, 8, 8), torch.randn(40, 1, 8, 8)
     graph = prunus.trace(model, example)
-    names = {"model": model, "graph": graph, "prunus": prunus, "batches": [(pictures, None)]}
-    names["quality"] = lambda small: -small(pictures).square().mean().item()
+    names = {"model": model, "graph": graph, "prunus": prunus, "batches": [(images, None)]}
+    names["quality"] = lambda small: -small(images).square().mean().item()
     (page,) = re.findall(r"```python\n(.*?)```", (DOCS / "metapruning.md").read_text(), re.S)
     assert len(page.strip().splitlines()) <= 15
     exec(compile(page.replace("Evolution()", "Evolution(generations=2)"), "metapruning.md", "exec"), names)
@@ -59,7 +59,7 @@ def test_the_search_on_a_page_runs_and_meets_its_budget(tmp_path, monkeypatch):
     assert len(found.candidates) == 100 and (tmp_path / "search.jsonl").exists()
     assert found.winner.score == max(each.score for each in found.candidates)
     assert prunus.macs(prunus.trace(small, example)) <= 0.5 * prunus.macs(graph)
-    assert small(pictures).shape == (40, 10)
+    assert small(images).shape == (40, 10)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])

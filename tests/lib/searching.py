@@ -34,7 +34,7 @@ def concave(widths):
     return -sum((widths[name] / sizes[name] - share) ** 2 for name, share in BEST.items())
 
 
-class Pictures:
+class Images:
     """An evaluator: a network classifies an image correctly if its quality, plus noise, reaches its difficulty."""
 
     def __init__(self, images=3000, seed=0, luck=0.3):
@@ -49,7 +49,7 @@ class Pictures:
         return right[images_from:images_to]
 
 
-class Noting(Pictures):
+class Noting(Images):
     """A score that logs every network before it is evaluated; after `most` of them it waits to be killed."""
 
     def __init__(self, log, pause_s=0.0, most=None):
@@ -84,7 +84,7 @@ def small_search(folder, pause_s=0.0, workers=None, most=None):
         seed=3,
         seeds=[{"0": 20, "2": 7}],
         chunks=(50, 100),
-        confirm=Pictures(300, seed=1),
+        confirm=Images(300, seed=1),
         top=3,
         measured=measured,
         journal=Path(folder) / "journal.jsonl",

@@ -23,8 +23,8 @@ torch.distributed.destroy_process_group()
 """
 
 
-def picture_items():
-    """As data, a SPEC of which is tests.lib.two_processes:picture_items."""
+def image_items():
+    """As data, a SPEC of which is tests.lib.two_processes:image_items."""
     torch.manual_seed(0)
     items = [(torch.randn(1, 8, 8), i % 10) for i in range(210)]  # 200 to train on: batches of an even size
     return items, items[:50]

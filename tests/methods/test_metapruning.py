@@ -133,7 +133,7 @@ def test_the_parts_are_apart_and_hold_every_class(digits):
 def test_a_score_is_what_a_plain_evaluation_of_the_renewed_network_says(trained):
     graph = trace(trained.model, EXAMPLE)
     parts = split_training(trained.data.train, 150, seed=0)
-    pictures = calibration_set(parts.train, 128, seed=0)
+    images = calibration_set(parts.train, 128, seed=0)
     keep = {name: list(range(axis.size // 2)) for name, axis in graph.axes.items()}
     made = []
 
@@ -141,12 +141,12 @@ def test_a_score_is_what_a_plain_evaluation_of_the_renewed_network_says(trained)
         made.append(widths)
         return surgery.shrink(trained.model, graph, keep)
 
-    trial = scorer(trained, Builder(network, pictures), parts.search)
+    trial = scorer(trained, Builder(network, images), parts.search)
     widths = graph.widths(keep)
     some = [trial.score(widths, 0, 70), trial.score(widths, 70, trial.images)]
     assert len(made) == 1
     small = network(widths)
-    renew_norms(small, pictures.between(0, 128))
+    renew_norms(small, images.between(0, 128))
     accuracy = trained.evaluate(small, parts.search)["accuracy"]
     assert torch.cat(some).double().mean().item() == pytest.approx(accuracy, abs=1e-12)
     assert accuracy > trained.evaluate(network(widths), parts.search)["accuracy"]  # without

@@ -157,7 +157,7 @@ def training_without_norms(folder):
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 10)
     )
-    task = Classification(model, load_data("tests.lib.two_processes:picture_items"))
+    task = Classification(model, load_data("tests.lib.two_processes:image_items"))
     net, task, parts = ready_to_train(task, "residual")
     task.data = replace(task.data, train=parts.train.take(np.arange(120)))  # batches of an even size
     fit(net, task, replace(RECIPE, batch_size=40), folder=folder, along=StepCounter(net))

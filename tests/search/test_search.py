@@ -39,7 +39,7 @@ from prunus.search.proposals import WINDOW, cross, mutate
 from prunus.selection import Budget, Metered, blocks, cost, min_units, select
 from tests.lib import nets, searching
 from tests.lib.graphs import counted_macs
-from tests.lib.searching import Pictures, concave
+from tests.lib.searching import Images, concave
 
 CHAIN = searching.GRAPH
 GRAPHS = {name: trace(*nets.build(name)) for name in nets.NETS} | {"chain": CHAIN}
@@ -543,7 +543,7 @@ def test_the_front_is_what_nothing_cheaper_reaches():
 
 def test_what_wins_is_what_is_confirmed():
     """Scores that selected a network are biased: the search's own are kept apart from those on other images."""
-    one, other = Pictures(2000, luck=1.0), Pictures(2000, seed=7, luck=1.0)
+    one, other = Images(2000, luck=1.0), Images(2000, seed=7, luck=1.0)
     result = search(Space(CHAIN), Budget(macs=0.4), one, how=SMALL, confirm=other, top=4, chunks=())
     assert len(result.confirmed) == 5 and result.uniform.widths in [each.widths for each in result.confirmed]
     assert [each.score for each in result.confirmed] == sorted(
@@ -582,7 +582,7 @@ def candidate_of(correct):
                      correct=correct)  # fmt: skip
 
 
-def test_falling_behind_is_judged_by_the_pictures_on_which_two_differ():
+def test_falling_behind_is_judged_by_the_images_on_which_two_differ():
     right = np.arange(1000) < 700
     for lost, won in ((30, 5), (100, 75), (10, 0), (60, 40)):
         other = right.copy()
@@ -604,22 +604,22 @@ def test_of_networks_as_good_as_their_rival_few_are_dropped_of_worse_ones_nearly
     assert dropped[0.0] <= 12 and dropped[0.06] >= 390
 
 
-def test_a_race_asks_for_every_picture_once_in_order_and_stops_when_it_is_lost():
+def test_a_race_asks_for_every_image_once_in_order_and_stops_when_it_is_lost():
     proposal = Proposal(widths={"0": 18, "2": 10, "4": 19, "6": 8}, cost=1.0, origin="", generation=0)
     poor = Proposal(widths={"0": 2, "2": 30, "4": 3, "6": 2}, cost=1.0, origin="", generation=0)
-    evaluator = Pictures(3000)
+    evaluator = Images(3000)
     good = evaluate(proposal, evaluator, None, (1000, 5000, 200))
     assert [asked[1:] for asked in evaluator.asked] == [(0, 200), (200, 1000), (1000, 3000)]
     assert good.complete and good.images == 3000 and good.score == good.correct.mean()
     lost = evaluate(poor, evaluator, good, (200, 1000))
     assert not lost.complete and lost.images == 200 and lost.score == lost.correct.mean()
-    assert evaluate(poor, evaluator, good).complete  # no race, all pictures
+    assert evaluate(poor, evaluator, good).complete  # no race, all images
     assert evaluate(proposal, evaluator, good, (200, 1000)).complete  # never behind itself
     assert evaluate(poor, lambda widths: widths["0"]).score == 2.0
 
 
-def test_races_save_pictures_and_neither_win_nor_breed():
-    plain, raced = Pictures(3000), Pictures(3000)
+def test_races_save_images_and_neither_win_nor_breed():
+    plain, raced = Images(3000), Images(3000)
     options = {"how": Evolution(generations=8, population=30, parents=5, mutants=12, crossovers=10)}
     search(Space(CHAIN), Budget(macs=0.4), plain, chunks=(), **options)
     result = search(Space(CHAIN), Budget(macs=0.4), raced, chunks=(200, 600, 1500), **options)
@@ -656,18 +656,18 @@ def test_scores_that_are_none_are_refused(score, words):
     "answer", [torch.ones(200), torch.ones(100, dtype=torch.bool), np.ones((200, 1), bool)]
 )
 def test_answers_of_another_kind_are_refused(answer):
-    evaluator = Pictures(200)
+    evaluator = Images(200)
     evaluator.score = lambda widths, images_from, images_to: answer
     with pytest.raises(UserError, match=r"bool \(200,\)"):
         search(Space(CHAIN), Budget(macs=0.5), evaluator, how=SMALL)
 
 
 def test_tensors_are_as_good_as_arrays():
-    class Tensors(Pictures):
+    class Tensors(Images):
         def score(self, *asked):
             return torch.from_numpy(super().score(*asked))
 
-    found = [search(Space(CHAIN), Budget(macs=0.4), kind(500), how=SMALL) for kind in (Pictures, Tensors)]
+    found = [search(Space(CHAIN), Budget(macs=0.4), kind(500), how=SMALL) for kind in (Images, Tensors)]
     assert found[0].plain() == found[1].plain()
 
 
@@ -687,12 +687,12 @@ class Threads(Alone):
 @pytest.mark.parametrize("how", [SMALL, Random(networks=40, batch=12), Greedy(stride=4)])
 def test_the_seed_alone_decides_however_many_work(how, tmp_path):
     def found(name, seed, workers):
-        asked = Pictures(400)
+        asked = Images(400)
         options = {
             "journal": tmp_path / name,
             "workers": workers,
             "chunks": (100, 200),
-            "confirm": Pictures(100),
+            "confirm": Images(100),
         }
         result = search(Space(CHAIN), Budget(macs=0.4), asked, how=how, seed=seed, **options)
         assert len({widths for widths, *_ in asked.asked}) == len(result.candidates)

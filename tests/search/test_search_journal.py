@@ -17,7 +17,7 @@ from prunus.search import Evolution, Greedy, Space, search
 from prunus.search import journal as journals
 from prunus.selection import Budget
 from tests.lib import searching
-from tests.lib.searching import Noting, Pictures, concave, small_search
+from tests.lib.searching import Images, Noting, concave, small_search
 from tests.lib.two_processes import LAUNCH, ROOT, SCRIPT, launched
 
 
@@ -170,7 +170,7 @@ def test_killed_within_a_line_that_network_alone_is_looked_at_again(
 
 
 def test_greedy_goes_on_as_well(tmp_path):
-    asked = Pictures(200)
+    asked = Images(200)
 
     def found():
         file = tmp_path / "journal.jsonl"
@@ -193,7 +193,7 @@ def test_a_journal_of_other_weights_settings_or_network_is_refused(tmp_path):
     asked = {
         "space": Space(searching.GRAPH),
         "budget": Budget(macs=0.5),
-        "score": Pictures(100),
+        "score": Images(100),
         "how": Evolution(generations=2, population=8, mutants=3, crossovers=3),
         "seed": 1,
         "settings": searching.SETTINGS,
@@ -220,7 +220,7 @@ def test_a_journal_of_other_weights_settings_or_network_is_refused(tmp_path):
             "strategy.population was 8",
         ),
         ({"how": Greedy()}, "strategy.name was 'Evolution', is now 'Greedy'"),
-        ({"score": Pictures(200)}, "images was [100, None], is now [200, None]"),
+        ({"score": Images(200)}, "images was [100, None], is now [200, None]"),
         ({"score": concave}, "images was [100, None], is now [None, None]"),
         ({"chunks": (50,)}, "options.chunks was"),
         ({"seeds": [{"0": 3}]}, "seeds was []"),

@@ -359,7 +359,7 @@ def test_survivors_train_as_if_only_they_were_there(name):
 
 @pytest.fixture(scope="module")
 def tiny():
-    """160 pictures to train on, 70 to watch."""
+    """160 images to train on, 70 to watch."""
     digits = load_data("digits")
     return replace(digits, train=digits.train.take(np.arange(160)))
 
@@ -432,7 +432,7 @@ def test_the_final_weights_are_those_evaluated_last(tiny):
 
 
 def train_held(folder):
-    data = load_data("tests.lib.two_processes:picture_items")
+    data = load_data("tests.lib.two_processes:image_items")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
     graph = prunus.trace(model, data.example)
@@ -573,7 +573,7 @@ def test_a_depthwise_filter_kills_its_unit_unless_there_is_a_way_round():
     assert masks.dead(graph, kept) == {}
     kept["depth.weight"][3] = False
     assert masks.dead(graph, kept) == {"widen": [0, 1, 2, 4, 5]}
-    kept["narrow.weight"][:, :3] = False  # the picture itself is no unit
+    kept["narrow.weight"][:, :3] = False  # the image itself is no unit
     kept["narrow.weight"][:, 3 + 4] = False
     assert masks.dead(graph, kept) == {"widen": [0, 1, 2, 5]}
 

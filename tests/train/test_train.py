@@ -59,7 +59,7 @@ def noisy(seed=0):
 
 @pytest.fixture(scope="module")
 def tiny(digits):
-    """160 pictures to train on, 70 to watch."""
+    """160 images to train on, 70 to watch."""
     return replace(digits, train=digits.train.take(np.arange(160)))
 
 
@@ -175,7 +175,7 @@ def test_a_kill_while_the_epoch_is_measured_resumes_bit_equal(tiny, tmp_path, mo
 
 def train_prepared(folder):
     """Train without anything random, so that the number of processes must not matter."""
-    data = load_data("tests.lib.two_processes:picture_items")
+    data = load_data("tests.lib.two_processes:image_items")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
     recipe = Recipe(epochs=2, batch_size=20, lr=0.1, precision="no")

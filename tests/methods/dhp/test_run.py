@@ -157,7 +157,7 @@ class Folder:
 
 
 @pytest.mark.parametrize("mode", ["exact", "paper"])
-def test_the_method_gives_units_weights_of_full_size_and_pictures(mode, tiny, tmp_path):
+def test_the_method_gives_units_weights_of_full_size_and_images(mode, tiny, tmp_path):
     model = small()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     task = Classification(model, tiny, recipe_fields={"epochs": 6, "batch_size": 32})
@@ -203,7 +203,7 @@ def test_a_recipe_without_a_learning_rate_is_refused_at_once(tiny, tmp_path):
 def train_two(folder):
     """Once without cutting, to be compared tensor by tensor, and once as it is by default, to the budget."""
     folder = Path(folder)
-    data = load_data("tests.lib.two_processes:picture_items")
+    data = load_data("tests.lib.two_processes:image_items")
     recipe = Recipe(epochs=2, batch_size=20, lr=0.1, precision="no")  # 20 steps
     for compact in (False, True):
         torch.manual_seed(0)

@@ -96,7 +96,7 @@ def test_widths_are_learned_not_arbitrary():
     """Among copies of few informative features and many uninformative ones, the latter are removed."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-    with torch.no_grad():  # half of the units are dead for every picture: no gradient holds their latents up
+    with torch.no_grad():  # half of the units are dead for every image: no gradient holds their latents up
         model[1].bias[::2] = -100.0
     search = searched(Budget(macs=0.5), Config(round_to=1), model=model)
     search.finish()
@@ -274,7 +274,7 @@ def finished():
     return search, search.finish()
 
 
-def test_i8_every_layer_says_its_size_and_runs_on_other_batches_and_pictures(finished):
+def test_i8_every_layer_says_its_size_and_runs_on_other_batches_and_images(finished):
     search, found = finished
     widths = {name: len(units) for name, units in search.keep.items()}
     stem, a, point = widths["stem"], widths["a"], widths["point"]

@@ -23,7 +23,7 @@ def test_the_prompt_learns_inside_its_frame_alone():
     assert not search.prompt.values[:, 2:-2, 2:-2].any()  # nor behind the frame
 
 
-def test_the_prompt_learns_from_the_pictures_and_through_the_hypernetwork():
+def test_the_prompt_learns_from_the_images_and_through_the_hypernetwork():
     search = searched(steps=4)
     x, y = next(batches(1))
     original, values = search.prompt.canvas, search.prompt.values
@@ -87,7 +87,7 @@ def test_a_network_with_its_prompt():
 
 
 # ------------------------------------------------------------------------------------- what is refused
-def test_inputs_that_are_no_pictures_have_no_prompt():
+def test_inputs_that_are_no_images_have_no_prompt():
     model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
     with pytest.raises(UserError, match=r"\(2, 6\).*prompt=none"):
         PASS(model, torch.randn(2, 6), HALF)
@@ -101,12 +101,12 @@ def test_inputs_that_are_no_pictures_have_no_prompt():
 
 
 @pytest.mark.parametrize("config", [Config(prompt_size=4), Config(prompt="fixed", prompt_size=9)])
-def test_prompts_larger_than_the_pictures_are_refused(config):
+def test_prompts_larger_than_the_images_are_refused(config):
     with pytest.raises(UserError, match=r"8x8.*prompt_size"):
         PASS(small(), X, HALF, config=config)
 
 
-def test_pictures_of_another_size_are_refused_and_the_search_goes_on():
+def test_images_of_another_size_are_refused_and_the_search_goes_on():
     search = PASS(small(), X, HALF)
     with pytest.raises(UserError, match=r"\(1, 8, 8\).*\(1, 9, 9\)"):
         search(torch.zeros(2, 1, 9, 9))

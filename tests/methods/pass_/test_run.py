@@ -164,7 +164,7 @@ def test_a_run_killed_in_its_search_ends_in_the_same_files(tmp_path):
 # ---------------------------------------------------------------------------------- several processes
 def train_two(folder):
     """A search of six steps; its checkpoint stays in the folder."""
-    data = load_data("tests.lib.two_processes:picture_items")
+    data = load_data("tests.lib.two_processes:image_items")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     task = Classification(model, data)
