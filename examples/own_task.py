@@ -54,7 +54,7 @@ class Denoising(Task):
 class Noisy:
     """A source of images: `read` gives those at some indices, the same noise on an image every time."""
 
-    slow = False
+    slow = False  # no need to read ahead
 
     def __init__(self, clean: Tensor):
         self.images = clean + 0.3 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
@@ -68,8 +68,8 @@ def main() -> None:
     torch.manual_seed(0)
     clean = torch.tensor(load_digits().images[:, None] / 16, dtype=torch.float32)
     source, order = Noisy(clean), np.random.default_rng(0).permutation(len(clean))
-    parts = [Split(source, clean[part].numpy(), part) for part in np.split(order, [1200, 1400])]
-    data = Data("noisy digits", None, source.images[:1], *parts)
+    splits = [Split(source, clean[part].numpy(), part) for part in np.split(order, [1200, 1400])]
+    data = Data("noisy digits", None, source.images[:1], *splits)
     model = nn.Sequential(
         *(nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
         *(nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 1, 3, padding=1)),

@@ -167,7 +167,7 @@ def test_cut_masked_and_made_small_answer_alike(name):
     for seed in range(1 if name in ZOO else 4):
         widths = some_widths(net, seed)
         with torch.no_grad():
-            expected, ours = model(example), net.answers(widths, example)
+            expected, ours = model(example), net.output(widths, example)
             small = skeleton.call(net.network(widths), example)
             whole = masked_answers(model, net.graph, net.keep(widths), example)
         assert ours.shape == expected.shape and not alike(ours, expected, 0.01)
@@ -183,7 +183,7 @@ def test_whole_it_is_the_network_that_was_given(name):
     with torch.no_grad():
         expected = model(example)
         assert torch.equal(whole(example), expected)
-        assert torch.equal(net.answers(net.graph.widths(), example), expected)
+        assert torch.equal(net.output(net.graph.widths(), example), expected)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "densenet40", *SMALL])
@@ -199,7 +199,7 @@ def test_gradients_are_those_of_the_small_network_in_their_places(name):
         pairs = zip(names, tensors, found, strict=True)
         return {name: torch.zeros_like(t) if each is None else each for name, t, each in pairs}
 
-    ours = gradients(net.answers(widths, example), net.net)
+    ours = gradients(net.output(widths, example), net.net)
     theirs = gradients(skeleton.call(small, example), small)
     assert ours.keys() == theirs.keys()
     for name, part in cut(ours, net.graph, keep).items():
@@ -220,8 +220,8 @@ def test_gradients_are_those_of_the_masked_network_and_nothing_outside_the_crop_
     def gradients(answers):
         return torch.autograd.grad(answers.square().sum(), learn, allow_unused=True)
 
-    whole = mask_tensors(effective_tensors(model) | net.made(widths), net.graph, keep)
-    ours = gradients(net.answers(widths, example))
+    whole = mask_tensors(effective_tensors(model) | net.make_weights(widths), net.graph, keep)
+    ours = gradients(net.output(widths, example))
     theirs = gradients(functional_call(model, whole, (example,)))
     for a, b in zip(ours, theirs, strict=True):
         assert alike(a, b, 1e-6)
@@ -238,7 +238,7 @@ def test_a_paper_block_has_no_gradient_outside_the_crop():
     model, example = built("digits")
     net = supernet(model, example, "paper")
     widths = some_widths(net, seed=1)
-    net.answers(widths, example).sum().backward()
+    net.output(widths, example).sum().backward()
     for name, block in zip(net.maker.context, net.maker.blocks, strict=True):
         inside = (
             mask_tensors({name: torch.ones(block.shape)}, net.graph, net.keep(widths))[name].flatten() > 0
@@ -252,7 +252,7 @@ def test_what_is_made_and_then_cut_is_what_the_small_network_holds(form):
     model, example = built("mobilenet_v2")
     net = supernet(model, example, form, order=True)
     widths = some_widths(net)
-    made, small = net.made(widths), effective_tensors(net.network(widths))
+    made, small = net.make_weights(widths), effective_tensors(net.network(widths))
     assert made
     for name, weight in made.items():
         assert torch.equal(small[name], slice_tensor(weight, net.graph.layouts[name], net.keep(widths)))
