@@ -33,10 +33,6 @@ class Metric:
         """Return a standard deviation of stored values, such as "0.20 points"."""
         return self._with_unit(f"{self.factor * deviation:.{self.digits}f}", self.unit_of_changes)
 
-    def better(self, one: float, other: float) -> bool:
-        """Return whether `one` is a better value than `other`."""
-        return one > other if self.higher_is_better else one < other
-
     @property
     def unit_of_changes(self) -> str:
         """The unit of differences: points for per cent, because a per cent of a per cent would be read otherwise."""
