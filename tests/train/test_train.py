@@ -235,8 +235,8 @@ class Strided(nn.Module):
 @pytest.mark.parametrize("had_it", [False, True])
 @pytest.mark.parametrize("wanted", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_gradients_torch_writes_over_foreign_memory_for_are_not_asked_for(stride, wanted, had_it, tiny):
-    """What oneDNN is wrong about: else, a run aborts, hangs or comes out wrong on a processor without AVX-512."""
+def test_gradients_that_onednn_computes_wrongly_are_not_asked_for(stride, wanted, had_it, tiny):
+    """Strided 1x1 convolutions see contiguous tensors; otherwise oneDNN aborts, hangs or returns wrong gradients."""
     model = Strided(stride)
     if had_it:
         model.to(memory_format=torch.channels_last)
