@@ -17,7 +17,7 @@ from torch import nn
 
 from prunus.errors import FileError, UserError
 from prunus.files import read_json, read_tensors, write_json, write_tensors
-from prunus.graph import Graph, Keep, named_tensors
+from prunus.graph import Graph, Keep, get_integer, named_tensors
 from prunus.sparse import Masks, packed, survivors, unpacked
 from prunus.surgery import changed_attributes, effective_tensors, shape_differences, with_tensors
 
@@ -178,14 +178,14 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
 
 def _check_attributes(folder: str | Path, model: nn.Module, attributes: dict) -> None:
     """Raise FileError unless only integers, and tuples of integers, of existing modules are replaced."""
-    modules = dict(model.named_modules())
     for module, values in attributes.items():
         for name, value in values.items():
-            old = vars(modules[module]).get(name) if module in modules else None
-            if not (
-                type(old) is type(value) is int
-                or (isinstance(old, (tuple, list)) and isinstance(value, list))
-            ):
+            try:
+                old = get_integer(model.get_submodule(module), name.split("."))
+            except (AttributeError, LookupError, ValueError):
+                old = None
+            whole = isinstance(old, (tuple, list)) and isinstance(value, list)  # files of version 0.1.0
+            if not (type(old) is type(value) is int or whole):
                 raise FileError(
                     f"{folder}/keep.json changes {module}.{name}, which is not an integer of this model; it was "
                     "damaged or saved from another class."

@@ -8,13 +8,18 @@ Its files, in the order in which to read them:
     rules/        one small function per operator, which says how layouts pass through it
     skeleton      copies of models without data, and how to run them
     tracer        one forward pass, observed operator by operator
-    attributes    integers that modules keep, and how they are set
-    follow        the search for the integers that must follow an axis
+    sizes         integers that remember what they are made of
+    symbols       these integers on their way through torch
+    attributes    integers that a model keeps
+    origins       the functions that a forward pass calls, watched
+    solve         which integers follow which layouts
+    check         the check of a trace at other widths
+    passes        the passes of all modes
     graph         Graph: members, widths, explain
     tracing       trace a model, or a part of it
 """
 
-from prunus.graph.attributes import set_attributes
+from prunus.graph.attributes import get_integer, set_attributes, set_integer
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.graph import Graph, Member
 from prunus.graph.op import CONSUMES, PRODUCES, SCALES, Op, Tag, Untracked, tensors_in
@@ -37,12 +42,14 @@ __all__ = [
     "Tag",
     "Untracked",
     "call",
+    "get_integer",
     "make_skeleton",
     "named_tensors",
     "part",
     "quiet_forward",
     "rule",
     "set_attributes",
+    "set_integer",
     "tensors_in",
     "trace",
 ]

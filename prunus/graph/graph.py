@@ -46,9 +46,14 @@ class Graph:
     tensors: dict[Tag, str] = field(repr=False)  # parameters and buffers among the inputs of `ops`
     outputs: list[Tag] = field(repr=False)  # the model's outputs, among the results of `ops`
     attributes: list[Attribute]  # integers in modules that follow an axis
-    example: Any = field(repr=False)
+    modes: dict[str, Any] = field(repr=False)  # "eval", "train": those that were traced, with their examples
     _roles: dict[tuple[str, int], str] = field(repr=False)
     _classes: dict[str, str] = field(repr=False)  # module name -> class name
+
+    @property
+    def example(self) -> Any:
+        """The example of the first mode."""
+        return next(iter(self.modes.values()))
 
     # ------------------------------------------------------------------------------- structure
     @cached_property

@@ -10,6 +10,7 @@ import torch
 from prunus.graph import axes, operators
 from prunus.graph.axes import Layout
 from prunus.graph.operators import Family, Kwargs
+from prunus.graph.sizes import Made, Term
 
 PRODUCES, CONSUMES, SCALES, SHIFTS = "produces", "consumes", "scales", "shifts"
 
@@ -22,11 +23,12 @@ class Tag:
         storage: The allocation (see tracer.Storage); None for parameters and buffers.
     """
 
-    __slots__ = ("_shape", "dims", "met", "storage")
+    __slots__ = ("_shape", "dims", "generation", "met", "storage")
 
     def __init__(self, dims: Sequence[Layout], storage: Any = None):
         self.dims = list(dims)
         self.met = False  # whether an operator read it
+        self.generation = _generation  # the number of the pass
         self.storage = storage
         self._shape: tuple[int, ...] | None = None
 
@@ -38,9 +40,19 @@ class Tag:
         return self._shape
 
 
+_generation = 0
+
+
+def new_generation() -> None:
+    """Begin a pass: tags of earlier passes, on tensors that some function has stored, are not seen any more."""
+    global _generation
+    _generation += 1
+
+
 def tag_of(tensor: Any) -> Tag | None:
-    """The tag of a tensor that tracing has seen; None for constants and for other objects."""
-    return getattr(tensor, "_prunus_tag", None)
+    """The tag of a tensor that this pass has seen; None for constants and for other objects."""
+    tag = getattr(tensor, "_prunus_tag", None)
+    return tag if tag is not None and tag.generation == _generation else None
 
 
 def put_tag(tensor: Any, tag: Tag) -> None:
@@ -75,12 +87,14 @@ class Op:
         "module",
         "name",
         "order",
+        "origins",
         "out",
         "outs",
         "over",
         "results",
         "roles",
         "scalars",
+        "terms",
     )
 
     def __init__(self, func: torch._ops.OpOverload, module: str, out: Any):
@@ -93,7 +107,9 @@ class Op:
         self.macs: list[tuple[int, tuple[Layout, ...]]] = []
         self.follows: list[tuple[Layout, int, int | None]] = []
         self.roles: list[tuple[Layout, str]] = []  # the axis a parameter dimension was born with, its role
+        self.terms: dict[tuple[int, int | None], Term] = {}  # of its integers, by argument and element
         self.scalars: tuple[str, ...] = ()
+        self.origins: tuple[Term, ...] = ()  # the layouts and places that its scalars were computed from
         self.inputs: tuple[list[Any], Kwargs] = ([], {})  # its arguments: a tag for a tensor, or `Untracked`
         self.results: list[Tag | None] = []  # the tags of its output tensors
         self.mixes = self.contracts = False
@@ -167,8 +183,18 @@ class Op:
 
     def follow(self, layout: Layout, argument: str, element: int | None = None) -> None:
         """Let the integer argument of this name, or one element of it, be the size of a layout."""
-        if not isinstance(layout, int):
-            self.follows.append((layout, operators.position(self.func, argument), element))
+        place = operators.position(self.func, argument)
+        if not isinstance(layout, int) or (place, element) in self.terms:
+            self.follows.append((layout, place, element))
+
+    def from_end(self, argument: str, whole: Layout) -> None:
+        """Let a negative integer argument count from the end of a dimension."""
+        place = operators.position(self.func, argument)
+        term = self.terms.get((place, None))
+        if isinstance(term, int):
+            self.terms[place, None] = Made("+", whole, term)
+        elif isinstance(term, Made) and term.sign == "-" and term.left == 0:
+            self.terms[place, None] = Made("-", whole, term.right)
 
     def role(self, tensor: torch.Tensor, dim: int, role: str) -> None:
         """State how a dimension of a parameter is used: `PRODUCES`, `CONSUMES`, `SCALES` or `SHIFTS`."""

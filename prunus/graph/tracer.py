@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,14 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from prunus.errors import TraceError
 from prunus.graph import axes
+from prunus.graph.attributes import Integers
 from prunus.graph.axes import Axis, Layout
-from prunus.graph.op import Op, Tag, Untracked, put_tag, tag_of, tensors_in
-from prunus.graph.operators import CONSTANT, DATA_DEPENDENT, Args, Kwargs, is_a
+from prunus.graph.op import Op, Tag, Untracked, new_generation, put_tag, tag_of, tensors_in
+from prunus.graph.operators import CONSTANT, DATA_DEPENDENT, Args, Kwargs, flat, is_a
+from prunus.graph.origins import Origins, seen_through
 from prunus.graph.rules import registry
+from prunus.graph.sizes import Journal, Sized, number_text, origins, plain
+from prunus.graph.symbols import Symbol, concrete, terms_of
 from prunus.graph.skeleton import (
     SameDevice,
     call,
@@ -101,6 +105,7 @@ class Tracer(TorchDispatchMode):
         super().__init__()
         self.modules = modules
         self.keep = keep
+        self.origins: Origins | None = None
         self.ops: list[Op] = []
         self.storages: list[Storage] = []
         self.tensors: dict[Tag, str] = {}  # parameters and buffers, before anything wrote to them
@@ -108,6 +113,10 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         kwargs = kwargs or {}
         name, rule = registry.find(func)
+        terms = terms_of(args) if self.origins is not None else {}
+        if self.origins is not None:
+            args = tuple(map(concrete, args))
+            kwargs = {key: concrete(value) for key, value in kwargs.items()}
         tensors = tensors_in(args) + tensors_in(kwargs.values())
         tags = [tag for tag in map(tag_of, tensors) if tag is not None]
         if is_a(func, DATA_DEPENDENT) and any(t.is_meta for t in tensors):
@@ -117,14 +126,17 @@ class Tracer(TorchDispatchMode):
                 "Trace a part of the model that does not do this: "
                 "part, example = prunus.part(model, 'NAME', inputs); graph = prunus.trace(part, example)."
             )
-        numbers = registry.scalars(func, args, kwargs) if tags else ()
+        tracked = bool(tags) or is_a(func, CONSTANT)
+        numbers = registry.scalars(func, args, kwargs) if tracked else ()
         inputs = _values(args), dict(zip(kwargs, _values(kwargs.values()), strict=True))
         args, kwargs = same_device(args, kwargs)
         out = compute(func, args, kwargs)
         op = Op(func, self.modules.stack[-1], out)
-        if tags or op.is_a(CONSTANT):
-            op.scalars, op.inputs = numbers, inputs
+        if tracked:
+            op.scalars, op.inputs, op.terms = numbers, inputs, terms
             op.outs = _as_list(rule(op, *args, **kwargs))
+            if self.origins is not None and (self.origins.given or self.origins.scale):
+                self._find_terms(op, self.origins, args)
             if self.keep is not None and (op.mixes or op.contracts):
                 apply = _compute_on_kept if op.mixes else _compute_without_removed
                 out = apply(op, args, kwargs, self.keep)
@@ -132,6 +144,17 @@ class Tracer(TorchDispatchMode):
         op.out = None
         self.ops.append(op)
         return out
+
+    def _find_terms(self, op: Op, function: Origins, args: Args) -> None:
+        """Terms of integers that torch takes no symbols for, and of numbers, among those that a function was given."""
+        given = list(flat(function.given))
+        for _, place, element in op.follows:
+            takes_symbols = element is not None or "Sym" in str(op.func._schema.arguments[place].real_type)
+            if (place, element) not in op.terms and not takes_symbols and place < len(args):
+                same = [n.term for n in given if isinstance(n, Sized) and plain(n) == args[place]]
+                op.terms |= {(place, element): term for term in same[:1]}
+        numbers = [n for n in given if isinstance(n, (int, float)) and number_text(n) in op.scalars]
+        op.origins = origins(numbers) or (function.scale if op.scalars else ())
 
     def _tag(self, op: Op, out: Any, tags: list[Tag]) -> None:
         now = len(self.ops)
@@ -229,13 +252,19 @@ def _scatter(op: Op, small: Any, keep: Keep) -> Any:
 
 
 def run(
-    bare: nn.Module, example: Any, tags: dict[str, list[Layout]], keep: Keep | None = None
+    bare: nn.Module,
+    example: Any,
+    tags: dict[str, list[Layout]],
+    keep: Keep | None = None,
+    integers: Integers | None = None,
 ) -> tuple[Tracer, Any]:
     """Run a skeleton once under a tracer, its parameters and buffers tagged with the layouts `tags`.
 
-    keep: see `Tracer`. Returns the tracer (operations, allocations) and the output. Floating-point inputs
-    become abstract if the skeleton is.
+    keep: see `Tracer`. integers: those of the skeleton, which get terms for the pass and are put back after it.
+    Returns the tracer (operations, allocations) and the output. Floating-point inputs become abstract if the
+    skeleton is.
     """
+    new_generation()
     tensors = named_tensors(bare)
     meta = any(tensor.is_meta for tensor in tensors.values())
     owners: dict[Tag, str] = {}
@@ -257,12 +286,21 @@ def run(
     modules = Modules(bare)
     tracer = Tracer(modules, keep)
     tracer.tensors = owners
-    try:
+    with ExitStack() as stack:
+        stack.callback(modules.remove)
+        if integers is not None:
+            tracer.origins = Origins(Journal(lambda: modules.stack[-1]), tracer.ops)
+            stack.callback(integers.restore)
+            integers.mark(tracer.origins.journal)
         example = tree_map_only(torch.Tensor, abstract, example)
-        with quiet_forward(), tracer, SameDevice() if meta and mixes_devices(example) else nullcontext():
-            output = call(bare, example)
-    finally:
-        modules.remove()
+        stack.enter_context(quiet_forward())
+        stack.enter_context(tracer)
+        if meta and mixes_devices(example):
+            stack.enter_context(SameDevice())
+        if tracer.origins is not None:
+            stack.enter_context(seen_through())
+            stack.enter_context(tracer.origins)
+        output = call(bare, example)
     return tracer, output
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -13,10 +13,10 @@ from torch.utils._pytree import tree_map_only
 from prunus.errors import TraceError, UserError, unknown
 from prunus.graph import axes, skeleton, tracer
 from prunus.graph.axes import Axis, Layout
-from prunus.graph.follow import Follower
 from prunus.graph.graph import Graph, _short
-from prunus.graph.op import tag_of
 from prunus.graph.operators import Args, Kwargs
+from prunus.graph.passes import Passes
+from prunus.graph.tracer import Tracer
 
 
 @torch.inference_mode(
@@ -51,7 +51,8 @@ def trace(model: nn.Module, example: Any) -> Graph:
     example = tree_map_only(
         torch.Tensor, lambda tensor: tensor.detach().clone(), example
     )  # the graph keeps it
-    graph = _trace(model, example, real=False) or _trace(model, example, real=True)
+    modes = {"eval": example}
+    graph = _trace(model, modes, real=False) or _trace(model, modes, real=True)
     assert graph is not None, "a trace with real tensors returns or raises"
     if not graph.axes:
         why = _short([f"{what}: {reason}" for what, reason in graph.fixed], 3) or "no parameters at all"
@@ -59,58 +60,52 @@ def trace(model: nn.Module, example: Any) -> Graph:
     return graph
 
 
-def _trace(model: nn.Module, example: Any, real: bool) -> Graph | None:
+def _trace(model: nn.Module, modes: Mapping[str, Any], real: bool) -> Graph | None:
     """Trace on the meta device, or with real tensors; None if the model fails on the meta device."""
     bare = skeleton.make_skeleton(model, real)
     layouts = tracer.fresh_layouts(bare)
     owners = {id(axis): (name, dim) for name, dims in layouts.items() for dim, axis in enumerate(dims)}
-    try:
-        traced, output = tracer.run(bare, example, layouts)
-    except TraceError:
-        raise
-    except Exception as error:  # any error of the user's code
-        if not real:
-            return None
-        raise TraceError(f"the model's forward pass failed on the example: {error}") from error
-    outputs = tracer.output_tensors(output)
-    if not any(tag_of(tensor) for tensor in outputs):
-        raise TraceError("no output of the model depends on its parameters and inputs.")
-    for tensor in outputs:
-        tag = tag_of(tensor)
-        for layout in tag.dims if tag else ():
-            axes.fix(layout, "an output of the model")
+    passes = Passes(bare, layouts)
+    traced: dict[str, Tracer] = {}
+    for mode, example in modes.items():
+        try:
+            traced[mode] = passes.run(mode, example)
+        except TraceError:
+            raise
+        except Exception as error:  # any error of the user's code
+            if not real:
+                return None
+            raise TraceError(f"the model's forward pass failed on the example: {error}") from error
     roles: dict[tuple[str, int], str] = {}
-    for op in traced.ops:
-        for layout, role in op.roles:
-            if id(layout) in owners:
-                roles.setdefault(owners[id(layout)], role)
+    for layout, role in (role for each in traced.values() for op in each.ops for role in op.roles):
+        if id(layout) in owners:
+            roles.setdefault(owners[id(layout)], role)
     parameters = dict(bare.named_parameters())
-    tags = {name: tag_of(tensor) for name, tensor in skeleton.named_tensors(bare).items()}
-    met = {name for name, tag in tags.items() if tag is not None and tag.met}
-    _fix_unused(parameters, layouts, met)
+    _fix_unused(parameters, layouts, passes.met)
 
     def name_axes() -> dict[str, Axis]:
         return _name_axes(layouts, parameters)
 
-    if real:  # probing needs abstract tensors, so no integer can be followed: the proof decides alone
+    if real:
         warnings.warn("traced with real tensors, because the meta device cannot run this model", stacklevel=3)
-    attributes = [] if real else Follower(bare, example, traced, layouts).resolve(name_axes)
+    passes.check(name_axes)
     named = name_axes()
     for layout in [layout for dims in layouts.values() for layout in dims]:
         for axis in axes.leaves(layout):
             if axis.name not in named:
                 axes.fix(axis, "only buffers lie along it")
+    first = next(iter(traced.values()))
     return Graph(
         axes=named,
         layouts=layouts,
         shapes={name: tensor.shape for name, tensor in skeleton.named_tensors(bare).items()},
         parameters=frozenset(parameters),
-        ops=traced.ops,
-        storages=traced.storages,
-        tensors=traced.tensors,
-        outputs=[tag for tag in map(tag_of, outputs) if tag is not None],
-        attributes=[a for a in attributes if any(axes.leaves(a.layout))],
-        example=example,
+        ops=first.ops,
+        storages=first.storages,
+        tensors=first.tensors,
+        outputs=passes.outputs,
+        attributes=passes.attributes(),
+        modes=dict(modes),
         _roles=roles,
         _classes={name: type(module).__name__ for name, module in model.named_modules()},
     )

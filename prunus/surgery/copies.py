@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from prunus.errors import FileError
-from prunus.graph import Graph, Keep, set_attributes, skeleton
+from prunus.graph import Graph, Keep, get_integer, set_attributes, set_integer, skeleton
 from prunus.surgery.slicing import cut, shape_differences
 from prunus.surgery.steps import lists_of
 
@@ -182,8 +182,8 @@ def with_tensors(
     small = clone(model, tensors)
     for module_name, values in attributes.items():
         for name, value in values.items():
-            old = getattr(small.get_submodule(module_name), name)
-            setattr(small.get_submodule(module_name), name, type(old)(value))
+            module, path = small.get_submodule(module_name), name.split(".")
+            set_integer(module, path, type(get_integer(module, path))(value))
     update_stated_sizes(model, small)
     return small
 
@@ -200,10 +200,8 @@ def changed_attributes(small: nn.Module, graph: Graph) -> dict[str, dict[str, An
     """
     found: dict[str, dict[str, Any]] = {}
     for attribute in graph.attributes:
-        value = getattr(small.get_submodule(attribute.module), attribute.name)
-        found.setdefault(attribute.module, {})[attribute.name] = (
-            list(value) if attribute.item is not None else value
-        )
+        value = get_integer(small.get_submodule(attribute.module), attribute.place.path)
+        found.setdefault(attribute.module, {})[attribute.key] = value
     return found
 
 
@@ -211,6 +209,7 @@ _STATED_SIZES = {  # attribute that states a size of the layer -> the dimension 
     "in_features": 1,
     "out_features": 0,
     "num_features": 0,
+    "num_channels": 0,
     "num_embeddings": 0,
     "embedding_dim": 1,
     "num_parameters": 0,

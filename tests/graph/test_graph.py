@@ -95,7 +95,7 @@ def test_a_number_computed_from_a_size_fixes_it_and_says_so():
 
     graph = prunus.trace(Net().eval(), torch.randn(2, 6, 7))
     assert "qkv" in graph.axes and graph.axes["qkv"].size == 3  # the heads stay free
-    assert "multiplies by a number computed from this size" in graph.explain("qkv")
+    assert "computes with a number made from this size" in graph.explain("qkv")
 
 
 def test_an_unknown_operator_fixes_its_axes_by_name():

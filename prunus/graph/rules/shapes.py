@@ -183,6 +183,9 @@ def slice_(
     elif step == 1:
         before, rest = axes.split(dims[dim], begin, op)
         part, after = axes.split(rest, op.out.shape[dim], op)
+        for argument, place in (("start", start), ("end", end)):
+            if place is not None and place < 0:
+                op.from_end(argument, dims[dim])
         op.follow(before, "start")
         if axes.size(after):
             op.follow(axes.total(before, part), "end")

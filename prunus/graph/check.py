@@ -1,0 +1,239 @@
+"""The check of a trace: another pass at other widths must meet the shapes that the layouts predict.
+
+All axes are wider in it, no two alike, and the integers that follow are set. Where an operator is given another integer
+than its layout says, the axes are fixed, the right integer is put in its place, and the pass goes on, so that one pass
+finds all such faults. If the code takes another way, the axes around that place are fixed. Passes are repeated until
+one finds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from prunus.errors import TraceError
+from prunus.graph import axes
+from prunus.graph.attributes import Attribute, Integers, set_attributes, slots
+from prunus.graph.axes import Axis, Layout
+from prunus.graph.op import Op
+from prunus.graph.operators import CONSTANT, Args, Kwargs
+from prunus.graph.rules import registry
+from prunus.graph.skeleton import (
+    SameDevice,
+    call,
+    compute,
+    mixes_devices,
+    named_tensors,
+    quiet_forward,
+    same_device,
+)
+from prunus.graph.tracer import Tracer
+
+MOST_PASSES = 8
+
+
+class _OtherWayError(Exception):
+    """An operator that was not expected, or one that met shapes that were not predicted."""
+
+
+class _Pass(TorchDispatchMode):
+    """Compares a pass at other widths with the traced one, operator by operator."""
+
+    def __init__(self, ops: list[Op], widths: Mapping[str, int]):
+        super().__init__()
+        self.ops, self.widths, self.at = ops, widths, 0
+        self.integers: list[tuple[Op, Layout]] = []  # where an integer did not follow
+        self.numbers: list[int] = []  # the operations whose numbers changed
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
+        while self.at < len(self.ops) and self.ops[self.at].func is not func and self._stored(self.ops[self.at]):
+            self.at += 1
+        if self.at >= len(self.ops) or self.ops[self.at].func is not func:
+            raise _OtherWayError
+        op = self.ops[self.at]
+        numbers = registry.scalars(func, args, kwargs or {})
+        args, kwargs = same_device(args, kwargs or {})
+        for layout, place, element in op.follows:
+            args = self._put_right(op, args, layout, place, element)
+        out = compute(func, args, kwargs)
+        for tensor, dims in zip(out if isinstance(out, (tuple, list)) else [out], op.outs, strict=False):
+            if dims is not None and list(tensor.shape) != [axes.size(d, self.widths) for d in dims]:
+                raise _OtherWayError
+        if op.outs and numbers != op.scalars:
+            self.numbers.append(self.at)
+        self.at += 1
+        return out
+
+    @staticmethod
+    def _stored(op: Op) -> bool:
+        """Whether the code may have kept the result of an operation from an earlier pass."""
+        return not op.outs or (op.is_a(CONSTANT) and not op.reads())
+
+    def _put_right(self, op: Op, args: Args, layout: Layout, place: int, element: int | None) -> Args:
+        """The arguments with the integer that the layout says; negative ones count from the end, and agree."""
+        if place >= len(args) or args[place] is None:
+            return args
+        given, expected = args[place], axes.size(layout, self.widths)
+        value = given if element is None else given[element]
+        if value < 0 or value == expected:
+            return args
+        self.integers.append((op, layout))
+        new = expected if element is None else [*given[:element], expected, *given[element + 1 :]]
+        return *args[:place], new, *args[place + 1 :]
+
+
+class Check:
+    """Runs a skeleton at other widths until a pass agrees with the trace.
+
+    Args:
+        bare: The skeleton.
+        example: The example.
+        traced: The pass that is checked.
+        layouts: The layouts of the parameters and buffers.
+        integers: The integers and the state of the skeleton.
+    """
+
+    def __init__(
+        self, bare: nn.Module, example: Any, traced: Tracer, layouts: dict[str, list[Layout]], integers: Integers
+    ):
+        self.bare, self.example, self.traced, self.layouts = bare, example, traced, layouts
+        self.ops, self.integers = traced.ops, integers
+        self.slots = slots(bare)
+        self.dtypes = {n: t.dtype for n, t in named_tensors(bare).items() if t.is_floating_point()}
+        self.meta = any(t.is_meta for t in named_tensors(bare).values())
+        self.error: Exception | None = None  # the one that ended the last pass
+
+    def agree(self, name_axes: Callable[[], dict[str, Axis]], attributes: Callable[[], list[Attribute]]) -> bool:
+        """Repeat passes until one agrees, and fix axes in between.
+
+        Args:
+            name_axes: Names the axes that may still shrink, and returns them.
+            attributes: Returns the integers that follow.
+
+        Returns:
+            Whether the first pass agreed. Raises TraceError if none does.
+        """
+        for count in range(MOST_PASSES):
+            if self._passes(name_axes(), attributes()):
+                return count == 0
+        raise TraceError(
+            f"the sizes used in this model's forward could not be followed (last: {self.error!r}); trace a sub-module "
+            "instead: part, example = prunus.part(model, 'NAME', inputs)."
+        ) from self.error
+
+    def _passes(self, named: dict[str, Axis], attributes: Sequence[Attribute]) -> bool:
+        """Run one pass and fix what it finds; whether it found nothing."""
+        if not named or not any(op.follows or op.scalars for op in self.ops):
+            return True
+        probe = _Pass(self.ops, _wider(named))
+        ended = self._run(probe, attributes)
+        for op, layout in probe.integers:
+            axes.fix(layout, f"{op} uses the integer {axes.size(layout)}, which follows nothing that may shrink")
+        if probe.numbers:
+            self._fix_numbers(probe.numbers)
+        if not ended and not (probe.integers or probe.numbers):
+            self._fix_around(min(probe.at, len(self.ops) - 1))
+        return ended and not (probe.integers or probe.numbers)
+
+    def _run(self, probe: _Pass, attributes: Sequence[Attribute]) -> bool:
+        """Run the skeleton at other widths; whether it took the same way to the end."""
+        originals = {(m, a): getattr(m, a) for places in self.slots.values() for m, a in places}
+        with ExitStack() as stack:
+            stack.callback(self.integers.restore)
+            self.integers.mark(None)
+            stack.callback(self._put_back, originals)
+            try:
+                self._resize(probe.widths)
+                set_attributes(self.bare, attributes, probe.widths)
+                example = tree_map_only(torch.Tensor, self._as_traced, self.example)
+                stack.enter_context(quiet_forward())
+                stack.enter_context(probe)
+                if self.meta and mixes_devices(example):
+                    stack.enter_context(SameDevice())
+                call(self.bare, example)
+            except Exception as error:  # any error that the user's code raises when sizes disagree
+                self.error = error
+                return False
+        while probe.at < len(self.ops) and probe._stored(self.ops[probe.at]):
+            probe.at += 1
+        return probe.at == len(self.ops)
+
+    def _as_traced(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy of an input, abstract if it was so in the trace."""
+        abstract = self.meta and tensor.is_floating_point()
+        return tensor.detach().to("meta") if abstract else tensor.detach().clone()
+
+    def _put_back(self, originals: dict[tuple[nn.Module, str], Any]) -> None:
+        for (module, name), tensor in originals.items():
+            setattr(module, name, tensor)
+
+    def _resize(self, widths: Mapping[str, int]) -> None:
+        """Replace the skeleton's tensors by those of other widths."""
+        for name, dtype in self.dtypes.items():
+            shape = [axes.size(layout, widths) for layout in self.layouts[name]]
+            tensor = torch.rand(shape, dtype=dtype) if not self.meta else torch.empty(shape, dtype=dtype, device="meta")
+            for module, attribute in self.slots[name]:
+                is_parameter = attribute in module._parameters
+                value = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
+                setattr(module, attribute, value)
+
+    def _fix_numbers(self, places: Sequence[int]) -> None:
+        """Fix the sizes from which some numbers were made, if it is not known which; at least one.
+
+        Most likely that is the last dimension, otherwise the one over which the last product in this module
+        summed (the features of attention), otherwise any dimension of this operation. A less likely guess is
+        made for the first number only, because it may explain the others.
+        """
+        ops = [self.ops[at] for at in places]
+        last = [[dims[-1] for dims in op.outs if dims] for op in ops]
+        fixed = [_fix(layouts, op) for op, layouts in zip(ops, last, strict=True)]
+        if any(fixed):
+            return
+        op = ops[0]
+        products = [o for o in self.ops[: places[0]] if o.macs and o.module == op.module][-1:]
+        if not _fix([product.over for product in products], op):
+            if not _fix([layout for dims in op.outs for layout in dims or ()], op):
+                self._fix_around(places[0])
+
+    def _fix_around(self, at: int) -> None:
+        """Fix all that a module touches, because its code takes another way at other sizes."""
+        module = self.ops[at].module
+        while True:
+            why = f"the code of {module or 'the model'} depends on this size"
+            inside = [op for op in self.ops if f"{op.module}.".startswith(f"{module}." if module else "")]
+            found = [dim for op in inside for dims in op.outs for dim in dims or ()]
+            if any(True for layout in found for _ in axes.leaves(layout)) or not module:
+                break
+            module = module.rpartition(".")[0]
+        for layout in found:
+            axes.fix(layout, why)
+
+
+def _fix(layouts: Sequence[Layout], op: Op) -> bool:
+    """Fix some layouts because an operation computes with a number made from their size; whether one was free."""
+    free = any(True for layout in layouts for _ in axes.leaves(layout))
+    for layout in layouts:
+        axes.fix(layout, f"{op} computes with a number made from this size")
+    return free
+
+
+def _wider(named: Mapping[str, Axis]) -> dict[str, int]:
+    """Different widths for all axes, so that one integer is not mistaken for another.
+
+    They are larger than the axes, because a width of 1 would change which operators run (view for reshape).
+    """
+    widths: dict[str, int] = {}
+    taken: set[int] = set()
+    for name, axis in named.items():
+        width = axis.size + 1
+        while width in taken:
+            width += 1
+        taken.add(width)
+        widths[name] = width
+    return widths

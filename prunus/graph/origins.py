@@ -1,0 +1,118 @@
+"""The functions that a forward pass calls, watched, so that sizes reach the operators with their terms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+import torch.functional
+from torch.overrides import TorchFunctionMode
+
+from prunus.graph.axes import Layout
+from prunus.graph.op import tag_of
+from prunus.graph.operators import Args, Kwargs
+from prunus.graph.sizes import Journal, Sized, SizedFloat
+from prunus.graph.symbols import symbolic
+
+# functions whose integers are sizes: plain ones are noted too, because they are written in the code and do not follow
+_SIZES = frozenset(
+    "view reshape expand split split_with_sizes narrow __getitem__ unflatten repeat zeros ones full empty randn rand "
+    "new_zeros new_ones new_full new_empty pad constant_pad_nd layer_norm rms_norm group_norm tile".split()
+)
+_SCALED = "scaled_dot_product_attention"  # by default with 1 / sqrt(the last dimension of its first argument)
+_READS, _COUNTS = {"size", "__get__"}, {"numel", "nelement"}
+
+
+class Origins(TorchFunctionMode):
+    """Hands out the sizes of tensors with their layouts, and hands sizes on to operators as symbols.
+
+    Args:
+        journal: Where sized integers note what else is done with them.
+        ops: The operations so far, which are taken back if a function refuses symbols and is called again.
+    """
+
+    def __init__(self, journal: Journal, ops: list[Any]):
+        super().__init__()
+        self.journal, self.ops = journal, ops
+        self.given: list[Any] = []  # the arguments of the function that runs, if there are sized integers among them
+        self.scale: tuple[Layout, ...] = ()  # the dimension from which torch computes a number in it
+
+    def __torch_function__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.__name__
+        if name in _READS:
+            return self._read((*args, *kwargs.values()), func(*args, **kwargs))
+        if name in _COUNTS:
+            return self._count(args, func(*args))
+        sized = _has_sized(args) or bool(kwargs and _has_sized(kwargs.values()))
+        self.given = [*args, *kwargs.values()] if sized else []
+        self.scale = self._scale(args) if name == _SCALED and kwargs.get("scale") is None else ()
+        if not sized and name not in _SIZES:
+            return func(*args, **kwargs)
+        before = len(self.ops)
+        try:
+            return func(*symbolic(args), **{key: symbolic(value) for key, value in kwargs.items()})
+        except Exception:  # some functions take no symbols; an error of the user's own comes again
+            del self.ops[before:]
+            return func(*args, **kwargs)
+
+    def _read(self, args: Args, out: Any) -> Any:
+        """Sizes that a function reads off a tensor, with the layouts of its dimensions."""
+        tag = tag_of(args[0])
+        if tag is None:
+            return out
+        if isinstance(out, torch.Size):
+            return torch.Size(map(self._sized, out, tag.dims))
+        if len(args) > 1:
+            return self._sized(out, tag.dims[args[1]])
+        return out
+
+    def _scale(self, args: Args) -> tuple[Layout, ...]:
+        tag = tag_of(args[0]) if args else None
+        return () if tag is None else (tag.dims[-1],)
+
+    def _sized(self, size: int, layout: Layout) -> int:
+        return size if isinstance(layout, int) or size < 2 else Sized(size, layout, self.journal)
+
+    def _count(self, args: Args, out: int) -> int:
+        """The number of elements of a tensor, as the product of its sizes."""
+        tag = tag_of(args[0])
+        return out if tag is None else prod(map(self._sized, args[0].shape, tag.dims))
+
+
+def _has_sized(values: Any) -> bool:
+    for value in values:
+        if isinstance(value, (Sized, SizedFloat)):
+            return True
+        if isinstance(value, (list, tuple)) and _has_sized(value):
+            return True
+        if isinstance(value, slice) and _has_sized((value.start, value.stop, value.step)):
+            return True
+    return False
+
+
+_PYTHON = (torch.nn.functional, torch.functional, torch._tensor)
+_CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+
+
+@contextmanager
+def seen_through() -> Iterator[None]:
+    """Let functions of torch that are written in Python run as they stand, so that what they call is watched.
+
+    Such a function hands itself over as a whole while a mode is on, and is blind to the mode inside.
+    """
+    usual = {(module, name): getattr(module, name) for module in _PYTHON for name in _CHECKS}
+    for module, name in usual:
+        setattr(module, name, _no)
+    try:
+        yield
+    finally:
+        for (module, name), function in usual.items():
+            setattr(module, name, function)
+
+
+def _no(*args: Sequence[Any]) -> bool:
+    return False
