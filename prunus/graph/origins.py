@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from prunus.graph.axes import Layout
 from prunus.graph.op import tag_of
 from prunus.graph.operators import Args, Kwargs
-from prunus.graph.sizes import Journal, Sized, SizedFloat
+from prunus.graph.sizes import Journal, Sized, SizedFloat, Term
 from prunus.graph.symbols import symbolic
 
 # functions whose integers are sizes: plain ones are noted too, because they are written in the code and do not follow
@@ -23,6 +23,7 @@ _SIZES = frozenset(
     "new_zeros new_ones new_full new_empty pad constant_pad_nd layer_norm rms_norm group_norm tile".split()
 )
 _SCALED = "scaled_dot_product_attention"  # by default with 1 / sqrt(the last dimension of its first argument)
+_TRAILING = {"rms_norm"}  # their second argument states the last dimensions of the first
 _READS, _COUNTS = {"size", "__get__"}, {"numel", "nelement"}
 
 
@@ -38,6 +39,7 @@ class Origins(TorchFunctionMode):
         super().__init__()
         self.journal, self.ops = journal, ops
         self.given: list[Any] = []  # the arguments of the function that runs, if there are sized integers among them
+        self.noted: list[tuple[Layout, Term, str]] = []  # sizes that torch compares and does not hand on, as claims
         self.scale: tuple[Layout, ...] = ()  # the dimension from which torch computes a number in it
 
     def __torch_function__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
@@ -52,6 +54,8 @@ class Origins(TorchFunctionMode):
         self.scale = self._scale(args) if name == _SCALED and kwargs.get("scale") is None else ()
         if not sized and name not in _SIZES:
             return func(*args, **kwargs)
+        if name in _TRAILING:
+            self._note_trailing(name, *args[:2])
         before = len(self.ops)
         try:
             return func(*symbolic(args), **{key: symbolic(value) for key, value in kwargs.items()})
@@ -69,6 +73,12 @@ class Origins(TorchFunctionMode):
         if len(args) > 1:
             return self._sized(out, tag.dims[args[1]])
         return out
+
+    def _note_trailing(self, name: str, x: torch.Tensor, shape: Sequence[int]) -> None:
+        tag = tag_of(x)
+        for layout, size in zip(tag.dims[-len(shape) :] if tag else (), shape, strict=False):
+            term = size.term if isinstance(size, Sized) else size
+            self.noted.append((layout, term, f"{name} in {self.journal.module() or 'the model itself'}"))
 
     def _scale(self, args: Args) -> tuple[Layout, ...]:
         tag = tag_of(args[0]) if args else None

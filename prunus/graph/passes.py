@@ -18,7 +18,7 @@ from prunus.graph.axes import Axis, Layout
 from prunus.graph.check import Check
 from prunus.graph.op import Tag, tag_of
 from prunus.graph.sizes import Place
-from prunus.graph.solve import Solver, claims
+from prunus.graph.solve import Claim, Solver, claims
 from prunus.graph.tracer import Tracer
 
 
@@ -53,11 +53,9 @@ class Passes:
             for name, tensor in skeleton.named_tensors(self.bare).items()
             if (tag := tag_of(tensor)) is not None and tag.met
         }
-        for op in traced.ops:
-            for end in op.origins:
-                self._fix_number(op, end)
-        journal = traced.origins.journal if traced.origins is not None else None
-        Solver(self.known).solve(claims(traced.ops), journal.equal if journal else ())
+        if traced.origins is not None:
+            noted = [Claim(*each) for each in traced.origins.noted]
+            Solver(self.known).solve(claims(traced.ops) + noted, traced.origins.journal.equal)
         for op in traced.ops:
             for end in op.origins:
                 self._fix_number(op, end)
