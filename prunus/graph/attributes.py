@@ -119,8 +119,9 @@ class Integers:
         for name, module in self.skeleton.named_modules():
             held = vars(module)
             self._saved.append((held, dict(held)))
-            for inner in ("_parameters", "_buffers", "_modules"):
-                self._saved.append((held[inner], dict(held[inner])))
+            for inner in _INTERNAL:  # hooks too, which a library may add in a pass
+                if isinstance(held.get(inner), dict):
+                    self._saved.append((held[inner], dict(held[inner])))
             for key, value in [*_class_integers(type(module)).items(), *held.items()]:
                 if key not in _INTERNAL and (new := self._marked(value, (name, (key,)), seen, journal)) is not value:
                     held[key] = new

@@ -109,7 +109,7 @@ class Op:
         self.roles: list[tuple[Layout, str]] = []  # the axis a parameter dimension was born with, its role
         self.terms: dict[tuple[int, int | None], Term] = {}  # of its integers, by argument and element
         self.scalars: tuple[str, ...] = ()
-        self.origins: tuple[Term, ...] = ()  # the layouts and places that its scalars were computed from
+        self.origins: tuple[Term, ...] = ()  # the terms of what its scalars were computed from
         self.inputs: tuple[list[Any], Kwargs] = ([], {})  # its arguments: a tag for a tensor, or `Untracked`
         self.results: list[Tag | None] = []  # the tags of its output tensors
         self.mixes = self.contracts = False

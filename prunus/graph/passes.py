@@ -54,19 +54,15 @@ class Passes:
             if (tag := tag_of(tensor)) is not None and tag.met
         }
         if traced.origins is not None:
+            solver = Solver(self.known)
             noted = [Claim(*each) for each in traced.origins.noted]
-            Solver(self.known).solve(claims(traced.ops) + noted, traced.origins.journal.equal)
-        for op in traced.ops:
-            for end in op.origins:
-                self._fix_number(op, end)
+            solver.solve(claims(traced.ops) + noted, traced.origins.journal.equal)
+            for op in traced.ops:
+                for term in op.origins:
+                    solver.fix(term, f"{op} computes with a number made from this size")
         self.outputs = self.outputs or found
         self.traced[mode] = example, traced
         return traced
-
-    def _fix_number(self, op: Any, end: Any) -> None:
-        """Fix the size from which a number was made that an operator computes with."""
-        layout = self.known.get(end, 0) if isinstance(end, Place) else end
-        axes.fix(layout, f"{op} computes with a number made from this size")
 
     def check(self, name_axes: Callable[[], dict[str, Axis]]) -> None:
         """Run every mode at other widths, and fix what does not agree, until all agree."""

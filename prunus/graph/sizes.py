@@ -141,7 +141,7 @@ class Sized(int):
         """A float made from this integer."""
         if not isinstance(value, float):
             return value
-        return SizedFloat(value, (*ends(self.term), *_terms(other)))
+        return SizedFloat(value, (self.term, *_terms(other)))
 
     def __int__(self) -> int:
         self.journal.lost.append(Event(self.term, plain(self), self.journal.module()))
@@ -175,7 +175,7 @@ class Sized(int):
 
 
 class SizedFloat(float):
-    """A float computed from sized integers; `origins` are the layouts and places that it depends on."""
+    """A float computed from sized integers; `origins` are their terms."""
 
     origins: tuple[Term, ...]
 
@@ -203,14 +203,14 @@ def _unwrap(number: Any) -> Any:
 
 
 def _terms(number: Any) -> tuple[Term, ...]:
-    """The layouts and places that a number depends on."""
+    """The terms that a number depends on."""
     if isinstance(number, Sized):
-        return tuple(ends(number.term))
+        return (number.term,)
     return number.origins if isinstance(number, SizedFloat) else ()
 
 
 def origins(values: Any) -> tuple[Term, ...]:
-    """The layouts and places that the numbers among some arguments depend on, those in lists too."""
+    """The terms that some numbers depend on, those in lists too."""
     found: list[Term] = []
     for value in values:
         found += origins(value) if isinstance(value, (list, tuple)) else _terms(value)

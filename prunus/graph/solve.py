@@ -128,9 +128,13 @@ class Solver:
             if self._agrees(claim):
                 return
         axes.fix(claim.layout, claim)
-        for end in ends(claim.term):
-            end = self.known.get(end, 0) if isinstance(end, Place) else end
-            axes.fix(end, claim)  # pyright: ignore[reportArgumentType]  # the ends of a term are no Made
+        self.fix(claim.term, claim)
+
+    def fix(self, term: Term, why: Any) -> None:
+        """Let the value of a term stay."""
+        layout = self._layout(term)
+        for each in self._layouts(term) if layout is None else [layout]:
+            axes.fix(each, why)
 
     def _agrees(self, claim: Claim) -> bool:
         """Whether both sides of a claim are equal at other widths, too."""
