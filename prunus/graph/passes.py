@@ -6,10 +6,14 @@ other widths.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import prod
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunus.errors import TraceError
 from prunus.graph import axes, skeleton, tracer
@@ -17,6 +21,7 @@ from prunus.graph.attributes import Attribute, Integers
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.check import Check
 from prunus.graph.op import Tag, tag_of
+from prunus.graph.operators import BATCH_NORM
 from prunus.graph.sizes import Place
 from prunus.graph.solve import Claim, Solver, claims
 from prunus.graph.tracer import Tracer
@@ -36,12 +41,27 @@ class Passes:
         self.known: dict[Place, Layout] = {}
         self.met: set[str] = set()  # the parameters and buffers that an operator read
         self.outputs: list[Tag] = []  # of the first pass
-        self.traced: dict[str, tuple[Any, Tracer]] = {}
+        self.modes: dict[str, Any] = {}  # the modes in which the model runs, with their examples
+        self.traced: dict[str, Tracer] = {}  # those of them that had to be traced
+        self._alike = False  # whether the first pass says what every mode does
 
-    def run(self, mode: str, example: Any) -> Tracer:
-        """Trace one mode, "eval" or "train"; what it returns stays as large as it is."""
+    def run(self, mode: str, example: Any) -> None:
+        """Trace one mode, "eval" or "train"; what it returns stays as large as it is.
+
+        Where no code but that of torch's own layers asks for the mode, the second mode is not traced: their rules
+        hold in both. In training a batch of one may be too small for batch norms, and is doubled then.
+        """
+        if mode == "train" and self._needs_two():
+            example = doubled(example)
+        if not self._alike:
+            self._trace(mode, example)
+        self.modes[mode] = example
+
+    def _trace(self, mode: str, example: Any) -> None:
         self.bare.train(mode == "train")
-        traced, output = tracer.run(self.bare, example, self.layouts, integers=self.integers)
+        with asking_for_the_mode() as asked:
+            traced, output = tracer.run(self.bare, example, self.layouts, integers=self.integers)
+        self._alike = not any(map(is_own, asked)) and not any(map(_sets_mode, self.bare.modules()))
         found = [tag for tag in map(tag_of, tracer.output_tensors(output)) if tag is not None]
         if not found:
             raise TraceError("no output of the model depends on its parameters and inputs.")
@@ -53,23 +73,70 @@ class Passes:
             for name, tensor in skeleton.named_tensors(self.bare).items()
             if (tag := tag_of(tensor)) is not None and tag.met
         }
-        if traced.origins is not None:
-            solver = Solver(self.known)
-            noted = [Claim(*each) for each in traced.origins.noted]
-            solver.solve(claims(traced.ops) + noted, traced.origins.journal.equal)
-            for op in traced.ops:
-                for term in op.origins:
-                    solver.fix(term, f"{op} computes with a number made from this size")
+        self._solve(traced)
         self.outputs = self.outputs or found
-        self.traced[mode] = example, traced
-        return traced
+        self.traced[mode] = traced
+
+    def _solve(self, traced: Tracer) -> None:
+        """Find the layouts of the integers that a pass met, and fix the sizes that became numbers."""
+        if traced.origins is None:
+            return
+        solver = Solver(self.known)
+        noted = [Claim(*each) for each in traced.origins.noted]
+        solver.solve(claims(traced.ops) + noted, traced.origins.journal.equal)
+        for op in traced.ops:
+            for term in op.origins:
+                solver.fix(term, f"{op} computes with a number made from this size")
+
+    def _needs_two(self) -> bool:
+        """Whether some batch norm has but one number for each channel."""
+        norms = [op for each in self.traced.values() for op in each.ops if op.is_a(BATCH_NORM)]
+        return any(prod(tag.shape[:1] + tag.shape[2:]) < 2 for op in norms for tag in op.writes()[:1])
 
     def check(self, name_axes: Callable[[], dict[str, Axis]]) -> None:
-        """Run every mode at other widths, and fix what does not agree, until all agree."""
-        for mode, (example, traced) in self.traced.items():
+        """Run every traced mode at other widths, and fix what does not agree, until all agree."""
+        for mode, traced in self.traced.items():
             self.bare.train(mode == "train")
-            Check(self.bare, example, traced, self.layouts, self.integers).agree(name_axes, self.attributes)
+            check = Check(self.bare, self.modes[mode], traced, self.layouts, self.integers)
+            check.agree(name_axes, self.attributes)
 
     def attributes(self) -> list[Attribute]:
         """The integers that follow an axis which may shrink."""
         return [Attribute(place, each) for place, each in self.known.items() if any(axes.leaves(each))]
+
+
+def doubled(example: Any) -> Any:
+    """An example with each of its tensors twice along the batch, which all share."""
+    tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, torch.Tensor)]
+    if len({tensor.shape[:1] for tensor in tensors}) != 1 or not tensors[0].dim():
+        return example
+    return tree_map_only(torch.Tensor, lambda tensor: torch.cat([tensor, tensor]), example)
+
+
+@contextmanager
+def asking_for_the_mode() -> Iterator[list[nn.Module]]:
+    """Collect the modules whose attribute `training` is read."""
+    asked: list[nn.Module] = []
+
+    def read(module: nn.Module) -> bool:
+        asked.append(module)
+        return vars(module)["training"]
+
+    def write(module: nn.Module, mode: bool) -> None:
+        vars(module)["training"] = mode
+
+    nn.Module.training = property(read, write)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield asked
+    finally:
+        del nn.Module.training
+
+
+def is_own(module: nn.Module) -> bool:
+    """Whether the class of a module is not torch's."""
+    return not type(module).__module__.startswith("torch.nn.")
+
+
+def _sets_mode(module: nn.Module) -> bool:
+    """Whether a module sets the mode in its own way."""
+    return type(module).train is not nn.Module.train

@@ -16,26 +16,35 @@ from prunus.graph.axes import Axis, Layout
 from prunus.graph.graph import Graph, _short
 from prunus.graph.operators import Args, Kwargs
 from prunus.graph.passes import Passes
-from prunus.graph.tracer import Tracer
+
+
+MODES = ("eval", "train")
 
 
 @torch.inference_mode(
     False
 )  # inference mode would hide the operators that convolutions and linear layers consist of
-def trace(model: nn.Module, example: Any) -> Graph:
-    """Run a model once on the meta device and infer its axes. Source: ours (design, section 3).
+def trace(
+    model: nn.Module, example: Any, *, modes: Collection[str] | Mapping[str, Any] | None = None
+) -> Graph:
+    """Run a model on the meta device, in evaluation and in training mode, and infer its axes.
+
+    Source: ours (design, section 3).
 
     Args:
         model: The model, which is left untouched.
         example: A tensor, a tuple of arguments or a dict of keyword arguments, as the model takes them; only
             shapes matter, but integer tensors (token ids) are used as they are.
+        modes: The modes to trace, "eval" and "train", or an example for each, where training takes other arguments
+            (targets): {"eval": images, "train": (images, targets)}. By default both; training is left out, with a
+            warning, where it fails on the example.
 
     Returns:
         The graph, which serves every copy of the model.
 
     Raises:
         TraceError: The forward pass depends on data, or nothing in the model may shrink.
-        UserError: `model` is not an nn.Module, was compiled, or cannot be copied.
+        UserError: `model` is not an nn.Module, was compiled, or cannot be copied, or there is no such mode.
     """
     if not isinstance(model, nn.Module):
         raise UserError(
@@ -48,11 +57,9 @@ def trace(model: nn.Module, example: Any) -> Graph:
     ]
     if lazy:
         raise TraceError(f"{lazy[0]} has no shape yet; run the model once on real inputs, then trace it.")
-    example = tree_map_only(
-        torch.Tensor, lambda tensor: tensor.detach().clone(), example
-    )  # the graph keeps it
-    modes = {"eval": example}
-    graph = _trace(model, modes, real=False) or _trace(model, modes, real=True)
+    examples = _examples(example, modes)
+    graph = _trace(model, examples, real=False, asked=modes is not None)
+    graph = graph or _trace(model, examples, real=True, asked=modes is not None)
     assert graph is not None, "a trace with real tensors returns or raises"
     if not graph.axes:
         why = _short([f"{what}: {reason}" for what, reason in graph.fixed], 3) or "no parameters at all"
@@ -60,28 +67,44 @@ def trace(model: nn.Module, example: Any) -> Graph:
     return graph
 
 
-def _trace(model: nn.Module, modes: Mapping[str, Any], real: bool) -> Graph | None:
-    """Trace on the meta device, or with real tensors; None if the model fails on the meta device."""
+def _examples(example: Any, modes: Collection[str] | Mapping[str, Any] | None) -> dict[str, Any]:
+    """An example for each mode, of tensors that the graph keeps."""
+    chosen = MODES if modes is None else [modes] if isinstance(modes, str) else modes
+    for mode in chosen:
+        if mode not in MODES:
+            raise unknown("mode", mode, MODES)
+    examples = {mode: modes[mode] if isinstance(modes, Mapping) else example for mode in MODES if mode in chosen}
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), examples)
+
+
+def _trace(model: nn.Module, examples: Mapping[str, Any], real: bool, asked: bool) -> Graph | None:
+    """Trace on the meta device, or with real tensors; None if the model fails on the meta device.
+
+    asked: whether the user named the modes, so that each has to work.
+    """
     bare = skeleton.make_skeleton(model, real)
     layouts = tracer.fresh_layouts(bare)
     owners = {id(axis): (name, dim) for name, dims in layouts.items() for dim, axis in enumerate(dims)}
     passes = Passes(bare, layouts)
-    traced: dict[str, Tracer] = {}
-    for mode, example in modes.items():
+    for mode, example in examples.items():
         try:
-            traced[mode] = passes.run(mode, example)
+            passes.run(mode, example)
         except TraceError:
             raise
         except Exception as error:  # any error of the user's code
-            if not real:
+            if passes.traced and not asked:
+                _warn_of_training(error)
+            elif not real:
                 return None
-            raise TraceError(f"the model's forward pass failed on the example: {error}") from error
+            else:
+                raise TraceError(f"the model's forward pass failed on the example: {error}") from error
+    first = next(iter(passes.traced.values()))
     roles: dict[tuple[str, int], str] = {}
-    for layout, role in (role for each in traced.values() for op in each.ops for role in op.roles):
+    for layout, role in (role for each in passes.traced.values() for op in each.ops for role in op.roles):
         if id(layout) in owners:
             roles.setdefault(owners[id(layout)], role)
     parameters = dict(bare.named_parameters())
-    _fix_unused(parameters, layouts, passes.met)
+    _fix_unused(parameters, layouts, passes)
 
     def name_axes() -> dict[str, Axis]:
         return _name_axes(layouts, parameters)
@@ -94,7 +117,6 @@ def _trace(model: nn.Module, modes: Mapping[str, Any], real: bool) -> Graph | No
         for axis in axes.leaves(layout):
             if axis.name not in named:
                 axes.fix(axis, "only buffers lie along it")
-    first = next(iter(traced.values()))
     return Graph(
         axes=named,
         layouts=layouts,
@@ -105,22 +127,32 @@ def _trace(model: nn.Module, modes: Mapping[str, Any], real: bool) -> Graph | No
         tensors=first.tensors,
         outputs=passes.outputs,
         attributes=passes.attributes(),
-        modes=dict(modes),
+        modes=passes.modes,
         _roles=roles,
         _classes={name: type(module).__name__ for name, module in model.named_modules()},
     )
 
 
-def _fix_unused(parameters: Collection[str], layouts: dict[str, list[Layout]], met: set[str]) -> None:
+def _warn_of_training(error: Exception) -> None:
+    warnings.warn(
+        f"traced in evaluation mode alone, because the forward pass in training mode fails: {error} Sizes that only "
+        "training uses are not known, and what it returns is not proved. If it takes other arguments there, trace "
+        'with modes={"eval": inputs, "train": (inputs, targets)}.',
+        stacklevel=4,
+    )
+
+
+def _fix_unused(parameters: Collection[str], layouts: dict[str, list[Layout]], passes: Passes) -> None:
     """Fix the tensors that no operator met (an auxiliary head, say): it is unknown how they may shrink."""
-    for name in layouts.keys() - met:
+    for name in layouts.keys() - passes.met:
         for layout in layouts[name]:
             axes.fix(layout, "never used in the forward pass")
-    unused = [name for name in parameters if name not in met]
+    unused = [name for name in parameters if name not in passes.met]
     if unused:
+        known = "in evaluation or training mode" if "train" in passes.modes else "in evaluation mode"
         warnings.warn(
-            f"{len(unused)} parameters are never used in evaluation mode and stay as they are ({_short(unused, 3)}). "
-            "If they are used in training, the layers that feed them must stay too: freeze those.",
+            f"{len(unused)} parameters are never used {known} and stay as they are ({_short(unused, 3)}). "
+            "If they are used otherwise, the layers that feed them must stay too: freeze those.",
             stacklevel=4,
         )
 
