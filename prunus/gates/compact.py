@@ -50,7 +50,7 @@ class Compacted:
     def full(self) -> nn.Module:
         """A copy at full size with the present weights: zeros (ones in buffers) for units that were removed."""
         full = copies.clone(self.model, expand(self.graph, self.kept, copies.effective_tensors(self.model)))
-        set_attributes(full, self.graph.attributes, self.graph.widths())
+        set_attributes(full, self.graph.integers(widths := self.graph.widths()), widths)
         copies.update_stated_sizes(self.model, full)
         return full
 
@@ -117,7 +117,7 @@ def cut(
         if state:
             states[tensor].update(state)
     gates.update_places(model, graph, after)
-    set_attributes(model, graph.attributes, graph.widths(after))
+    set_attributes(model, graph.integers(widths := graph.widths(after)), widths)
     copies.update_stated_sizes(like, model)
 
 

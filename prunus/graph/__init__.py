@@ -15,12 +15,14 @@ Its files, in the order in which to read them:
     solve         which integers follow which layouts
     check         the check of a trace at other widths
     passes        the passes of all modes
+    construction  sizes that a model states and never reads
     graph         Graph: members, widths, explain
     tracing       trace a model, or a part of it
 """
 
-from prunus.graph.attributes import get_integer, set_attributes, set_integer
+from prunus.graph.attributes import Attribute, get_integer, set_attributes, set_integer
 from prunus.graph.axes import Axis, Layout
+from prunus.graph.construction import STATED_SIZES, Stated
 from prunus.graph.graph import Graph, Member
 from prunus.graph.op import CONSUMES, PRODUCES, SCALES, Op, Tag, Untracked, tensors_in
 from prunus.graph.rules import rule
@@ -32,12 +34,15 @@ __all__ = [
     "CONSUMES",
     "PRODUCES",
     "SCALES",
+    "STATED_SIZES",
+    "Attribute",
     "Axis",
     "Graph",
     "Keep",
     "Layout",
     "Member",
     "Op",
+    "Stated",
     "Storage",
     "Tag",
     "Untracked",

@@ -179,6 +179,12 @@ class Integers:
             tensor.detach().copy_(value)
 
 
+def integers_of(values: dict[str, Any], journal: Journal) -> dict[str, Any]:
+    """Values that a model keeps under some names, with terms on their integers; changed in place but for tuples."""
+    owner = Integers(nn.Module())
+    return {name: owner._marked(value, ("", (name,)), set(), journal) for name, value in values.items()}
+
+
 def _inside(way: Way, step: str | int) -> Way:
     return way[0], (*way[1], step)
 

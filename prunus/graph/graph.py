@@ -19,6 +19,7 @@ from prunus.errors import UserError, unknown
 from prunus.graph import axes, op
 from prunus.graph.attributes import Attribute
 from prunus.graph.axes import Axis, Layout
+from prunus.graph.construction import Stated
 from prunus.graph.op import Op, Tag
 from prunus.graph.tracer import Keep, Storage
 
@@ -45,7 +46,8 @@ class Graph:
     storages: list[Storage] = field(repr=False)
     tensors: dict[Tag, str] = field(repr=False)  # parameters and buffers among the inputs of `ops`
     outputs: list[Tag] = field(repr=False)  # the model's outputs, among the results of `ops`
-    attributes: list[Attribute]  # integers in modules that follow an axis
+    attributes: list[Attribute]  # integers of the model that follow an axis
+    stated: list[Stated] = field(repr=False)  # integers that the forward pass never reads, and that may follow
     modes: dict[str, Any] = field(repr=False)  # "eval", "train": those that were traced, with their examples
     _roles: dict[tuple[str, int], str] = field(repr=False)
     _classes: dict[str, str] = field(repr=False)  # module name -> class name
@@ -141,6 +143,22 @@ class Graph:
         """
         widths = self.widths(keep)
         return torch.Size(axes.size(layout, widths) for layout in self.layouts[tensor])
+
+    def integers(self, widths: Mapping[str, int]) -> list[Attribute]:
+        """List the integers of the model that follow at some widths.
+
+        Args:
+            widths: The number of units of each axis, by its name.
+
+        Returns:
+            Those that the forward pass reads, and of those that it only states the ones whose layers agree.
+        """
+        agree = [
+            Attribute(place, layouts[0])
+            for place, layouts in self.stated
+            if len({axes.size(layout, widths) for layout in layouts}) == 1
+        ]
+        return self.attributes + agree
 
     def check_keep(self, keep: Keep) -> dict[str, list[int]]:
         """Check that a keep fits the graph.

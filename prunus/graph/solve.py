@@ -82,6 +82,15 @@ class Solver:
     def _unknown(self, term: Term) -> set[Place]:
         return {end for end in ends(term) if isinstance(end, Place) and end not in self.known}
 
+    def solution(self, claim: Claim) -> tuple[Place, Layout] | None:
+        """The one unknown place of a claim with its layout; None if there is not one, or the claim does not say."""
+        unknown = self._unknown(claim.term)
+        if len(unknown) != 1:
+            return None
+        place = unknown.pop()
+        found = self._solved(claim.term, claim.layout, place)
+        return None if found is None else (place, found)
+
     def _settle(self, claim: Claim) -> bool:
         """Solve a claim for its unknown place, or check it if there is none; whether that was possible."""
         unknown = self._unknown(claim.term)
@@ -101,17 +110,17 @@ class Solver:
             return None
         first = place in ends(term.left)
         inner, other = (term.left, term.right) if first else (term.right, term.left)
-        known = None if place in ends(other) else self._layout(other)
+        known = None if place in ends(other) else self.layout(other)
         rest = None if known is None else _inverse(term.sign, layout, known, first)
         return None if rest is None else self._solved(inner, rest, place)
 
-    def _layout(self, term: Term) -> Layout | None:
+    def layout(self, term: Term) -> Layout | None:
         """A layout as long as `term`; None if there is no simple one. Unknown places stay as they are."""
         if isinstance(term, Place):
             return self.known.get(term, term.value)
         if not isinstance(term, Made):
             return term
-        left, right = self._layout(term.left), self._layout(term.right)
+        left, right = self.layout(term.left), self.layout(term.right)
         if left is None or right is None:
             return None
         if isinstance(left, int) and isinstance(right, int):
@@ -122,7 +131,7 @@ class Solver:
         """Make a claim hold in which everything is known."""
         if self._agrees(claim):
             return
-        layout = self._layout(claim.term)
+        layout = self.layout(claim.term)
         if layout is not None and axes.size(layout) == axes.size(claim.layout):
             axes.unify(claim.layout, layout, claim)
             if self._agrees(claim):
@@ -132,7 +141,7 @@ class Solver:
 
     def fix(self, term: Term, why: Any) -> None:
         """Let the value of a term stay."""
-        layout = self._layout(term)
+        layout = self.layout(term)
         for each in self._layouts(term) if layout is None else [layout]:
             axes.fix(each, why)
 
@@ -162,11 +171,11 @@ class Solver:
         why = f"a comparison in {event.module or 'the model itself'}"
         unknown = self._unknown(term), self._unknown(other)
         if isinstance(other, int):
-            if not unknown[0] and (layout := self._layout(term)) is not None:
+            if not unknown[0] and (layout := self.layout(term)) is not None:
                 axes.fix(layout, f"{why} with {other}")
-        elif not unknown[1] and (layout := self._layout(other)) is not None:
+        elif not unknown[1] and (layout := self.layout(other)) is not None:
             self._settle(Claim(layout, term, why))
-        elif not unknown[0] and (layout := self._layout(term)) is not None:
+        elif not unknown[0] and (layout := self.layout(term)) is not None:
             self._settle(Claim(layout, other, why))
 
 

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 from prunus.errors import TraceError, UserError, unknown
 from prunus.graph import axes, skeleton, tracer
 from prunus.graph.axes import Axis, Layout
+from prunus.graph.construction import stated
 from prunus.graph.graph import Graph, _short
 from prunus.graph.operators import Args, Kwargs
 from prunus.graph.passes import Passes
@@ -127,6 +128,7 @@ def _trace(model: nn.Module, examples: Mapping[str, Any], real: bool, asked: boo
         tensors=first.tensors,
         outputs=passes.outputs,
         attributes=passes.attributes(),
+        stated=stated(model, layouts, passes.known),
         modes=passes.modes,
         _roles=roles,
         _classes={name: type(module).__name__ for name, module in model.named_modules()},

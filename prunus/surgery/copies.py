@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from prunus.errors import FileError
-from prunus.graph import Graph, Keep, get_integer, set_attributes, set_integer, skeleton
+from prunus.graph import STATED_SIZES, Attribute, Graph, Keep, get_integer, set_attributes, set_integer, skeleton
 from prunus.surgery.slicing import cut, shape_differences
 from prunus.surgery.steps import lists_of
 
@@ -161,7 +161,8 @@ def resize(model: nn.Module, graph: Graph, keep: Keep, tensors: dict[str, torch.
         The small model, not proved.
     """
     small = clone(model, cut(tensors, graph, keep))
-    set_attributes(small, graph.attributes, graph.widths(keep))
+    widths = graph.widths(keep)
+    set_attributes(small, graph.integers(widths), widths)
     update_stated_sizes(model, small)
     return small
 
@@ -199,21 +200,10 @@ def changed_attributes(small: nn.Module, graph: Graph) -> dict[str, dict[str, An
         {module: {attribute: value}}, plain JSON.
     """
     found: dict[str, dict[str, Any]] = {}
-    for attribute in graph.attributes:
+    for attribute in graph.attributes + [Attribute(each.place, each.layouts[0]) for each in graph.stated]:
         value = get_integer(small.get_submodule(attribute.module), attribute.place.path)
         found.setdefault(attribute.module, {})[attribute.key] = value
     return found
-
-
-_STATED_SIZES = {  # attribute that states a size of the layer -> the dimension of its weight
-    "in_features": 1,
-    "out_features": 0,
-    "num_features": 0,
-    "num_channels": 0,
-    "num_embeddings": 0,
-    "embedding_dim": 1,
-    "num_parameters": 0,
-}
 
 
 def update_stated_sizes(model: nn.Module, small: nn.Module) -> None:
@@ -228,7 +218,7 @@ def update_stated_sizes(model: nn.Module, small: nn.Module) -> None:
         if weight is None or weight not in old_tensors:
             continue
         new, before, after = news[path], old_tensors[weight], new_tensors[weight]
-        for name, dim in _STATED_SIZES.items():
+        for name, dim in STATED_SIZES.items():
             if (
                 dim < before.dim()
                 and type(vars(old).get(name)) is int

@@ -1,0 +1,160 @@
+"""Sizes that a model states and its forward pass never reads, followed from its construction.
+
+Many classes keep all that they are made from: `Model(config)` keeps `config`. Such a model is made again on the meta
+device, from a copy of what it keeps whose integers have terms. Then each of its attributes says of which integers it
+was computed, and torch's layers say which dimension of a weight each of their sizes is. Together these tell how large
+the config and the attributes are after a cut. Nothing here fixes or unifies an axis. Source: ours.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from prunus.graph import axes
+from prunus.graph.attributes import get_integer, integers_of
+from prunus.graph.axes import Layout
+from prunus.graph.sizes import Journal, Place, Sized, Term, ends, plain
+from prunus.graph.skeleton import named_tensors
+from prunus.graph.solve import Claim, Solver
+
+STATED_SIZES = {  # attribute in which torch's layers state a size -> the dimension of their weight
+    "in_features": 1,
+    "out_features": 0,
+    "num_features": 0,
+    "num_channels": 0,
+    "num_embeddings": 0,
+    "embedding_dim": 1,
+    "num_parameters": 0,
+}
+
+
+class Stated(NamedTuple):
+    """An integer that the forward pass never reads, with the layouts of which it is the size.
+
+    Args:
+        place: Where it is.
+        layouts: One layout, or one for each layer that it describes: it can follow where their sizes agree.
+    """
+
+    place: Place
+    layouts: tuple[Layout, ...]
+
+
+def stated(model: nn.Module, layouts: Mapping[str, list[Layout]], known: Mapping[Place, Layout]) -> list[Stated]:
+    """List what a model states about its sizes beside what its forward pass reads.
+
+    Args:
+        model: The model.
+        layouts: The layouts of its parameters and buffers.
+        known: The integers that are known from the forward pass.
+
+    Returns:
+        The integers; none if the model cannot be made again from what it keeps.
+    """
+    again = _made_again(model)
+    if again is None:
+        return []
+    solved = _solve_everywhere(_claims(again, layouts, known))
+    candidates: dict[Place, dict[Layout, None]] = {}
+    for each in solved.values():
+        for place, layout in each.items():
+            candidates.setdefault(place, {})[layout] = None
+    found = [Stated(place, tuple(each)) for place, each in candidates.items() if place not in known]
+    for name, module in again.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Sized) and (place := Place(name, (key,), plain(value))) not in known:
+                layout = _layout_near(value.term, name, solved)
+                if layout is not None:
+                    found.append(Stated(place, (layout,)))
+    return [each for each in found if any(True for layout in each.layouts for _ in axes.leaves(layout))]
+
+
+def _made_again(model: nn.Module) -> nn.Module | None:
+    """The model once more, on the meta device, its integers with terms; None if it does not keep what it needs."""
+    wanted = [p for p in inspect.signature(type(model).__init__).parameters.values()][1:]
+    held = vars(model)
+    kept = {p.name: held[p.name] for p in wanted if p.name in held and not isinstance(held[p.name], nn.Module)}
+    needed = [p for p in wanted if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if not kept or any(p.name not in kept for p in needed) or all(isinstance(v, int) for v in kept.values()):
+        return None
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            marked = integers_of(copy.deepcopy(kept), Journal(lambda: ""))
+            again = type(model)(**marked)
+    except Exception:  # whatever a constructor raises: then nothing is known
+        return None
+    finally:
+        logging.disable(level)
+    ours, theirs = named_tensors(model), named_tensors(again)
+    same = ours.keys() == theirs.keys() and all(ours[n].shape == theirs[n].shape for n in ours)
+    return again if same else None
+
+
+def _claims(
+    again: nn.Module, layouts: Mapping[str, list[Layout]], known: Mapping[Place, Layout]
+) -> Iterator[Claim]:
+    """What the layers of a model made again, and the integers known from a forward pass, say of its sizes."""
+    for name, module in again.named_modules():
+        weight = layouts.get(f"{name}.weight", layouts.get(f"{name}.running_mean"))
+        for key, value in vars(module).items():
+            dim = STATED_SIZES.get(key)
+            if isinstance(value, Sized) and weight is not None and dim is not None and dim < len(weight):
+                yield Claim(weight[dim], value.term, name)
+    for place, layout in known.items():
+        try:
+            value = get_integer(again.get_submodule(place.module), place.path)
+        except (AttributeError, LookupError):
+            continue
+        if isinstance(value, Sized):
+            yield Claim(layout, value.term, place.module)
+
+
+def _above(name: str) -> Iterator[str]:
+    """A module's name, and those of the modules around it, up to the whole model."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+    yield ""
+
+
+def _solve_everywhere(claims: Iterable[Claim]) -> dict[str, dict[Place, Layout]]:
+    """For each module, the layouts of places by the claims within it; those that are not one layout are left out."""
+    within: dict[str, list[Claim]] = {}
+    for claim in claims:
+        for name in _above(claim.why):
+            within.setdefault(name, []).append(claim)
+    return {name: _solutions(each) for name, each in within.items()}
+
+
+def _solutions(claims: list[Claim]) -> dict[Place, Layout]:
+    """The layouts of places by some claims, of those that have one layout."""
+    found: dict[Place, set[Layout]] = {}
+    while True:
+        known = {place: next(iter(each)) for place, each in found.items() if len(each) == 1}
+        before = sum(map(len, found.values()))
+        for claim in claims:
+            solution = Solver(known).solution(claim)
+            if solution is not None:
+                found.setdefault(solution[0], set()).add(axes.normal(solution[1]))
+        if sum(map(len, found.values())) == before:
+            return known
+
+
+def _layout_near(term: Term, name: str, solved: Mapping[str, Mapping[Place, Layout]]) -> Layout | None:
+    """The layout of a term by what is known in the nearest module around `name` where all of it is."""
+    for around in _above(name):
+        known = solved.get(around, {})
+        if all(end in known for end in ends(term) if isinstance(end, Place)):
+            return Solver(dict(known)).layout(term)
+    return None
