@@ -7,8 +7,9 @@ attributes of classes that an object has not set itself.
 from __future__ import annotations
 
 import functools
+import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from types import MethodType, ModuleType
 from typing import Any, NamedTuple
@@ -114,6 +115,7 @@ class Integers:
 
     def mark(self, journal: Journal | None) -> None:
         """Give all integers terms, which say where they are; without a journal only note the state to restore."""
+        forget_results(self.skeleton)
         self._saved = []
         seen: set[int] = set()
         for name, module in self.skeleton.named_modules():
@@ -177,6 +179,7 @@ class Integers:
                 owner.update(contents)
         for tensor, value in self._tensors:
             tensor.detach().copy_(value)
+        forget_results(self.skeleton)
 
 
 def integers_of(values: dict[str, Any], journal: Journal) -> dict[str, Any]:
@@ -220,14 +223,14 @@ def slots(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
     return found
 
 
-def memos(model: nn.Module) -> Iterator[Any]:
-    """The `functools.lru_cache`s and `cache`s in the source files of a model's classes."""
+_Memo = type(functools.lru_cache(len))
+
+
+def forget_results(model: nn.Module) -> None:
+    """Empty the `functools` caches in the files of a model's classes: a result of one pass is no result of another."""
     files = {kind.__module__ for module in model.modules() for kind in type(module).__mro__}
     for name in files:
-        if name.split(".")[0] not in ("torch", "builtins", "typing"):
-            import sys
-
-            yield from (v for v in list(vars(sys.modules[name]).values()) if isinstance(v, _Memo))
-
-
-_Memo = type(functools.lru_cache(len))
+        if name.split(".")[0] not in ("torch", "builtins", "typing") and name in sys.modules:
+            for value in list(vars(sys.modules[name]).values()):
+                if isinstance(value, _Memo):
+                    value.cache_clear()

@@ -181,6 +181,8 @@ def same_device(args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
 
 
 _CONVOLUTION, _MEAN = torch.ops.aten.convolution.default, torch.ops.aten.mean.dim
+_ADDMM = torch.ops.aten.addmm.default
+_PRODUCTS = {_ADDMM, torch.ops.aten.mm.default, torch.ops.aten.bmm.default}
 _BATCH_NORM, _LAYER_NORM = torch.ops.aten.native_batch_norm.default, torch.ops.aten.native_layer_norm.default
 
 
@@ -201,7 +203,11 @@ def compute(func: Any, args: Sequence[Any], kwargs: Kwargs) -> Any:
         return func(*args, **kwargs)
     if _keeps_shape(func):
         if all(_broadcasts_to(other, first) for other in args[1:] if isinstance(other, torch.Tensor)):
-            return first if operators.name_of(func).endswith("_") else torch.empty_like(first)
+            return first if operators.name_of(func).endswith("_") else _empty_like(first)
+    elif func in _PRODUCTS:
+        *_, a, b = args[: 3 if func is _ADDMM else 2]
+        if a.shape[-1] == b.shape[-2] and a.shape[:-2] == b.shape[:-2] and (func is not _ADDMM or first.dim() == 1):
+            return first.new_empty((*a.shape[:-1], b.shape[-1]))
     elif func is _MEAN and len(args) > 2 and isinstance(args[1], (list, tuple)):
         _, dims, keep, *_ = args
         over = {d % first.dim() for d in dims}
@@ -216,11 +222,18 @@ def compute(func: Any, args: Sequence[Any], kwargs: Kwargs) -> Any:
             return x.new_empty((x.shape[0], w.shape[0], *space))
     elif func is _BATCH_NORM:
         if all(t is None or t.shape == first.shape[1:2] for t in args[1:5]):
-            return torch.empty_like(first), None, None
+            return _empty_like(first), None, None
     elif func is _LAYER_NORM and list(first.shape[-len(args[1]) :]) == list(args[1]):
         if all(t is None or list(t.shape) == list(args[1]) for t in args[2:4]):
-            return torch.empty_like(first), None, None
+            return _empty_like(first), None, None
     return func(*args, **kwargs)
+
+
+def _empty_like(tensor: torch.Tensor) -> torch.Tensor:
+    """Like torch.empty_like, which is slow on the meta device."""
+    if tensor.is_contiguous():
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return torch.empty_like(tensor)
 
 
 def _broadcasts_to(tensor: torch.Tensor, target: torch.Tensor) -> bool:
