@@ -7,6 +7,7 @@ Its files, in the order in which to read them:
     op            the record of one operation
     rules/        one small function per operator, which says how layouts pass through it
     skeleton      copies of models without data, and how to run them
+    outputs       the tensors that a model returns
     tracer        one forward pass, observed operator by operator
     attributes    integers that modules keep, and how they are set
     follow        the search for the integers that must follow an axis
@@ -18,6 +19,7 @@ from prunus.graph.attributes import set_attributes
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.graph import Graph, Member
 from prunus.graph.op import CONSUMES, PRODUCES, SCALES, Op, Tag, Untracked, tensors_in
+from prunus.graph.outputs import output_tensors, quiet_config, select_outputs
 from prunus.graph.rules import rule
 from prunus.graph.skeleton import call, make_skeleton, named_tensors, quiet_forward
 from prunus.graph.tracer import Keep, Storage
@@ -39,9 +41,12 @@ __all__ = [
     "call",
     "make_skeleton",
     "named_tensors",
+    "output_tensors",
     "part",
+    "quiet_config",
     "quiet_forward",
     "rule",
+    "select_outputs",
     "set_attributes",
     "tensors_in",
     "trace",

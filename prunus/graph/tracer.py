@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from prunus.errors import TraceError
 from prunus.graph import axes
@@ -264,18 +264,6 @@ def run(
     finally:
         modules.remove()
     return tracer, output
-
-
-def output_tensors(output: Any) -> list[torch.Tensor]:
-    """The tensors of an output, in order. Raises TraceError if an object in it may hide some."""
-    leaves = tree_flatten(output)[0]
-    opaque = [leaf for leaf in leaves if not isinstance(leaf, (torch.Tensor, str, int, float, type(None)))]
-    if opaque:
-        raise TraceError(
-            f"the model should return tensors, tuples or dicts, but returns a {type(opaque[0]).__name__}, "
-            "whose tensors cannot be seen; return those, or register the class with torch.utils._pytree."
-        )
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def fresh_layouts(bare: nn.Module) -> dict[str, list[Layout]]:

@@ -17,6 +17,7 @@ from prunus.graph.follow import Follower
 from prunus.graph.graph import Graph, _short
 from prunus.graph.op import tag_of
 from prunus.graph.operators import Args, Kwargs
+from prunus.graph.outputs import output_tensors
 
 
 @torch.inference_mode(
@@ -72,7 +73,7 @@ def _trace(model: nn.Module, example: Any, real: bool) -> Graph | None:
         if not real:
             return None
         raise TraceError(f"the model's forward pass failed on the example: {error}") from error
-    outputs = tracer.output_tensors(output)
+    outputs = output_tensors(output)
     if not any(tag_of(tensor) for tensor in outputs):
         raise TraceError("no output of the model depends on its parameters and inputs.")
     for tensor in outputs:
