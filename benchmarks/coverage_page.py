@@ -95,7 +95,7 @@ def goals(rows: list[Row], races: list[Row]) -> str:
         ],
         ["at most 40 % of the multiply-adds left", share(rows, few_left), "97 %"],
         [
-            "proof over the two plain forwards",
+            "proof over the plain forwards it needs, two for each mode",
             middle(figures(rows, "timed", "proof_over_forwards")),
             "at most 3",
         ],
@@ -188,11 +188,12 @@ def seconds(row: Row, name: str) -> str:
 
 
 def verdict(row: Row) -> str:
-    """What does not hold, with the first line of the error; what stands in the way of a mode or a check otherwise."""
-    wrong = [f"{name}: {found['error']}" for name, found in row["stages"].items() if not found["ok"]]
-    notes = [stage(row, "trained").get("why_not_training"), *stage(row, "trace").get("warnings", [])]
-    words = wrong or [f"trained in evaluation mode: {note}" for note in notes[:1] if note] + notes[1:2]
-    return one_cell("; ".join(words)) if words else ""
+    """What does not hold, with the first line of the error; otherwise what should be known."""
+    words = [f"{name}: {found['error']}" for name, found in row["stages"].items() if not found["ok"]]
+    if not words:
+        why = stage(row, "trained").get("why_not_training")
+        words = [f"trained in evaluation mode: {why}"] * bool(why) + stage(row, "trace")["warnings"][:1]
+    return one_cell("; ".join(words))
 
 
 def cells(row: Row) -> list[str]:
@@ -246,8 +247,8 @@ models. Each is built with random weights and taken through these stages in a pr
 - **saved**: saved, loaded, the same outputs; **trained**: a step of SGD in training mode (in evaluation where training
   asks for targets); **exported** by torch.export, the same outputs.
 
-CPU seconds on one thread, {setup["jobs"]} at once, at most {setup["limit_s"]:.0f} s a model. {versions};
-{machine["processor"]}, {machine["cores"]} cores.
+CPU seconds on one thread, {setup["jobs"]} at once, at most {setup["limit_s"]:.0f} s a model; peaks of memory are of the
+whole process. {versions}; {machine["processor"]}, {machine["cores"]} cores.
 
 {table(["list", "models", *COUNTS], per_list(rows, counts))}
 
