@@ -30,6 +30,7 @@ from prunus.machine import machine, versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+TURNS = 6  # the most that one turn of a race may take, as a part of the limit
 
 Row = dict[str, Any]
 
@@ -65,17 +66,16 @@ def staged(row: Row) -> Row:
 
 def raced(row: Row) -> Row:
     """What the lines of coverage_peer.py say of a model: seconds, multiply-adds left and errors of each tool."""
-    found: Row = {"list": row["list"], "name": row["name"], "ended": row["ended"]}
+    found: Row = {"list": row["list"], "name": row["name"]}
     for who in coverage_page.RACERS:
         lines = [line for line in row["lines"] if line.get("who") == who]
         errors = [line["error"] for line in lines if "error" in line]
-        if row["ended"] and not errors and len(lines) < 2:
-            errors = [row["ended"]]
-        seconds = [line["cpu_s"] for line in lines if "cpu_s" in line][1:]  # the first warms up
-        left = [line["macs_left"] for line in lines if "macs_left" in line]
-        found[who] = (
-            {"error": errors[0]} if errors or not seconds else {"cpu_s": seconds, "macs_left": left[0]}
-        )
+        if errors or not lines:
+            found[who] = {"error": errors[0] if errors else row["ended"]}
+            continue
+        seconds = [line["cpu_s"] for line in lines]
+        after_warm_up = seconds[1:] or seconds
+        found[who] = {"cpu_s": after_warm_up, "macs_left": lines[0]["macs_left"]}
     return found
 
 
@@ -99,7 +99,7 @@ def wanted(asked: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def failures(row: Row) -> list[str]:
-    """The stages that did not hold, each with its error; a stage that was not reached stands with the one before."""
+    """The stages that were tried and did not hold, each with its error."""
     return [f"{name}: {stage['error']}" for name, stage in row["stages"].items() if not stage["ok"]]
 
 
@@ -130,7 +130,7 @@ def main() -> None:
     todo = [model for model in wanted(asked) if model not in known]
     script, more, of_row = ("coverage_stages.py", (), staged)
     if asked.peer:
-        script, more, of_row = ("coverage_peer.py", (asked.peer_path,), raced)
+        script, more, of_row = ("coverage_peer.py", (asked.peer_path, str(asked.limit / TURNS)), raced)
     bad = 0
     with ThreadPoolExecutor(asked.jobs) as pool, lines.open("a") as file:
         running = [pool.submit(one_model, script, *model, asked.limit, *more) for model in todo]

@@ -1,18 +1,21 @@
 """One listed model beside torch-pruning 1.6.1: analyse, L2 scores, half of every axis, removed for real.
 
-    python benchmarks/coverage_peer.py LIST NAME FOLDER
+    python benchmarks/coverage_peer.py LIST NAME FOLDER SECONDS
 
 Started by coverage.py --peer, in a process of its own. FOLDER is where torch-pruning was installed:
 `pip install --no-deps --target FOLDER torch-pruning==1.6.1`. Both get the same model, in turns, on one thread;
 torch-pruning is told the classifier and, where torch's own attention is used, its heads. Prunus is told nothing, and is
-timed with its proof and without. Prints a JSON line with CPU seconds as each turn ends.
+timed with its proof and without. A turn is stopped after SECONDS. Prints a JSON line with CPU seconds as each turn
+ends.
 """
 
 import copy
+import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import coverage_models
@@ -51,12 +54,30 @@ def theirs(case: coverage_models.Case) -> nn.Module:
     return case.model
 
 
-def attempt(act: Callable[[coverage_models.Case], nn.Module], case: coverage_models.Case) -> dict[str, Any]:
+@contextmanager
+def stopped_after(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the work below once it has taken so long."""
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"not done after {seconds:.0f} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def attempt(
+    act: Callable[[coverage_models.Case], nn.Module], case: coverage_models.Case, most: float
+) -> dict[str, Any]:
     """CPU seconds, the multiply-adds left, and the error if there was one, on a copy of the model."""
     own = copy.deepcopy(case)
     start = time.process_time()
     try:
-        model = act(own)
+        with stopped_after(most):
+            model = act(own)
         seconds = time.process_time() - start
         (before, whole), (after, left) = (describe(each, case.example) for each in (case.model, model))
     except Exception as error:  # any error is a result
@@ -69,7 +90,7 @@ def attempt(act: Callable[[coverage_models.Case], nn.Module], case: coverage_mod
 
 
 def main() -> None:
-    kind, name, folder = sys.argv[1:4]
+    kind, name, folder, most = sys.argv[1:5]
     sys.path.append(folder)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -83,7 +104,7 @@ def main() -> None:
         for number in range(ROUNDS + 1):
             for who, act in list(turns.items()):
                 say({"begins": who})
-                line = attempt(act, case)
+                line = attempt(act, case, float(most))
                 say({"who": who, "round": number} | line)
                 if "error" in line:
                     del turns[who]
