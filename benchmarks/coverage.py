@@ -41,15 +41,16 @@ def one_model(script: str, kind: str, name: str, limit: float, *more: str) -> Ro
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     ended = ""
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit)
-        printed, complaints = done.stdout, done.stderr
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=limit)
+        printed = done.stdout
         if done.returncode:
-            ended = f"ended with {done.returncode}: {(complaints.strip().splitlines() or [''])[-1]}"
+            complaints = done.stderr.decode(errors="replace").strip().splitlines() or [""]
+            ended = f"ended with {done.returncode}: {complaints[-1]}"
     except subprocess.TimeoutExpired as stopped:
-        printed, ended = (stopped.stdout or b"").decode(), f"out of time ({limit:.0f} s)"
+        printed, ended = stopped.stdout or b"", f"out of time ({limit:.0f} s)"
     lines = [
         json.loads(line, parse_float=lambda text: float(f"{float(text):.4g}"))
-        for line in printed.splitlines()
+        for line in printed.decode().splitlines()
     ]
     return {"list": kind, "name": name, "ended": ended, "lines": lines}
 

@@ -54,12 +54,16 @@ def theirs(case: coverage_models.Case) -> nn.Module:
     return case.model
 
 
+class OutOfTime(BaseException):
+    """A turn took too long; no `except Exception` on the way may stop it."""
+
+
 @contextmanager
 def stopped_after(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the work below once it has taken so long."""
+    """Raise OutOfTime in the work below once it has taken so long."""
 
     def stop(*_: Any) -> None:
-        raise TimeoutError(f"not done after {seconds:.0f} s")
+        raise OutOfTime(f"not done after {seconds:.0f} s")
 
     signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -80,7 +84,7 @@ def attempt(
             model = act(own)
         seconds = time.process_time() - start
         (before, whole), (after, left) = (describe(each, case.example) for each in (case.model, model))
-    except Exception as error:  # any error is a result
+    except (Exception, OutOfTime) as error:  # any error is a result
         return {"error": first_line(error)}
     if not same_shapes(before, after) or left >= whole:
         return {
