@@ -54,7 +54,8 @@ def graph(traced: Graph) -> Group:
     costs = (
         f"{format_number(cost.macs(traced), 3)} multiply-adds, {format_number(cost.params(traced), 3)} parameters, "
         f"{cost.memory_mb(traced):.3g} MB peak activations for one input; "
-        f"{100 * traced.coverage():.1f} % of the parameters can shrink."
+        f"halving every axis removes {traced.coverage():.1%} of the parameters and "
+        f"{cost.coverage(traced):.1%} of the multiply-adds."
     )
     return Group(axes, Text("fixed dimensions and why:"), Text("\n".join(lines)), Text(costs))
 

@@ -7,6 +7,7 @@ Its files, in the order in which to read them:
     op            the record of one operation
     rules/        one small function per operator, which says how layouts pass through it
     skeleton      copies of models without data, and how to run them
+    outputs       the tensors that a model returns
     tracer        one forward pass, observed operator by operator
     sizes         integers that remember what they are made of
     symbols       these integers on their way through torch
@@ -25,6 +26,7 @@ from prunus.graph.axes import Axis, Layout
 from prunus.graph.construction import STATED_SIZES, Stated
 from prunus.graph.graph import Graph, Member
 from prunus.graph.op import CONSUMES, PRODUCES, SCALES, Op, Tag, Untracked, tensors_in
+from prunus.graph.outputs import output_tensors, quiet_config, select_outputs
 from prunus.graph.rules import rule
 from prunus.graph.skeleton import call, make_skeleton, named_tensors, quiet_forward
 from prunus.graph.tracer import Keep, Storage
@@ -50,9 +52,12 @@ __all__ = [
     "get_integer",
     "make_skeleton",
     "named_tensors",
+    "output_tensors",
     "part",
+    "quiet_config",
     "quiet_forward",
     "rule",
+    "select_outputs",
     "set_attributes",
     "set_integer",
     "tensors_in",

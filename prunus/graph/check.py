@@ -21,8 +21,8 @@ from prunus.errors import TraceError
 from prunus.graph import axes
 from prunus.graph.attributes import Attribute, Integers, set_attributes, slots
 from prunus.graph.axes import Axis, Layout
-from prunus.graph.op import Op
-from prunus.graph.operators import CONSTANT, Args, Kwargs
+from prunus.graph.op import Op, Tag, new_generation, put_tag, tag_of, tensors_in
+from prunus.graph.operators import Args, Kwargs
 from prunus.graph.rules import registry
 from prunus.graph.skeleton import (
     SameDevice,
@@ -52,28 +52,29 @@ class _Pass(TorchDispatchMode):
         self.numbers: list[int] = []  # the operations whose numbers changed
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
-        while self.at < len(self.ops) and self.ops[self.at].func is not func and self._stored(self.ops[self.at]):
-            self.at += 1
+        kwargs = kwargs or {}
+        if not any(map(tag_of, tensors_in([*args, *kwargs.values()]))):
+            args, kwargs = same_device(args, kwargs)
+            return compute(func, args, kwargs)  # of constants, which the code may have kept from an earlier pass
         if self.at >= len(self.ops) or self.ops[self.at].func is not func:
             raise _OtherWayError
         op = self.ops[self.at]
-        numbers = registry.scalars(func, args, kwargs or {})
-        args, kwargs = same_device(args, kwargs or {})
+        numbers = registry.scalars(func, args, kwargs)
+        args, kwargs = same_device(args, kwargs)
         for layout, place, element in op.follows:
             args = self._put_right(op, args, layout, place, element)
         out = compute(func, args, kwargs)
-        for tensor, dims in zip(out if isinstance(out, (tuple, list)) else [out], op.outs, strict=False):
+        for tensor, dims, tag in zip(
+            out if isinstance(out, (tuple, list)) else [out], op.outs, op.results, strict=False
+        ):
             if dims is not None and list(tensor.shape) != [axes.size(d, self.widths) for d in dims]:
                 raise _OtherWayError
-        if op.outs and numbers != op.scalars:
+            if tag is not None:
+                put_tag(tensor, Tag(()))
+        if numbers != op.scalars:
             self.numbers.append(self.at)
         self.at += 1
         return out
-
-    @staticmethod
-    def _stored(op: Op) -> bool:
-        """Whether the code may have kept the result of an operation from an earlier pass."""
-        return not op.outs or (op.is_a(CONSTANT) and not op.reads())
 
     def _put_right(self, op: Op, args: Args, layout: Layout, place: int, element: int | None) -> Args:
         """The arguments with the integer that the layout says; negative ones count from the end, and agree."""
@@ -103,7 +104,7 @@ class Check:
         self, bare: nn.Module, example: Any, traced: Tracer, layouts: dict[str, list[Layout]], integers: Integers
     ):
         self.bare, self.example, self.traced, self.layouts = bare, example, traced, layouts
-        self.ops, self.integers = traced.ops, integers
+        self.ops, self.integers = _dependent(traced.ops), integers
         self.slots = slots(bare)
         self.dtypes = {n: t.dtype for n, t in named_tensors(bare).items() if t.is_floating_point()}
         self.meta = any(t.is_meta for t in named_tensors(bare).values())
@@ -137,9 +138,11 @@ class Check:
             axes.fix(layout, f"{op} uses the integer {axes.size(layout)}, which follows nothing that may shrink")
         if probe.numbers:
             self._fix_numbers(probe.numbers)
-        if not ended and not (probe.integers or probe.numbers):
+        found = bool(probe.integers or probe.numbers)
+        if not ended and not found and not self.traced.data_read:  # other data may take another way: no fault
             self._fix_around(min(probe.at, len(self.ops) - 1))
-        return ended and not (probe.integers or probe.numbers)
+            found = True
+        return not found
 
     def _run(self, probe: _Pass, attributes: Sequence[Attribute]) -> bool:
         """Run the skeleton at other widths; whether it took the same way to the end."""
@@ -149,6 +152,7 @@ class Check:
             self.integers.mark(None)
             stack.callback(self._put_back, originals)
             try:
+                new_generation()
                 self._resize(probe.widths)
                 set_attributes(self.bare, attributes, probe.widths)
                 example = tree_map_only(torch.Tensor, self._as_traced, self.example)
@@ -160,27 +164,33 @@ class Check:
             except Exception as error:  # any error that the user's code raises when sizes disagree
                 self.error = error
                 return False
-        while probe.at < len(self.ops) and probe._stored(self.ops[probe.at]):
-            probe.at += 1
         return probe.at == len(self.ops)
 
     def _as_traced(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy of an input, abstract if it was so in the trace."""
-        abstract = self.meta and tensor.is_floating_point()
-        return tensor.detach().to("meta") if abstract else tensor.detach().clone()
+        if not tensor.is_floating_point():
+            return tensor.detach().clone()
+        tensor = tensor.detach().to("meta") if self.meta else tensor.detach().clone()
+        put_tag(tensor, Tag(()))
+        return tensor
 
     def _put_back(self, originals: dict[tuple[nn.Module, str], Any]) -> None:
         for (module, name), tensor in originals.items():
             setattr(module, name, tensor)
 
     def _resize(self, widths: Mapping[str, int]) -> None:
-        """Replace the skeleton's tensors by those of other widths."""
+        """Replace the skeleton's floating-point tensors by those of other widths."""
+        for (module, attribute) in (place for name in self.slots if name not in self.dtypes for place in self.slots[name]):
+            put_tag(getattr(module, attribute), Tag(()))
         for name, dtype in self.dtypes.items():
             shape = [axes.size(layout, widths) for layout in self.layouts[name]]
-            tensor = torch.rand(shape, dtype=dtype) if not self.meta else torch.empty(shape, dtype=dtype, device="meta")
+            tensor = torch.empty(shape, dtype=dtype, device="meta" if self.meta else None)
+            if not self.meta:  # positive, because some are variances
+                tensor.fill_(1 / max(1, tensor[:1].numel()))
             for module, attribute in self.slots[name]:
                 is_parameter = attribute in module._parameters
                 value = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
+                put_tag(value, Tag(()))
                 setattr(module, attribute, value)
 
     def _fix_numbers(self, places: Sequence[int]) -> None:
@@ -213,6 +223,18 @@ class Check:
             module = module.rpartition(".")[0]
         for layout in found:
             axes.fix(layout, why)
+
+
+def _dependent(ops: Sequence[Op]) -> list[Op]:
+    """The operations that depend on a parameter or a floating-point input."""
+    constant: set[Tag] = set()
+    found: list[Op] = []
+    for op in ops:
+        if constant.issuperset(op.reads()):
+            constant.update(op.writes())
+        else:
+            found.append(op)
+    return found
 
 
 def _fix(layouts: Sequence[Layout], op: Op) -> bool:

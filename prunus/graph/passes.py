@@ -21,6 +21,7 @@ from prunus.graph.attributes import Attribute, Integers
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.check import Check
 from prunus.graph.op import Tag, tag_of
+from prunus.graph.outputs import Outputs, select_outputs
 from prunus.graph.operators import BATCH_NORM
 from prunus.graph.sizes import Place
 from prunus.graph.solve import Claim, Solver, claims
@@ -33,16 +34,18 @@ class Passes:
     Args:
         bare: The skeleton.
         layouts: The layouts of its parameters and buffers, refined by each pass.
+        chosen: The outputs that count (see outputs.py).
     """
 
-    def __init__(self, bare: nn.Module, layouts: dict[str, list[Layout]]):
-        self.bare, self.layouts = bare, layouts
+    def __init__(self, bare: nn.Module, layouts: dict[str, list[Layout]], chosen: Outputs | None):
+        self.bare, self.layouts, self.chosen = bare, layouts, chosen
         self.integers = Integers(bare)
         self.known: dict[Place, Layout] = {}
         self.met: set[str] = set()  # the parameters and buffers that an operator read
         self.outputs: list[Tag] = []  # of the first pass
         self.modes: dict[str, Any] = {}  # the modes in which the model runs, with their examples
         self.traced: dict[str, Tracer] = {}  # those of them that had to be traced
+        self.data_read: dict[str, str] = {}  # the lines that read values off the data, with the operators
         self._alike = False  # whether the first pass says what every mode does
 
     def run(self, mode: str, example: Any) -> None:
@@ -62,7 +65,7 @@ class Passes:
         with asking_for_the_mode() as asked:
             traced, output = tracer.run(self.bare, example, self.layouts, integers=self.integers)
         self._alike = not any(map(is_own, asked)) and not any(map(_sets_mode, self.bare.modules()))
-        found = [tag for tag in map(tag_of, tracer.output_tensors(output)) if tag is not None]
+        found = [tag for tag in map(tag_of, select_outputs(output, self.chosen)) if tag is not None]
         if not found:
             raise TraceError("no output of the model depends on its parameters and inputs.")
         for tag in found:
@@ -74,6 +77,7 @@ class Passes:
             if (tag := tag_of(tensor)) is not None and tag.met
         }
         self._solve(traced)
+        self.data_read |= traced.data_read
         self.outputs = self.outputs or found
         self.traced[mode] = traced
 

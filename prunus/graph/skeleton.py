@@ -22,11 +22,12 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from prunus.errors import UserError
 from prunus.graph import op, operators
 from prunus.graph.op import put_tag, tag_of
+from prunus.graph.outputs import quiet_config
 from prunus.graph.operators import SHAPE_KEEPING, Args, Kwargs
 
 
 def make_skeleton(model: nn.Module, real: bool = False) -> nn.Module:
-    """Copy a model without its data: in evaluation mode, without hooks, parametrisations resolved.
+    """Copy a model without its data: in evaluation mode, without hooks, parametrisations resolved, no caches returned.
 
     Args:
         model: The model, which is left untouched.
@@ -46,6 +47,7 @@ def make_skeleton(model: nn.Module, real: bool = False) -> nn.Module:
         meta = buffer.is_floating_point() and not real
         memo[id(buffer)] = buffer.detach().to("meta") if meta else buffer.detach().clone()
     bare = copy_model(model, memo).eval()
+    quiet_config(bare)
     resolved: dict[nn.Module, nn.Parameter] = {}
     for module in list(bare.modules()):
         module._forward_hooks.clear()  # hooks are the user's own, and may expect data

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_map_only
 
-from prunus.errors import TraceError
 from prunus.graph import axes
 from prunus.graph.attributes import Integers
 from prunus.graph.axes import Axis, Layout
@@ -95,6 +94,10 @@ class Modules:
             handle.remove()
 
 
+class DataDependentError(Exception):
+    """A forward pass asks for a value that abstract tensors do not have."""
+
+
 class Tracer(TorchDispatchMode):
     """Passes each operator through its rule and tags its results.
 
@@ -108,6 +111,7 @@ class Tracer(TorchDispatchMode):
         self.origins: Origins | None = None
         self.ops: list[Op] = []
         self.storages: list[Storage] = []
+        self.data_read: dict[str, str] = {}  # the lines that read values off the data, with the operators
         self.tensors: dict[Tag, str] = {}  # parameters and buffers, before anything wrote to them
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
@@ -119,13 +123,10 @@ class Tracer(TorchDispatchMode):
             kwargs = {key: concrete(value) for key, value in kwargs.items()}
         tensors = tensors_in(args) + tensors_in(kwargs.values())
         tags = [tag for tag in map(tag_of, tensors) if tag is not None]
-        if is_a(func, DATA_DEPENDENT) and any(t.is_meta for t in tensors):
-            raise TraceError(
-                f"{name} reads a value that depends on the data or the weights, at {user_line()}. "
-                "The operators after it may depend on that value, so one pass cannot stand for all. "
-                "Trace a part of the model that does not do this: "
-                "part, example = prunus.part(model, 'NAME', inputs); graph = prunus.trace(part, example)."
-            )
+        if is_a(func, DATA_DEPENDENT) and tags:
+            self.data_read.setdefault(user_line(), name)
+            if any(t.is_meta for t in tensors):
+                raise DataDependentError
         tracked = bool(tags) or is_a(func, CONSTANT)
         numbers = registry.scalars(func, args, kwargs) if tracked else ()
         inputs = _values(args), dict(zip(kwargs, _values(kwargs.values()), strict=True))
@@ -153,7 +154,7 @@ class Tracer(TorchDispatchMode):
             if (place, element) not in op.terms and not takes_symbols and place < len(args):
                 same = [n.term for n in given if isinstance(n, Sized) and plain(n) == args[place]]
                 op.terms |= {(place, element): term for term in same[:1]}
-        numbers = [n for n in given if isinstance(n, (int, float)) and number_text(n) in op.scalars]
+        numbers = [n for n in function.given if isinstance(n, (int, float)) and number_text(n) in op.scalars]
         op.origins = origins(numbers) or (function.scale if op.scalars else ())
 
     def _tag(self, op: Op, out: Any, tags: list[Tag]) -> None:
@@ -302,18 +303,6 @@ def run(
             stack.enter_context(tracer.origins)
         output = call(bare, example)
     return tracer, output
-
-
-def output_tensors(output: Any) -> list[torch.Tensor]:
-    """The tensors of an output, in order. Raises TraceError if an object in it may hide some."""
-    leaves = tree_flatten(output)[0]
-    opaque = [leaf for leaf in leaves if not isinstance(leaf, (torch.Tensor, str, int, float, type(None)))]
-    if opaque:
-        raise TraceError(
-            f"the model should return tensors, tuples or dicts, but returns a {type(opaque[0]).__name__}, "
-            "whose tensors cannot be seen; return those, or register the class with torch.utils._pytree."
-        )
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def fresh_layouts(bare: nn.Module) -> dict[str, list[Layout]]:

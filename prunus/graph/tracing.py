@@ -16,8 +16,8 @@ from prunus.graph.axes import Axis, Layout
 from prunus.graph.construction import stated
 from prunus.graph.graph import Graph, _short
 from prunus.graph.operators import Args, Kwargs
+from prunus.graph.outputs import Outputs
 from prunus.graph.passes import Passes
-
 
 MODES = ("eval", "train")
 
@@ -26,7 +26,11 @@ MODES = ("eval", "train")
     False
 )  # inference mode would hide the operators that convolutions and linear layers consist of
 def trace(
-    model: nn.Module, example: Any, *, modes: Collection[str] | Mapping[str, Any] | None = None
+    model: nn.Module,
+    example: Any,
+    *,
+    modes: Collection[str] | Mapping[str, Any] | None = None,
+    outputs: Outputs | None = None,
 ) -> Graph:
     """Run a model on the meta device, in evaluation and in training mode, and infer its axes.
 
@@ -39,6 +43,8 @@ def trace(
         modes: The modes to trace, "eval" and "train", or an example for each, where training takes other arguments
             (targets): {"eval": images, "train": (images, targets)}. By default both; training is left out, with a
             warning, where it fails on the example.
+        outputs: The outputs that count and keep their sizes: a path ("logits", "0.logits"), a list of paths, or a
+            function from the output to tensors; by default all. Others may come out smaller.
 
     Returns:
         The graph, which serves every copy of the model.
@@ -59,8 +65,8 @@ def trace(
     if lazy:
         raise TraceError(f"{lazy[0]} has no shape yet; run the model once on real inputs, then trace it.")
     examples = _examples(example, modes)
-    graph = _trace(model, examples, real=False, asked=modes is not None)
-    graph = graph or _trace(model, examples, real=True, asked=modes is not None)
+    graph = _trace(model, examples, False, modes is not None, outputs)
+    graph = graph or _trace(model, examples, True, modes is not None, outputs)
     assert graph is not None, "a trace with real tensors returns or raises"
     if not graph.axes:
         why = _short([f"{what}: {reason}" for what, reason in graph.fixed], 3) or "no parameters at all"
@@ -78,7 +84,9 @@ def _examples(example: Any, modes: Collection[str] | Mapping[str, Any] | None) -
     return tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), examples)
 
 
-def _trace(model: nn.Module, examples: Mapping[str, Any], real: bool, asked: bool) -> Graph | None:
+def _trace(
+    model: nn.Module, examples: Mapping[str, Any], real: bool, asked: bool, outputs: Outputs | None
+) -> Graph | None:
     """Trace on the meta device, or with real tensors; None if the model fails on the meta device.
 
     asked: whether the user named the modes, so that each has to work.
@@ -86,7 +94,7 @@ def _trace(model: nn.Module, examples: Mapping[str, Any], real: bool, asked: boo
     bare = skeleton.make_skeleton(model, real)
     layouts = tracer.fresh_layouts(bare)
     owners = {id(axis): (name, dim) for name, dims in layouts.items() for dim, axis in enumerate(dims)}
-    passes = Passes(bare, layouts)
+    passes = Passes(bare, layouts, outputs)
     for mode, example in examples.items():
         try:
             passes.run(mode, example)
@@ -111,7 +119,7 @@ def _trace(model: nn.Module, examples: Mapping[str, Any], real: bool, asked: boo
         return _name_axes(layouts, parameters)
 
     if real:
-        warnings.warn("traced with real tensors, because the meta device cannot run this model", stacklevel=3)
+        warnings.warn(_words_for_real(passes.data_read), stacklevel=3)
     passes.check(name_axes)
     named = name_axes()
     for layout in [layout for dims in layouts.values() for layout in dims]:
@@ -130,8 +138,20 @@ def _trace(model: nn.Module, examples: Mapping[str, Any], real: bool, asked: boo
         attributes=passes.attributes(),
         stated=stated(model, layouts, passes.known),
         modes=passes.modes,
+        chosen=outputs,
         _roles=roles,
         _classes={name: type(module).__name__ for name, module in model.named_modules()},
+    )
+
+
+def _words_for_real(data_read: Mapping[str, str]) -> str:
+    if not data_read:
+        return "traced with real tensors, because the meta device cannot run this model"
+    lines = _short([f"{name} at {line}" for line, name in data_read.items()], 2)
+    return (
+        f"traced with real tensors, because the model reads values that depend on the data or the weights ({lines}). "
+        "What it does at other values is not known: if it runs other layers then, freeze those, or trace a part that "
+        "does not do this: part, example = prunus.part(model, 'NAME', inputs)."
     )
 
 

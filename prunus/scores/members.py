@@ -56,18 +56,24 @@ def _powers(model: nn.Module, graph: Graph, p: float, roles: Sequence[str], comb
     if combine not in COMBINE:
         raise unknown("way to combine members", combine, COMBINE)
 
+    members = {axis: _members(graph, axis, roles) for axis in graph.axes}
+    met = {(member.tensor, member.dim) for found in members.values() for member in found}
+
     @functools.cache
-    def sums(tensor: str) -> tuple[Tensor, ...]:
-        # the sums along all dimensions of a weight from one pass over it, however many axes run along them
+    def sums(tensor: str) -> dict[int, Tensor]:
+        # the sums along the dimensions of a weight from one pass over it, however many axes run along them
         values = _read_tensor(model, tensor).float()
         values = values.square() if p == 2 else values.abs() ** p
+        if values.dim() == 1:
+            return {0: values}
         matrix = values.flatten(2).sum(2) if values.dim() > 2 else values
-        rest = (values.sum([d for d in range(values.dim()) if d != dim]) for dim in range(2, values.dim()))
-        return (matrix,) if values.dim() == 1 else (matrix.sum(1), matrix.sum(0), *rest)
+        rest = [dim for dim in range(2, values.dim()) if (tensor, dim) in met]
+        others = {dim: [d for d in range(values.dim()) if d != dim] for dim in rest}
+        return {0: matrix.sum(1), 1: matrix.sum(0)} | {dim: values.sum(others[dim]) for dim in rest}
 
     powers = {}
-    for axis in graph.axes:
-        parts = [sums(m.tensor)[m.dim][m.index].sum(1) for m in _members(graph, axis, roles)]
+    for axis, found in members.items():
+        parts = [sums(m.tensor)[m.dim][m.index].sum(1) for m in found]
         powers[axis] = COMBINE[combine](torch.stack(parts), 0)
     return powers
 

@@ -14,7 +14,7 @@ from prunus.selection.bounds import CAP, FLOOR, Bound, holders, min_units
 from prunus.selection.budget import Budget, CostMeter, Metered, Sparsity
 from prunus.selection.changes import plan
 from prunus.selection.choose import FREE, GRIDS, TOLERANCE, How, Selection, Unreachable, price_of, select
-from prunus.selection.cost import macs, memory_mb, params
+from prunus.selection.cost import coverage, macs, memory_mb, params
 from prunus.selection.fill import Price, blocks, count_fitting
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Unreachable",
     "blocks",
     "count_fitting",
+    "coverage",
     "holders",
     "macs",
     "memory_mb",

@@ -171,3 +171,19 @@ def memory_mb(graph: Graph, keep: Keep | None = None) -> float:
         UserError: `keep` does not fit the graph.
     """
     return float(of(graph, "memory_mb", graph.widths(keep)))
+
+
+def coverage(graph: Graph, cost: str = "macs") -> float:
+    """Measure how much of a cost can disappear.
+
+    Args:
+        graph: The graph of the model.
+        cost: "macs", "params" or "memory_mb".
+
+    Returns:
+        The share (0 to 1) of the cost that goes when every axis is halved.
+
+    Raises:
+        UserError: The cost is unknown.
+    """
+    return 1 - of(graph, cost, graph.halved()) / (of(graph, cost, {}) or 1)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from prunus.errors import PruningError, UserError
-from prunus.graph import Graph, make_skeleton, skeleton, tracer
+from prunus.graph import Graph, make_skeleton, output_tensors, skeleton
 from prunus.sparse.patterns import NofM, Pattern, contracted, matrix, parse, unfit
 from prunus.surgery import TOLERANCES, checked_tensors, clone, slice_tensor
 
@@ -253,4 +253,4 @@ def _outputs(model: nn.Module, graph: Graph, dtype: torch.dtype) -> list[Tensor]
 
     with skeleton.quiet_forward():
         output = skeleton.call(model.eval(), tree_map_only(Tensor, sample, graph.example))
-    return tracer.output_tensors(output)
+    return output_tensors(output)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from prunus.errors import PruningError
-from prunus.graph import Graph, Keep, make_skeleton, skeleton, tracer
+from prunus.graph import Graph, Keep, make_skeleton, output_tensors, skeleton, tracer
 from prunus.surgery.copies import checked_tensors, clone, effective_tensors, resize
 from prunus.surgery.slicing import Places, mask_tensors, slice_tensor
 
@@ -165,10 +165,8 @@ def _difference(
     example = tree_map_only(torch.Tensor, lambda t: _random_like(t, dtype, device, generator), graph.example)
     with skeleton.quiet_forward():
         own = tree_map_only(torch.Tensor, torch.clone, example)  # the forward pass may write to it
-        got = tracer.output_tensors(skeleton.call(small, own))
-    expected = tracer.output_tensors(
-        tracer.run(reference, example, tracer.copy_layouts(graph.layouts), keep)[1]
-    )
+        got = output_tensors(skeleton.call(small, own))
+    expected = output_tensors(tracer.run(reference, example, tracer.copy_layouts(graph.layouts), keep)[1])
     if not any(tensor.isfinite().any() for tensor in expected):
         return float("inf")  # nothing finite to compare, so nothing is proved
     return max(map(_relative_error, got, expected))

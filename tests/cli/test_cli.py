@@ -60,7 +60,7 @@ def test_methods_say_which_limit_they_take(capsys):
 
 def test_inspect_shows_axes_and_reasons(capsys):
     text = said(capsys, "inspect", "--model", "zoo:digits_resnet")
-    assert "fixed dimensions and why" in text and "% of the parameters can shrink" in text
+    assert "fixed dimensions and why" in text and "halving every axis removes" in text
     assert "conv1" in said(capsys, "inspect", "--model", "zoo:digits_resnet", "--explain", "conv1")
 
 

@@ -197,6 +197,13 @@ def build(name):
     return model, example()
 
 
+def share_on_axes(graph):
+    """The share of all weights that are in parameters with a dimension that may shrink."""
+    sizes = {name: graph.shapes[name].numel() for name in graph.parameters}
+    on_axes = {member.tensor for axis in graph.axes for member in graph.members(axis)}
+    return sum(n for name, n in sizes.items() if name in on_axes) / sum(sizes.values())
+
+
 def random_keep(graph, seed=0):
     """Some units of every axis, never all of them where there is a choice."""
     generator = torch.Generator().manual_seed(seed)

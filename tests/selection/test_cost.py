@@ -28,6 +28,26 @@ def test_macs_and_params_equal_what_the_shrunk_module_does(name, seed):
     assert prunus.params(graph, keep) == sum(p.numel() for p in make_skeleton(small).parameters())
 
 
+@pytest.mark.parametrize("name", nets.NETS)
+def test_coverage_is_what_goes_when_every_axis_is_halved(name):
+    model, example = nets.build(name)
+    graph = prunus.trace(model, example)
+    keep = {axis: range(max(1, graph.axes[axis].size // 2)) for axis in graph.axes}
+    small = prunus.shrink(model, graph, keep, verify="off")
+    left, whole = (prunus.params(prunus.trace(each, example)) for each in (small, model))
+    assert graph.coverage() == pytest.approx(1 - left / whole)
+    assert cost.coverage(graph, "params") == pytest.approx(graph.coverage())
+    assert cost.coverage(graph) == pytest.approx(
+        1 - counted_macs(small, example) / counted_macs(model, example)
+    )
+
+
+def test_what_only_touches_an_axis_is_not_covered():
+    """Half of the second layer's weights stay, for its outputs are the model's."""
+    model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.Linear(8, 2, bias=False))
+    assert prunus.trace(model, torch.zeros(1, 4)).coverage() == pytest.approx(0.5)
+
+
 def test_fused_attention_is_counted():
     class Net(nn.Module):
         def __init__(self):
