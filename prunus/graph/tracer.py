@@ -258,10 +258,12 @@ def run(
     tags: dict[str, list[Layout]],
     keep: Keep | None = None,
     integers: Integers | None = None,
+    terms: bool = True,
 ) -> tuple[Tracer, Any]:
     """Run a skeleton once under a tracer, its parameters and buffers tagged with the layouts `tags`.
 
-    keep: see `Tracer`. integers: those of the skeleton, which get terms for the pass and are put back after it.
+    keep: see `Tracer`. integers: those of the skeleton, whose state is put back after the pass. terms: give them
+    terms for the pass.
     Returns the tracer (operations, allocations) and the output. Floating-point inputs become abstract if the
     skeleton is.
     """
@@ -290,9 +292,10 @@ def run(
     with ExitStack() as stack:
         stack.callback(modules.remove)
         if integers is not None:
-            tracer.origins = Origins(Journal(lambda: modules.stack[-1]), tracer.ops)
+            journal = Journal(lambda: modules.stack[-1]) if terms else None
+            tracer.origins = None if journal is None else Origins(journal, tracer.ops)
             stack.callback(integers.restore)
-            integers.mark(tracer.origins.journal)
+            integers.mark(journal)
         example = tree_map_only(torch.Tensor, abstract, example)
         stack.enter_context(quiet_forward())
         stack.enter_context(tracer)

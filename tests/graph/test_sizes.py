@@ -1,0 +1,250 @@
+"""Sizes that a forward pass reads: from attributes of any kind, from shapes, and computed from both."""
+
+import functools
+from collections import namedtuple
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import prunus
+from prunus.errors import TraceError, UserError
+from prunus.graph.check import Check
+
+TOKENS = torch.randn(2, 5, 7)
+
+
+class Net(nn.Module):
+    """A wide layer, a function of its output with the module as first argument, and a head.
+
+    Attributes are given by keyword.
+    """
+
+    def __init__(self, function, width=24, out=24, **attributes):
+        super().__init__()
+        self.a, self.head = nn.Linear(7, width), nn.Linear(out, 3)
+        self.function = function
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, x):
+        return self.head(self.function(self, self.a(x)))
+
+
+def follows(model, example=TOKENS, keep=0.5):
+    """Trace, cut every axis to a share, prove; returns the small model. Fails if the layer `a` is fixed."""
+    model = model.eval()
+    graph = prunus.trace(model, example)
+    assert any(member.tensor == "a.weight" and member.dim == 0 for axis in graph.axes for member in graph.members(axis)), (
+        graph.explain("a")
+    )
+    small = prunus.shrink(model, graph, {n: range(max(1, int(a.size * keep))) for n, a in graph.axes.items()})
+    assert small.a.weight.shape[0] < model.a.weight.shape[0]
+    return small
+
+
+def heads(model, x):
+    """Tokens, cut into heads and joined again."""
+    n, t, _ = x.shape
+    return x.view(n, t, model.config.heads, model.config.dim).transpose(1, 2).softmax(2).transpose(1, 2).reshape(n, t, -1)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    heads: int
+    dim: int
+
+
+class Slotted:
+    __slots__ = ("dim", "heads")
+
+    def __init__(self, heads, dim):
+        self.heads, self.dim = heads, dim
+
+
+class Classwide:
+    heads, dim = 4, 6
+
+
+class Cyclic:
+    def __init__(self):
+        self.heads, self.dim, self.me = 4, 6, self
+
+
+Pair = namedtuple("Pair", "heads dim")
+
+HOLDERS = {
+    "an object": SimpleNamespace(heads=4, dim=6),
+    "a frozen dataclass": Frozen(4, 6),
+    "slots": Slotted(4, 6),
+    "attributes of a class": Classwide(),
+    "an object that holds itself": Cyclic(),
+    "a named tuple": Pair(4, 6),
+}
+
+
+@pytest.mark.parametrize("kind", HOLDERS)
+def test_integers_in_objects_follow(kind):
+    net = Net(heads, config=HOLDERS[kind])
+    small = follows(net)
+    assert (small.config.heads, small.config.dim) == (2, 3)
+    assert (net.config.heads, net.config.dim) == (4, 6)
+
+
+CONTAINERS = {
+    "a dict": ({"heads": 4, "dim": 6}, lambda s: (s["heads"], s["dim"])),
+    "a list": ([4, 6], tuple),
+    "a tuple in a dict in a list": ([{"both": (4, 6)}], lambda s: s[0]["both"]),
+}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_integers_in_containers_follow(kind):
+    held, read = CONTAINERS[kind]
+    net = Net(lambda m, x: x.view(*x.shape[:2], *read(m.held)).cumsum(1).flatten(2), held=held)
+    assert tuple(read(follows(net).held)) == (2, 3)
+
+
+FUNCTIONS = {
+    "an attribute of a child": (lambda m, x: x.reshape(10, m.a.out_features), {}),
+    "a product of attributes": (lambda m, x: x.reshape(-1, m.heads * m.dim).view(10, m.heads, -1).flatten(1), {"heads": 4, "dim": 6}),
+    "a quotient": (lambda m, x: x.view(10, m.heads, m.dim_ // m.heads).flatten(1), {"heads": 4, "dim_": 24}),
+    "a quotient of a shape": (lambda m, x: x.view(10, m.heads, x.shape[-1] // m.heads).flatten(1), {"heads": 4}),
+    "half a shape": (lambda m, x: torch.cat(x.split(x.size(-1) // 2, -1), -1), {}),
+    "the rest of a shape": (lambda m, x: torch.cat(x.split([m.first, x.shape[-1] - m.first], -1), -1), {"first": 10}),
+    "slices from an attribute": (lambda m, x: torch.cat([x[..., m.first :], x[..., : m.first]], -1), {"first": 10}),
+    "slices from the end": (lambda m, x: torch.cat([x[..., -m.last :], x[..., : -m.last]], -1), {"last": 10}),
+    "a part by start and length": (lambda m, x: torch.cat([x.narrow(-1, 0, m.first), x.narrow(-1, m.first, x.size(-1) - m.first)], -1), {"first": 10}),
+    "zeros of a size": (lambda m, x: x + torch.zeros(m.dim_), {"dim_": 24}),
+    "a size asked by keyword": (lambda m, x: x.reshape(10, x.size(dim=2)), {}),
+    "the number of elements": (lambda m, x: x.reshape(x.numel() // x.shape[-1], x.shape[-1]), {}),
+    "a check of the code": (lambda m, x: x if x.shape[-1] == m.dim_ else x[..., :1], {"dim_": 24}),
+    "a part of a layer norm": (lambda m, x: F.layer_norm(x, (m.dim_,)), {"dim_": 24}),
+    "a part of a group norm": (lambda m, x: F.group_norm(x.transpose(1, 2), m.groups).transpose(1, 2), {"groups": 6}),
+    "heads as many as layers": (lambda m, x: x.view(2, 5, m.heads, -1).flatten(2) * len(range(m.depth)), {"heads": 4, "depth": 4}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_computed_sizes_follow(name):
+    function, attributes = FUNCTIONS[name]
+    small = follows(Net(function, **attributes))
+    assert getattr(small, "depth", 4) == 4
+    assert small.head.in_features in (6, 12)  # heads and their features halved, or the whole
+
+
+def test_a_number_made_from_a_size_fixes_that_size_alone():
+    net = Net(lambda m, x: (x.view(2, 5, m.heads, m.dim) * m.dim**-0.5).flatten(2), heads=4, dim=6)
+    small = follows(net)
+    assert (small.heads, small.dim) == (2, 6)
+
+
+def test_a_number_stored_when_the_model_was_made_stays():
+    net = Net(lambda m, x: (x.view(2, 5, m.heads, m.dim) * m.scale).flatten(2), heads=4, dim=6, scale=6**-0.5)
+    small = follows(net)
+    assert (small.heads, small.dim, small.scale) == (2, 3, 6**-0.5)
+
+
+def test_a_size_that_is_written_in_the_code_fixes_and_says_so():
+    with pytest.raises(TraceError, match="uses the integer 4, written in the code"):
+        prunus.trace(Net(lambda m, x: x.reshape(10, 4, 6).flatten(1)).eval(), TOKENS)
+
+
+class Counting(nn.Module):
+    """Counts its calls in a buffer, in an attribute and in a list, and keeps a grid for the last shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(7, 24), nn.Linear(24, 24), nn.Linear(24, 3)
+        self.register_buffer("calls", torch.tensor(24))
+        self.count, self.seen, self.shape = 24, [], None
+
+    def forward(self, x):
+        self.calls += 1
+        self.count += 1
+        self.seen.append(x.shape[0])
+        x = self.b(self.a(x).relu())
+        if self.shape != x.shape:
+            self.grid, self.shape = torch.zeros(x.shape), x.shape
+        return self.head(x + self.grid)
+
+
+def test_what_a_pass_stores_is_put_back():
+    model = Counting()
+    graph = prunus.trace(model.eval(), TOKENS)
+    assert [axis.size for axis in graph.axes.values()] == [24, 24]
+    assert (model.count, model.seen, model.calls.item(), model.shape) == (24, [], 24, None)
+    small = prunus.shrink(model, graph, {name: range(5) for name in graph.axes})
+    assert (small.count, small.calls.item()) == (24, 24)
+    assert small(TOKENS).shape == (2, 5, 3)
+
+
+@functools.lru_cache
+def _table(size):
+    return torch.linspace(0, 1, size)
+
+
+def test_a_table_kept_by_functools_is_no_other_way():
+    graph = prunus.trace(Net(lambda m, x: x.cumsum(1) * _table(x.shape[1])[:, None]).eval(), TOKENS)
+    assert graph.axes["a"].size == 24
+    assert not hasattr(_table(5), "_prunus_tag") or _table(5).shape == (5,)
+
+
+def test_code_that_insists_on_plain_integers_is_fixed_and_the_rest_goes_on():
+    def strict(model, x):
+        if type(model.heads) is not int:
+            raise TypeError("an integer, please")
+        return x.view(2, 5, model.heads, -1).flatten(2)
+
+    model = nn.Sequential(nn.Linear(7, 8), nn.ReLU(), nn.Linear(8, 7), Net(strict, heads=4))
+    graph = prunus.trace(model.eval(), TOKENS)
+    assert "0" in graph.axes
+
+
+class Traced(nn.Module):
+    """Asks for its mode itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(7, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.a(x)
+        return [self.b(x), self.head(x)] if self.training else self.head(self.b(x) + x)
+
+
+def test_what_training_returns_keeps_its_size():
+    graph = prunus.trace(Traced(), TOKENS, modes="eval")
+    assert set(graph.axes) == {"a"} and list(graph.modes) == ["eval"]
+    with pytest.raises(TraceError, match="an output of the model"):
+        prunus.trace(Traced(), TOKENS)
+
+
+def test_a_mode_that_fails_is_left_out_with_its_reason():
+    def needs_targets(model, x):
+        if model.training:
+            raise ValueError("targets are missing")
+        return x.relu()
+
+    with pytest.warns(UserWarning, match="evaluation mode alone.*targets are missing"):
+        graph = prunus.trace(Net(needs_targets), TOKENS)
+    assert list(graph.modes) == ["eval"]
+    with pytest.raises(TraceError, match="targets are missing"):
+        prunus.trace(Net(needs_targets), TOKENS, modes=("eval", "train"))
+
+
+def test_modes_are_checked():
+    with pytest.raises(UserError, match="mode"):
+        prunus.trace(Traced(), TOKENS, modes="training")
+
+
+@pytest.mark.parametrize("name", ["a quotient", "half a shape", "slices from the end"])
+def test_one_trace_takes_two_passes(name, monkeypatch):
+    passes = []
+    monkeypatch.setattr(Check, "_run", lambda self, *a, run=Check._run: passes.append(1) or run(self, *a))
+    function, attributes = FUNCTIONS[name]
+    prunus.trace(Net(function, **attributes).eval(), TOKENS)
+    assert len(passes) == 1
