@@ -6,6 +6,7 @@ Its files, in the order in which to read them:
     operators     what operators are: families, each named once, and arguments by name
     op            the record of one operation
     rules/        one small function per operator, which says how layouts pass through it
+    copying       deep copies of models, and what cannot be copied
     skeleton      copies of models without data, and how to run them
     tracer        one forward pass, observed operator by operator
     attributes    integers that modules keep, and how they are set
@@ -16,6 +17,7 @@ Its files, in the order in which to read them:
 
 from prunus.graph.attributes import set_attributes
 from prunus.graph.axes import Axis, Layout
+from prunus.graph.copying import check_traceable, copy_model
 from prunus.graph.graph import Graph, Member
 from prunus.graph.op import CONSUMES, PRODUCES, SCALES, Op, Tag, Untracked, tensors_in
 from prunus.graph.rules import rule
@@ -37,6 +39,8 @@ __all__ = [
     "Tag",
     "Untracked",
     "call",
+    "check_traceable",
+    "copy_model",
     "make_skeleton",
     "named_tensors",
     "part",

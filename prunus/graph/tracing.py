@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 from prunus.errors import TraceError, UserError, unknown
 from prunus.graph import axes, skeleton, tracer
 from prunus.graph.axes import Axis, Layout
+from prunus.graph.copying import check_traceable
 from prunus.graph.follow import Follower
 from prunus.graph.graph import Graph, _short
 from prunus.graph.op import tag_of
@@ -35,19 +36,9 @@ def trace(model: nn.Module, example: Any) -> Graph:
 
     Raises:
         TraceError: The forward pass depends on data, or nothing in the model may shrink.
-        UserError: `model` is not an nn.Module, was compiled, or cannot be copied.
+        UserError: `model` is not an nn.Module, was compiled, wrapped, scripted or quantised, or cannot be copied.
     """
-    if not isinstance(model, nn.Module):
-        raise UserError(
-            f"trace expects an nn.Module, but got a {type(model).__name__}; pass the model itself."
-        )
-    if hasattr(model, "_orig_mod"):
-        raise UserError("this model went through torch.compile; trace the model itself (model._orig_mod).")
-    lazy = [
-        name for name, tensor in skeleton.named_tensors(model).items() if torch.nn.parameter.is_lazy(tensor)
-    ]
-    if lazy:
-        raise TraceError(f"{lazy[0]} has no shape yet; run the model once on real inputs, then trace it.")
+    check_traceable(model)
     example = tree_map_only(
         torch.Tensor, lambda tensor: tensor.detach().clone(), example
     )  # the graph keeps it

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from prunus.errors import FileError
-from prunus.graph import Graph, Keep, set_attributes, skeleton
+from prunus.graph import Graph, Keep, copy_model, set_attributes, skeleton
 from prunus.surgery.slicing import cut, shape_differences
 from prunus.surgery.steps import lists_of
 
@@ -89,7 +89,7 @@ def clone(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
         memo[id(tensor)] = (
             nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
         )
-    small = skeleton.copy_model(model, memo)
+    small = copy_model(model, memo)
     names = {steps: name for steps, (name, _, _) in _parametrisations(small).items()}
     plain: dict[nn.Module, nn.Parameter] = {}  # of parametrisations that could not take theirs
     for module in list(small.modules()):
