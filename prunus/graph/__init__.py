@@ -9,6 +9,7 @@ Its files, in the order in which to read them:
     copying       deep copies of models, and what cannot be copied
     skeleton      copies of models without data, and how to run them
     tracer        one forward pass, observed operator by operator
+    parametrised  weights behind steps: what lies behind, how it is cut and set
     attributes    integers that modules keep, and how they are set
     follow        the search for the integers that must follow an axis
     graph         Graph: members, widths, explain
@@ -19,7 +20,8 @@ from prunus.graph.attributes import set_attributes
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.copying import check_traceable, copy_model
 from prunus.graph.graph import Graph, Member
-from prunus.graph.op import CONSUMES, PRODUCES, SCALES, Op, Tag, Untracked, tensors_in
+from prunus.graph.op import CONSUMES, DIRECTION, PRODUCES, SCALES, Op, Tag, Untracked, tensors_in
+from prunus.graph.parametrised import OwnStep, tensors_behind
 from prunus.graph.rules import rule
 from prunus.graph.skeleton import call, make_skeleton, named_tensors, quiet_forward
 from prunus.graph.tracer import Keep, Storage
@@ -27,6 +29,7 @@ from prunus.graph.tracing import part, trace
 
 __all__ = [
     "CONSUMES",
+    "DIRECTION",
     "PRODUCES",
     "SCALES",
     "Axis",
@@ -35,6 +38,7 @@ __all__ = [
     "Layout",
     "Member",
     "Op",
+    "OwnStep",
     "Storage",
     "Tag",
     "Untracked",
@@ -47,6 +51,7 @@ __all__ = [
     "quiet_forward",
     "rule",
     "set_attributes",
+    "tensors_behind",
     "tensors_in",
     "trace",
 ]

@@ -49,6 +49,9 @@ class Graph:
     example: Any = field(repr=False)
     _roles: dict[tuple[str, int], str] = field(repr=False)
     _classes: dict[str, str] = field(repr=False)  # module name -> class name
+    behind: dict[str, list[Layout]] = field(
+        default_factory=dict, repr=False
+    )  # `layouts` behind parametrisations
 
     # ------------------------------------------------------------------------------- structure
     @cached_property

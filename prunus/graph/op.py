@@ -12,6 +12,7 @@ from prunus.graph.axes import Layout
 from prunus.graph.operators import Family, Kwargs
 
 PRODUCES, CONSUMES, SCALES, SHIFTS = "produces", "consumes", "scales", "shifts"
+DIRECTION = "direction"  # divided by its own length over the other dimensions, so it may not be zero
 
 
 class Tag:

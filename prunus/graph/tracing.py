@@ -18,6 +18,7 @@ from prunus.graph.follow import Follower
 from prunus.graph.graph import Graph, _short
 from prunus.graph.op import tag_of
 from prunus.graph.operators import Args, Kwargs
+from prunus.graph.parametrised import follow_steps
 
 
 @torch.inference_mode(
@@ -83,6 +84,7 @@ def _trace(model: nn.Module, example: Any, real: bool) -> Graph | None:
     def name_axes() -> dict[str, Axis]:
         return _name_axes(layouts, parameters)
 
+    behind = follow_steps(model, layouts, name_axes)
     if real:  # probing needs abstract tensors, so no integer can be followed: the proof decides alone
         warnings.warn("traced with real tensors, because the meta device cannot run this model", stacklevel=3)
     attributes = [] if real else Follower(bare, example, traced, layouts).resolve(name_axes)
@@ -104,6 +106,7 @@ def _trace(model: nn.Module, example: Any, real: bool) -> Graph | None:
         example=example,
         _roles=roles,
         _classes={name: type(module).__name__ for name, module in model.named_modules()},
+        behind=behind,
     )
 
 
