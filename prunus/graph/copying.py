@@ -39,7 +39,6 @@ def check_traceable(model: Any) -> None:
         )
     for path, module in model.named_modules():
         what, home = path or f"this {type(module).__name__}", type(module).__module__
-        inner = "module" if not path else f"{path}.module"
         if "_orig_mod" in module._modules:
             inner = f"{path}._orig_mod" if path else "_orig_mod"
             raise UserError(
@@ -57,7 +56,8 @@ def check_traceable(model: Any) -> None:
                 "point, then quantise the small one."
             )
         wraps = _WRAPPERS if not path else _WRAPPERS[:1]  # inside a model the others compute as modules do
-        if home.startswith(wraps) and "module" in module._modules:
+        if home.startswith(wraps) and list(module._modules) in _INSIDE:
+            inner = f"{path}.module" if path else "module"
             raise UserError(
                 f"{what} is wrapped in {type(module).__name__}; trace the module inside it (model.{inner}), whose "
                 "names and weights are the model's own, and wrap the small one again."
@@ -77,6 +77,7 @@ def check_traceable(model: Any) -> None:
                 )
 
 
+_INSIDE = ["module"], ["_fsdp_wrapped_module"]  # the one child of a wrapper, which its `module` gives
 _WRAPPERS = ("torch.distributed", "torch.nn.parallel", "torch.optim.swa_utils")
 
 
@@ -130,7 +131,7 @@ class _Copier:
                 value = {n: child if child is None else self.module(child) for n, child in value.items()}
             elif isinstance(value, (dict, set, list)) and not value:
                 value = type(value)()
-            elif not isinstance(value, _ATOMIC):
+            elif not isinstance(value, _ATOMIC) and not _is_plain(value):
                 if name == "forward":
                     self._check_forward(module, value)
                 value = self._attempt(module, name, value)
@@ -222,6 +223,11 @@ class _Copier:
                             "would always run the original. Let it take the model as an argument: "
                             f"model.forward = functools.partial({function.__name__}, model)."
                         )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tuple of numbers and words (a stride), which copies can share."""
+    return type(value) is tuple and all(isinstance(part, _ATOMIC) for part in value)
 
 
 _EMPTY = object()

@@ -111,10 +111,12 @@ def follow_steps(model: nn.Module, layouts: Layouts, name_axes: Callable[[], Any
     if weights:
         name_axes()
     for weight in weights:
-        for layout in layouts[weight.name]:
-            free = list(axes.leaves(layout))
-            if free and not _can_shrink(weight, layouts[weight.name], behind, free):
-                axes.fix(layout, f"{weight.kinds}, which cannot give {weight.name} with fewer units")
+        dims = layouts[weight.name]
+        for tried in [*([layout] for layout in dims), dims]:  # each alone, and all together
+            free = [axis for layout in tried for axis in axes.leaves(layout)]
+            if free and not _can_shrink(weight, dims, behind, free):
+                for layout in tried:
+                    axes.fix(layout, f"{weight.kinds}, which cannot give {weight.name} with fewer units")
     return behind
 
 
@@ -129,28 +131,22 @@ def _learn(weight: Behind, layouts: list[Layout]) -> Layouts:
     for tensor in weight.steps.parameters():
         memo[id(tensor)] = nn.Parameter(tensor.detach().to("meta"), requires_grad=False)
     bare = without_own(copy_model(weight.steps, memo)).eval()
-    found = tracer.fresh_layouts(bare)
+    found, sizes = tracer.fresh_layouts(bare), [axes.size(layout) for layout in layouts]
     try:
         tag = tag_of(tracer.run(bare, (), found)[1])
-        reason = "an operator that loses track of the dimensions"
+        dims, unknown = (sizes, ["an operator that loses track"]) if tag is None else (tag.dims, [])
     except Exception as error:  # any error of the steps' own code on tensors without data
-        tag, reason = None, str(error)
-    if tag is None:
-        return _unknown(bare, layouts, f"{weight.kinds} of {weight.name}: {reason}")
+        dims, unknown = sizes, [str(error)]
     fixed = [axis.fixed for dims in found.values() for layout in dims for axis in axes.ends(layout)]
-    whys = dict.fromkeys(str(why) for why in fixed if why)
-    if whys:
-        return _unknown(bare, layouts, f"{weight.kinds} of {weight.name}: {', '.join(whys)}")
-    for ours, theirs in zip(layouts, tag.dims, strict=True):
-        axes.unify(ours, theirs, f"{weight.kinds} of {weight.name}")
+    unknown += [str(why) for why in fixed if why]
+    if unknown and not any(True for _ in bare.buffers()):
+        return {}
+    reason = f"{weight.kinds} of {weight.name}" + (
+        f": {', '.join(dict.fromkeys(unknown))}" if unknown else ""
+    )
+    for ours, theirs in zip(layouts, dims, strict=True):
+        axes.unify(ours, theirs, reason)
     return {f"{weight.path}.{name}": dims for name, dims in found.items()}
-
-
-def _unknown(steps: nn.Module, layouts: list[Layout], why: str) -> Layouts:
-    if any(True for _ in steps.buffers()):
-        for layout in layouts:
-            axes.fix(layout, why)
-    return {}
 
 
 @torch.no_grad()
@@ -190,8 +186,8 @@ def without_own(steps: Any) -> Any:
 def give(steps: Any, value: torch.Tensor) -> bool:
     """Let the steps before a weight give a value, in place; their tensors become parameters of the shapes needed.
 
-    Three ways are tried: with the tensors behind them as they are; through their right inverses; and, for steps that
-    divide by a norm that they keep in buffers, with buffers renewed in training mode and scaled to the value.
+    What works first is done: nothing; one original set through the right inverses; all of them; and, for steps that
+    divide by a norm that they keep in buffers, the buffers renewed in training mode and scaled to the value.
 
     Args:
         steps: A ParametrizationList, without steps of Prunus's own.
@@ -204,7 +200,7 @@ def give(steps: Any, value: torch.Tensor) -> bool:
         steps.training,
         [(m, dict(m._parameters), _copies(m._buffers)) for m in steps.modules()],
     )
-    given = any(_succeeds(way, steps, value) for way in (_as_they_are, _invert, _renew))
+    given = any(_succeeds(way, steps, value) for way in (_as_they_are, _invert_one, _invert, _renew))
     steps.train(training)
     for module, parameters, buffers in [] if given else before:
         module._parameters, module._buffers = parameters, buffers
@@ -234,22 +230,36 @@ def _as_they_are(steps: Any, value: torch.Tensor) -> None:
     """Nothing to do: the tensors behind the steps were cut with the weight."""
 
 
+def _invert_one(steps: Any, value: torch.Tensor) -> None:
+    """Set one of several originals (the lengths of a weight norm); the others (directions) stay as they were cut."""
+    for name, new in _originals(steps, value).items():
+        old = getattr(steps, name)
+        setattr(steps, name, new)
+        if _gives(steps, value):
+            return
+        setattr(steps, name, old)
+
+
 def _invert(steps: Any, value: torch.Tensor) -> None:
-    _set_originals(steps, value)
+    for name, new in _originals(steps, value).items():
+        setattr(steps, name, new)
     if steps().isnan().any():  # a norm of zero has no inverse; one that is almost zero has
         least = torch.finfo(value.dtype).tiny ** 0.5 * 16
-        _set_originals(steps, torch.where(steps().isnan(), least, value))
+        for name, new in _originals(steps, torch.where(steps().isnan(), least, value)).items():
+            setattr(steps, name, new)
 
 
-def _set_originals(steps: Any, value: Any) -> None:
+def _originals(steps: Any, value: Any) -> dict[str, torch.Tensor]:
+    """What the steps' right inverses make of a value, by its names in the list."""
     for step in reversed(steps):
         value = step.right_inverse(value)
     values = value if isinstance(value, (tuple, list)) else [value]
     names = ["original"] if steps.is_tensor else [f"original{i}" for i in range(len(values))]
-    for name, new in zip(names, values, strict=True):
-        old = getattr(steps, name)
-        new = new.detach().clone()
-        setattr(steps, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+    found = {name: new.detach().clone() for name, new in zip(names, values, strict=True)}
+    for name, old in [(name, getattr(steps, name)) for name in found]:
+        if isinstance(old, nn.Parameter):
+            found[name] = nn.Parameter(found[name], old.requires_grad)
+    return found
 
 
 _ROUNDS = (

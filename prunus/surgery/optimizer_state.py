@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from prunus.errors import UserError
-from prunus.graph import Graph, Keep, axes, copy_model
+from prunus.graph import Graph, Keep, axes, copy_model, parametrised
 from prunus.surgery.copies import checked_tensors, effective_tensors, resize
 from prunus.surgery.slicing import shape_differences, slice_tensor
 
@@ -49,8 +49,9 @@ def carry_over(
 
     Raises:
         FileError: `ema` is not a copy of the traced model.
-        UserError: None of the optimiser's parameters is the model's, one is parametrised, its state does not have its
-            parameters' shapes or cannot be copied, or `small` is not this keep of the traced model.
+        UserError: None of the optimiser's parameters is the model's, one is behind a parametrisation of unknown
+            dimensions, its state does not have its parameters' shapes or cannot be copied, or `small` is not this keep
+            of the traced model.
     """
     keep = graph.check_keep(keep)
     small_ema = None if ema is None else _shrink_average(ema, graph, keep)
@@ -76,8 +77,11 @@ class _Carrier:
     """Copies optimisers with the small model's parameters in the place of the original's."""
 
     def __init__(self, graph: Graph, keep: Keep, model: nn.Module, small: nn.Module):
-        self.graph, self.keep = graph, keep
+        self.keep, self.layouts = keep, graph.layouts | graph.behind
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        for weight in parametrised.weights_behind_steps(model):
+            if weight.only_own:  # a mask: the small model has a plain parameter
+                self.names[id(weight.steps.original)] = weight.name
         self.parameters = dict(small.named_parameters())
         modules = dict(small.named_modules())
         self.memo: dict[int, Any] = {  # by the id of an old object: the one in its place
@@ -127,11 +131,11 @@ class _Carrier:
                 "the optimiser holds parameters that are not the traced model's: shapes "
                 f"{[tuple(p.shape) for p in held[:3]]}. Give the optimiser of this model."
             )
-        behind = [name for name in ours if name not in self.graph.layouts or name not in self.parameters]
+        behind = [name for name in ours if name not in self.layouts or name not in self.parameters]
         if behind:
             raise UserError(
-                f"the optimiser holds {behind[0]}, which is behind a parametrisation, so that it is not known how its "
-                "state is cut; start a new optimiser for the small model."
+                f"the optimiser holds {behind[0]}, which is behind a parametrisation whose "
+                "dimensions are not known; start a new optimiser for the small model."
             )
 
     def _state(self, parameter: torch.Tensor, entry: Any) -> Any:
@@ -139,7 +143,7 @@ class _Carrier:
         name = self.names.get(id(parameter))
         if name is None or not isinstance(entry, dict):
             return copy.deepcopy(entry, self.memo)
-        layouts = self.graph.layouts[name]
+        layouts = self.layouts[name]
         return {key: self._cut(value, parameter, layouts, f"{key} of {name}") for key, value in entry.items()}
 
     def _cut(self, value: Any, parameter: torch.Tensor, layouts: list[axes.Layout], what: str) -> Any:

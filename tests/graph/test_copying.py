@@ -204,7 +204,14 @@ class Quantised(nn.Linear):
     pass
 
 
+class Sharded(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self._fsdp_wrapped_module = module
+
+
 Quantised.__module__ = "torch.ao.nn.quantized.modules.linear"
+Sharded.__module__ = "torch.distributed.fsdp.fully_sharded_data_parallel"
 
 
 PACKED = {
@@ -219,6 +226,11 @@ PACKED = {
     "averaged": (
         lambda: torch.optim.swa_utils.AveragedModel(network()),
         r"wrapped in AveragedModel.*model\.module",
+    ),
+    "sharded": (lambda: Sharded(network()), r"wrapped in Sharded.*model\.module"),
+    "sharded inside": (
+        lambda: nn.Sequential(Sharded(network())),
+        r"0 is wrapped in Sharded.*model\.0\.module",
     ),
     "no model": (lambda: torch.relu, "expects an nn.Module"),
 }

@@ -51,14 +51,14 @@ class Scaled(nn.Module):
 
 
 class Sorted(nn.Module):
-    """A weight whose outputs depend on one another, with a buffer and no inverse."""
+    """A weight whose inputs depend on one another, with a buffer and no inverse."""
 
     def __init__(self, weight):
         super().__init__()
         self.register_buffer("shift", torch.zeros(len(weight), 1, 1, 1))
 
     def forward(self, weight):
-        return weight.cumsum(0) + self.shift
+        return weight.cumsum(1) + self.shift
 
 
 def with_step(make):
@@ -183,6 +183,42 @@ def test_rows_of_zeros_keep_their_norm():
     small = prunus.shrink(model, graph, keep)  # of unit 4, only zeros stay
     assert kinds(small[2]) == kinds(model[2])
     assert small[2].weight[1].abs().max() < 1e-12 and small[2].weight.isfinite().all()
+
+
+def test_the_directions_of_a_weight_norm_are_cut_and_its_lengths_set():
+    model = network(parametrizations.weight_norm)
+    graph = prunus.trace(model, X)
+    small = prunus.shrink(model, graph, KEEP)
+    old, new = model[2].parametrizations.weight, small[2].parametrizations.weight
+    assert torch.equal(new.original1, old.original1[KEEP["2"]][:, KEEP["0"]])
+    torch.testing.assert_close(new.original0.flatten(), small[2].weight.flatten(1).norm(dim=1))
+
+
+def test_the_state_of_an_optimiser_is_cut_behind_steps_too():
+    model = network(parametrizations.weight_norm)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    model.train()(X).square().mean().backward()
+    optimizer.step()
+    graph = prunus.trace(model.eval(), X)
+    small = prunus.shrink(model, graph, KEEP)
+    carried, _ = prunus.carry_over(graph, KEEP, model, small, optimizer=optimizer)
+    old = optimizer.state[model[2].parametrizations.weight.original1]["exp_avg"]
+    new = carried.state[small[2].parametrizations.weight.original1]["exp_avg"]
+    assert torch.equal(new, old[KEEP["2"]][:, KEEP["0"]])
+    small.train()(X).square().mean().backward()
+    carried.step()
+
+
+def test_the_state_of_an_optimiser_is_cut_where_masks_of_ours_hold_weights():
+    model = network(lambda layer: layer)
+    graph = prunus.trace(model, X)
+    masks.hold(model, graph, {"2.weight": torch.rand(6, 8, 3, 3) < 0.5})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    model.train()(X).square().mean().backward()
+    optimizer.step()
+    small = prunus.shrink(model.eval(), graph, KEEP)
+    carried, _ = prunus.carry_over(graph, KEEP, model, small, optimizer=optimizer)
+    assert carried.state[small[2].weight]["momentum_buffer"].shape == small[2].weight.shape
 
 
 def test_our_own_masks_go_and_what_they_stand_on_stays():
