@@ -214,13 +214,12 @@ class _Copier:
         """Raise UserError if a forward set on the object finds the model where a copy cannot be put in its place."""
         for function in _parts(forward):
             if isinstance(function, FunctionType):
-                for name in _names(function.__code__):
-                    found = function.__globals__.get(name)
+                for place, found in _out_of_reach(function):
                     if isinstance(found, nn.Module) and id(found) in self.own:
                         raise UserError(
                             f"the forward of this {type(module).__name__} was replaced on the object by "
-                            f"{function.__qualname__}, which finds the model in the global variable {name}, so that it "
-                            "would always run the original. Let it take the model as an argument: "
+                            f"{function.__qualname__}, which finds the model in {place}, so that it would always run "
+                            "the original. Let it take the model as an argument: "
                             f"model.forward = functools.partial({function.__name__}, model)."
                         )
 
@@ -238,6 +237,16 @@ def _content(cell: CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # a variable that has no value yet
         return _EMPTY
+
+
+def _out_of_reach(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """What a function finds where nothing can be put in its place, each with the words for where it is."""
+    for name in _names(function.__code__):
+        yield f"the global variable {name}", function.__globals__.get(name)
+    for part in map(_content, function.__closure__ or ()):
+        if not isinstance(part, (nn.Module, type, *_CALLABLE)):
+            for name, found in getattr(part, "__dict__", {}).items():
+                yield f"the attribute {name} of a {type(part).__name__} that it closes over", found
 
 
 def _names(code: CodeType) -> Iterator[str]:
@@ -277,7 +286,7 @@ def remove_foreign_hooks(model: nn.Module) -> None:
 
     A hook belongs to the model if it comes from the same installed library as one of the model's classes (it collects
     the hidden states that the forward returns, say). The others are the user's, and may expect data. Those of torch,
-    whose classes are in every model, are tools: counters, observers.
+    whose classes are in every model, are tools (counters, observers), and so are ours.
     """
     libraries = {_library(type(module).__module__) for module in model.modules()} - {"", "torch", "prunus"}
     for module in model.modules():

@@ -29,7 +29,7 @@ class Member:
 
     tensor: str  # name of the parameter or buffer
     dim: int  # number of the dimension
-    role: str  # produces, consumes, scales, shifts, or buffer
+    role: str  # produces, consumes, scales, shifts, direction, or buffer
     index: torch.Tensor  # LongTensor (axis.size, k): the positions along `dim` that belong to each unit
 
 
@@ -87,7 +87,7 @@ class Graph:
             dim: The number of the dimension.
 
         Returns:
-            "produces", "consumes", "scales", "shifts" or "buffer".
+            "produces", "consumes", "scales", "shifts", "direction" or "buffer".
         """
         if tensor not in self.parameters:
             return "buffer"

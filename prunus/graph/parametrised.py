@@ -125,8 +125,6 @@ def _learn(weight: Behind, layouts: list[Layout]) -> Layouts:
 
     Steps that keep no buffers can be set through their inverses, whatever they compute, so nothing is fixed for them.
     """
-    if any(tensor.is_meta for tensor in weight.steps.parameters()):
-        return {}
     memo = {id(t): t.detach().to("meta") for t in weight.steps.buffers() if t.is_floating_point()}
     for tensor in weight.steps.parameters():
         memo[id(tensor)] = nn.Parameter(tensor.detach().to("meta"), requires_grad=False)
@@ -154,17 +152,25 @@ def _can_shrink(weight: Behind, layouts: list[Layout], behind: Layouts, free: Co
     """Whether the steps can give the weight with half the units of some axes, tried on weights near the model's own."""
     keep = {axis.name: range((axis.size + 1) // 2) for axis in free}
     generator = torch.Generator().manual_seed(0)
-    memo: dict[int, Any] = {}
-    for tensor in weight.steps.parameters():
-        noise = torch.randn(tensor.shape, generator=generator).to(tensor)
-        near = tensor + noise * (0.1 * tensor.float().square().mean().sqrt() + 0.01).to(tensor)
-        memo[id(tensor)] = nn.Parameter(near, requires_grad=False)
+    memo: dict[int, Any] = {
+        id(tensor): nn.Parameter(_near(tensor, generator), requires_grad=False)
+        for tensor in weight.steps.parameters()
+    }
+    memo |= {id(tensor): _near(tensor, generator) for tensor in weight.steps.buffers() if tensor.is_meta}
     whole = cast(parametrize.ParametrizationList, without_own(copy_model(weight.steps, memo)).eval())
     memo = {}
     for name, tensor in [*whole.named_parameters(), *whole.named_buffers()]:
         small = _cut(tensor, behind.get(f"{weight.path}.{name}", []), keep)
         memo[id(tensor)] = nn.Parameter(small, False) if isinstance(tensor, nn.Parameter) else small
     return give(copy_model(whole, memo), _cut(whole(), layouts, keep))
+
+
+def _near(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A tensor with some noise, so that zeros and ones of fresh weights hide nothing; noise alone if it has no data."""
+    noise = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+    if tensor.is_meta:
+        return noise
+    return tensor + noise.to(tensor.device) * (0.1 * tensor.abs().float().square().mean().sqrt() + 0.01)
 
 
 def _cut(tensor: torch.Tensor, layouts: list[Layout], keep: tracer.Keep) -> torch.Tensor:

@@ -100,15 +100,13 @@ def _set_value(model: nn.Module, weight: parametrised.Behind, value: torch.Tenso
     frozen = not any(parameter.requires_grad for parameter in weight.steps.parameters())
     if weight.only_own:
         plain = nn.Parameter(value.clone(), requires_grad=not frozen)
-        for module in list(model.modules()):
-            if parametrize.is_parametrized(module):
-                for attribute in [
-                    a for a, steps in parametrised.lists_of(module).items() if steps is weight.steps
-                ]:
+        for module in filter(parametrize.is_parametrized, list(model.modules())):
+            for attribute, steps in list(parametrised.lists_of(module).items()):
+                if steps is weight.steps:
                     make_plain(module, attribute, plain)
-    elif not parametrised.give(parametrised.without_own(weight.steps), value) and not _hold(
-        weight.steps, value
-    ):
+        return
+    steps = parametrised.without_own(weight.steps)
+    if not parametrised.give(steps, value) and not _hold(steps, value):
         raise PruningError(
             f"{weight.name} is behind {weight.kinds}, which cannot give the weight that it should have. Make it plain "
             "first (torch.nn.utils.parametrize.remove_parametrizations), or trace the model again as it is now."
@@ -117,7 +115,9 @@ def _set_value(model: nn.Module, weight: parametrised.Behind, value: torch.Tenso
 
 def _hold(steps: Any, value: torch.Tensor) -> bool:
     """Let steps give their present value with zeros, by a mask after them; whether `value` is that."""
-    given, stays = steps(), value != 0
+    training, stays = steps.training, value != 0
+    given = steps.eval()()  # in training mode some would change
+    steps.train(training)
     holds = given.shape == value.shape and torch.equal(torch.where(stays, given, 0.0), value)
     if holds:
         steps.append(Mask(stays))

@@ -98,13 +98,12 @@ class _Carrier:
             name = self.names.get(id(parameter))
             self.memo[id(parameter)] = parameter if name is None else self.parameters[name]
         new = self.memo[id(old)] = type(old).__new__(type(old))
-        new.state = self.memo.setdefault(id(old.state), defaultdict(dict))
-        own = {name: value for name, value in vars(old).items() if not _is_patch(old, name, value)}
-        for name, value in own.items():
-            if name == "state":
+        state = self.memo.setdefault(id(old.state), defaultdict(dict))
+        for name, value in vars(old).items():
+            if _is_patch(old, name, value):
                 continue
             try:
-                setattr(new, name, self._attribute(name, value))
+                vars(new)[name] = self._attribute(name, value)
             except UserError:
                 raise
             except Exception as error:  # any error that an attribute's __deepcopy__ raises
@@ -114,9 +113,9 @@ class _Carrier:
                 ) from error
         for key, entry in old.state.items():
             if isinstance(key, torch.Tensor):
-                new.state[self.memo.get(id(key), key)] = self._state(key, entry)
+                state[self.memo.get(id(key), key)] = self._state(key, entry)
             else:
-                new.state[key] = copy.deepcopy(entry, self.memo)
+                state[key] = copy.deepcopy(entry, self.memo)
         return new
 
     def _attribute(self, name: str, value: Any) -> Any:

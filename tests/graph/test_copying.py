@@ -109,6 +109,32 @@ def test_a_forward_that_finds_the_model_in_a_global_variable_is_refused_for_that
         prunus.trace(GLOBAL, X)
 
 
+class Engine:
+    def __init__(self, model):
+        self.network = model
+
+    def run(self, x):
+        return nn.Sequential.forward(self.network, x)
+
+
+def test_a_forward_that_finds_the_model_in_an_object_is_refused_for_that():
+    model = network()
+    engine = Engine(model)
+    model.forward = lambda x: engine.run(x)
+    with pytest.raises(
+        UserError, match=r"finds the model in the attribute network of a Engine that it closes over"
+    ):
+        prunus.trace(model, X)
+
+
+def test_a_forward_that_is_an_objects_method_is_the_copys_own():
+    model = network()
+    model.forward = Engine(model).run
+    copied = copy_model(model, {})
+    assert copied.forward.__self__.network is copied
+    assert prunus.trace(model, X).axes
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
 def test_a_model_compiled_in_place_is_traced_as_it_was():
     model = network()

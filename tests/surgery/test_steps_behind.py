@@ -130,6 +130,14 @@ def test_steps_survive_a_cut_and_give_exactly_the_cut_weight(name):
     assert prunus.trace(small.eval(), X).axes.keys() == KEEP.keys()
 
 
+def test_a_model_without_data_has_the_same_axes():
+    for change in SURVIVE.values():
+        model = network(change)
+        graph = prunus.trace(copy.deepcopy(model).to("meta"), X)
+        assert graph.axes.keys() == KEEP.keys()
+        prunus.shrink(model, graph, KEEP)
+
+
 @pytest.mark.parametrize("name", FIXED)
 def test_a_step_that_cannot_give_a_cut_weight_fixes_its_dimensions_and_says_so(name):
     change, words = FIXED[name]
