@@ -227,9 +227,13 @@ def _succeeds(way: Callable[[Any, torch.Tensor], None], steps: Any, value: torch
 
 
 def _gives(steps: Any, value: torch.Tensor) -> bool:
-    given = steps()
+    return same_value(steps(), value)
+
+
+def same_value(given: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether steps give a value up to the rounding of their arithmetic."""
     rtol = max(1e-5, 4 * torch.finfo(value.dtype).eps)
-    return given.shape == value.shape and torch.allclose(given, value.to(given.device), rtol=rtol)
+    return given.shape == value.shape and torch.allclose(given, value.to(given), rtol=rtol)
 
 
 def _as_they_are(steps: Any, value: torch.Tensor) -> None:

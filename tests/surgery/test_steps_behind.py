@@ -193,6 +193,18 @@ def test_rows_of_zeros_keep_their_norm():
     assert small[2].weight[1].abs().max() < 1e-12 and small[2].weight.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("change", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_steps_survive_in_other_precisions(change, dtype):
+    model = network(change).to(dtype)
+    graph = prunus.trace(model, X.to(dtype))
+    small = prunus.shrink(model, graph, KEEP)
+    assert kinds(small[2]) == kinds(model[2]) and small[2].weight.dtype == dtype
+    close = {"rtol": 0.05, "atol": 0.05} if dtype == torch.bfloat16 else CLOSE
+    expected = surgery.cut(effective_tensors(model), graph, KEEP)["2.weight"]
+    torch.testing.assert_close(small[2].weight, expected, **close)
+
+
 def test_the_directions_of_a_weight_norm_are_cut_and_its_lengths_set():
     model = network(parametrizations.weight_norm)
     graph = prunus.trace(model, X)
