@@ -237,11 +237,22 @@ def same_value(given: torch.Tensor, value: torch.Tensor) -> bool:
 
 
 def _as_they_are(steps: Any, value: torch.Tensor) -> None:
-    """Nothing to do: the tensors behind the steps were cut with the weight."""
+    """Nothing to do, if the tensors behind the steps were cut with the weight.
+
+    Raises ValueError if they are of other sizes than the value's would be: some kernels of torch do not check, and read
+    beyond their end.
+    """
+    try:
+        found = _originals(steps, value)
+    except Exception:  # no inverse says which sizes are right
+        return
+    if any(getattr(steps, name).shape != new.shape for name, new in found.items()):
+        raise ValueError("the tensors behind the steps were not cut")
 
 
 def _invert_one(steps: Any, value: torch.Tensor) -> None:
     """Set one of several originals (the lengths of a weight norm); the others (directions) stay as they were cut."""
+    _as_they_are(steps, value)
     for name, new in _originals(steps, value).items():
         old = getattr(steps, name)
         setattr(steps, name, new)

@@ -180,6 +180,30 @@ def test_a_saved_model_gets_back_the_same_steps(name, tmp_path):
     torch.testing.assert_close(plain(X), small(X), **CLOSE)
 
 
+@pytest.mark.parametrize("change", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_a_model_with_steps_takes_the_weights_of_a_file_without(change, tmp_path):
+    model = network(lambda layer: layer)
+    graph = prunus.trace(model, X)
+    small = prunus.shrink(model, graph, KEEP)
+    prunus.save(tmp_path, small, KEEP, graph)
+    if change is parametrizations.spectral_norm:  # sizes of its buffers are not known
+        with pytest.raises(PruningError, match="SpectralNorm, which cannot give"):
+            prunus.load(tmp_path, network(change))
+    else:
+        torch.testing.assert_close(prunus.load(tmp_path, network(change))(X), small(X), **CLOSE)
+
+
+def test_steps_of_another_kind_than_in_the_file_take_its_weights(tmp_path):
+    """Both have originals of the same names, of other sizes."""
+    model = network(parametrizations.weight_norm)
+    graph = prunus.trace(model, X)
+    small = prunus.shrink(model, graph, KEEP)
+    prunus.save(tmp_path, small, KEEP, graph)
+    loaded = prunus.load(tmp_path, network(lambda layer: parametrizations.weight_norm(layer, dim=1)))
+    torch.testing.assert_close(loaded(X), small(X), **CLOSE)
+    assert loaded[2].parametrizations.weight.original0.shape == (1, 4, 1, 1)
+
+
 def test_rows_of_zeros_keep_their_norm():
     """A norm of zero has no inverse."""
     model = network(parametrizations.weight_norm)
