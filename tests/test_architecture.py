@@ -254,9 +254,8 @@ def test_the_search_of_a_method_works_in_a_users_own_loop():
     ]
 
 
-# Rule 7. These ask things of others: torch.compile's wrapper, torch.ops, named tuples, users' data, arrays.
+# Rule 7. These ask things of others: torch.ops, named tuples, users' data, arrays.
 FOREIGN = {
-    "graph/tracing.py": 1,
     "graph/operators.py": 1,
     "graph/attributes.py": 1,
     "data/readers.py": 2,

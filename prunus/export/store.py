@@ -1,7 +1,9 @@
 """A pruned model on disk: `keep.json`, plain data that a person can read, and `model.safetensors`.
 
 `keep.json` states which units stayed, which shapes the original had, and which integers in its modules
-changed, so loading needs the original class and nothing else: no tracing, no method, no pickle.
+changed, so loading needs the original class and nothing else: no tracing, no method, no pickle. A weight behind a
+parametrisation (weight_norm, spectral_norm) is stored by its plain name and its value; the tensors behind it, listed
+in the entry `behind` (name -> shape), are stored too, so that a parametrised model gets back exactly those.
 
 Pruned single weights are plain zeros in `model.safetensors`, so that loading is the same, and `masks.safetensors`
 marks them, one bit per weight; `keep.json` then has an entry `masks`: parameter -> number of weights that stay.
@@ -17,12 +19,13 @@ from torch import nn
 
 from prunus.errors import FileError, UserError
 from prunus.files import read_json, read_tensors, write_json, write_tensors
-from prunus.graph import Graph, Keep, get_integer, named_tensors
+from prunus.graph import Graph, Keep, get_integer, named_tensors, tensors_behind
 from prunus.sparse import Masks, packed, survivors, unpacked
 from prunus.surgery import changed_attributes, effective_tensors, shape_differences, with_tensors
 
 FORMAT = 1
 MASKS = "masks.safetensors"
+_SHAPES = ("original_shapes", "shapes", "behind")
 
 
 def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: Masks | None = None) -> None:
@@ -58,11 +61,14 @@ def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: 
         "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
         "attributes": changed_attributes(small, graph),
     }
+    behind = tensors_behind(small)
+    if behind:
+        record["behind"] = {name: list(tensor.shape) for name, tensor in behind.items()}
     folder = Path(folder)
     if masks is not None:
         _check_masks(tensors, masks)
         record["masks"] = survivors(masks)
-    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    write_tensors(folder / "model.safetensors", tensors | behind, {"format": "pt"})
     if masks is not None:
         write_tensors(folder / MASKS, {name: packed(mask) for name, mask in masks.items()}, {"format": "pt"})
     write_json(folder / "keep.json", record)
@@ -164,7 +170,8 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
             f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. Build the class it came from, unpruned."
         )
     tensors = read_tensors(Path(folder) / "model.safetensors")
-    wrong = shape_differences({name: torch.Size(shape) for name, shape in record["shapes"].items()}, tensors)
+    stored = record["shapes"] | record.get("behind", {})
+    wrong = shape_differences({name: torch.Size(shape) for name, shape in stored.items()}, tensors)
     if wrong:
         raise FileError(
             f"{folder}/model.safetensors does not match keep.json: {'; '.join(wrong[:3])}; save the model again."
@@ -215,7 +222,8 @@ def _well_formed(record: dict) -> bool:
             isinstance(a, dict) and ints(a.get("keep")) and type(a.get("size")) is int
             for a in record["axes"].values()
         )
-        and all(map(ints, [*record["original_shapes"].values(), *record["shapes"].values()]))
+        and isinstance(record.get("behind", {}), dict)
+        and all(map(ints, [v for key in _SHAPES for v in record.get(key, {}).values()]))
         and all(isinstance(a, dict) for a in record["attributes"].values())
         and isinstance(record.get("masks", {}), dict)
         and all(name in record["shapes"] and type(n) is int for name, n in record.get("masks", {}).items())

@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from prunus.errors import UserError, unknown
 from prunus.gates import at_once, product
 from prunus.gates.product import Place
-from prunus.graph import CONSUMES, PRODUCES, Axis, Graph, Keep, Layout, axes
+from prunus.graph import CONSUMES, PRODUCES, Axis, Graph, Keep, Layout, OwnStep, axes
 from prunus.surgery import lists_of, steps
 
 ACT = (PRODUCES, CONSUMES)  # default roles of the dimensions that gates act on
@@ -64,7 +64,7 @@ class Gates(nn.Module):
         self.values = values
 
 
-class Gate(nn.Module):
+class Gate(OwnStep):
     """A step that multiplies a weight by the gates along its dimensions; setting the weight divides by them.
 
     Args:

@@ -6,6 +6,7 @@ Its files, in the order in which to read them:
     operators     what operators are: families, each named once, and arguments by name
     op            the record of one operation
     rules/        one small function per operator, which says how layouts pass through it
+    copying       deep copies of models, and what cannot be copied
     skeleton      copies of models without data, and how to run them
     outputs       the tensors that a model returns
     tracer        one forward pass, observed operator by operator
@@ -17,6 +18,7 @@ Its files, in the order in which to read them:
     check         the check of a trace at other widths
     passes        the passes of all modes
     construction  sizes that a model states and never reads
+    parametrised  weights behind steps: what lies behind, how it is cut and set
     graph         Graph: members, widths, explain
     tracing       trace a model, or a part of it
 """
@@ -24,9 +26,11 @@ Its files, in the order in which to read them:
 from prunus.graph.attributes import Attribute, get_integer, set_attributes, set_integer
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.construction import STATED_SIZES, Stated
+from prunus.graph.copying import check_traceable, copy_model
 from prunus.graph.graph import Graph, Member
-from prunus.graph.op import CONSUMES, PRODUCES, SCALES, Op, Tag, Untracked, tensors_in
+from prunus.graph.op import CONSUMES, DIRECTION, PRODUCES, SCALES, Op, Tag, Untracked, tensors_in
 from prunus.graph.outputs import output_tensors, quiet_config, select_outputs
+from prunus.graph.parametrised import OwnStep, tensors_behind
 from prunus.graph.rules import rule
 from prunus.graph.skeleton import call, make_skeleton, named_tensors, quiet_forward
 from prunus.graph.tracer import Keep, Storage
@@ -34,6 +38,7 @@ from prunus.graph.tracing import part, trace
 
 __all__ = [
     "CONSUMES",
+    "DIRECTION",
     "PRODUCES",
     "SCALES",
     "STATED_SIZES",
@@ -44,11 +49,14 @@ __all__ = [
     "Layout",
     "Member",
     "Op",
+    "OwnStep",
     "Stated",
     "Storage",
     "Tag",
     "Untracked",
     "call",
+    "check_traceable",
+    "copy_model",
     "get_integer",
     "make_skeleton",
     "named_tensors",
@@ -60,6 +68,7 @@ __all__ = [
     "select_outputs",
     "set_attributes",
     "set_integer",
+    "tensors_behind",
     "tensors_in",
     "trace",
 ]

@@ -32,7 +32,7 @@ class Member:
 
     tensor: str  # name of the parameter or buffer
     dim: int  # number of the dimension
-    role: str  # produces, consumes, scales, shifts, or buffer
+    role: str  # produces, consumes, scales, shifts, direction, or buffer
     index: torch.Tensor  # LongTensor (axis.size, k): the positions along `dim` that belong to each unit
 
 
@@ -54,6 +54,9 @@ class Graph:
     modes: dict[str, Any] = field(repr=False)  # "eval", "train": those that were traced, with their examples
     _roles: dict[tuple[str, int], str] = field(repr=False)
     _classes: dict[str, str] = field(repr=False)  # module name -> class name
+    behind: dict[str, list[Layout]] = field(
+        default_factory=dict, repr=False
+    )  # `layouts` behind parametrisations
 
     @property
     def example(self) -> Any:
@@ -94,7 +97,7 @@ class Graph:
             dim: The number of the dimension.
 
         Returns:
-            "produces", "consumes", "scales", "shifts" or "buffer".
+            "produces", "consumes", "scales", "shifts", "direction" or "buffer".
         """
         if tensor not in self.parameters:
             return "buffer"

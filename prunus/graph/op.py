@@ -13,6 +13,7 @@ from prunus.graph.operators import Family, Kwargs
 from prunus.graph.sizes import Made, Term
 
 PRODUCES, CONSUMES, SCALES, SHIFTS = "produces", "consumes", "scales", "shifts"
+DIRECTION = "direction"  # divided by its own length over the other dimensions, so it may not be zero
 
 
 class Tag:

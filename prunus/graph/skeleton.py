@@ -7,7 +7,6 @@ where real and abstract tensors meet, the result is abstract.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -19,15 +18,17 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from prunus.errors import UserError
 from prunus.graph import op, operators
+from prunus.graph.copying import copy_model, remove_foreign_hooks
 from prunus.graph.op import put_tag, tag_of
 from prunus.graph.outputs import quiet_config
 from prunus.graph.operators import SHAPE_KEEPING, Args, Kwargs
 
 
 def make_skeleton(model: nn.Module, real: bool = False) -> nn.Module:
-    """Copy a model without its data: in evaluation mode, without hooks, parametrisations resolved, no caches returned.
+    """Copy a model without its data: in evaluation mode, without hooks of others, parametrisations resolved.
+
+    No caches of keys and values are returned by it.
 
     Args:
         model: The model, which is left untouched.
@@ -49,52 +50,11 @@ def make_skeleton(model: nn.Module, real: bool = False) -> nn.Module:
     bare = copy_model(model, memo).eval()
     quiet_config(bare)
     resolved: dict[nn.Module, nn.Parameter] = {}
+    remove_foreign_hooks(bare)
     for module in list(bare.modules()):
-        module._forward_hooks.clear()  # hooks are the user's own, and may expect data
         if parametrize.is_parametrized(module):
             resolve_parametrisations(module, resolved)
     return bare
-
-
-def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Copy a model deeply, with the objects whose id is in `memo` replaced by its values.
-
-    Raises UserError if an attribute cannot be copied.
-    """
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, torch.Tensor) and not value.is_leaf:  # a kept activation, say
-                memo[id(value)] = value.detach()
-    try:
-        return _copy_module(model, memo)
-    except Exception as error:  # any error that an attribute's __deepcopy__ raises
-        raise UserError(
-            f"this {type(model).__name__} cannot be copied ({error}). Remove the attribute that refuses "
-            "(a lock, an open file); for the old weight_norm or torch.nn.utils.prune call remove_weight_norm or "
-            "prune.remove."
-        ) from error
-
-
-_ATOMIC = (int, float, bool, str, type(None), type)
-_OWN_WAY = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__")
-
-
-def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Copy like copy.deepcopy, but without its detour over pickling for each module's many empty dicts."""
-    if id(module) in memo:
-        return memo[id(module)]
-    if any(getattr(type(module), way, None) is not getattr(nn.Module, way, None) for way in _OWN_WAY):
-        return copy.deepcopy(module, memo)
-    new = memo[id(module)] = type(module).__new__(type(module))
-    for name, value in vars(module).items():
-        if name == "_modules":
-            value = {n: child if child is None else _copy_module(child, memo) for n, child in value.items()}
-        elif isinstance(value, (dict, set, list)) and not value:
-            value = type(value)()
-        elif not isinstance(value, _ATOMIC):
-            value = copy.deepcopy(value, memo)
-        new.__dict__[name] = value
-    return new
 
 
 def resolve_parametrisations(module: nn.Module, resolved: dict[nn.Module, nn.Parameter]) -> None:

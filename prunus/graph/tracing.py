@@ -14,9 +14,11 @@ from prunus.errors import TraceError, UserError, unknown
 from prunus.graph import axes, skeleton, tracer
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.construction import stated
+from prunus.graph.copying import check_traceable
 from prunus.graph.graph import Graph, _short
 from prunus.graph.operators import Args, Kwargs
 from prunus.graph.outputs import Outputs
+from prunus.graph.parametrised import follow_steps
 from prunus.graph.passes import Passes
 
 MODES = ("eval", "train")
@@ -51,19 +53,10 @@ def trace(
 
     Raises:
         TraceError: The forward pass depends on data, or nothing in the model may shrink.
-        UserError: `model` is not an nn.Module, was compiled, or cannot be copied, or there is no such mode.
+        UserError: `model` is not an nn.Module, was compiled, wrapped, scripted or quantised, or cannot be copied, or
+            there is no such mode.
     """
-    if not isinstance(model, nn.Module):
-        raise UserError(
-            f"trace expects an nn.Module, but got a {type(model).__name__}; pass the model itself."
-        )
-    if hasattr(model, "_orig_mod"):
-        raise UserError("this model went through torch.compile; trace the model itself (model._orig_mod).")
-    lazy = [
-        name for name, tensor in skeleton.named_tensors(model).items() if torch.nn.parameter.is_lazy(tensor)
-    ]
-    if lazy:
-        raise TraceError(f"{lazy[0]} has no shape yet; run the model once on real inputs, then trace it.")
+    check_traceable(model)
     examples = _examples(example, modes)
     graph = _trace(model, examples, False, modes is not None, outputs)
     graph = graph or _trace(model, examples, True, modes is not None, outputs)
@@ -118,6 +111,7 @@ def _trace(
     def name_axes() -> dict[str, Axis]:
         return _name_axes(layouts, parameters)
 
+    behind = follow_steps(model, layouts, name_axes)
     if real:
         warnings.warn(_words_for_real(passes.data_read), stacklevel=3)
     passes.check(name_axes)
@@ -141,6 +135,7 @@ def _trace(
         chosen=outputs,
         _roles=roles,
         _classes={name: type(module).__name__ for name, module in model.named_modules()},
+        behind=behind,
     )
 
 

@@ -56,26 +56,6 @@ def _check_shapes(shapes: Mapping[str, torch.Size], masks: Masks) -> dict[str, T
 
 
 # ---------------------------------------------------------------------------------- held models
-class Mask(nn.Module):
-    """A parametrisation that is zero where the mask is False, even for NaN; no gradient passes there.
-
-    Args:
-        mask: A bool tensor of the weight's shape.
-    """
-
-    mask: Tensor
-
-    def __init__(self, mask: Tensor):
-        super().__init__()
-        self.register_buffer("mask", mask)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return torch.where(self.mask, weight, 0.0)
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        return weight
-
-
 @torch.inference_mode(False)  # tensors made in inference mode could never be trained
 @torch.no_grad()
 def hold(model: nn.Module, graph: Graph | None, masks: Masks) -> None:
@@ -100,11 +80,11 @@ def hold(model: nn.Module, graph: Graph | None, masks: Masks) -> None:
     masks = _check_shapes(
         {name: tensor.shape for name, tensor in tensors.items() if name not in buffers}, masks
     )
-    there = {weight.name: weight for weight in weight_steps.find_steps(model, Mask)}
+    there = {weight.name: weight for weight in weight_steps.find_steps(model, weight_steps.Mask)}
     for name, mask in masks.items():
         ones = torch.ones_like(tensors[name], dtype=torch.bool, requires_grad=False)
-        weight = there.get(name) or weight_steps.add_step(model, name, Mask(ones))
-        steps, last = weight.steps, weight.step(Mask)
+        weight = there.get(name) or weight_steps.add_step(model, name, weight_steps.Mask(ones))
+        steps, last = weight.steps, weight.step(weight_steps.Mask)
         assert last is not None
         plain = (
             steps.is_tensor and len(steps) == 1
@@ -126,8 +106,8 @@ def held(model: nn.Module) -> dict[str, Tensor]:
         Bool tensors by the graph's parameter names; empty if the model is not held.
     """
     found: dict[nn.Module, tuple[str, Tensor]] = {}
-    for weight in weight_steps.find_steps(model, Mask):
-        step = weight.step(Mask)
+    for weight in weight_steps.find_steps(model, weight_steps.Mask):
+        step = weight.step(weight_steps.Mask)
         assert step is not None
         found.setdefault(weight.steps, (weight.name, step.mask.clone()))
     return dict(found.values())
@@ -142,7 +122,7 @@ def finalise(model: nn.Module) -> None:
     Args:
         model: The model; if it is not held, nothing happens.
     """
-    weight_steps.remove_steps(model, Mask)
+    weight_steps.remove_steps(model, weight_steps.Mask)
 
 
 # -------------------------------------------------------------------------------------- counting

@@ -13,10 +13,22 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from prunus.errors import FileError
-from prunus.graph import STATED_SIZES, Attribute, Graph, Keep, get_integer, set_attributes, set_integer, skeleton
-from prunus.surgery.slicing import cut, shape_differences
-from prunus.surgery.steps import lists_of
+from prunus.errors import FileError, PruningError
+from prunus.graph import (
+    STATED_SIZES,
+    Attribute,
+    Graph,
+    Keep,
+    copy_model,
+    get_integer,
+    parametrised,
+    set_attributes,
+    set_integer,
+    skeleton,
+    tensors_behind,
+)
+from prunus.surgery.slicing import cut, shape_differences, slice_tensor
+from prunus.surgery.steps import Mask, make_plain
 
 
 def checked_tensors(model: nn.Module, graph: Graph) -> dict[str, torch.Tensor]:
@@ -50,21 +62,11 @@ def effective_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
         parametrisation (tied weights under a mask) give one entry, under the first name.
     """
     found = {n: t for n, t in skeleton.named_tensors(model).items() if ".parametrizations." not in f".{n}"}
-    for steps, (name, module, attribute) in _parametrisations(model).items():
-        training = module.training
-        steps.eval()  # spectral_norm would iterate, and so change the model
-        found[name] = getattr(module, attribute)
-        steps.train(training)
-    return found
-
-
-def _parametrisations(model: nn.Module) -> dict[nn.Module, tuple[str, nn.Module, str]]:
-    """Each parametrisation once, with the first tensor it computes: (name, module, attribute of the module)."""
-    found: dict[nn.Module, tuple[str, nn.Module, str]] = {}
-    for prefix, module in model.named_modules():
-        if parametrize.is_parametrized(module):
-            for attribute, steps in lists_of(module).items():
-                found.setdefault(steps, (f"{prefix}.{attribute}" if prefix else attribute, module, attribute))
+    for weight in parametrised.weights_behind_steps(model):
+        training = weight.module.training
+        weight.steps.eval()  # spectral_norm would iterate, and so change the model
+        found[weight.name] = getattr(weight.module, weight.attribute)
+        weight.steps.train(training)
     return found
 
 
@@ -72,8 +74,8 @@ def _parametrisations(model: nn.Module) -> dict[nn.Module, tuple[str, nn.Module,
 def clone(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
     """Copy a model, but with other tensors.
 
-    Ties, frozen parameters and memory formats are preserved, as are parametrisations that can represent the new
-    value; others become plain parameters.
+    Ties, frozen parameters, memory formats and parametrisations are preserved. A parametrised weight is set to the
+    tensor of its plain name; Prunus's own steps (masks, gates) become plain parameters.
 
     Args:
         model: The model to copy; it is not changed.
@@ -81,6 +83,9 @@ def clone(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
 
     Returns:
         The copy.
+
+    Raises:
+        PruningError: A parametrisation cannot give the tensor of its weight.
     """
     memo: dict[int, Any] = {}
     for name, tensor in skeleton.named_tensors(model).items():
@@ -89,13 +94,10 @@ def clone(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
         memo[id(tensor)] = (
             nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
         )
-    small = skeleton.copy_model(model, memo)
-    names = {steps: name for steps, (name, _, _) in _parametrisations(small).items()}
-    plain: dict[nn.Module, nn.Parameter] = {}  # of parametrisations that could not take theirs
-    for module in list(small.modules()):
-        if parametrize.is_parametrized(module):
-            values = {a: tensors[names[steps]].detach() for a, steps in lists_of(module).items()}
-            _set_values(module, values, plain)
+    small = copy_model(model, memo)
+    for weight in parametrised.weights_behind_steps(small):
+        if weight.name in tensors:
+            _set_value(small, weight, tensors[weight.name].detach())
     return small
 
 
@@ -105,47 +107,33 @@ def memory_format(old: torch.Tensor, new: torch.Tensor) -> torch.memory_format:
     return torch.channels_last if last and new.dim() == 4 else torch.contiguous_format
 
 
-def _set_values(
-    module: nn.Module, values: dict[str, torch.Tensor], plain: dict[nn.Module, nn.Parameter]
-) -> None:
-    """Set parametrised tensors to values of another shape through the parametrisations' right inverses.
-
-    If one cannot take its value (spectral_norm keeps vectors of the old size; a norm of zero has no inverse; a mask
-    has the old shape), the tensors become plain parameters, recorded in `plain` so that modules which share a
-    parametrisation share the parameter.
-    """
-    training, lists = module.training, lists_of(module)
-    lists.eval()  # spectral_norm would iterate
-    frozen = {name: not any(p.requires_grad for p in lists[name].parameters()) for name in values}
-    try:
-        for name, value in values.items():
-            _invert(cast(parametrize.ParametrizationList, lists[name]), value)
-        stateless = not any(True for _ in lists.buffers())
-        taken = stateless and all(
-            torch.allclose(getattr(module, name), value, rtol=1e-3) for name, value in values.items()
+def _set_value(model: nn.Module, weight: parametrised.Behind, value: torch.Tensor) -> None:
+    """Let a weight behind steps have a value: the steps stay what they were, except for our own, which go."""
+    frozen = not any(parameter.requires_grad for parameter in weight.steps.parameters())
+    if weight.only_own:
+        plain = nn.Parameter(value.clone(), requires_grad=not frozen)
+        for module in filter(parametrize.is_parametrized, list(model.modules())):
+            for attribute, steps in list(parametrised.lists_of(module).items()):
+                if steps is weight.steps:
+                    make_plain(module, attribute, plain)
+        return
+    steps = parametrised.without_own(weight.steps)
+    if not parametrised.give(steps, value) and not _hold(steps, value):
+        raise PruningError(
+            f"{weight.name} is behind {weight.kinds}, which cannot give the weight that it should have. Make it plain "
+            "first (torch.nn.utils.parametrize.remove_parametrizations), or trace the model again as it is now."
         )
-    except (RuntimeError, NotImplementedError, ValueError):
-        taken = False
-    lists.train(training)
-    if not taken:
-        kind = parametrize.type_before_parametrizations(module)
-        del module.parametrizations
-        module.__class__ = kind
-        for name, steps in lists.items():
-            if steps not in plain:
-                plain[steps] = nn.Parameter(values[name].clone(), requires_grad=not frozen[name])
-            module.register_parameter(name, plain[steps])
 
 
-def _invert(parametrisations: parametrize.ParametrizationList, value: Any) -> None:
-    with torch.no_grad():
-        for step in reversed(parametrisations):
-            value = cast(Any, step).right_inverse(value)
-    values = value if isinstance(value, (tuple, list)) else [value]
-    names = ["original"] if parametrisations.is_tensor else [f"original{i}" for i in range(len(values))]
-    for name, new in zip(names, values, strict=True):
-        old = getattr(parametrisations, name)
-        setattr(parametrisations, name, nn.Parameter(new.detach().clone(), old.requires_grad))
+def _hold(steps: Any, value: torch.Tensor) -> bool:
+    """Let steps give their present value with zeros, by a mask after them; whether `value` is that."""
+    training, stays = steps.training, value != 0
+    given = steps.eval()()  # in training mode some would change
+    steps.train(training)
+    holds = given.shape == value.shape and torch.equal(torch.where(stays, given, 0.0), value)
+    if holds:
+        steps.append(Mask(stays))
+    return holds
 
 
 def resize(model: nn.Module, graph: Graph, keep: Keep, tensors: dict[str, torch.Tensor]) -> nn.Module:
@@ -160,7 +148,12 @@ def resize(model: nn.Module, graph: Graph, keep: Keep, tensors: dict[str, torch.
     Returns:
         The small model, not proved.
     """
-    small = clone(model, cut(tensors, graph, keep))
+    behind = {
+        name: slice_tensor(tensor, graph.behind[name], keep)
+        for name, tensor in tensors_behind(model).items()
+        if name in graph.behind
+    }
+    small = clone(model, behind | cut(tensors, graph, keep))
     widths = graph.widths(keep)
     set_attributes(small, graph.integers(widths), widths)
     update_stated_sizes(model, small)

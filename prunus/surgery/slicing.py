@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from prunus.graph import Graph, Keep, axes
+from prunus.graph import DIRECTION, Graph, Keep, axes
 
 Places = dict[tuple[axes.Layout, torch.device], torch.Tensor | None]  # None: everything stays
 
@@ -84,8 +84,18 @@ def shape_differences(shapes: Mapping[str, torch.Size], tensors: Mapping[str, to
 def mask_tensors(tensors: dict[str, torch.Tensor], graph: Graph, keep: Keep) -> dict[str, torch.Tensor]:
     """`tensors` with zeros in the parameters of removed units.
 
-    Buffers stay as they are: their entries at removed units do not matter, and some (variances) are divided by.
+    Buffers stay as they are: their entries at removed units do not matter, and some (variances) are divided by. So are
+    the directions of the old weight_norm: the lengths of removed units are zero instead.
     """
     return {
-        n: zero_tensor(t, graph.layouts[n], keep) if n in graph.parameters else t for n, t in tensors.items()
+        name: zero_tensor(tensor, _zeroed(graph, name), keep) if name in graph.parameters else tensor
+        for name, tensor in tensors.items()
     }
+
+
+def _zeroed(graph: Graph, name: str) -> list[axes.Layout]:
+    """The layouts of a parameter's dimensions, but plain sizes where entries may not be zero."""
+    return [
+        axes.size(layout) if graph.role(name, dim) == DIRECTION else layout
+        for dim, layout in enumerate(graph.layouts[name])
+    ]

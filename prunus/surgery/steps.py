@@ -14,6 +14,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from prunus.graph import OwnStep, parametrised
+
+lists_of = parametrised.lists_of
+
 Step = TypeVar("Step", bound=nn.Module)
 
 
@@ -37,9 +41,24 @@ class Held(NamedTuple):
         return next((step for step in self.steps if isinstance(step, kind)), None)
 
 
-def lists_of(module: nn.Module) -> nn.ModuleDict:
-    """The ParametrizationLists of a parametrised module, by the weights' names."""
-    return cast(nn.ModuleDict, module.parametrizations)
+class Mask(OwnStep):
+    """A parametrisation that is zero where the mask is False, even for NaN; no gradient passes there.
+
+    Args:
+        mask: A bool tensor of the weight's shape.
+    """
+
+    mask: torch.Tensor
+
+    def __init__(self, mask: torch.Tensor):
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return torch.where(self.mask, weight, 0.0)
+
+    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight
 
 
 @torch.inference_mode(False)  # tensors made in inference mode could never be trained
@@ -112,11 +131,16 @@ def remove_steps(model: nn.Module, kind: type[nn.Module]) -> None:
             else:
                 parameter = nn.Parameter(value, any(p.requires_grad for p in steps.parameters()))
             taken[steps] = parameter
-        plain = parametrize.type_before_parametrizations(module)
-        _own_class(module)
-        delattr(type(module), attribute)
-        del lists_of(module)[attribute]
-        if not lists_of(module):
-            del module.parametrizations
-            module.__class__ = plain
-        module.register_parameter(attribute, taken[steps])
+        make_plain(module, attribute, taken[steps])
+
+
+def make_plain(module: nn.Module, attribute: str, parameter: nn.Parameter) -> None:
+    """Replace a parametrised weight of a module by a plain parameter, in place."""
+    plain = parametrize.type_before_parametrizations(module)
+    _own_class(module)
+    delattr(type(module), attribute)
+    del lists_of(module)[attribute]
+    if not lists_of(module):
+        del module.parametrizations
+        module.__class__ = plain
+    module.register_parameter(attribute, parameter)

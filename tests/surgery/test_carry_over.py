@@ -1,11 +1,13 @@
 """Training goes on after a shrink: optimiser state and averaged weights are cut with the same indices."""
 
 import copy
+import threading
 
 import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam
+from torch.optim.swa_utils import AveragedModel
 
 import prunus
 from prunus.errors import PrunusError, UserError
@@ -212,6 +214,157 @@ def test_state_of_other_shapes_is_cut_or_refused(make):
         return
     loss(small).backward()
     carried.step(lambda: loss(small))
+
+
+# ------------------------------------------------------------------ any optimiser, as it was made
+class Sharp(SGD):
+    """One whose constructor wants more, and which has attributes of its own."""
+
+    def __init__(self, params, lr, rho):
+        super().__init__(params, lr, momentum=0.9)
+        self.rho, self.radius, self.count = rho, torch.tensor([0.5, 0.25]), {"steps": [3]}
+
+
+class TwoSteps(torch.optim.Optimizer):
+    """One that goes to a worse place first, and lets an inner optimiser, which shares its groups, step from there."""
+
+    def __init__(self, params, rho):
+        super().__init__(params, {"rho": rho})
+        self.inner = SGD(self.param_groups, lr=0.1, momentum=0.9)
+        self.param_groups = self.inner.param_groups
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["away"] = [parameter.grad.sign() * group["rho"]]
+        self.inner.step()
+
+
+def carried_over(optimizer, model, **more):
+    graph = prunus.trace(model, X)
+    small = prunus.shrink(model, graph, KEEP)
+    return small, prunus.carry_over(graph, KEEP, model, small, optimizer=optimizer, **more)[0], graph
+
+
+def test_the_constructor_is_not_called_and_attributes_are_copied():
+    model = network()
+    optimizer = Sharp(model.parameters(), 0.1, rho=0.05)
+    train(model, optimizer, 2)
+    small, carried, _ = carried_over(optimizer, model)
+    assert carried.rho == 0.05 and carried.count == {"steps": [3]} and carried.count is not optimizer.count
+    assert torch.equal(carried.radius, optimizer.radius)
+    assert carried.radius.data_ptr() != optimizer.radius.data_ptr()
+    assert carried.defaults == optimizer.defaults
+    train(small, carried, 1)
+
+
+def test_an_optimiser_inside_another_keeps_sharing_its_groups():
+    model = network()
+    optimizer = TwoSteps(model.parameters(), rho=0.01)
+    train(model, optimizer, 2)
+    small, carried, graph = carried_over(optimizer, model)
+    assert carried.param_groups is carried.inner.param_groups
+    assert carried.inner is not optimizer.inner
+    old, new = model[3].weight, small[3].weight
+    expected = kept(graph, "3.weight", optimizer.inner.state[old]["momentum_buffer"])
+    assert torch.equal(carried.inner.state[new]["momentum_buffer"], expected)
+    assert torch.equal(
+        carried.state[new]["away"][0], kept(graph, "3.weight", optimizer.state[old]["away"][0])
+    )
+    train(small, carried, 1)
+
+
+def test_parameters_outside_the_model_stay_with_their_state():
+    model, weight = network(), nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = Adam([{"params": [*model.parameters(), weight]}, {"params": [], "lr": 0.5}], lr=0.01)
+
+    def step(network, optimizer):
+        optimizer.zero_grad()
+        (loss(network) * weight.square().sum()).backward()
+        optimizer.step()
+
+    step(model, optimizer)
+    small, carried, _ = carried_over(optimizer, model)
+    assert carried.param_groups[0]["params"][-1] is weight
+    before = optimizer.state[weight]["exp_avg"].clone()
+    step(small, carried)
+    assert torch.equal(optimizer.state[weight]["exp_avg"], before)
+    assert not torch.equal(carried.state[weight]["exp_avg"], before)
+
+
+@pytest.mark.parametrize("options", [{"foreach": True}, {"fused": True}, {"lr": torch.tensor(0.01)}])
+def test_forms_of_one_optimiser_are_carried_over(options):
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), **options)
+    train(model, optimizer, 2)
+    small, carried, _ = carried_over(optimizer, model)
+    before = [tensor.detach().clone() for tensor in small.parameters()]
+    train(small, carried, 1)
+    assert not any(torch.equal(a, b) for a, b in zip(before, small.parameters(), strict=True))
+    assert next(iter(carried.state.values()))["step"] == 3
+
+
+def test_a_scheduler_made_on_the_carried_optimiser_goes_on():
+    model = network()
+    optimizer = SGD(model.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.1)
+    for _ in range(3):
+        train(model, optimizer, 1)
+        scheduler.step()
+    small, carried, _ = carried_over(optimizer, model)
+    assert "step" not in vars(carried)  # the old scheduler counts the old one's steps there
+    again = torch.optim.lr_scheduler.StepLR(carried, 2, gamma=0.1)
+    again.load_state_dict(scheduler.state_dict())
+    rates = []
+    for one, network_, schedule in ((carried, small, again), (optimizer, model, scheduler)):
+        train(network_, one, 1)
+        schedule.step()
+        rates.append(one.param_groups[0]["lr"])
+    assert rates[0] == rates[1] == pytest.approx(0.01)
+
+
+def test_a_gradient_scaler_goes_on_as_it_is():
+    model = network()
+    scaler, optimizer = torch.amp.GradScaler("cpu", init_scale=4.0), SGD(model.parameters(), lr=0.1)
+
+    def step(network, optimizer):
+        optimizer.zero_grad()
+        scaler.scale(loss(network)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    step(model, optimizer)
+    small, carried, _ = carried_over(optimizer, model)
+    before = small[3].weight.detach().clone()
+    step(small, carried)
+    assert scaler.get_scale() == 4.0 and not torch.equal(small[3].weight, before)
+
+
+def test_an_attribute_that_cannot_be_copied_is_named():
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    optimizer.guard = threading.Lock()
+    with pytest.raises(UserError, match=r"SGD cannot be carried over: its attribute 'guard', a lock"):
+        carried_over(optimizer, model)
+
+
+def test_torchs_own_average_keeps_its_count_and_its_rule():
+    model = network()
+    average = AveragedModel(model, avg_fn=lambda mean, new, count: mean + (new - mean) / (count + 3))
+    for _ in range(2):
+        train(model, SGD(model.parameters(), lr=0.1), 1)
+        average.update_parameters(model)
+    graph = prunus.trace(model, X)
+    small = prunus.shrink(model, graph, KEEP)
+    _, carried = prunus.carry_over(graph, KEEP, model, small, ema=average)
+    assert isinstance(carried, AveragedModel)
+    assert carried.n_averaged == 2
+    assert torch.equal(carried.module[3].weight, kept(graph, "3.weight", average.module[3].weight))
+    carried.update_parameters(small)
+    assert carried.n_averaged == 3 and average.n_averaged == 2
+    mean, new = kept(graph, "3.weight", average.module[3].weight), small[3].weight
+    torch.testing.assert_close(carried.module[3].weight, mean + (new - mean) / 5)
 
 
 def test_what_does_not_belong_together_is_refused():

@@ -8,7 +8,7 @@ import torch
 
 from prunus.graph import axes
 from prunus.graph.axes import Layout
-from prunus.graph.op import SCALES, SHIFTS, Op
+from prunus.graph.op import DIRECTION, SCALES, SHIFTS, Op
 from prunus.graph.operators import (
     BATCH_NORM,
     GROUP_NORM,
@@ -123,6 +123,17 @@ def reduction(op: Op, x: torch.Tensor, dim: Any = None, keepdim: bool = False, *
         op.fix(*op.dims(x))  # the index of a unit would be another number in the small model
     out = _reduce(op, x, dim, keepdim)
     return (out, out) if isinstance(op.out, tuple) else out
+
+
+@rule("_weight_norm_interface")
+def weight_norm(op: Op, direction: torch.Tensor, length: torch.Tensor, dim: int = 0) -> Any:
+    """A length for each unit of `dim` times a direction, which is divided by its own length over the rest."""
+    dims = op.dims(direction)
+    op.unify(dims[dim], op.dims(length)[dim])
+    op.role(direction, dim, DIRECTION)
+    op.role(length, dim, SCALES)
+    op.mixes = any(True for layout in dims for _ in axes.leaves(layout))
+    return dims, op.dims(length)
 
 
 @rule(LENGTH)

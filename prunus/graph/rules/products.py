@@ -115,6 +115,13 @@ def mv(op: Op, a: torch.Tensor, b: torch.Tensor) -> list[Layout]:
     return [op.dims(a)[0]]
 
 
+@rule("dot vdot")
+def dot(op: Op, a: torch.Tensor, b: torch.Tensor) -> list[Layout]:
+    op.unify(op.dims(a)[0], op.dims(b)[0])
+    op.contracts = True
+    return []
+
+
 @rule(ATTENTION)
 def attention(
     op: Op,

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from prunus import gates, surgery
 from prunus.errors import FileError, TrainingError, UserError
 from prunus.gates import Thresholds
-from prunus.graph import Graph, skeleton, trace
+from prunus.graph import Graph, copy_model, trace
 from prunus.methods.pass_ import hypernetwork
 from prunus.methods.pass_.config import Config
 from prunus.methods.pass_.hypernetwork import MaskNetwork
@@ -147,7 +147,7 @@ class PASS(nn.Module):
         self.register_buffer("statistics", statistics, persistent=False)
         self.register_buffer("inputs", network_inputs(graph, names, statistics), persistent=False)
         self.register_buffer("kept", torch.ones(len(statistics), dtype=torch.bool))
-        self.network = skeleton.copy_model(model, {})
+        self.network = copy_model(model, {})
         for module in self.network.modules():
             for hooks in HOOKS:  # the user's hooks are not meant for these passes
                 getattr(module, hooks).clear()
@@ -358,7 +358,7 @@ class PASS(nn.Module):
         """The original model; with config.train_also, a copy with the trained parameters."""
         model, learned = self._given[0], self.config.learning(self.graph)
         if learned:
-            model = skeleton.copy_model(model, {})
+            model = copy_model(model, {})
         for name in learned:
             for parameter, own in zip(
                 parameters_of(model, name), parameters_of(self.network, name), strict=True

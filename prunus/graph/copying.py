@@ -1,0 +1,313 @@
+"""Deep copies of models: what cannot be copied is refused, and functions that a model holds act on its copy.
+
+A hook, a partial or a forward that was set on the object may reach the model through its arguments or the variables
+that it closes over. In a copy these are the copy's own modules.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import sysconfig
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import cache, partial
+from pathlib import Path
+from types import CellType, CodeType, FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from prunus.errors import TraceError, UserError
+
+
+def check_traceable(model: Any) -> None:
+    """Check that a model is one whose forward pass can be observed, not another program's packing of it.
+
+    Args:
+        model: What the user gave.
+
+    Raises:
+        TraceError: A parameter has no shape yet.
+        UserError: It is no nn.Module, or is compiled, scripted, quantised or wrapped; the message says what to trace.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"trace expects an nn.Module, but got a {type(model).__name__}; pass the model itself."
+        )
+    for path, module in model.named_modules():
+        what, home = path or f"this {type(module).__name__}", type(module).__module__
+        if "_orig_mod" in module._modules:
+            inner = f"{path}._orig_mod" if path else "_orig_mod"
+            raise UserError(
+                f"{what} went through torch.compile; give the model as it was before (model.{inner} in its place), and "
+                "compile the small one."
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UserError(
+                f"{what} is a scripted module (torch.jit), whose operators cannot be observed; trace the Python model "
+                "that it was made from, and script the small one."
+            )
+        if home.startswith("torch.") and ".quantized" in home:
+            raise UserError(
+                f"{what} is quantised ({type(module).__name__}): its weights are packed. Prune the model in floating "
+                "point, then quantise the small one."
+            )
+        wraps = _WRAPPERS if not path else _WRAPPERS[:1]  # inside a model the others compute as modules do
+        if home.startswith(wraps) and list(module._modules) in _INSIDE:
+            inner = f"{path}.module" if path else "module"
+            raise UserError(
+                f"{what} is wrapped in {type(module).__name__}; trace the module inside it (model.{inner}), whose "
+                "names and weights are the model's own, and wrap the small one again."
+            )
+        for name, tensor in (module._parameters | module._buffers).items():
+            if tensor is None:
+                continue
+            name = f"{path}.{name}" if path else name
+            if torch.nn.parameter.is_lazy(tensor):
+                raise TraceError(
+                    f"{name} has no shape yet; run the model once on real inputs, then trace it."
+                )
+            if type(tensor).__name__ == "DTensor":
+                raise UserError(
+                    f"{name} is spread over several processes (a DTensor); trace the model before it is sharded, or "
+                    "gather its weights first (full_tensor)."
+                )
+
+
+_INSIDE = ["module"], ["_fsdp_wrapped_module"]  # the one child of a wrapper, which its `module` gives
+_WRAPPERS = ("torch.distributed", "torch.nn.parallel", "torch.optim.swa_utils")
+
+
+def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Copy a model deeply, with the objects whose id is in `memo` replaced by its values.
+
+    Raises UserError naming the attribute if one cannot be copied.
+    """
+    with _Detached():
+        return _Copier(model, memo).module(model)
+
+
+class _Detached(TorchFunctionMode):
+    """Lets copy.deepcopy copy tensors that autograd made (a kept activation) without their history."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            return memo.setdefault(id(tensor), tensor.detach().clone())
+        return func(*args, **(kwargs or {}))
+
+
+_ATOMIC = (int, float, bool, str, type(None), type)
+_OWN_WAY = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__")
+_CALLABLE = (FunctionType, MethodType, partial)
+_CONTAINERS = (dict, OrderedDict, list, tuple)
+_COMPILED = "_compiled_call_impl"  # set by model.compile(): calls the model that it was compiled for
+
+
+class _Copier:
+    """Copies like copy.deepcopy, but without its detour over pickling for each module's many empty dicts.
+
+    copy.deepcopy shares functions; here those that reach the model are made anew for the copy.
+    """
+
+    def __init__(self, model: nn.Module, memo: dict[int, Any]):
+        self.memo = memo
+        self.own = {id(module): module for module in model.modules()}.keys() | memo.keys()
+
+    def module(self, module: nn.Module) -> nn.Module:
+        if id(module) in self.memo:
+            return self.memo[id(module)]
+        kind = type(module)
+        if any(getattr(kind, way, None) is not getattr(nn.Module, way, None) for way in _OWN_WAY):
+            return self._attempt(module, "", module)  # by its own way
+        new = self.memo[id(module)] = kind.__new__(kind)
+        for name, value in vars(module).items():
+            if name == _COMPILED:
+                continue
+            if name == "_modules":
+                value = {n: child if child is None else self.module(child) for n, child in value.items()}
+            elif isinstance(value, (dict, set, list)) and not value:
+                value = type(value)()
+            elif not isinstance(value, _ATOMIC) and not _is_plain(value):
+                if name == "forward":
+                    self._check_forward(module, value)
+                value = self._attempt(module, name, value)
+            new.__dict__[name] = value
+        return new
+
+    def _attempt(self, module: nn.Module, name: str, value: Any) -> Any:
+        """Copy an attribute of a module, or name it in the error."""
+        try:
+            return self.value(value) if name else copy.deepcopy(module, self.memo)
+        except UserError:
+            raise
+        except Exception as error:  # any error that an attribute's __deepcopy__ raises
+            what = f"its attribute {name!r}, a {type(value).__name__}," if name else "it"
+            raise UserError(
+                f"this {type(module).__name__} cannot be copied: {what} refuses ({type(error).__name__}: {error}). "
+                "Remove it for the time of the call (a lock, an open file, an iterator), or give its class a "
+                "__deepcopy__."
+            ) from error
+
+    def value(self, value: Any) -> Any:
+        """The copy of any value."""
+        if id(value) in self.memo:
+            return self.memo[id(value)]
+        if isinstance(value, nn.Module) and id(value) in self.own:
+            return self.module(value)
+        if isinstance(value, _CALLABLE) or type(value) in _CONTAINERS:
+            return self._rebuilt(value) if self.reaches(value) else copy.deepcopy(value, self.memo)
+        return copy.deepcopy(value, self.memo)
+
+    def reaches(self, value: Any) -> bool:
+        """Whether functions or containers in `value` hold a module or a tensor of the model."""
+        return any(id(part) in self.own for part in _parts(value))
+
+    def _rebuilt(self, value: Any) -> Any:
+        new: Any
+        if isinstance(value, FunctionType):
+            return self._function(value)
+        if isinstance(value, MethodType):
+            new = MethodType(self.value(value.__func__), self.value(value.__self__))
+        elif isinstance(value, partial):
+            keywords = {name: self.value(item) for name, item in value.keywords.items()}
+            new = partial(self.value(value.func), *map(self.value, value.args), **keywords)
+            new.__dict__.update({name: self.value(item) for name, item in vars(value).items()})
+        elif isinstance(value, tuple):
+            new = tuple(map(self.value, value))
+        elif isinstance(value, list):
+            new = self.memo[id(value)] = []
+            new += map(self.value, value)
+        else:
+            new = self.memo[id(value)] = type(value)()
+            new.update({self.value(key): self.value(item) for key, item in value.items()})
+        return self.memo.setdefault(id(value), new)
+
+    def _function(self, function: FunctionType) -> Any:
+        plain = getattr(function, "_torchdynamo_orig_callable", None)
+        if plain is not None:  # compiled, for the model that it closes over
+            return self.value(plain)
+        cells = function.__closure__ or ()
+        new_cells = tuple(self.memo.setdefault(id(cell), CellType()) for cell in cells)
+        new = FunctionType(
+            function.__code__, function.__globals__, function.__name__, closure=new_cells or None
+        )
+        self.memo[id(function)] = new
+        new.__module__, new.__qualname__ = function.__module__, function.__qualname__
+        new.__defaults__ = self._shared(function.__defaults__)
+        new.__kwdefaults__ = self._shared(function.__kwdefaults__)
+        new.__dict__.update({name: self._shared(item) for name, item in vars(function).items()})
+        for cell, new_cell in zip(cells, new_cells, strict=True):
+            content = _content(cell)
+            if content is not _EMPTY:
+                new_cell.cell_contents = self._shared(content)
+        return new
+
+    def _shared(self, value: Any) -> Any:
+        """What a function holds: its copy if it reaches the model, otherwise the same object."""
+        return self.value(value) if self.reaches(value) else value
+
+    def _check_forward(self, module: nn.Module, forward: Any) -> None:
+        """Raise UserError if a forward set on the object finds the model where a copy cannot be put in its place."""
+        for function in _parts(forward):
+            if isinstance(function, FunctionType):
+                for place, found in _out_of_reach(function):
+                    if isinstance(found, nn.Module) and id(found) in self.own:
+                        raise UserError(
+                            f"the forward of this {type(module).__name__} was replaced on the object by "
+                            f"{function.__qualname__}, which finds the model in {place}, so that it would always run "
+                            "the original. Let it take the model as an argument: "
+                            f"model.forward = functools.partial({function.__name__}, model)."
+                        )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tuple of numbers and words (a stride), which copies can share."""
+    return type(value) is tuple and all(isinstance(part, _ATOMIC) for part in value)
+
+
+_EMPTY = object()
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a variable that has no value yet
+        return _EMPTY
+
+
+def _out_of_reach(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """What a function finds where nothing can be put in its place, each with the words for where it is."""
+    for name in _names(function.__code__):
+        yield f"the global variable {name}", function.__globals__.get(name)
+    for part in map(_content, function.__closure__ or ()):
+        if not isinstance(part, (nn.Module, type, *_CALLABLE)):
+            for name, found in getattr(part, "__dict__", {}).items():
+                yield f"the attribute {name} of a {type(part).__name__} that it closes over", found
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The global names that a function reads, with those of the functions within it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _parts(value: Any) -> list[Any]:
+    """A value, and what is in it if it is a function or a container, however deep."""
+    found, seen, waiting = [], set(), [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, _ATOMIC) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        found.append(part)
+        if isinstance(part, FunctionType):
+            waiting += [_content(cell) for cell in part.__closure__ or ()]
+            waiting += [part.__defaults__, part.__kwdefaults__, vars(part)]
+        elif isinstance(part, MethodType):
+            waiting += [part.__func__, part.__self__]
+        elif isinstance(part, partial):
+            waiting += [part.func, part.args, part.keywords, vars(part)]
+        elif isinstance(part, dict):
+            waiting += [*part.keys(), *part.values()]
+        elif isinstance(part, (list, tuple, set)):
+            waiting += part
+    return found
+
+
+# ------------------------------------------------------------------------------------------ hooks
+def remove_foreign_hooks(model: nn.Module) -> None:
+    """Remove, in place, the forward hooks that do not belong to a model.
+
+    A hook belongs to the model if it comes from the same installed library as one of the model's classes (it collects
+    the hidden states that the forward returns, say). The others are the user's, and may expect data. Those of torch,
+    whose classes are in every model, are tools (counters, observers), and so are ours.
+    """
+    libraries = {_library(type(module).__module__) for module in model.modules()} - {"", "torch", "prunus"}
+    for module in model.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if _library(_origin(hook)) not in libraries:
+                del module._forward_hooks[key]
+                module._forward_hooks_with_kwargs.pop(key, None)
+                module._forward_hooks_always_called.pop(key, None)
+
+
+def _origin(hook: Any) -> str:
+    """The name of the Python module that a hook was written in."""
+    while isinstance(hook, partial):
+        hook = hook.func
+    return getattr(hook, "__module__", None) or type(hook).__module__
+
+
+@cache
+def _library(module: str) -> str:
+    """The top-level package of a Python module if it is installed, otherwise "": it is the user's own code."""
+    package = module.partition(".")[0]
+    file = getattr(sys.modules.get(package), "__file__", None)
+    installed = [Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")]
+    return package if file and any(Path(file).is_relative_to(place) for place in installed) else ""
