@@ -148,7 +148,7 @@ class Follower:
             self._resize(widths)
             set_attributes(self.bare, attributes, widths)
             example = tree_map_only(torch.Tensor, _as_traced, self.example)
-            with quiet_forward(), probe, SameDevice() if mixes_devices(example) else nullcontext():
+            with quiet_forward(), probe, SameDevice() if mixes_devices(self.bare, example) else nullcontext():
                 call(self.bare, example)
             return None if probe.at == len(self.ops) else (probe.at, False)
         except Exception as error:  # any error that the user's code raises when sizes disagree

@@ -151,6 +151,11 @@ class Op:
         tag = tag_of(tensor)
         return tag.dims if tag is not None else list(tensor.shape)
 
+    def sizes(self) -> tuple[list[Layout] | None, ...]:
+        """The plain sizes of each result, for dimensions that stay; None for results that are no tensors."""
+        results = self.out if isinstance(self.out, (tuple, list)) else (self.out,)
+        return tuple(list(each.shape) if isinstance(each, torch.Tensor) else None for each in results)
+
     def unify(self, a: Layout, b: Layout) -> None:
         """Let two dimensions be the same, because of this operation."""
         axes.unify(a, b, self)

@@ -21,7 +21,7 @@ from prunus.errors import TraceError
 from prunus.graph import axes
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.op import Op, Tag, Untracked, put_tag, tag_of, tensors_in
-from prunus.graph.operators import CONSTANT, DATA_DEPENDENT, Args, Kwargs, is_a
+from prunus.graph.operators import DATA_DEPENDENT, NEW, Args, Kwargs, is_a
 from prunus.graph.rules import registry
 from prunus.graph.skeleton import (
     SameDevice,
@@ -117,12 +117,13 @@ class Tracer(TorchDispatchMode):
                 "Trace a part of the model that does not do this: "
                 "part, example = prunus.part(model, 'NAME', inputs); graph = prunus.trace(part, example)."
             )
-        numbers = registry.scalars(func, args, kwargs) if tags else ()
+        seen = bool(tags) or is_a(func, NEW)
+        numbers = registry.scalars(func, args, kwargs) if seen else ()
         inputs = _values(args), dict(zip(kwargs, _values(kwargs.values()), strict=True))
         args, kwargs = same_device(args, kwargs)
         out = compute(func, args, kwargs)
         op = Op(func, self.modules.stack[-1], out)
-        if tags or op.is_a(CONSTANT):
+        if seen:
             op.scalars, op.inputs = numbers, inputs
             op.outs = _as_list(rule(op, *args, **kwargs))
             if self.keep is not None and (op.mixes or op.contracts):
@@ -259,7 +260,7 @@ def run(
     tracer.tensors = owners
     try:
         example = tree_map_only(torch.Tensor, abstract, example)
-        with quiet_forward(), tracer, SameDevice() if meta and mixes_devices(example) else nullcontext():
+        with quiet_forward(), tracer, SameDevice() if meta and mixes_devices(bare, example) else nullcontext():
             output = call(bare, example)
     finally:
         modules.remove()

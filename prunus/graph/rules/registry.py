@@ -19,7 +19,7 @@ Letters: N batch, C channels, G groups, K contracted, T tokens, D head features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -98,20 +98,38 @@ def scalars(func: torch._ops.OpOverload, args: Args, kwargs: Kwargs) -> tuple[st
     )
 
 
-def unknown(op: Op, *args: Any, **kwargs: Any) -> None:
-    """Fix every axis that an operator without a rule touches."""
+def unknown(op: Op, *args: Any, **kwargs: Any) -> Any:
+    """Fix every axis that an operator without a rule touches; the sizes of its results stay."""
     for tensor in tensors_in([*args, *kwargs.values()]):
         op.fix(*op.dims(tensor))
+    return op.sizes()
 
 
-@rule(POINTWISE, "hardswish hardsigmoid clamp_min")  # some versions of torch do not tag these
-def pointwise(op: Op, *args: Any, **kwargs: Any) -> Any:
-    """Unify aligned dimensions, except broadcast ones of size 1."""
-    out = op.out[0] if isinstance(op.out, tuple) else op.out
-    result: list[Layout] = [1] * out.dim()
-    role = SHIFTS if op.is_a(ADDITION) else SCALES
-    for tensor in tensors_in([*args, *kwargs.values()]):
-        offset = out.dim() - tensor.dim()
+def along(op: Op, x: torch.Tensor, over: int | Sequence[int] | None) -> Any:
+    """Fix the dimensions along which an operator works (None: all), and carry the others to each result.
+
+    It is for operators that do the same to each unit of the other dimensions, and whose result along `over`
+    depends on the places of units: an index, an order, a frequency. A result may lack these dimensions.
+    """
+    over = range(x.dim()) if over is None or not x.dim() else [over] if isinstance(over, int) else over
+    gone = {d % x.dim() for d in over}
+    op.fix(*(op.dims(x)[d] for d in gone))
+    carried = [
+        [n if d in gone else layout for d, (n, layout) in enumerate(zip(sizes, op.dims(x), strict=True))]
+        if len(sizes) == x.dim()
+        else [layout for d, layout in enumerate(op.dims(x)) if d not in gone]
+        for sizes in op.sizes()
+        if sizes is not None
+    ]
+    return tuple(carried)
+
+
+def broadcast(op: Op, tensors: Iterable[torch.Tensor], role: str | None = None) -> list[Layout]:
+    """Unify dimensions that are aligned from the right, except those of size 1; `role`: that of parameters."""
+    tensors = list(tensors)
+    result: list[Layout] = [1] * max((tensor.dim() for tensor in tensors), default=0)
+    for tensor in tensors:
+        offset = len(result) - tensor.dim()
         for i, layout in enumerate(op.dims(tensor)):
             if tensor.shape[i] == 1:
                 continue
@@ -119,5 +137,14 @@ def pointwise(op: Op, *args: Any, **kwargs: Any) -> Any:
                 result[offset + i] = layout
             else:
                 op.unify(result[offset + i], layout)
-            op.role(tensor, i, role)
+            if role is not None:
+                op.role(tensor, i, role)
+    return result
+
+
+@rule(POINTWISE, "hardswish hardsigmoid clamp_min")  # some versions of torch do not tag these
+def pointwise(op: Op, *args: Any, **kwargs: Any) -> Any:
+    """Unify aligned dimensions, except broadcast ones of size 1."""
+    role = SHIFTS if op.is_a(ADDITION) else SCALES
+    result = broadcast(op, tensors_in([*args, *kwargs.values()]), role)
     return (result, result) if isinstance(op.out, tuple) else result
