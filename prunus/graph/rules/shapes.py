@@ -47,16 +47,17 @@ def t(op: Op, x: torch.Tensor) -> list[Layout]:
 def unsqueeze(op: Op, x: torch.Tensor, dim: int) -> list[Layout]:
     op.alias = x
     dims = list(op.dims(x))
-    dims.insert(dim % (x.dim() + 1), 1)
+    dims.insert(dim % (len(dims) + 1), 1)  # in place, x has its new shape already
     return dims
 
 
 @rule("squeeze")
 def squeeze(op: Op, x: torch.Tensor, over: Any = None) -> list[Layout]:
     op.alias = x
-    over = range(x.dim()) if over is None else [over] if isinstance(over, int) else over
-    gone = {d % x.dim() for d in over if x.shape[d] == 1} if x.dim() else set()
-    return [layout for d, layout in enumerate(op.dims(x)) if d not in gone]
+    dims = op.dims(x)
+    over = range(len(dims)) if over is None else [over] if isinstance(over, int) else over
+    gone = {d % len(dims) for d in over if axes.size(dims[d]) == 1} if dims else set()
+    return [layout for d, layout in enumerate(dims) if d not in gone]
 
 
 @rule("expand")
