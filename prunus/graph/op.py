@@ -20,12 +20,14 @@ class Tag:
     Args:
         dims: The layout of each dimension.
         storage: The allocation (see tracer.Storage); None for parameters and buffers.
+        data: Whether it depends on an input; otherwise it is a parameter, or made of parameters alone.
     """
 
-    __slots__ = ("_shape", "dims", "met", "storage")
+    __slots__ = ("_shape", "data", "dims", "met", "storage")
 
-    def __init__(self, dims: Sequence[Layout], storage: Any = None):
+    def __init__(self, dims: Sequence[Layout], storage: Any = None, data: bool = False):
         self.dims = list(dims)
+        self.data = data
         self.met = False  # whether an operator read it
         self.storage = storage
         self._shape: tuple[int, ...] | None = None
@@ -176,8 +178,13 @@ class Op:
             self.follows.append((layout, operators.position(self.func, argument), element))
 
     def role(self, tensor: torch.Tensor, dim: int, role: str) -> None:
-        """State how a dimension of a parameter is used: `PRODUCES`, `CONSUMES`, `SCALES` or `SHIFTS`."""
-        self.roles.append((self.dims(tensor)[dim], role))
+        """State how a dimension of a parameter is used: `PRODUCES`, `CONSUMES`, `SCALES` or `SHIFTS`.
+
+        The tensor may be made of parameters (moved, scaled, standardised); of others nothing is noted.
+        """
+        tag = tag_of(tensor)
+        if tag is not None and not tag.data:
+            self.roles += [(born, role) for born in axes.parts(tag.dims[dim])]
 
 
 def tensors_in(args: Iterable[Any]) -> list[torch.Tensor]:

@@ -21,7 +21,7 @@ from prunus.errors import TraceError
 from prunus.graph import axes
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.op import Op, Tag, Untracked, put_tag, tag_of, tensors_in
-from prunus.graph.operators import DATA_DEPENDENT, NEW, Args, Kwargs, is_a
+from prunus.graph.operators import DATA_DEPENDENT, EMBEDDING, NEW, Args, Kwargs, is_a
 from prunus.graph.rules import registry
 from prunus.graph.skeleton import (
     SameDevice,
@@ -142,6 +142,7 @@ class Tracer(TorchDispatchMode):
                 tag.storage.died = now
         outputs = out if isinstance(out, (tuple, list)) else [out]
         shared = tag_of(op.alias)
+        data = op.is_a(EMBEDDING) or any(tag.data for tag in tags)
         for tensor, dims in zip(outputs, op.outs, strict=False):
             op.results.append(None)
             if dims is None or not isinstance(tensor, torch.Tensor):
@@ -154,7 +155,7 @@ class Tracer(TorchDispatchMode):
             else:
                 storage = Storage(dims, tensor.element_size(), now)
                 self.storages.append(storage)
-            op.results[-1] = tag = Tag(dims, storage)
+            op.results[-1] = tag = Tag(dims, storage, data)
             tensor._prunus_tag = tag  # pyright: ignore[reportAttributeAccessIssue]  # put_tag, without a call
 
 
@@ -251,7 +252,7 @@ def run(
         tensor = tensor.detach().to("meta") if meta else tensor.detach().clone()
         dims: list[Layout] = list(tensor.shape)
         storage = Storage(dims, tensor.element_size(), 0)
-        put_tag(tensor, Tag(dims, storage))
+        put_tag(tensor, Tag(dims, storage, data=True))
         tracer.storages.append(storage)
         return tensor
 

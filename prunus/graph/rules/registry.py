@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from prunus.graph.axes import Layout
-from prunus.graph.op import SCALES, SHIFTS, Op, tensors_in
+from prunus.graph.op import SCALES, SHIFTS, Op, tag_of, tensors_in
 from prunus.graph.operators import (
     ADDITION,
     POINTWISE,
@@ -145,6 +145,7 @@ def broadcast(op: Op, tensors: Iterable[torch.Tensor], role: str | None = None) 
 @rule(POINTWISE, "hardswish hardsigmoid clamp_min")  # some versions of torch do not tag these
 def pointwise(op: Op, *args: Any, **kwargs: Any) -> Any:
     """Unify aligned dimensions, except broadcast ones of size 1."""
-    role = SHIFTS if op.is_a(ADDITION) else SCALES
-    result = broadcast(op, tensors_in([*args, *kwargs.values()]), role)
+    tensors = tensors_in([*args, *kwargs.values()])
+    met = any(tag is not None and tag.data for tag in map(tag_of, tensors))  # otherwise a step towards a weight
+    result = broadcast(op, tensors, (SHIFTS if op.is_a(ADDITION) else SCALES) if met else None)
     return (result, result) if isinstance(op.out, tuple) else result
