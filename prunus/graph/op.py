@@ -153,8 +153,8 @@ class Op:
         tag = tag_of(tensor)
         return tag.dims if tag is not None else list(tensor.shape)
 
-    def sizes(self) -> tuple[list[Layout] | None, ...]:
-        """The plain sizes of each result, for dimensions that stay; None for results that are no tensors."""
+    def sizes(self) -> tuple[Any, ...]:
+        """A list of the plain sizes of each result, for dimensions that stay; None for one that is no tensor."""
         results = self.out if isinstance(self.out, (tuple, list)) else (self.out,)
         return tuple(list(each.shape) if isinstance(each, torch.Tensor) else None for each in results)
 

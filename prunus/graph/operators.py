@@ -204,7 +204,9 @@ NORM = BATCH_NORM | LAYER_NORM | RMS_NORM | GROUP_NORM | LENGTH
 POOLING = MAX_POOLING | AVERAGE_POOLING | ADAPTIVE_POOLING
 SPATIAL = POOLING | RESIZING | MIRRORING
 NEW = CONSTANT | DRAWN | EXPANSION  # their results may shrink, even if nothing that they read is known to
-WITHOUT_SIGNAL = COMPARISON | ROOT | SPREAD | LENGTH | FRESH | CONSTANT | DRAWN | UNTRACKED  # taken as constant
+WITHOUT_SIGNAL = (
+    COMPARISON | ROOT | SPREAD | LENGTH | FRESH | CONSTANT | DRAWN | UNTRACKED
+)  # taken as constant
 
 
 # --------------------------------------------------------------------------------------- questions

@@ -261,7 +261,11 @@ def run(
     tracer.tensors = owners
     try:
         example = tree_map_only(torch.Tensor, abstract, example)
-        with quiet_forward(), tracer, SameDevice() if meta and mixes_devices(bare, example) else nullcontext():
+        with (
+            quiet_forward(),
+            tracer,
+            SameDevice() if meta and mixes_devices(bare, example) else nullcontext(),
+        ):
             output = call(bare, example)
     finally:
         modules.remove()

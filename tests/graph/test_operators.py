@@ -202,8 +202,15 @@ EXAMPLE = torch.randn(3, 8)
 
 def test_without_a_rule_nothing_is_followed_through_it():
     assert not any(name.startswith("prunus_test") for name in RULES)
-    with pytest.raises(TraceError, match="no output of the model depends on its parameters"):
+    with pytest.raises(TraceError, match="dimension 0: prunus_test::mixed_linear in the model itself"):
         trace(Ours(own=True), EXAMPLE)
+
+
+def test_an_operator_without_a_rule_fixes_what_it_touches_and_no_more():
+    graph = trace(
+        nn.Sequential(nn.Linear(8, 6), nn.ReLU(), Ours(own=True), nn.Linear(4, 5), nn.Linear(5, 2)), EXAMPLE
+    )
+    assert list(graph.axes) == ["3"] and graph.ops[-1].reads()[1].shape == (3, 5)
 
 
 @pytest.fixture

@@ -45,7 +45,11 @@ def sorted_tokens(h, up, down):
     return torch._grouped_mm(F.silu(rows), down, offs=ends).unflatten(0, h.shape[:2])
 
 
-IN_OUT, OUT_IN, EXPERT = ["consumes", "produces"], ["produces", "consumes"], ["produces", "consumes", "produces"]
+IN_OUT, OUT_IN, EXPERT = (
+    ["consumes", "produces"],
+    ["produces", "consumes"],
+    ["produces", "consumes", "produces"],
+)
 NETS = {
     "x @ w": (lambda h, w: h @ w, [(8, 8)], [IN_OUT]),
     "w @ x": (lambda h, w: (w @ h.mT).mT, [(8, 8)], [OUT_IN]),

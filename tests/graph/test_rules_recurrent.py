@@ -38,7 +38,9 @@ def check(kind, **options):
     """All weights must have half the rows and columns, and the layer must still take what its size says."""
     _, small = halve(Series(KINDS[kind], **options), torch.randn(2, 4, 5))
     layer, gates = small.recurrent, GATES[kind]
-    assert (layer.input_size, layer.hidden_size) == (3, 4) and layer.proj_size == options.get("proj_size", 0) // 2
+    assert (layer.input_size, layer.hidden_size) == (3, 4) and layer.proj_size == options.get(
+        "proj_size", 0
+    ) // 2
     for name, weight in layer.named_parameters():
         rows = layer.proj_size if "_hr" in name else gates * layer.hidden_size
         assert weight.shape[0] == rows, name
@@ -90,26 +92,66 @@ def test_the_units_of_a_cell_shrink(kind):
     assert [graph.role("cell.weight_hh", dim) for dim in (0, 1)] == ["produces", "consumes"]
 
 
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}])
+OPTIONS = [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}, {"proj_size": 4, "num_layers": 2}]
+
+
+@pytest.mark.parametrize("options", OPTIONS[:3])  # torch does not fuse projections
 def test_torchs_fused_layer_ties_what_its_single_steps_tie(options):
     """In single precision on the CPU an LSTM is one operator a layer; the proof may meet it there."""
-    model, example = Series(nn.LSTM, **options).eval(), torch.randn(2, 4, 5)
-    found = []
-    for real in (False, True):
-        bare = make_skeleton(model, real)
-        layouts = tracer.fresh_layouts(bare)
-        traced, _ = tracer.run(bare, example, layouts)
-        found.append(tied(layouts))
-        fused = [op.name for op in traced.ops if op.name == "mkldnn_rnn_layer"]
-    assert found[0] == found[1] and (fused or not torch.backends.mkldnn.is_available())
+    model = Series(nn.LSTM, **options).eval()
+    steps, fused = tied(model, real=False), tied(model, real=True)
+    assert steps == fused
 
 
-def tied(layouts):
+class OnGpu(Series):
+    """Calls the operator that an LSTM is on a GPU."""
+
+    def forward(self, x):
+        layer = self.recurrent
+        count = layer.num_layers * (2 if layer.bidirectional else 1)
+        state, cell = (
+            x.new_zeros(count, x.shape[1], n)
+            for n in (layer.proj_size or layer.hidden_size, layer.hidden_size)
+        )
+        rest = (layer.num_layers, False, 0.0, False, layer.bidirectional, [], None)
+        sizes = (layer.hidden_size, layer.proj_size)
+        each = len(layer.all_weights[0])
+        weights = layer._flat_weights
+        x = self.up(x).relu()
+        return self.down(torch.ops.aten._cudnn_rnn(x, weights, each, None, state, cell, 2, *sizes, *rest)[0])
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_operator_of_gpus_ties_what_its_single_steps_tie(options):
+    assert tied(Series(nn.LSTM, **options)) == tied(OnGpu(nn.LSTM, **options))
+
+
+class StepsOnGpu(Steps):
+    """Calls the operator that the rest of an LSTM's cell is on a GPU, after its products."""
+
+    def forward(self, x):
+        h = c = x.new_zeros(len(x), self.cell.hidden_size)
+        for step in x.unbind(1):
+            given, back = self.up(step).relu() @ self.cell.weight_ih.t(), h @ self.cell.weight_hh.t()
+            biases = self.cell.bias_ih, self.cell.bias_hh
+            h, c, _ = torch.ops.aten._thnn_fused_lstm_cell(given, back, c, *biases)
+        return self.down(h)
+
+
+def test_the_operator_of_gpus_ties_what_a_cell_ties():
+    assert tied(Steps(nn.LSTMCell)) == tied(StepsOnGpu(nn.LSTMCell))
+
+
+def tied(model, real=False):
     """Each dimension's axes, numbered as they first occur, and their sizes."""
+    bare = make_skeleton(model, real)
+    layouts = tracer.fresh_layouts(bare)
+    tracer.run(bare, torch.randn(2, 4, 5), layouts)
     numbers = {}
     return {
         (name, dim): [
-            (numbers.setdefault(axis, len(numbers)), axis.size) for axis in dict.fromkeys(tracer.axes.leaves(layout))
+            (numbers.setdefault(axis, len(numbers)), axis.size)
+            for axis in dict.fromkeys(tracer.axes.leaves(layout))
         ]
         for name, dims in layouts.items()
         for dim, layout in enumerate(dims)

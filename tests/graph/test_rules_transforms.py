@@ -80,7 +80,12 @@ def test_units_that_a_transform_moves_or_joins_stay(name):
 class Bilinear(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.both, self.out = nn.Linear(5, 6), nn.Linear(5, 4), nn.Bilinear(6, 4, 8), nn.Linear(8, 3)
+        self.a, self.b, self.both, self.out = (
+            nn.Linear(5, 6),
+            nn.Linear(5, 4),
+            nn.Bilinear(6, 4, 8),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x):
         return self.out(self.both(self.a(x), self.b(x)))

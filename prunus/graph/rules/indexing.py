@@ -131,11 +131,11 @@ def look_up(op: Op, *args: Any, **kwargs: Any) -> Any:
 
 @rule("_pack_padded_sequence")
 def pack(op: Op, x: torch.Tensor, lengths: torch.Tensor, batch_first: bool) -> Any:
-    """The steps of all sequences one after the other, x (N, T, ...) or (T, N, ...)."""
+    """The steps of all sequences one after the other, x (N, T, ...) or (T, N, ...), and how many each has."""
     first, second, *others = op.dims(x)
     op.fix(first, second)
-    (steps, *_), sizes = op.sizes()
-    return [steps, *others], sizes
+    (steps, *_), _ = op.sizes()
+    return [steps, *others], None
 
 
 @rule("_embedding_bag _embedding_bag_forward_only")

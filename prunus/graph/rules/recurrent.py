@@ -71,22 +71,21 @@ def layer(op: Op, x: torch.Tensor, *args: Any) -> Any:
 @rule("_cudnn_rnn miopen_rnn")
 def layers(op: Op, x: torch.Tensor, weights: list[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
     """All layers and directions: x (T, N, C), its states (layers x directions, N, H)."""
-    state, cell = (arg for arg in args[2:4])
+    state, cell = args[2:4]
     directions = 2 if op.argument("bidirectional") else 1
     each = op.argument("weight_stride0")
-    read, made, count = op.dims(x)[-1], [], 0
+    read, made = op.dims(x)[-1], []
     units, given = op.dims(cell if cell is not None else state)[-1], op.dims(state)[-1]
     for first in range(0, len(weights), each):
         last, _ = _layer(op, read, weights[first : first + each], given, units)
         made.append(last)
         if len(made) == directions:
             read, made = axes.total(*made), []
-        count += 1
     op.follow(units, "hidden_size")
     op.contracts = True
     result, state_sizes, cell_sizes, *others = op.sizes()
-    outs = [[*result[:-1], read], [*state_sizes[:-1], given], cell_sizes and [*cell_sizes[:-1], units]]
-    return (*outs, *(None for _ in others))
+    cells = None if cell is None else [*cell_sizes[:-1], units]
+    return [*result[:-1], read], [*state_sizes[:-1], given], cells, *(None for _ in others)
 
 
 @rule("_thnn_fused_lstm_cell _thnn_fused_gru_cell")
@@ -98,4 +97,4 @@ def cell(op: Op, x: torch.Tensor, back: torch.Tensor, state: torch.Tensor, *bias
     op.unify(_units(op, gates, axes.size(units)), units)
     op.contracts = True
     *results, _ = op.sizes()
-    return (*([*sizes[:-1], units] for sizes in results if sizes is not None), None)
+    return (*([*sizes[:-1], units] for sizes in results), None)

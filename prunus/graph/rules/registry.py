@@ -119,7 +119,6 @@ def along(op: Op, x: torch.Tensor, over: int | Sequence[int] | None) -> Any:
         if len(sizes) == x.dim()
         else [layout for d, layout in enumerate(op.dims(x)) if d not in gone]
         for sizes in op.sizes()
-        if sizes is not None
     ]
     return tuple(carried)
 
@@ -146,6 +145,8 @@ def broadcast(op: Op, tensors: Iterable[torch.Tensor], role: str | None = None) 
 def pointwise(op: Op, *args: Any, **kwargs: Any) -> Any:
     """Unify aligned dimensions, except broadcast ones of size 1."""
     tensors = tensors_in([*args, *kwargs.values()])
-    met = any(tag is not None and tag.data for tag in map(tag_of, tensors))  # otherwise a step towards a weight
+    met = any(
+        tag is not None and tag.data for tag in map(tag_of, tensors)
+    )  # otherwise a step towards a weight
     result = broadcast(op, tensors, (SHIFTS if op.is_a(ADDITION) else SCALES) if met else None)
     return (result, result) if isinstance(op.out, tuple) else result
