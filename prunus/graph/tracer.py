@@ -111,8 +111,9 @@ class Tracer(TorchDispatchMode):
         tensors = tensors_in(args) + tensors_in(kwargs.values())
         tags = [tag for tag in map(tag_of, tensors) if tag is not None]
         if is_a(func, DATA_DEPENDENT) and any(t.is_meta for t in tensors):
+            what = "an input" if any(tag.data for tag in tags) else "the weights"
             raise TraceError(
-                f"{name} reads a value that depends on the data or the weights, at {user_line()}. "
+                f"{name} reads a value that depends on {what}, at {user_line()}. "
                 "The operators after it may depend on that value, so one pass cannot stand for all. "
                 "Trace a part of the model that does not do this: "
                 "part, example = prunus.part(model, 'NAME', inputs); graph = prunus.trace(part, example)."

@@ -25,7 +25,7 @@ def _units(op: Op, gates: Layout, hidden: int) -> Layout:
 
 
 def _layer(
-    op: Op, x: Layout, weights: Sequence[torch.Tensor], state: Layout, cell: Layout | None = None
+    op: Op, x: Sequence[Layout], weights: Sequence[torch.Tensor], state: Layout, cell: Layout | None = None
 ) -> tuple[Layout, Layout]:
     """Unify the weights of one layer in one direction with what it reads and with its states.
 
@@ -36,11 +36,12 @@ def _layer(
     gates = op.dims(own)[0]
     units = _units(op, gates, axes.size(cell if cell is not None else state))
     given = units
-    for tensor, read in ((own, x), (back, state)):
+    for tensor, read in ((own, x[-1]), (back, state)):
         op.unify(op.dims(tensor)[0], gates)
         op.unify(op.dims(tensor)[1], read)
         op.role(tensor, 0, PRODUCES)
         op.role(tensor, 1, CONSUMES)
+        op.count(1, *x[:-1], gates, read, over=read)
     for tensor in others:
         if tensor.dim() == 1:
             op.unify(op.dims(tensor)[0], gates)
@@ -48,6 +49,7 @@ def _layer(
         else:
             given, inner = op.dims(tensor)
             op.unify(inner, units)
+            op.count(1, *x[:-1], given, inner, over=inner)
             op.role(tensor, 0, PRODUCES)
             op.role(tensor, 1, CONSUMES)
     op.unify(given, state)
@@ -61,9 +63,8 @@ def layer(op: Op, x: torch.Tensor, *args: Any) -> Any:
     """One layer in one direction: x (T, N, C), its states (N, H)."""
     *weights, state, cell = args[:6]
     weights = weights if op.argument("has_biases") else weights[:2]
-    units, _ = _layer(op, op.dims(x)[-1], weights, op.dims(state)[-1], op.dims(cell)[-1])
+    units, _ = _layer(op, op.dims(x), weights, op.dims(state)[-1], op.dims(cell)[-1])
     op.follow(units, "hidden_size")
-    op.contracts = True
     result, *states, _ = op.sizes()
     return (*([*sizes[:-1], units] for sizes in (result, *states)), None)
 
@@ -74,15 +75,14 @@ def layers(op: Op, x: torch.Tensor, weights: list[torch.Tensor], *args: Any, **k
     state, cell = args[2:4]
     directions = 2 if op.argument("bidirectional") else 1
     each = op.argument("weight_stride0")
-    read, made = op.dims(x)[-1], []
+    (*steps, read), made = op.dims(x), []
     units, given = op.dims(cell if cell is not None else state)[-1], op.dims(state)[-1]
     for first in range(0, len(weights), each):
-        last, _ = _layer(op, read, weights[first : first + each], given, units)
+        last, _ = _layer(op, [*steps, read], weights[first : first + each], given, units)
         made.append(last)
         if len(made) == directions:
             read, made = axes.total(*made), []
     op.follow(units, "hidden_size")
-    op.contracts = True
     result, state_sizes, cell_sizes, *others = op.sizes()
     cells = None if cell is None else [*cell_sizes[:-1], units]
     return [*result[:-1], read], [*state_sizes[:-1], given], cells, *(None for _ in others)
@@ -95,6 +95,5 @@ def cell(op: Op, x: torch.Tensor, back: torch.Tensor, state: torch.Tensor, *bias
     for tensor in (back, *(bias for bias in biases if bias is not None)):
         op.unify(op.dims(tensor)[-1], gates)
     op.unify(_units(op, gates, axes.size(units)), units)
-    op.contracts = True
     *results, _ = op.sizes()
     return (*([*sizes[:-1], units] for sizes in results), None)
