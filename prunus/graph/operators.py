@@ -177,7 +177,9 @@ TRANSPOSE = Family("dimensions in another order (the rule says which: op.order)"
 VIEW = Family("the same numbers in another shape", "view _unsafe_view reshape _reshape_alias")
 EXPANSION = Family("dimensions of size 1 repeated; argument size", "expand")
 WRAPPING = Family("dimensions of size 1 added or left out", "unsqueeze squeeze") | EXPANSION
-PART = Family("parts of a dimension", "slice select split split_with_sizes unbind")
+PART = Family(
+    "parts of a dimension", "slice select split split_with_sizes unsafe_split unsafe_split_with_sizes unbind"
+)
 REPEAT = Family("a tensor laid beside itself", "repeat")
 SHUFFLE = Family(
     "numbers carried from one dimension to another, or within one",
@@ -203,7 +205,9 @@ FILLING = CAT | PADDING  # an operand has no part in the units that it lacks
 NORM = BATCH_NORM | LAYER_NORM | RMS_NORM | GROUP_NORM | LENGTH
 POOLING = MAX_POOLING | AVERAGE_POOLING | ADAPTIVE_POOLING
 SPATIAL = POOLING | RESIZING | MIRRORING
-NEW = CONSTANT | DRAWN | EXPANSION  # their results may shrink, even if nothing that they read is known to
+NEW = (
+    CONSTANT | DRAWN | EXPANSION | REPEAT
+)  # their results may shrink, even if nothing that they read is known to
 WITHOUT_SIGNAL = (
     COMPARISON | ROOT | SPREAD | LENGTH | FRESH | CONSTANT | DRAWN | UNTRACKED
 )  # taken as constant

@@ -50,6 +50,7 @@ SHRINK = {
     "scatter_add": lambda h: h.scatter_add(1, where(h), h),
     "scatter_reduce": lambda h: h.scatter_reduce(1, where(h), h, "amax"),
     "gather": lambda h: h.gather(1, where(h)),
+    "gather with repeated places": lambda h: h.gather(1, ROWS[None, :, None].repeat(2, 1, h.shape[2])),
     "take along tokens": lambda h: torch.take_along_dim(h, h.argsort(1), 1),
     "index_add": rows_from_tokens,
     "index_copy": lambda h: h.index_copy(1, torch.tensor([1, 3]), h[:, :2]),

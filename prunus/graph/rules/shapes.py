@@ -76,9 +76,14 @@ def expand(op: Op, x: torch.Tensor, shape: list[int], **kwargs: Any) -> list[Lay
 
 @rule(REPEAT)
 def repeat(op: Op, x: torch.Tensor, times: list[int]) -> list[Layout]:
-    new = len(times) - x.dim()
-    dims = [1] * new + op.dims(x)
-    return [axes.nest(n, layout) for n, layout in zip(times, dims, strict=True)]
+    """What is repeated from size 1 is equal everywhere, as in `expand`."""
+    dims = [1] * (len(times) - x.dim()) + op.dims(x)
+    for i, (n, layout) in enumerate(zip(times, dims, strict=True)):
+        dims[i] = axes.nest(n, layout)
+        if axes.size(layout) == 1 and n > 1:
+            dims[i] = Axis(n)
+            op.follow(dims[i], "repeats", i)
+    return dims
 
 
 @rule("roll flip")
