@@ -12,20 +12,24 @@ from prunus.graph.operators import argument
 from prunus.graph.rules.registry import along, broadcast, rule
 
 
+def _is_mask(index: torch.Tensor) -> bool:
+    return index.dtype in (torch.bool, torch.uint8)
+
+
 def _indexed(op: Op, x: torch.Tensor, indices: list[torch.Tensor | None]) -> list[Layout]:
-    """The layouts of `x[indices]`; the dimensions that are indexed stay. A mask takes all that it has."""
+    """The layouts of `x[indices]`, -1 for as many as masks say; the dimensions that are indexed stay."""
     taken: list[int] = []
     d = 0
     for index in indices:
-        width = index.dim() if index is not None and index.dtype in (torch.bool, torch.uint8) else 1
+        width = index.dim() if index is not None and _is_mask(index) else 1
         taken += range(d, d + width) if index is not None else ()
         d += width
     dims = op.dims(x)
     op.fix(*(dims[d] for d in taken))
     given = [index for index in indices if index is not None]
-    if any(index.dtype in (torch.bool, torch.uint8) for index in given):
+    if any(map(_is_mask, given)):
         op.fix(*(layout for index in given for layout in op.dims(index)))
-        found: list[Layout] = [-1]  # as many as the masks say
+        found: list[Layout] = [-1] * max(1 if _is_mask(index) else index.dim() for index in given)
     else:
         found = broadcast(op, given)
     result = [layout for d, layout in enumerate(dims) if d not in taken]
