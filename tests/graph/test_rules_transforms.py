@@ -52,6 +52,7 @@ SHRINK = {
     "sums of parts": lambda h: torch.stack([sum(h.unsafe_chunk(2, 1)), sum(h.unsafe_split_with_sizes([2, 2], 1))]),
     "norm of each kept short": lambda h: h.renorm(2, 1, 1.0),
     "the least and the most": lambda h: sum(torch.aminmax(h, dim=1)),
+    "cross products of tokens": lambda h: torch.linalg.cross(h[:, :3], h[:, 1:], dim=1),
     "sum without NaN": lambda h: h.nansum(1),
     "matrix times vector": lambda h: torch.addmv(torch.ones(4), h[0], h[1, 0])[:, None] * h[0],
     "product of two vectors": lambda h: h[0, 0].dot(h[1, 1]) * h,

@@ -42,6 +42,13 @@ def glu(op: Op, x: torch.Tensor, dim: int = -1) -> list[Layout]:
     return dims
 
 
+@rule("linalg_cross")
+def cross(op: Op, a: torch.Tensor, b: torch.Tensor, dim: int = -1) -> Any:
+    """The three numbers along a dimension are places in space."""
+    op.fix(op.dims(a)[dim], op.dims(b)[dim])
+    return pointwise(op, a, b)
+
+
 @rule(CONSTANT)
 def constant(op: Op, *args: Any, **kwargs: Any) -> list[Layout]:
     """Such a tensor is equal everywhere, so it may shrink with any operand, if its size follows."""

@@ -8,7 +8,9 @@ way it may say
     op.mixes = True              its result at one unit depends on the others (norms, reductions)
     op.contracts = True          it sums products over its operands' units (`count` says so too)
     op.role(tensor, dim, role)   how a parameter dimension is used
-An operator without a rule fixes every axis it touches, under its own name. Never guess.
+`along` and `broadcast` are the rules of most operators: those that work along some dimensions, and those that join
+tensors number by number. An operator without a rule fixes every axis it touches, under its own name, and what comes
+after it is followed. Never guess.
 
 All else about an operator (whether it is a convolution, an activation, a move) is stated by its family, see
 operators.py: `@rule(MM)` is the rule of a whole family, `@rule("mylib::scaled_linear", like="linear")` puts an
