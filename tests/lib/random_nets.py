@@ -206,12 +206,11 @@ def mlp(width, a, b):
 
 def recurrent(width, a, b):
     out = pick(a, WIDTHS)
-    kind, options = pick(b, ((nn.LSTM, {}), (nn.GRU, {}), (nn.RNN, {}), (nn.LSTM, {"proj_size": 2})))
     if b % 5 == 4:
         return CellLoop(pick(a, (nn.LSTMCell, nn.GRUCell, nn.RNNCell))(width, out)), out
-    both = a % 2 == 1
-    layer = kind(width, out + 3, num_layers=1 + b % 2, bidirectional=both, batch_first=True, **options)
-    return Recurrent(layer), (options.get("proj_size") or out + 3) * (2 if both else 1)
+    kind, both = pick(b, (nn.LSTM, nn.GRU, nn.RNN)), a % 2 == 1
+    layer = kind(width, out, num_layers=1 + b % 2, bidirectional=both, batch_first=True)
+    return Recurrent(layer), out * (2 if both else 1)
 
 
 def experts(width, a, b):
