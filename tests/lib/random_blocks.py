@@ -335,7 +335,7 @@ PLACES = {
     "summed at": summed_at,
     "picked": lambda x: x[:, (torch.arange(x.shape[1]) * 2) % x.shape[1]],
     "spectrum": spectrum,
-    "near": lambda x: torch.cdist(x, x + 0.5).neg().softmax(-1) @ x,
+    "near": lambda x: torch.cdist(x, 2 * x.flip(1)).neg().softmax(-1) @ x,
 }
 
 

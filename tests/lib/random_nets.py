@@ -209,8 +209,8 @@ def recurrent(width, a, b):
     if b % 5 == 4:
         return CellLoop(pick(a, (nn.LSTMCell, nn.GRUCell, nn.RNNCell))(width, out)), out
     kind, both = pick(b, (nn.LSTM, nn.GRU, nn.RNN)), a % 2 == 1
-    layer = kind(width, out, num_layers=1 + b % 2, bidirectional=both, batch_first=True)
-    return Recurrent(layer), out * (2 if both else 1)
+    layer = kind(width, out + 3, num_layers=1 + b % 2, bidirectional=both, batch_first=True)
+    return Recurrent(layer), (out + 3) * (2 if both else 1)
 
 
 def experts(width, a, b):
