@@ -28,24 +28,31 @@ def inexact_axes(graph: Graph, roles: Collection[str] = ACT) -> dict[str, str]:
     return known[tuple(roles)]
 
 
+_ZERO_OF_ZEROS = operators.ADDITION | operators.MULTIPLICATION
+
 _known: WeakKeyDictionary[Graph, dict[tuple[str, ...], dict[str, str]]] = WeakKeyDictionary()
 
 
 def _find_inexact(graph: Graph, roles: Collection[str]) -> dict[str, str]:
     found: dict[str, str] = {}
-    weights = {tag: name for tag, name in graph.tensors.items() if name in graph.parameters}
+    gated = {
+        tag: _gated(graph, name, roles) for tag, name in graph.tensors.items() if name in graph.parameters
+    }
     for op in graph.ops:
         inputs = op.reads()
-        if op.is_a(operators.MOVE) and inputs and inputs[0] in weights:
+        of_weights = [gated[tag] for tag in inputs if tag in gated]
+        if op.is_a(operators.MOVE) and inputs and inputs[0] in gated:
             # a zero in a weight is a zero in what it moves to
-            weights |= dict.fromkeys(op.writes(), weights[inputs[0]])
+            gated |= dict.fromkeys(op.writes(), of_weights[0])
+        elif op.is_a(_ZERO_OF_ZEROS) and inputs and len(of_weights) == len(inputs):
+            zero = set.intersection if op.is_a(operators.ADDITION) else set.union
+            gated |= dict.fromkeys(op.writes(), zero(*of_weights))
         elif op.mixes:
             for axis in _mixed(op):
                 found.setdefault(axis.name, f"{op} takes statistics over it")
         elif op.contracts:
-            gated = {axis for tag in inputs if tag in weights for axis in _gated(graph, weights[tag], roles)}
             for axis in _summed(op):
-                if axis not in gated:
+                if not any(axis in each for each in of_weights):
                     found.setdefault(axis.name, f"{op} multiplies activations along it")
     return {name: found[name] for name in graph.axes if name in found}
 

@@ -140,6 +140,15 @@ def leaves(layout: Layout) -> Iterator[Axis]:
             yield from leaves(factor)
 
 
+def parts(layout: Layout) -> Iterator[Axis]:
+    """The axes that a layout is written with, whatever they turned out to be."""
+    if isinstance(layout, Axis):
+        yield layout
+    elif not isinstance(layout, int):
+        for part in layout.parts if isinstance(layout, Sum) else layout.factors:
+            yield from parts(part)
+
+
 def ends(layout: Layout) -> Iterator[Axis]:
     """Like `leaves`, but with the fixed axes too: where the reasons are."""
     if isinstance(layout, Axis):

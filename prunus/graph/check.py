@@ -158,7 +158,7 @@ class Check:
                 example = tree_map_only(torch.Tensor, self._as_traced, self.example)
                 stack.enter_context(quiet_forward())
                 stack.enter_context(probe)
-                if self.meta and mixes_devices(example):
+                if self.meta and mixes_devices(self.bare, example):
                     stack.enter_context(SameDevice())
                 call(self.bare, example)
             except Exception as error:  # any error that the user's code raises when sizes disagree

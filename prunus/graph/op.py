@@ -22,12 +22,14 @@ class Tag:
     Args:
         dims: The layout of each dimension.
         storage: The allocation (see tracer.Storage); None for parameters and buffers.
+        data: Whether it depends on an input; otherwise it is a parameter, or made of parameters alone.
     """
 
-    __slots__ = ("_shape", "dims", "generation", "met", "storage")
+    __slots__ = ("_shape", "data", "dims", "generation", "met", "storage")
 
-    def __init__(self, dims: Sequence[Layout], storage: Any = None):
+    def __init__(self, dims: Sequence[Layout], storage: Any = None, data: bool = False):
         self.dims = list(dims)
+        self.data = data
         self.met = False  # whether an operator read it
         self.generation = _generation  # the number of the pass
         self.storage = storage
@@ -168,6 +170,11 @@ class Op:
         tag = tag_of(tensor)
         return tag.dims if tag is not None else list(tensor.shape)
 
+    def sizes(self) -> tuple[Any, ...]:
+        """A list of the plain sizes of each result, for dimensions that stay; None for one that is no tensor."""
+        results = self.out if isinstance(self.out, (tuple, list)) else (self.out,)
+        return tuple(list(each.shape) if isinstance(each, torch.Tensor) else None for each in results)
+
     def unify(self, a: Layout, b: Layout) -> None:
         """Let two dimensions be the same, because of this operation."""
         axes.unify(a, b, self)
@@ -198,8 +205,13 @@ class Op:
             self.terms[place, None] = Made("-", whole, term.right)
 
     def role(self, tensor: torch.Tensor, dim: int, role: str) -> None:
-        """State how a dimension of a parameter is used: `PRODUCES`, `CONSUMES`, `SCALES` or `SHIFTS`."""
-        self.roles.append((self.dims(tensor)[dim], role))
+        """State how a dimension of a parameter is used: `PRODUCES`, `CONSUMES`, `SCALES` or `SHIFTS`.
+
+        The tensor may be made of parameters (moved, scaled, standardised); of others nothing is noted.
+        """
+        tag = tag_of(tensor)
+        if tag is not None and not tag.data:
+            self.roles += [(born, role) for born in axes.parts(tag.dims[dim])]
 
 
 def tensors_in(args: Iterable[Any]) -> list[torch.Tensor]:

@@ -104,7 +104,8 @@ COMPARISON = Family(
 ROOT = Family("roots, which norms written by hand divide by", "sqrt rsqrt")
 POINTWISE = Family(
     "all other operators that compute each number from those at its place",
-    "where masked_fill native_dropout _prelu_kernel copy clamp_max fill bernoulli",
+    "where masked_fill native_dropout _prelu_kernel copy clamp_max fill bernoulli poisson binomial complex polar "
+    "rrelu_with_noise",
 )
 GLU = Family("one half of a dimension, gated by the other", "glu")
 
@@ -116,13 +117,15 @@ COPY = Family(
 RESTRIDED = Family("the same memory, in another order", "as_strided")
 FRESH = Family(
     "tensors shaped like another, without its numbers",
-    "zeros_like ones_like empty_like rand_like randn_like full_like zero uniform normal random",
+    "zeros_like ones_like empty_like rand_like randn_like randint_like full_like zero uniform random exponential "
+    "cauchy geometric log_normal",
 )
 CONSTANT = Family(
-    "tensors of a stated size, equal everywhere; argument size",
-    "new_zeros new_ones new_full zeros ones full",
+    "tensors of a stated size, equal everywhere or not written yet; argument size",
+    "new_zeros new_ones new_full new_empty zeros ones full empty",
 )
-UNTRACKED = Family("tensors in which nothing is known to shrink", "new_empty empty arange scalar_tensor")
+DRAWN = Family("random numbers of a stated size; argument size", "randn rand randint normal")
+UNTRACKED = Family("tensors in which nothing is known to shrink", "arange scalar_tensor")
 DATA_DEPENDENT = Family(
     "numbers read off the data, or as many as the data says",
     "_local_scalar_dense item nonzero masked_select is_nonzero equal _unique2 unique_dim unique_consecutive",
@@ -172,8 +175,11 @@ PADDING = Family("a tensor with constants around it; argument pad, how many", "c
 # ------------------------------------------------------------------------------------------ shapes
 TRANSPOSE = Family("dimensions in another order (the rule says which: op.order)", "permute transpose t")
 VIEW = Family("the same numbers in another shape", "view _unsafe_view reshape _reshape_alias")
-WRAPPING = Family("dimensions of size 1 added, left out, or repeated", "unsqueeze squeeze expand")
-PART = Family("parts of a dimension", "slice select split split_with_sizes unbind")
+EXPANSION = Family("dimensions of size 1 repeated; argument size", "expand")
+WRAPPING = Family("dimensions of size 1 added or left out", "unsqueeze squeeze") | EXPANSION
+PART = Family(
+    "parts of a dimension", "slice select split split_with_sizes unsafe_split unsafe_split_with_sizes unbind"
+)
 REPEAT = Family("a tensor laid beside itself", "repeat")
 SHUFFLE = Family(
     "numbers carried from one dimension to another, or within one",
@@ -199,7 +205,12 @@ FILLING = CAT | PADDING  # an operand has no part in the units that it lacks
 NORM = BATCH_NORM | LAYER_NORM | RMS_NORM | GROUP_NORM | LENGTH
 POOLING = MAX_POOLING | AVERAGE_POOLING | ADAPTIVE_POOLING
 SPATIAL = POOLING | RESIZING | MIRRORING
-WITHOUT_SIGNAL = COMPARISON | ROOT | SPREAD | LENGTH | FRESH | CONSTANT | UNTRACKED  # taken as constant
+NEW = (
+    CONSTANT | DRAWN | EXPANSION | REPEAT
+)  # their results may shrink, even if nothing that they read is known to
+WITHOUT_SIGNAL = (
+    COMPARISON | ROOT | SPREAD | LENGTH | FRESH | CONSTANT | DRAWN | UNTRACKED
+)  # taken as constant
 
 
 # --------------------------------------------------------------------------------------- questions

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from prunus.graph import op, operators
@@ -130,18 +131,28 @@ def quiet_forward() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def same_device(args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-    """The same arguments, all of their tensors abstract if any is; otherwise results stay real."""
+def same_device(args: Args, kwargs: Kwargs, indices: bool = True) -> tuple[Args, Kwargs]:
+    """The same arguments, all of their tensors abstract if any is; otherwise results stay real.
+
+    indices: whether integers become abstract too.
+    """
     tensors = op.tensors_in(args) + op.tensors_in(kwargs.values())
     abstract = [t.is_meta for t in tensors]
     if any(abstract):
         if not all(abstract):
-            args, kwargs = tree_map_only(torch.Tensor, _to_meta, (args, kwargs))
+
+            def change(tensor: torch.Tensor) -> torch.Tensor:
+                counts = not (tensor.is_floating_point() or tensor.dtype == torch.bool)
+                return tensor if counts and not indices else _to_meta(tensor)
+
+            args, kwargs = tree_map_only(torch.Tensor, change, (args, kwargs))
     elif torch.device(kwargs.get("device") or "cpu").type == "meta":
         kwargs = {**kwargs, "device": "cpu"}
     return args, kwargs
 
 
+_PACK, _INDEX = torch.ops.aten._pack_padded_sequence.default, torch.ops.aten.index.Tensor
+_GROUPED = torch.ops.aten._grouped_mm.default
 _CONVOLUTION, _MEAN = torch.ops.aten.convolution.default, torch.ops.aten.mean.dim
 _ADDMM = torch.ops.aten.addmm.default
 _PRODUCTS = {_ADDMM, torch.ops.aten.mm.default, torch.ops.aten.bmm.default}
@@ -175,6 +186,14 @@ def compute(func: Any, args: Sequence[Any], kwargs: Kwargs) -> Any:
         over = {d % first.dim() for d in dims}
         kept = [1 if d in over else n for d, n in enumerate(first.shape)]
         return first.new_empty(kept if keep else [n for d, n in enumerate(kept) if d not in over])
+    elif func is _PACK:  # the lengths say how long the result is
+        x, lengths, batch_first = args
+        return func(x, _real(lengths), batch_first)
+    elif func is _INDEX:  # masks say how many numbers they take
+        x, indices = args
+        return func(x, [place for index in indices for place in _places(index)])
+    elif func is _GROUPED and first.dim() == 2 and args[1].dim() == 3:  # torch's takes bfloat16 alone
+        return first.new_empty(first.shape[0], args[1].shape[2])
     elif func is _CONVOLUTION:
         x, w, _, stride, padding, dilation, transposed, _, groups = args
         whole = len(stride) == len(padding) == len(dilation) == x.dim() - 2
@@ -208,22 +227,43 @@ def _broadcasts_to(tensor: torch.Tensor, target: torch.Tensor) -> bool:
 
 
 class SameDevice(TorchFunctionMode):
-    """Applies `same_device` to functions that compare devices themselves (attention with a real mask)."""
+    """Applies `same_device` to functions that compare devices themselves (attention with a real mask).
+
+    Integers stay real, because some of these functions read them (the lengths of packed sequences).
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
-        args, kwargs = same_device(args, kwargs or {})
+        args, kwargs = same_device(args, kwargs or {}, indices=False)
         return func(*args, **kwargs)
 
 
-def mixes_devices(example: Any) -> bool:
-    """Whether an example holds integer tensors, which stay real and so may meet abstract ones."""
-    return any(isinstance(t, torch.Tensor) and not t.is_floating_point() for t in tree_flatten(example)[0])
+def mixes_devices(bare: nn.Module, example: Any) -> bool:
+    """Whether real tensors may meet abstract ones: integer inputs, and the first state of recurrent layers."""
+    inputs = [t for t in tree_flatten(example)[0] if isinstance(t, torch.Tensor)]
+    recurrent = (nn.RNNBase, nn.RNNCellBase)
+    return any(not t.is_floating_point() for t in inputs) or any(
+        isinstance(module, recurrent) for module in bare.modules()
+    )
+
+
+def _real(tensor: torch.Tensor) -> torch.Tensor:
+    """The real tensor from which an abstract one was made; the tensor itself if it was made from none."""
+    return getattr(tensor, "_prunus_real", tensor)
+
+
+def _places(index: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
+    """What an index of a tensor stands for: for a real mask, the places at which it is true."""
+    if index is None or index.dtype != torch.bool or _real(index).is_meta:
+        return [index]
+    return [each.to("meta") for each in _real(index).nonzero(as_tuple=True)]
 
 
 def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_meta:
         return tensor
-    meta = tensor.to("meta")
+    with _disable_current_modes():  # a tracer would keep it real
+        meta: Any = tensor.to("meta")
+    meta._prunus_real = tensor
     tag = tag_of(tensor)
     if tag is not None:
         put_tag(meta, tag)

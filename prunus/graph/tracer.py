@@ -21,7 +21,7 @@ from prunus.graph import axes
 from prunus.graph.attributes import Integers
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.op import Op, Tag, Untracked, new_generation, put_tag, tag_of, tensors_in
-from prunus.graph.operators import CONSTANT, DATA_DEPENDENT, Args, Kwargs, flat, is_a
+from prunus.graph.operators import DATA_DEPENDENT, EMBEDDING, NEW, Args, Kwargs, flat, is_a
 from prunus.graph.origins import Origins, seen_through
 from prunus.graph.rules import registry
 from prunus.graph.sizes import Journal, Sized, number_text, origins, plain
@@ -123,17 +123,18 @@ class Tracer(TorchDispatchMode):
             kwargs = {key: concrete(value) for key, value in kwargs.items()}
         tensors = tensors_in(args) + tensors_in(kwargs.values())
         tags = [tag for tag in map(tag_of, tensors) if tag is not None]
-        if is_a(func, DATA_DEPENDENT) and tags:
-            self.data_read.setdefault(user_line(), name)
+        if is_a(func, DATA_DEPENDENT):
+            if tags:
+                self.data_read.setdefault(user_line(), name)
             if any(t.is_meta for t in tensors):
                 raise DataDependentError
-        tracked = bool(tags) or is_a(func, CONSTANT)
-        numbers = registry.scalars(func, args, kwargs) if tracked else ()
+        seen = bool(tags) or is_a(func, NEW)
+        numbers = registry.scalars(func, args, kwargs) if seen else ()
         inputs = _values(args), dict(zip(kwargs, _values(kwargs.values()), strict=True))
         args, kwargs = same_device(args, kwargs)
         out = compute(func, args, kwargs)
         op = Op(func, self.modules.stack[-1], out)
-        if tracked:
+        if seen:
             op.scalars, op.inputs, op.terms = numbers, inputs, terms
             op.outs = _as_list(rule(op, *args, **kwargs))
             if self.origins is not None and (self.origins.given or self.origins.scale):
@@ -165,6 +166,7 @@ class Tracer(TorchDispatchMode):
                 tag.storage.died = now
         outputs = out if isinstance(out, (tuple, list)) else [out]
         shared = tag_of(op.alias)
+        data = op.is_a(EMBEDDING) or any(tag.data for tag in tags)
         for tensor, dims in zip(outputs, op.outs, strict=False):
             op.results.append(None)
             if dims is None or not isinstance(tensor, torch.Tensor):
@@ -177,7 +179,7 @@ class Tracer(TorchDispatchMode):
             else:
                 storage = Storage(dims, tensor.element_size(), now)
                 self.storages.append(storage)
-            op.results[-1] = tag = Tag(dims, storage)
+            op.results[-1] = tag = Tag(dims, storage, data)
             tensor._prunus_tag = tag  # pyright: ignore[reportAttributeAccessIssue]  # put_tag, without a call
 
 
@@ -282,7 +284,7 @@ def run(
         tensor = tensor.detach().to("meta") if meta else tensor.detach().clone()
         dims: list[Layout] = list(tensor.shape)
         storage = Storage(dims, tensor.element_size(), 0)
-        put_tag(tensor, Tag(dims, storage))
+        put_tag(tensor, Tag(dims, storage, data=True))
         tracer.storages.append(storage)
         return tensor
 
@@ -299,7 +301,7 @@ def run(
         example = tree_map_only(torch.Tensor, abstract, example)
         stack.enter_context(quiet_forward())
         stack.enter_context(tracer)
-        if meta and mixes_devices(example):
+        if meta and mixes_devices(bare, example):
             stack.enter_context(SameDevice())
         if tracer.origins is not None:
             stack.enter_context(seen_through())

@@ -248,7 +248,10 @@ class Odd(nn.Module):
         return F.gelu(F.linear(y.mean((2, 3)), self.matrix)) @ self.matrix
 
 
-EXACT = {"nothing", "gating", "squeeze and excite", "grouped transposed", "tied", "one matrix a group"}
+EXACT = {
+    *("nothing", "gating", "squeeze and excite", "grouped transposed", "tied", "one matrix a group"),
+    *("shifted weight", "scaled weight"),
+}
 NOT_EXACT = {  # what is said of them
     "spatial gate": "mean .*statistics",
     "largest": "amax .*statistics",
@@ -258,7 +261,6 @@ NOT_EXACT = {  # what is said of them
     "constants and weights": "multiplies activations",
     "products": "multiplies activations",
     "standardised": "mean .*statistics",
-    "shifted weight": "multiplies activations",
 }
 
 
@@ -336,7 +338,9 @@ def test_i4_of_random_networks_units_behind_closed_gates_can_be_removed(program,
         return
     before = model(example)
     made = attach(model, graph, names, values=drawn_values(graph, names, seed))
-    torch.testing.assert_close(model(example), before, **CLOSE)
+    # torch keeps the weights that a recurrent layer computed with, and with gradients they could not be copied
+    with torch.set_grad_enabled("recurrent" not in repr(program)):
+        torch.testing.assert_close(model(example), before, **CLOSE)
     keep = close_some(graph, made, seed)
     small = surgery.shrink(plain_copy(model), graph, keep, verify="off")
     torch.testing.assert_close(small(example), model(example), **CLOSE)

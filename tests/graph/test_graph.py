@@ -122,6 +122,40 @@ def test_explain_names_couplings_operators_and_reasons():
         graph.explain("norm_aa")
 
 
+class Reads(nn.Module):
+    """Takes another way if what `read` reads off the module, its input or its indices says so."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.a, self.b, self.read = nn.Linear(4, 6), nn.Linear(6, 2), read
+
+    def forward(self, x, indices):
+        return self.b(self.a(x)) if self.read(self, x, indices) else self.a(x)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda self, x, indices: indices.max().item() == 3,
+        lambda self, x, indices: torch.equal(indices, indices.clone()),
+        lambda self, x, indices: len((indices > 1).nonzero()) == 2 and bool((indices > 1).any()),
+        lambda self, x, indices: torch.arange(len(x), device=x.device).sum().item() == 6,
+        lambda self, x, indices: len(x[indices > 1]) == 2,
+    ],
+)
+def test_what_depends_on_no_weight_and_no_float_is_computed(read):
+    graph = prunus.trace(Reads(read), (torch.randn(4, 4), torch.tensor([0, 1, 2, 3])))
+    assert list(graph.axes) == ["a"]
+
+
+def test_a_value_that_is_read_is_said_to_depend_on_what_it_does():
+    example = torch.randn(4, 4), torch.tensor([0, 1, 2, 3])
+    with pytest.raises(TraceError, match="reads a value that depends on an input"):
+        prunus.trace(Reads(lambda self, x, indices: x.sum() > 0), example)
+    with pytest.raises(TraceError, match="reads a value that depends on the weights"):
+        prunus.trace(Reads(lambda self, x, indices: self.a.weight.sum() > 0), example)
+
+
 def test_data_dependent_control_flow_is_named_with_its_line():
     class Net(nn.Module):
         def __init__(self):

@@ -11,9 +11,12 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from tests.lib.random_blocks import (
     GATES,
+    PLACES,
     Attention,
+    CellLoop,
     Concat,
     Dense,
+    Experts,
     GatedMLP,
     Halves,
     LastDim,
@@ -21,6 +24,8 @@ from tests.lib.random_blocks import (
     PadShortcut,
     Part,
     Permute,
+    Places,
+    Recurrent,
     Residual,
     RMSNorm,
     Scale,
@@ -199,7 +204,24 @@ def mlp(width, a, b):
     return Residual(body, nn.Identity()), width
 
 
-TOKEN_STEPS = {f.__name__: f for f in (linear, attention, mlp)}
+def recurrent(width, a, b):
+    out = pick(a, WIDTHS)
+    if b % 5 == 4:
+        return CellLoop(pick(a, (nn.LSTMCell, nn.GRUCell, nn.RNNCell))(width, out)), out
+    kind, both = pick(b, (nn.LSTM, nn.GRU, nn.RNN)), a % 2 == 1
+    layer = kind(width, out + 3, num_layers=1 + b % 2, bidirectional=both, batch_first=True)
+    return Recurrent(layer), (out + 3) * (2 if both else 1)
+
+
+def experts(width, a, b):
+    return Residual(Experts(width, pick(a, WIDTHS), 2 + b % 2), nn.Identity()), width
+
+
+def places(width, a, b):
+    return Places(pick(a, sorted(PLACES))), width
+
+
+TOKEN_STEPS = {f.__name__: f for f in (linear, attention, mlp, recurrent, experts, places)}
 
 
 # ---------------------------------------------------------------------------------------- programs

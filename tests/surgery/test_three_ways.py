@@ -12,8 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 from prunus import surgery
-from prunus.errors import PruningError
-from prunus.graph import skeleton, trace, tracer
+from prunus.graph import skeleton, tracer
 from prunus.recover import renew_norms
 from prunus.surgery import cut, effective_tensors, slice_tensor
 from prunus.surgery.slicing import mask_tensors, zero_tensor
@@ -128,6 +127,7 @@ MORE = {
     "unet": (UNet, (2, 3, 8, 8)),
     "vit": (ViT, (2, 3, 8, 8)),
     "tied": (Tied, None),
+    "recurrent": (Recurrent, (2, 6, 7)),
 }
 SMALL = (*(name for name in NETS if name != "norms"), *MORE)  # the weights of "norms" are parametrised
 
@@ -183,7 +183,10 @@ def test_whole_it_is_the_network_that_was_given(name):
     with torch.no_grad():
         expected = model(example)
         assert torch.equal(whole(example), expected)
-        assert torch.equal(net.output(net.graph.widths(), example), expected)
+        same = (
+            alike if name == "recurrent" else torch.equal
+        )  # torch sums these weights in another order if given
+        assert same(net.output(net.graph.widths(), example), expected)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "densenet40", *SMALL])
@@ -256,24 +259,3 @@ def test_what_is_made_and_then_cut_is_what_the_small_network_holds(form):
     assert made
     for name, weight in made.items():
         assert torch.equal(small[name], slice_tensor(weight, net.graph.layouts[name], net.keep(widths)))
-
-
-def test_what_meets_a_recurrent_layer_stays_and_the_rest_goes_on():
-    """Such layers are not traced through; where they are in part, as in double precision, the proof refuses."""
-    torch.manual_seed(0)
-    model, example = Recurrent().eval(), torch.randn(2, 6, 7)
-    with pytest.warns(UserWarning, match="traced with real tensors"):
-        graph = trace(model, example)
-    assert list(graph.axes) == ["after"]
-    reasons = {what: why for what, why in graph.fixed if what.startswith("lstm.")}
-    assert len(reasons) == 6 and all("lstm" in why for why in reasons.values())
-    keep = {"after": [0, 2, 5]}
-    with torch.no_grad():
-        small = surgery.shrink(model, graph, keep)(example)
-        assert alike(small, surgery.crop(model, graph, keep, example), 1e-5)
-        assert alike(small, masked_answers(model, graph, keep, example), 1e-5)
-    with pytest.warns(UserWarning, match="traced with real tensors"):
-        graph = trace(model.double(), example.double())
-    if "inner" in graph.axes:
-        with pytest.raises(PruningError, match="inner alone; freeze it"):
-            surgery.shrink(model, graph, {"inner": [0, 2, 5]})

@@ -8,10 +8,11 @@ Its files, in the order in which to read them:
     norms          norms, reductions, softmax
     space          pooling, padding, resizing, shuffles
     shapes         operators that move, split or join dimensions
-    indexing       indexing, gathering, sorting
+    indexing       indexing, scattering, sorting
+    recurrent      recurrent layers and cells in one operator
 """
 
-from prunus.graph.rules import elementwise, indexing, norms, products, shapes, space
+from prunus.graph.rules import elementwise, indexing, norms, products, recurrent, shapes, space
 from prunus.graph.rules.registry import find, rule
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "indexing",
     "norms",
     "products",
+    "recurrent",
     "rule",
     "shapes",
     "space",

@@ -1,4 +1,4 @@
-"""Rules for indexing, gathering and sorting."""
+"""Rules for operators in which places are data: indexing, scattering, sorting, looking up."""
 
 from __future__ import annotations
 
@@ -7,40 +7,146 @@ from typing import Any
 import torch
 
 from prunus.graph.axes import Layout
-from prunus.graph.op import Op
-from prunus.graph.rules.registry import rule
+from prunus.graph.op import PRODUCES, Op, tensors_in
+from prunus.graph.operators import argument
+from prunus.graph.rules.registry import along, broadcast, rule
+
+
+def _is_mask(index: torch.Tensor) -> bool:
+    return index.dtype in (torch.bool, torch.uint8)
+
+
+def _indexed(op: Op, x: torch.Tensor, indices: list[torch.Tensor | None]) -> list[Layout]:
+    """The layouts of `x[indices]`, -1 for as many as masks say; the dimensions that are indexed stay."""
+    taken: list[int] = []
+    d = 0
+    for index in indices:
+        width = index.dim() if index is not None and _is_mask(index) else 1
+        taken += range(d, d + width) if index is not None else ()
+        d += width
+    dims = op.dims(x)
+    op.fix(*(dims[d] for d in taken))
+    given = [index for index in indices if index is not None]
+    if any(map(_is_mask, given)):
+        op.fix(*(layout for index in given for layout in op.dims(index)))
+        found: list[Layout] = [-1] * max(1 if _is_mask(index) else index.dim() for index in given)
+    else:
+        found = broadcast(op, given)
+    result = [layout for d, layout in enumerate(dims) if d not in taken]
+    first = taken[0] if taken == list(range(taken[0], taken[-1] + 1)) else 0
+    result[first:first] = found
+    return result
 
 
 @rule("index")
 def index(op: Op, x: torch.Tensor, indices: list[torch.Tensor | None]) -> list[Layout]:
-    dims = op.dims(x)
-    places = {d: places for d, places in enumerate(indices) if places is not None}
-    taken = list(places)
-    op.fix(*(dims[d] for d in taken))
-    if any(each.dtype == torch.bool for each in places.values()):
-        op.fix(*dims)
-        return list(op.out.shape)
-    kept = [d for d in range(x.dim()) if d not in taken]
-    adjacent = taken == list(range(taken[0], taken[-1] + 1))
-    first = taken[0] if adjacent else 0
-    middle = op.out.dim() - len(kept)
-    result = [dims[d] for d in kept]
-    result[first:first] = list(op.out.shape[first : first + middle])
-    return result
+    sizes = op.out.shape
+    return [n if layout == -1 else layout for n, layout in zip(sizes, _indexed(op, x, indices), strict=True)]
 
 
-@rule("index_select gather")
-def index_select(op: Op, x: torch.Tensor, dim: int, where: torch.Tensor, **kwargs: Any) -> list[Layout]:
-    dims = list(op.dims(x))
-    op.fix(dims[dim])
-    if op.name == "gather":
-        op.fix(*dims)
-        return list(op.out.shape)
-    dims[dim] = op.out.shape[dim]
-    return dims
+@rule("index_put _index_put_impl _unsafe_index_put")
+def index_put(
+    op: Op, x: torch.Tensor, indices: list[torch.Tensor | None], values: torch.Tensor, *args: Any
+) -> list[Layout]:
+    places = _indexed(op, x, indices)
+    for i, layout in enumerate(reversed(op.dims(values))):
+        if values.shape[-1 - i] == 1:
+            continue
+        if places[-1 - i] == -1:
+            op.fix(layout)
+        else:
+            op.unify(places[-1 - i], layout)
+    return op.dims(x)
 
 
-@rule("topk sort")
-def sort(op: Op, x: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-    """The order depends on data, so no dimension shrinks."""
-    op.fix(*op.dims(x))
+@rule("index_select")
+def index_select(op: Op, x: torch.Tensor, dim: int, where: torch.Tensor) -> Any:
+    return along(op, x, dim)
+
+
+def _unify_beside(op: Op, dim: int, *tensors: Any) -> None:
+    """Unify the dimensions of tensors, but `dim` stays, and so do those of which they use a part only."""
+    each = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor) and tensor.dim()]
+    for d in range(each[0].dim()):
+        layouts = [op.dims(tensor)[d] for tensor in each]
+        if d == dim % each[0].dim() or len({tensor.shape[d] for tensor in each}) > 1:
+            op.fix(*layouts)
+        else:
+            for layout in layouts[1:]:
+                op.unify(layouts[0], layout)
+
+
+@rule("gather")
+def gather(op: Op, x: torch.Tensor, dim: int, where: torch.Tensor, **kwargs: Any) -> list[Layout]:
+    _unify_beside(op, dim, x, where)
+    return op.dims(where)
+
+
+@rule("scatter scatter_add scatter_reduce")
+def scatter(
+    op: Op, x: torch.Tensor, dim: int, where: torch.Tensor, source: Any, *args: Any, **kwargs: Any
+) -> list[Layout]:
+    _unify_beside(op, dim, x, where, source)
+    return op.dims(x)
+
+
+@rule("index_add index_copy index_reduce index_fill")
+def index_add(
+    op: Op, x: torch.Tensor, dim: int, where: torch.Tensor, source: Any, *args: Any, **kwargs: Any
+) -> list[Layout]:
+    _unify_beside(op, dim, x, source)
+    return op.dims(x)
+
+
+@rule("slice_scatter")
+def slice_scatter(op: Op, x: torch.Tensor, source: torch.Tensor, dim: int = 0, *args: Any) -> list[Layout]:
+    _unify_beside(op, dim, x, source)
+    return op.dims(x)
+
+
+@rule("select_scatter")
+def select_scatter(op: Op, x: torch.Tensor, source: torch.Tensor, dim: int, place: int) -> list[Layout]:
+    rest = list(op.dims(x))
+    op.fix(rest.pop(dim))
+    for a, b in zip(rest, op.dims(source), strict=True):
+        op.unify(a, b)
+    return op.dims(x)
+
+
+@rule("topk sort argmax argmin median nanmedian mode kthvalue cummax cummin")
+def rank(op: Op, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """The order, or the place of a unit, would be another in the small model, so the dimension stays."""
+    return along(op, x, op.argument("dim", None))
+
+
+@rule("multinomial")
+def multinomial(op: Op, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    return along(op, x, -1)
+
+
+@rule("bucketize searchsorted isin")
+def look_up(op: Op, *args: Any, **kwargs: Any) -> Any:
+    """Each number is looked up in a table, which stays."""
+    name = "elements" if op.name == "isin" else "self"
+    x = argument(op.func, name, args, kwargs)
+    op.fix(*(layout for each in tensors_in(args) if each is not x for layout in op.dims(each)))
+    return op.dims(x) if isinstance(x, torch.Tensor) else op.sizes()
+
+
+@rule("_pack_padded_sequence")
+def pack(op: Op, x: torch.Tensor, lengths: torch.Tensor, batch_first: bool) -> Any:
+    """The steps of all sequences one after the other, x (N, T, ...) or (T, N, ...), and how many each has."""
+    first, second, *others = op.dims(x)
+    op.fix(first, second)
+    (steps, *_), _ = op.sizes()
+    return [steps, *others], None
+
+
+@rule("_embedding_bag _embedding_bag_forward_only")
+def embedding_bag(op: Op, weight: torch.Tensor, *args: Any) -> Any:
+    """weight (rows, C); each bag is a sum, mean or maximum of rows, which all stay."""
+    rows, columns = op.dims(weight)
+    op.fix(rows)
+    op.role(weight, 1, PRODUCES)
+    (bags, _), *others = op.sizes()
+    return [bags, columns], *others

@@ -21,7 +21,7 @@ from prunus.graph.operators import (
     SPREAD,
     SUM,
 )
-from prunus.graph.rules.registry import pointwise, rule
+from prunus.graph.rules.registry import along, pointwise, rule
 
 Parameter = torch.Tensor | None
 
@@ -99,11 +99,10 @@ def along_dim(op: Op, x: torch.Tensor, dim: int, *args: Any, **kwargs: Any) -> l
     return op.dims(x)
 
 
-@rule("cumsum cumprod")
-def cumulative(op: Op, x: torch.Tensor, dim: int, *args: Any, **kwargs: Any) -> list[Layout]:
+@rule("cumsum cumprod logcumsumexp")
+def cumulative(op: Op, x: torch.Tensor, dim: int, *args: Any, **kwargs: Any) -> Any:
     """The result of a unit depends on its place, so the dimension that it runs along stays."""
-    op.fix(op.dims(x)[dim])
-    return op.dims(x)
+    return along(op, x, dim)
 
 
 def _reduce(op: Op, x: torch.Tensor, over: Any, keepdim: bool) -> list[Layout]:
@@ -115,12 +114,12 @@ def _reduce(op: Op, x: torch.Tensor, over: Any, keepdim: bool) -> list[Layout]:
     return kept if keepdim else [layout for d, layout in enumerate(kept) if d not in over]
 
 
-@rule(MEAN, SUM, LARGEST, SPREAD, "amin logsumexp prod any all argmax argmin min count_nonzero")
+@rule(MEAN, SUM, LARGEST, SPREAD, "amin aminmax logsumexp prod nansum any all min count_nonzero")
 def reduction(op: Op, x: torch.Tensor, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     if isinstance(dim, torch.Tensor):  # max(a, b)
         return pointwise(op, x, dim)
-    if op.name.startswith("arg") or (isinstance(op.out, tuple) and op.name in ("max", "min")):
-        op.fix(*op.dims(x))  # the index of a unit would be another number in the small model
+    if isinstance(op.out, tuple) and op.name in ("max", "min"):
+        return along(op, x, dim)  # the index of a unit would be another number in the small model
     out = _reduce(op, x, dim, keepdim)
     return (out, out) if isinstance(op.out, tuple) else out
 
@@ -134,6 +133,13 @@ def weight_norm(op: Op, direction: torch.Tensor, length: torch.Tensor, dim: int 
     op.role(length, dim, SCALES)
     op.mixes = any(True for layout in dims for _ in axes.leaves(layout))
     return dims, op.dims(length)
+
+
+@rule("renorm")
+def renorm(op: Op, x: torch.Tensor, *args: Any) -> list[Layout]:
+    """Each part along a dimension is made shorter, if it is too long over all others."""
+    op.mixes = any(True for layout in op.dims(x) for _ in axes.leaves(layout))
+    return op.dims(x)
 
 
 @rule(LENGTH)

@@ -54,21 +54,29 @@ def convolution(op: Op, *args: Any) -> list[Layout]:
     return [x_dims[0], c_out, *op.out.shape[2:]]
 
 
+def _contract(op: Op, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Unify the dimension over which matrices (..., M, K) and (..., K, O) are multiplied, and state the roles."""
+    op.unify(op.dims(a)[-1], op.dims(b)[-2])
+    for tensor, consumed, produced in ((b, -2, -1), (a, -1, -2)):
+        op.role(tensor, consumed, CONSUMES)
+        op.role(tensor, produced, PRODUCES)
+
+
 @rule(MM)
 def mm(op: Op, a: torch.Tensor, b: torch.Tensor) -> list[Layout]:
     a_dims, b_dims = op.dims(a), op.dims(b)
-    op.unify(a_dims[1], b_dims[0])
-    op.role(b, 0, CONSUMES)
-    op.role(b, 1, PRODUCES)
-    op.role(a, 0, PRODUCES)
-    op.role(a, 1, CONSUMES)
+    _contract(op, a, b)
     op.count(1, a_dims[0], a_dims[1], b_dims[1], over=a_dims[1])
     return [a_dims[0], b_dims[1]]
 
 
 @rule(ADDMM)
 def addmm(op: Op, bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **kwargs: Any) -> list[Layout]:
-    out = mm(op, a, b)
+    return _shift(op, mm(op, a, b), bias)
+
+
+def _shift(op: Op, out: list[Layout], bias: torch.Tensor) -> list[Layout]:
+    """The layouts of a product, to which a bias is added that may be broadcast."""
     for i, layout in enumerate(reversed(op.dims(bias))):
         if bias.shape[-1 - i] != 1:
             op.unify(layout, out[-1 - i])
@@ -94,25 +102,57 @@ def linear(op: Op, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = No
 def bmm(op: Op, a: torch.Tensor, b: torch.Tensor) -> list[Layout]:
     a_dims, b_dims = op.dims(a), op.dims(b)
     op.unify(a_dims[0], b_dims[0])
-    op.unify(a_dims[2], b_dims[1])
+    _contract(op, a, b)
     op.count(1, *a_dims, b_dims[2], over=a_dims[2])
     return [a_dims[0], a_dims[1], b_dims[2]]
 
 
 @rule(BADDBMM)
 def baddbmm(op: Op, bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **kwargs: Any) -> list[Layout]:
-    out = bmm(op, a, b)
-    for i, layout in enumerate(reversed(op.dims(bias))):
-        if bias.shape[-1 - i] != 1:
-            op.unify(layout, out[-1 - i])
-    return out
+    return _shift(op, bmm(op, a, b), bias)
+
+
+@rule("addbmm")
+def addbmm(op: Op, bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **kwargs: Any) -> list[Layout]:
+    """The sum of a batch's products."""
+    return _shift(op, bmm(op, a, b)[1:], bias)
+
+
+@rule("_grouped_mm")
+def grouped_mm(
+    op: Op, a: torch.Tensor, b: torch.Tensor, ends: torch.Tensor | None = None, *args: Any, **kwargs: Any
+) -> list[Layout]:
+    """As bmm, but one operand may hold the matrices of all groups one after the other, which end at `ends`.
+
+    Tokens (T, K), sorted by their expert, times the experts' weights (G, K, O) are such a product.
+    """
+    a_dims, b_dims = op.dims(a), op.dims(b)
+    if a.dim() == b.dim() == 3:
+        return bmm(op, a, b)
+    op.fix(*(dims[0] for dims in (a_dims, b_dims) if len(dims) == 3))
+    _contract(op, a, b)
+    if a.dim() == b.dim():  # the groups lie along the dimension that is summed over
+        op.fix(a_dims[-1])
+        groups: list[Layout] = [op.out.shape[0]]
+    else:
+        groups = []
+        op.fix(b_dims[-1] if a.dim() == 3 else a_dims[0])
+    op.count(1, a_dims[-2], a_dims[-1], b_dims[-1], over=a_dims[-1])
+    return [*groups, a_dims[-2], b_dims[-1]]
 
 
 @rule(MV)
 def mv(op: Op, a: torch.Tensor, b: torch.Tensor) -> list[Layout]:
     op.unify(op.dims(a)[1], op.dims(b)[0])
+    op.role(a, 0, PRODUCES)
+    op.role(a, 1, CONSUMES)
     op.contracts = True
     return [op.dims(a)[0]]
+
+
+@rule("addmv")
+def addmv(op: Op, bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **kwargs: Any) -> list[Layout]:
+    return _shift(op, mv(op, a, b), bias)
 
 
 @rule("dot vdot")
@@ -120,6 +160,37 @@ def dot(op: Op, a: torch.Tensor, b: torch.Tensor) -> list[Layout]:
     op.unify(op.dims(a)[0], op.dims(b)[0])
     op.contracts = True
     return []
+
+
+@rule("_trilinear")
+def trilinear(op: Op, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, *places: Any) -> list[Layout]:
+    """The product of three tensors with new dimensions of size 1 each, summed over some dimensions."""
+    *new, over = places[:4]
+    wide: list[Layout] = [1] * (a.dim() + len(new[0]))
+    for tensor, added in zip((a, b, c), new, strict=True):
+        dims = [d for d in range(len(wide)) if d not in added]
+        for place, d in enumerate(dims):
+            if tensor.shape[place] == 1:
+                continue
+            layout = op.dims(tensor)[place]
+            if wide[d] == 1:
+                wide[d] = layout
+            else:
+                op.unify(wide[d], layout)
+            op.role(tensor, place, CONSUMES if d in over else PRODUCES)
+    op.contracts = True
+    return [layout for d, layout in enumerate(wide) if d not in over]
+
+
+@rule("_cdist_forward _euclidean_dist")
+def distances(op: Op, a: torch.Tensor, b: torch.Tensor, *args: Any) -> list[Layout]:
+    """Distances between all rows of a (..., P, D) and of b (..., R, D)."""
+    op.unify(op.dims(a)[-1], op.dims(b)[-1])
+    op.contracts = True
+    (*batch, rows, _), (*other, columns, _) = op.dims(a), op.dims(b)
+    for first, second in zip(batch, other, strict=True):
+        op.unify(first, second)
+    return [*batch, rows, columns]
 
 
 @rule(ATTENTION)

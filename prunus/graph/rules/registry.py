@@ -8,7 +8,9 @@ way it may say
     op.mixes = True              its result at one unit depends on the others (norms, reductions)
     op.contracts = True          it sums products over its operands' units (`count` says so too)
     op.role(tensor, dim, role)   how a parameter dimension is used
-An operator without a rule fixes every axis it touches, under its own name. Never guess.
+`along` and `broadcast` are the rules of most operators: those that work along some dimensions, and those that join
+tensors number by number. An operator without a rule fixes every axis it touches, under its own name, and what comes
+after it is followed. Never guess.
 
 All else about an operator (whether it is a convolution, an activation, a move) is stated by its family, see
 operators.py: `@rule(MM)` is the rule of a whole family, `@rule("mylib::scaled_linear", like="linear")` puts an
@@ -19,14 +21,14 @@ Letters: N batch, C channels, G groups, K contracted, T tokens, D head features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 
 from prunus.graph.axes import Layout
-from prunus.graph.op import SCALES, SHIFTS, Op, tensors_in
+from prunus.graph.op import SCALES, SHIFTS, Op, tag_of, tensors_in
 from prunus.graph.operators import (
     ADDITION,
     POINTWISE,
@@ -98,20 +100,37 @@ def scalars(func: torch._ops.OpOverload, args: Args, kwargs: Kwargs) -> tuple[st
     )
 
 
-def unknown(op: Op, *args: Any, **kwargs: Any) -> None:
-    """Fix every axis that an operator without a rule touches."""
+def unknown(op: Op, *args: Any, **kwargs: Any) -> Any:
+    """Fix every axis that an operator without a rule touches; the sizes of its results stay."""
     for tensor in tensors_in([*args, *kwargs.values()]):
         op.fix(*op.dims(tensor))
+    return op.sizes()
 
 
-@rule(POINTWISE, "hardswish hardsigmoid clamp_min")  # some versions of torch do not tag these
-def pointwise(op: Op, *args: Any, **kwargs: Any) -> Any:
-    """Unify aligned dimensions, except broadcast ones of size 1."""
-    out = op.out[0] if isinstance(op.out, tuple) else op.out
-    result: list[Layout] = [1] * out.dim()
-    role = SHIFTS if op.is_a(ADDITION) else SCALES
-    for tensor in tensors_in([*args, *kwargs.values()]):
-        offset = out.dim() - tensor.dim()
+def along(op: Op, x: torch.Tensor, over: int | Sequence[int] | None) -> Any:
+    """Fix the dimensions along which an operator works (None: all), and carry the others to each result.
+
+    It is for operators that do the same to each unit of the other dimensions, and whose result along `over`
+    depends on the places of units: an index, an order, a frequency. A result may lack these dimensions.
+    """
+    over = range(x.dim()) if over is None or not x.dim() else [over] if isinstance(over, int) else over
+    gone = {d % x.dim() for d in over}
+    op.fix(*(op.dims(x)[d] for d in gone))
+    carried = [
+        [n if d in gone else layout for d, (n, layout) in enumerate(zip(sizes, op.dims(x), strict=True))]
+        if len(sizes) == x.dim()
+        else [layout for d, layout in enumerate(op.dims(x)) if d not in gone]
+        for sizes in op.sizes()
+    ]
+    return tuple(carried)
+
+
+def broadcast(op: Op, tensors: Iterable[torch.Tensor], role: str | None = None) -> list[Layout]:
+    """Unify dimensions that are aligned from the right, except those of size 1; `role`: that of parameters."""
+    tensors = list(tensors)
+    result: list[Layout] = [1] * max((tensor.dim() for tensor in tensors), default=0)
+    for tensor in tensors:
+        offset = len(result) - tensor.dim()
         for i, layout in enumerate(op.dims(tensor)):
             if tensor.shape[i] == 1:
                 continue
@@ -119,5 +138,17 @@ def pointwise(op: Op, *args: Any, **kwargs: Any) -> Any:
                 result[offset + i] = layout
             else:
                 op.unify(result[offset + i], layout)
-            op.role(tensor, i, role)
+            if role is not None:
+                op.role(tensor, i, role)
+    return result
+
+
+@rule(POINTWISE, "hardswish hardsigmoid clamp_min")  # some versions of torch do not tag these
+def pointwise(op: Op, *args: Any, **kwargs: Any) -> Any:
+    """Unify aligned dimensions, except broadcast ones of size 1."""
+    tensors = tensors_in([*args, *kwargs.values()])
+    met = any(
+        tag is not None and tag.data for tag in map(tag_of, tensors)
+    )  # otherwise a step towards a weight
+    result = broadcast(op, tensors, (SHIFTS if op.is_a(ADDITION) else SCALES) if met else None)
     return (result, result) if isinstance(op.out, tuple) else result

@@ -10,7 +10,7 @@ from prunus.graph import axes
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.op import Op
 from prunus.graph.operators import CAT, REPEAT, RESTRIDED, STACK, TRIANGLE, VIEW, parameters
-from prunus.graph.rules.registry import rule
+from prunus.graph.rules.registry import along, rule
 
 
 @rule(VIEW)
@@ -47,16 +47,17 @@ def t(op: Op, x: torch.Tensor) -> list[Layout]:
 def unsqueeze(op: Op, x: torch.Tensor, dim: int) -> list[Layout]:
     op.alias = x
     dims = list(op.dims(x))
-    dims.insert(dim % (x.dim() + 1), 1)
+    dims.insert(dim % (len(dims) + 1), 1)  # in place, x has its new shape already
     return dims
 
 
 @rule("squeeze")
 def squeeze(op: Op, x: torch.Tensor, over: Any = None) -> list[Layout]:
     op.alias = x
-    over = range(x.dim()) if over is None else [over] if isinstance(over, int) else over
-    gone = {d % x.dim() for d in over if x.shape[d] == 1} if x.dim() else set()
-    return [layout for d, layout in enumerate(op.dims(x)) if d not in gone]
+    dims = op.dims(x)
+    over = range(len(dims)) if over is None else [over] if isinstance(over, int) else over
+    gone = {d % len(dims) for d in over if axes.size(dims[d]) == 1} if dims else set()
+    return [layout for d, layout in enumerate(dims) if d not in gone]
 
 
 @rule("expand")
@@ -75,9 +76,14 @@ def expand(op: Op, x: torch.Tensor, shape: list[int], **kwargs: Any) -> list[Lay
 
 @rule(REPEAT)
 def repeat(op: Op, x: torch.Tensor, times: list[int]) -> list[Layout]:
-    new = len(times) - x.dim()
-    dims = [1] * new + op.dims(x)
-    return [axes.nest(n, layout) for n, layout in zip(times, dims, strict=True)]
+    """What is repeated from size 1 is equal everywhere, as in `expand`."""
+    dims = [1] * (len(times) - x.dim()) + op.dims(x)
+    for i, (n, layout) in enumerate(zip(times, dims, strict=True)):
+        dims[i] = axes.nest(n, layout)
+        if axes.size(layout) == 1 and n > 1:
+            dims[i] = Axis(n)
+            op.follow(dims[i], "repeats", i)
+    return dims
 
 
 @rule("roll flip")
@@ -88,10 +94,61 @@ def move(op: Op, x: torch.Tensor, *args: Any) -> list[Layout]:
     return op.dims(x)
 
 
+@rule("rot90")
+def rotate(op: Op, x: torch.Tensor, times: int, over: list[int]) -> Any:
+    return along(op, x, over)
+
+
+@rule("unfold")
+def windows(op: Op, x: torch.Tensor, dim: int, *args: Any) -> list[Layout]:
+    """Windows that slide along a dimension; what is in each stands in a new, last dimension."""
+    op.alias = x
+    dims = list(op.dims(x))
+    op.fix(dims[dim])
+    dims[dim] = op.out.shape[dim]
+    return [*dims, op.out.shape[-1]]
+
+
 @rule(TRIANGLE)
 def triangle(op: Op, x: torch.Tensor, *args: Any) -> list[Layout]:
     op.fix(*op.dims(x)[-2:])
     return op.dims(x)
+
+
+def _diagonal(op: Op, x: torch.Tensor, offset: int, first: int, second: int) -> tuple[list[Layout], Layout]:
+    """The dimensions beside a diagonal and along it; the latter stays unless it is the main one of a square."""
+    dims = op.dims(x)
+    a, b = dims[first], dims[second]
+    if offset or x.shape[first] != x.shape[second]:
+        op.fix(a, b)
+    else:
+        op.unify(a, b)
+    return [layout for d, layout in enumerate(dims) if d not in (first % x.dim(), second % x.dim())], a
+
+
+@rule("diagonal")
+def diagonal(op: Op, x: torch.Tensor, offset: int = 0, first: int = 0, second: int = 1) -> list[Layout]:
+    op.alias = x
+    beside, along_it = _diagonal(op, x, offset, first, second)
+    return [*beside, along_it if any(axes.leaves(along_it)) else op.out.shape[-1]]
+
+
+@rule("trace")
+def trace(op: Op, x: torch.Tensor) -> list[Layout]:
+    _, summed = _diagonal(op, x, 0, 0, 1)
+    op.mixes = any(axes.leaves(summed))
+    return []
+
+
+@rule("diag_embed")
+def diag_embed(op: Op, x: torch.Tensor, offset: int = 0, first: int = -2, second: int = -1) -> list[Layout]:
+    *dims, last = op.dims(x)
+    if offset:
+        op.fix(last)
+        last = op.out.shape[first]
+    for d in sorted((first % op.out.dim(), second % op.out.dim())):
+        dims.insert(d, last)
+    return dims
 
 
 @rule(RESTRIDED)
@@ -137,7 +194,7 @@ def _parts(op: Op, x: torch.Tensor, dim: int, lengths: list[int]) -> list[list[L
     return results
 
 
-@rule("split")
+@rule("split unsafe_split")
 def split(op: Op, x: torch.Tensor, length: int, dim: int = 0) -> tuple[list[Layout], ...]:
     """One integer is the length of all parts but the last, so they shrink together."""
     op.alias = x
@@ -151,7 +208,7 @@ def split(op: Op, x: torch.Tensor, length: int, dim: int = 0) -> tuple[list[Layo
     return tuple(parts)
 
 
-@rule("split_with_sizes")
+@rule("split_with_sizes unsafe_split_with_sizes")
 def split_with_sizes(op: Op, x: torch.Tensor, lengths: list[int], dim: int = 0) -> tuple[list[Layout], ...]:
     op.alias = x
     parts = _parts(op, x, dim, lengths)

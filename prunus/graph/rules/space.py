@@ -11,7 +11,7 @@ from prunus.graph import axes
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.op import Op
 from prunus.graph.operators import PADDING, SPATIAL
-from prunus.graph.rules.registry import Rule, rule
+from prunus.graph.rules.registry import Rule, along, rule
 
 
 def _spatial(count: int) -> Rule:
@@ -27,6 +27,23 @@ def _spatial(count: int) -> Rule:
 
 for _count in (1, 2, 3):
     rule(" ".join(name for name in SPATIAL.names if f"{_count}d" in name))(_spatial(_count))
+
+
+@rule("max_unpool2d max_unpool3d")
+def max_unpool(op: Op, x: torch.Tensor, where: torch.Tensor, size: list[int], *args: Any) -> Any:
+    """The numbers of x put at the places in space from which pooling took them, zeros elsewhere."""
+    for a, b in zip(op.dims(x), op.dims(where), strict=True):
+        op.unify(a, b)
+    return along(op, x, range(-len(size), 0))
+
+
+@rule("grid_sampler_2d grid_sampler_3d")
+def grid_sampler(op: Op, x: torch.Tensor, grid: torch.Tensor, *args: Any) -> list[Layout]:
+    """x (N, C, *space) read at the places `grid` (N, *space, 2 or 3)."""
+    batch, channels, *space = op.dims(x)
+    op.unify(batch, op.dims(grid)[0])
+    op.fix(*space, *op.dims(grid)[1:])
+    return [batch, channels, *op.out.shape[2:]]
 
 
 @rule(PADDING)
@@ -70,6 +87,19 @@ def channel_shuffle(op: Op, x: torch.Tensor, groups: int) -> list[Layout]:
     op.follow(outer, "groups")
     dims[1] = axes.nest(inner, outer)
     return dims
+
+
+@rule("col2im")
+def col2im(op: Op, x: torch.Tensor, size: list[int], kernel: list[int], *args: Any) -> list[Layout]:
+    *batch, columns, places = op.dims(x)
+    channels, inner = axes.factor(columns, prod(kernel), op)
+    op.fix(inner, places)
+    return [*batch, channels, *op.out.shape[-2:]]
+
+
+@rule("_fft_r2c _fft_c2c _fft_c2r")
+def fourier(op: Op, x: torch.Tensor, over: list[int], *args: Any) -> Any:
+    return along(op, x, over)
 
 
 @rule("im2col")
