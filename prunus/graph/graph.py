@@ -20,7 +20,8 @@ from prunus.graph import axes, op
 from prunus.graph.attributes import Attribute
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.op import Op, Tag
-from prunus.graph.tracer import Keep, Storage
+from prunus.graph.places import Keep
+from prunus.graph.tracer import Storage
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,7 @@ class Graph:
     outputs: list[Tag] = field(repr=False)  # the model's outputs, among the results of `ops`
     attributes: list[Attribute]  # integers in modules that follow an axis
     example: Any = field(repr=False)
+    modes: dict[str, Any] = field(repr=False)  # the modes that were traced (eval, train), each with its example
     _roles: dict[tuple[str, int], str] = field(repr=False)
     _classes: dict[str, str] = field(repr=False)  # module name -> class name
 

@@ -7,7 +7,7 @@ reference of the proof (see surgery.verify): there the layouts say which units t
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from prunus.graph import axes
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.op import Op, Tag, Untracked, put_tag, tag_of, tensors_in
 from prunus.graph.operators import CONSTANT, DATA_DEPENDENT, Args, Kwargs, is_a
+from prunus.graph.reference import Reference
 from prunus.graph.rules import registry
 from prunus.graph.skeleton import (
     SameDevice,
@@ -33,7 +34,6 @@ from prunus.graph.skeleton import (
     same_device,
 )
 
-Keep = Mapping[str, Sequence[int]]  # the indices that stay, by the name of their axis
 
 
 class Storage:
@@ -94,13 +94,13 @@ class Modules:
 class Tracer(TorchDispatchMode):
     """Passes each operator through its rule and tags its results.
 
-    keep: if given, operators that mix units are computed on the kept units alone (see surgery.verify).
+    reference: if given, operators compute what the small model would (see surgery.verify).
     """
 
-    def __init__(self, modules: Modules, keep: Keep | None = None):
+    def __init__(self, modules: Modules, reference: Reference | None = None):
         super().__init__()
         self.modules = modules
-        self.keep = keep
+        self.reference = reference
         self.ops: list[Op] = []
         self.storages: list[Storage] = []
         self.tensors: dict[Tag, str] = {}  # parameters and buffers, before anything wrote to them
@@ -120,14 +120,16 @@ class Tracer(TorchDispatchMode):
         numbers = registry.scalars(func, args, kwargs) if tags else ()
         inputs = _values(args), dict(zip(kwargs, _values(kwargs.values()), strict=True))
         args, kwargs = same_device(args, kwargs)
+        draw = None
+        if self.reference is not None:
+            draw, kwargs = self.reference.draws.begin(func, args, kwargs)
         out = compute(func, args, kwargs)
         op = Op(func, self.modules.stack[-1], out)
         if tags or op.is_a(CONSTANT):
             op.scalars, op.inputs = numbers, inputs
             op.outs = _as_list(rule(op, *args, **kwargs))
-            if self.keep is not None and (op.mixes or op.contracts):
-                apply = _compute_on_kept if op.mixes else _compute_without_removed
-                out = apply(op, args, kwargs, self.keep)
+            if self.reference is not None:
+                out = self.reference.end(op, draw, args, kwargs, out)
             self._tag(op, out, tags)
         op.out = None
         self.ops.append(op)
@@ -175,65 +177,12 @@ def _as_list(outs: Any) -> list[list[Layout] | None]:
     return list(outs) if isinstance(outs, tuple) else [outs]
 
 
-def _compute_on_kept(op: Op, args: Args, kwargs: Kwargs, keep: Keep) -> Any:
-    """Compute an operator that mixes units on the kept units alone, with zeros elsewhere."""
-
-    def select(tensor: torch.Tensor) -> torch.Tensor:
-        for d, layout in enumerate(op.dims(tensor)):
-            if any(axes.leaves(layout)):
-                tensor = tensor.index_select(d, axes.positions(layout, keep).to(tensor.device))
-        return tensor
-
-    widths = {name: len(kept) for name, kept in keep.items()}
-    given: list[Any] = [list(a) if isinstance(a, (list, tuple)) else a for a in args]
-    for layout, argument, element in op.follows:
-        if element is None:
-            given[argument] = axes.size(layout, widths)
-        else:
-            given[argument][element] = axes.size(layout, widths)
-    given, kwargs = tree_map_only(torch.Tensor, select, (given, kwargs))
-    return _scatter(op, op.func(*given, **kwargs), keep)
-
-
-def _compute_without_removed(op: Op, args: Args, kwargs: Kwargs, keep: Keep) -> Any:
-    """Compute a product with zeros at the removed units of its operands.
-
-    They may have other values there, because an operator before it (sigmoid, say) does not map zero to zero.
-    """
-
-    def clear(tensor: torch.Tensor) -> torch.Tensor:
-        for d, layout in enumerate(op.dims(tensor)):
-            if any(axes.leaves(layout)):
-                gone = torch.ones(tensor.shape[d], dtype=torch.bool)
-                gone[axes.positions(layout, keep)] = False
-                tensor = tensor.index_fill(d, gone.nonzero().flatten().to(tensor.device), 0)
-        return tensor
-
-    args, kwargs = tree_map_only(torch.Tensor, clear, (args, kwargs))
-    return op.func(*args, **kwargs)
-
-
-def _scatter(op: Op, small: Any, keep: Keep) -> Any:
-    """Put results for kept units back among zeros."""
-    outputs = small if isinstance(small, tuple) else (small,)
-    full: list[Any] = []
-    for tensor, dims in zip(outputs, op.outs, strict=True):
-        for d, layout in enumerate(dims or ()):
-            if any(axes.leaves(layout)):
-                where = axes.positions(layout, keep).to(tensor.device)
-                shape = list(tensor.shape)
-                shape[d] = axes.size(layout)
-                tensor = tensor.new_zeros(shape).index_copy(d, where, tensor)
-        full.append(tensor)
-    return tuple(full) if isinstance(small, tuple) else full[0]
-
-
 def run(
-    bare: nn.Module, example: Any, tags: dict[str, list[Layout]], keep: Keep | None = None
+    bare: nn.Module, example: Any, tags: dict[str, list[Layout]], reference: Reference | None = None
 ) -> tuple[Tracer, Any]:
     """Run a skeleton once under a tracer, its parameters and buffers tagged with the layouts `tags`.
 
-    keep: see `Tracer`. Returns the tracer (operations, allocations) and the output. Floating-point inputs
+    reference: see `Tracer`. Returns the tracer (operations, allocations) and the output. Floating-point inputs
     become abstract if the skeleton is.
     """
     tensors = named_tensors(bare)
@@ -255,7 +204,7 @@ def run(
         return tensor
 
     modules = Modules(bare)
-    tracer = Tracer(modules, keep)
+    tracer = Tracer(modules, reference)
     tracer.tensors = owners
     try:
         example = tree_map_only(torch.Tensor, abstract, example)

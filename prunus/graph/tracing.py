@@ -111,6 +111,7 @@ def _trace(model: nn.Module, example: Any, real: bool) -> Graph | None:
         outputs=[tag for tag in map(tag_of, outputs) if tag is not None],
         attributes=[a for a in attributes if any(axes.leaves(a.layout))],
         example=example,
+        modes={"eval": example},
         _roles=roles,
         _classes={name: type(module).__name__ for name, module in model.named_modules()},
     )
