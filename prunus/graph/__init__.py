@@ -7,14 +7,14 @@ Its files, in the order in which to read them:
     op            the record of one operation
     rules/        one small function per operator, which says how layouts pass through it
     skeleton      copies of models without data, and how to run them
-    places        the places of the units that stay
-    draws         random numbers, the same for two models
-    reference     operators run as the small model runs them
     tracer        one forward pass, observed operator by operator
     attributes    integers that modules keep, and how they are set
     follow        the search for the integers that must follow an axis
     graph         Graph: members, widths, explain
     tracing       trace a model, or a part of it
+    places        the places of the units that stay
+    draws         random numbers, the same for two models
+    reference     a run at full size that computes what the small model does
 """
 
 from prunus.graph.attributes import set_attributes, slots
@@ -22,7 +22,7 @@ from prunus.graph.axes import Axis, Layout
 from prunus.graph.draws import SameDraws
 from prunus.graph.graph import Graph, Member
 from prunus.graph.op import CONSUMES, PRODUCES, SCALES, Op, Tag, Untracked, tensors_in
-from prunus.graph.places import Keep, Places
+from prunus.graph.places import Keep, Places, set_zero, take
 from prunus.graph.reference import Reference
 from prunus.graph.rules import rule
 from prunus.graph.skeleton import call, make_skeleton, named_tensors, quiet_forward
@@ -52,7 +52,9 @@ __all__ = [
     "quiet_forward",
     "rule",
     "set_attributes",
+    "set_zero",
     "slots",
+    "take",
     "tensors_in",
     "trace",
 ]

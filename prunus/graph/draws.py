@@ -8,6 +8,7 @@ on data too (a Bernoulli number with a computed chance) shows a wrong chance, an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -115,11 +116,14 @@ class SameDraws(TorchDispatchMode):
             )
 
 
+@cache
+def _may_draw(func: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in func.tags
+
+
 def _is_random(func: Any, args: Args, kwargs: Kwargs) -> bool:
     """Whether an operator draws random numbers; fused attention does only with a dropout."""
-    if torch.Tag.nondeterministic_seeded not in func.tags:
-        return False
-    return argument(func, "dropout_p", args, kwargs, default=1.0) > 0
+    return _may_draw(func) and argument(func, "dropout_p", args, kwargs, default=1.0) > 0
 
 
 def _without_generator(kwargs: Kwargs) -> Kwargs:

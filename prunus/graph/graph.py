@@ -48,7 +48,9 @@ class Graph:
     outputs: list[Tag] = field(repr=False)  # the model's outputs, among the results of `ops`
     attributes: list[Attribute]  # integers in modules that follow an axis
     example: Any = field(repr=False)
-    modes: dict[str, Any] = field(repr=False)  # the modes that were traced (eval, train), each with its example
+    modes: dict[str, Any] = field(
+        repr=False
+    )  # the modes that were traced (eval, train), each with its example
     _roles: dict[tuple[str, int], str] = field(repr=False)
     _classes: dict[str, str] = field(repr=False)  # module name -> class name
 

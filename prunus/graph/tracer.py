@@ -1,7 +1,6 @@
 """One forward pass, observed: every operator passes through its rule, and every tensor gets its layouts.
 
-The pass runs on a skeleton of the model, so nothing is computed. The same pass over real tensors is the
-reference of the proof (see surgery.verify): there the layouts say which units to leave out of an operator.
+The pass runs on a skeleton of the model, so nothing is computed.
 """
 
 from __future__ import annotations
@@ -18,11 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from prunus.errors import TraceError
-from prunus.graph import axes
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.op import Op, Tag, Untracked, put_tag, tag_of, tensors_in
 from prunus.graph.operators import CONSTANT, DATA_DEPENDENT, Args, Kwargs, is_a
-from prunus.graph.reference import Reference
 from prunus.graph.rules import registry
 from prunus.graph.skeleton import (
     SameDevice,
@@ -33,7 +30,6 @@ from prunus.graph.skeleton import (
     quiet_forward,
     same_device,
 )
-
 
 
 class Storage:
@@ -92,15 +88,11 @@ class Modules:
 
 
 class Tracer(TorchDispatchMode):
-    """Passes each operator through its rule and tags its results.
+    """Passes each operator through its rule and tags its results."""
 
-    reference: if given, operators compute what the small model would (see surgery.verify).
-    """
-
-    def __init__(self, modules: Modules, reference: Reference | None = None):
+    def __init__(self, modules: Modules):
         super().__init__()
         self.modules = modules
-        self.reference = reference
         self.ops: list[Op] = []
         self.storages: list[Storage] = []
         self.tensors: dict[Tag, str] = {}  # parameters and buffers, before anything wrote to them
@@ -120,16 +112,11 @@ class Tracer(TorchDispatchMode):
         numbers = registry.scalars(func, args, kwargs) if tags else ()
         inputs = _values(args), dict(zip(kwargs, _values(kwargs.values()), strict=True))
         args, kwargs = same_device(args, kwargs)
-        draw = None
-        if self.reference is not None:
-            draw, kwargs = self.reference.draws.begin(func, args, kwargs)
         out = compute(func, args, kwargs)
         op = Op(func, self.modules.stack[-1], out)
         if tags or op.is_a(CONSTANT):
             op.scalars, op.inputs = numbers, inputs
             op.outs = _as_list(rule(op, *args, **kwargs))
-            if self.reference is not None:
-                out = self.reference.end(op, draw, args, kwargs, out)
             self._tag(op, out, tags)
         op.out = None
         self.ops.append(op)
@@ -177,13 +164,11 @@ def _as_list(outs: Any) -> list[list[Layout] | None]:
     return list(outs) if isinstance(outs, tuple) else [outs]
 
 
-def run(
-    bare: nn.Module, example: Any, tags: dict[str, list[Layout]], reference: Reference | None = None
-) -> tuple[Tracer, Any]:
+def run(bare: nn.Module, example: Any, tags: dict[str, list[Layout]]) -> tuple[Tracer, Any]:
     """Run a skeleton once under a tracer, its parameters and buffers tagged with the layouts `tags`.
 
-    reference: see `Tracer`. Returns the tracer (operations, allocations) and the output. Floating-point inputs
-    become abstract if the skeleton is.
+    Returns the tracer (operations, allocations) and the output. Floating-point inputs become abstract if the
+    skeleton is.
     """
     tensors = named_tensors(bare)
     meta = any(tensor.is_meta for tensor in tensors.values())
@@ -204,7 +189,7 @@ def run(
         return tensor
 
     modules = Modules(bare)
-    tracer = Tracer(modules, reference)
+    tracer = Tracer(modules)
     tracer.tensors = owners
     try:
         example = tree_map_only(torch.Tensor, abstract, example)
@@ -230,19 +215,3 @@ def output_tensors(output: Any) -> list[torch.Tensor]:
 def fresh_layouts(bare: nn.Module) -> dict[str, list[Layout]]:
     """A new axis for every dimension of every parameter and buffer."""
     return {name: [Axis(n) for n in tensor.shape] for name, tensor in named_tensors(bare).items()}
-
-
-def copy_layouts(layouts: dict[str, list[Layout]]) -> dict[str, list[Layout]]:
-    """Copy layouts, with axes of their own, so that running the rules again cannot change a graph."""
-    fresh: dict[int, Axis] = {}
-
-    def renew(layout: Layout) -> Layout:
-        if isinstance(layout, Axis):
-            return fresh.setdefault(id(layout), Axis(layout.size, layout.name))
-        if isinstance(layout, axes.Sum):
-            return axes.Sum(tuple(map(renew, layout.parts)))
-        if isinstance(layout, axes.Product):
-            return axes.Product(tuple(map(renew, layout.factors)))
-        return layout
-
-    return {name: [renew(axes.normal(layout)) for layout in dims] for name, dims in layouts.items()}

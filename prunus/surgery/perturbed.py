@@ -36,18 +36,20 @@ def perturb(
     generator = torch.Generator().manual_seed(seed)
     factors = torch.randn(2 * LENGTH, generator=generator).mul_(SPREAD).exp_()
     offsets = torch.randn(2 * LENGTH, generator=generator)
-    lists: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+    lists: dict[torch.device, list[torch.Tensor]] = {}
     starts = torch.randint(LENGTH, (len(tensors),), generator=generator).tolist()
     signs = (torch.randint(2, (len(tensors),), generator=generator) * 2 - 1).tolist()
     made: dict[str, torch.Tensor] = {}
     for (name, tensor), start, sign in zip(tensors.items(), starts, signs, strict=True):
         tensor = tensor.detach()
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and tensor.numel():
             if tensor.device not in lists:
-                lists[tensor.device] = factors.to(tensor.device, dtype), offsets.to(tensor.device, dtype)
-            factor, offset = (each[start : start + LENGTH] for each in lists[tensor.device])
+                each = factors, offsets, offsets.abs()
+                lists[tensor.device] = [numbers.to(tensor.device, dtype) for numbers in each]
+            end = start + min(LENGTH, tensor.numel())
+            factor, either, upwards = (numbers[start:end] for numbers in lists[tensor.device])
             is_weight = name in parameters and tensor.numel() > max(tensor.shape, default=1)
-            offset = offset * (OFFSET / sqrt(tensor[0].numel())) if is_weight else offset.abs() * SHIFT
+            offset = either * (OFFSET / sqrt(tensor[0].numel())) if is_weight else upwards * SHIFT
             tensor = _tiled(tensor, factor, offset)
             if seed and sign < 0 and name in parameters:
                 tensor.neg_()
@@ -60,9 +62,8 @@ def _tiled(tensor: torch.Tensor, factor: torch.Tensor, offset: torch.Tensor) -> 
     flat = tensor.contiguous().view(-1)
     made = torch.empty(tensor.shape, dtype=factor.dtype, device=tensor.device)
     whole, rest = divmod(flat.numel(), len(factor))
-    if whole:
-        rows, out = (each[: whole * len(factor)].view(whole, -1) for each in (flat, made.view(-1)))
-        torch.addcmul(offset, rows, factor, out=out)
+    rows, out = (each[: whole * len(factor)].view(whole, -1) for each in (flat, made.view(-1)))
+    torch.addcmul(offset, rows, factor, out=out)
     if rest:
         torch.addcmul(offset[:rest], flat[-rest:], factor[:rest], out=made.view(-1)[-rest:])
     return made

@@ -22,8 +22,10 @@ from prunus.graph import (
     SameDraws,
     make_skeleton,
     named_tensors,
+    set_zero,
     skeleton,
     slots,
+    take,
     tracer,
 )
 from prunus.surgery.copies import checked_tensors, effective_tensors, resize
@@ -135,7 +137,8 @@ def verify(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module | None =
 
     Raises:
         FileError: `model` is not the model that was traced.
-        PruningError: `small` holds other weights, one of the two models does not run, or they draw other random numbers.
+        PruningError: `small` holds other weights, one of the two models does not run, or they draw other random
+            numbers.
         UserError: `keep` does not fit the graph.
     """
     start = time.perf_counter()
@@ -176,13 +179,14 @@ class _Pair:
         tensors: dict[str, torch.Tensor],
     ):
         self.model, self.graph, self.places, self.tensors = model, graph, places, tensors
+        self.stays = {n: places.stay(graph.layouts[n], t.device) for n, t in tensors.items()}
         self.small = resize(model, graph, places.keep, tensors) if small is None else small
         # in a small model the few remaining units may all be zero for one input, and a unit at zero hides its errors
         self.rounds = 3 if sum(map(torch.Tensor.numel, tensors.values())) < SMALL_MODEL else 1
 
     def cut(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The parts of tensors that stay; those that stay whole are returned themselves."""
-        return {name: self.places.cut(tensor, self.graph.layouts[name]) for name, tensor in tensors.items()}
+        return {name: take(tensor, self.stays[name]) for name, tensor in tensors.items()}
 
     def check_weights(self) -> None:
         """Check that the small model holds the kept weights, bit by bit. Raises PruningError otherwise."""
@@ -208,7 +212,7 @@ class _Pair:
             part = self.cut(full)
             for name in self.graph.parameters:
                 if part[name] is not full[name]:
-                    self.places.clear_(full[name], self.graph.layouts[name])
+                    set_zero(full[name], self.places.go(self.graph.layouts[name], full[name].device))
             for mode, example in self.graph.modes.items():
                 worst = max(worst, self._difference(full, part, mode, example, attempt, seed))
                 if attempt.quick and worst > attempt.tolerance:
@@ -231,10 +235,9 @@ class _Pair:
             torch.Tensor, lambda tensor: random_like(tensor, attempt.dtype, device, generator), example
         )
         whole, small = _holding(self.model, full, mode), _holding(self.small, part, mode)
-        layouts = tracer.copy_layouts(self.graph.layouts)
-        reference = Reference(self.places, whole.parameters(), thorough=not attempt.quick)
+        reference = Reference(self.places, thorough=not attempt.quick)
         with _seeded(device):
-            expected = tracer.output_tensors(tracer.run(whole, example, layouts, reference)[1])
+            expected = tracer.output_tensors(reference.run(whole, example, self.graph.layouts))
         own = tree_map_only(torch.Tensor, torch.clone, example)  # the forward pass may write to it
         with _seeded(device), skeleton.quiet_forward(), SameDraws(reference.draws, self.places) as draws:
             got = tracer.output_tensors(skeleton.call(small, own))
@@ -244,15 +247,11 @@ class _Pair:
         if attempt.quick and not all(tensor.isfinite().all() for tensor in expected):
             return float("inf")  # perhaps only in this precision
         mine = named_tensors(small)
-        for name, buffer in self._buffers(whole).items():
-            got.append(mine[name])
-            expected.append(self.places.cut(buffer, self.graph.layouts[name]))
+        for name, buffer in named_tensors(whole).items():  # which may have been written to
+            if name in self.stays and name not in self.graph.parameters:
+                got.append(mine[name])
+                expected.append(take(buffer, self.stays[name]))
         return max(map(_relative_error, got, expected))
-
-    def _buffers(self, whole: nn.Module) -> dict[str, torch.Tensor]:
-        """The buffers after a run, which may have written to them."""
-        names = self.graph.layouts.keys() - self.graph.parameters
-        return {name: tensor for name, tensor in named_tensors(whole).items() if name in names}
 
 
 def _holding(model: nn.Module, tensors: dict[str, torch.Tensor], mode: str) -> nn.Module:
@@ -286,6 +285,8 @@ def _relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference over the largest value; infinite if shapes, infinities or NaN differ."""
     if got.shape != expected.shape:
         return float("inf")
+    if torch.equal(got, expected):
+        return 0.0
     got, expected = got.double(), expected.double()
     finite = expected.isfinite()
     same_places = torch.equal(got.isfinite(), finite)
