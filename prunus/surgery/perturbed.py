@@ -8,6 +8,7 @@ is prime, so no two rows meet the same part of it. That costs one pass over each
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import cache
 from math import sqrt
 
 import torch
@@ -34,20 +35,14 @@ def perturb(
         name -> copy; tensors that are not floating-point are returned themselves, detached.
     """
     generator = torch.Generator().manual_seed(seed)
-    factors = torch.randn(2 * LENGTH, generator=generator).mul_(SPREAD).exp_()
-    offsets = torch.randn(2 * LENGTH, generator=generator)
-    lists: dict[torch.device, list[torch.Tensor]] = {}
     starts = torch.randint(LENGTH, (len(tensors),), generator=generator).tolist()
     signs = (torch.randint(2, (len(tensors),), generator=generator) * 2 - 1).tolist()
     made: dict[str, torch.Tensor] = {}
     for (name, tensor), start, sign in zip(tensors.items(), starts, signs, strict=True):
         tensor = tensor.detach()
         if tensor.is_floating_point() and tensor.numel():
-            if tensor.device not in lists:
-                each = factors, offsets, offsets.abs()
-                lists[tensor.device] = [numbers.to(tensor.device, dtype) for numbers in each]
             end = start + min(LENGTH, tensor.numel())
-            factor, either, upwards = (numbers[start:end] for numbers in lists[tensor.device])
+            factor, either, upwards = (numbers[start:end] for numbers in _lists(dtype, tensor.device))
             is_weight = name in parameters and tensor.numel() > max(tensor.shape, default=1)
             offset = either * (OFFSET / sqrt(tensor[0].numel())) if is_weight else upwards * SHIFT
             tensor = _tiled(tensor, factor, offset)
@@ -57,13 +52,23 @@ def perturb(
     return made
 
 
+@cache
+def _lists(dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Multipliers, offsets of either sign, and offsets upwards; twice as many as are used from any start."""
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randn(2 * LENGTH, generator=generator).mul_(SPREAD).exp_().to(device, dtype)
+    offsets = torch.randn(2 * LENGTH, generator=generator).to(device, dtype)
+    return factors, offsets, offsets.abs()
+
+
 def _tiled(tensor: torch.Tensor, factor: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """tensor * factor + offset in one pass, both repeated along it in the order of its memory."""
     flat = tensor.contiguous().view(-1)
     made = torch.empty(tensor.shape, dtype=factor.dtype, device=tensor.device)
     whole, rest = divmod(flat.numel(), len(factor))
-    rows, out = (each[: whole * len(factor)].view(whole, -1) for each in (flat, made.view(-1)))
-    torch.addcmul(offset, rows, factor, out=out)
+    if whole:
+        rows, out = (each[: whole * len(factor)].view(whole, -1) for each in (flat, made.view(-1)))
+        torch.addcmul(offset, rows, factor, out=out)
     if rest:
         torch.addcmul(offset[:rest], flat[-rest:], factor[:rest], out=made.view(-1)[-rest:])
     return made

@@ -207,6 +207,7 @@ class _Pair:
     def error(self, attempt: Attempt) -> float:
         """The largest error over rounds and modes; a quick attempt ends once it exceeds its tolerance."""
         worst = 0.0
+        whole, small = _Vessel(self.model), _Vessel(self.small)
         for seed in range(self.rounds):
             full = perturb(self.tensors, self.graph.parameters, attempt.dtype, seed)
             part = self.cut(full)
@@ -214,27 +215,21 @@ class _Pair:
                 if part[name] is not full[name]:
                     set_zero(full[name], self.places.go(self.graph.layouts[name], full[name].device))
             for mode, example in self.graph.modes.items():
-                worst = max(worst, self._difference(full, part, mode, example, attempt, seed))
+                runs = whole.filled(full, mode), small.filled(part, mode)
+                worst = max(worst, self._difference(*runs, example, attempt, seed))
                 if attempt.quick and worst > attempt.tolerance:
                     return worst
         return worst
 
     def _difference(
-        self,
-        full: dict[str, torch.Tensor],
-        part: dict[str, torch.Tensor],
-        mode: str,
-        example: Any,
-        attempt: Attempt,
-        seed: int,
+        self, whole: nn.Module, small: nn.Module, example: Any, attempt: Attempt, seed: int
     ) -> float:
         """Largest difference of outputs and buffers, each over its largest value, on inputs sampled with `seed`."""
         generator = torch.Generator().manual_seed(seed)
-        device = next(iter(full.values())).device
+        device = next(iter(self.tensors.values())).device
         example = tree_map_only(
             torch.Tensor, lambda tensor: random_like(tensor, attempt.dtype, device, generator), example
         )
-        whole, small = _holding(self.model, full, mode), _holding(self.small, part, mode)
         reference = Reference(self.places, thorough=not attempt.quick)
         with _seeded(device):
             expected = tracer.output_tensors(reference.run(whole, example, self.graph.layouts))
@@ -254,18 +249,24 @@ class _Pair:
         return max(map(_relative_error, got, expected))
 
 
-def _holding(model: nn.Module, tensors: dict[str, torch.Tensor], mode: str) -> nn.Module:
-    """A bare copy of a model that holds these tensors: the parameters themselves, copies of the buffers."""
-    bare = make_skeleton(model, real=True)
-    for name, held in slots(bare).items():
-        parameter = nn.Parameter(tensors[name], requires_grad=False)
-        buffer = tensors[name].clone()
-        for module, attribute in held:
-            if attribute in module._parameters:
-                module._parameters[attribute] = parameter
-            else:
-                module._buffers[attribute] = buffer
-    return bare.train(mode == "train")
+class _Vessel:
+    """A bare copy of a model, to hold other tensors."""
+
+    def __init__(self, model: nn.Module):
+        self.bare = make_skeleton(model, real=True)
+        self.slots = slots(self.bare)
+
+    def filled(self, tensors: dict[str, torch.Tensor], mode: str) -> nn.Module:
+        """The copy in a mode, with these parameters themselves, and copies of these buffers."""
+        for name, held in self.slots.items():
+            parameter, buffer = nn.Parameter(tensors[name], requires_grad=False), None
+            for module, attribute in held:
+                if attribute in module._parameters:
+                    module._parameters[attribute] = parameter
+                else:
+                    buffer = tensors[name].clone() if buffer is None else buffer
+                    module._buffers[attribute] = buffer
+        return self.bare.train(mode == "train")
 
 
 @contextmanager
