@@ -21,7 +21,7 @@ from prunus.graph.attributes import set_attributes, slots
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.draws import SameDraws
 from prunus.graph.graph import Graph, Member
-from prunus.graph.op import CONSUMES, PRODUCES, SCALES, Op, Tag, Untracked, tensors_in
+from prunus.graph.op import CONSUMES, PRODUCES, SCALES, SHIFTS, Op, Tag, Untracked, tensors_in
 from prunus.graph.places import Keep, Places, set_zero, take
 from prunus.graph.reference import Reference
 from prunus.graph.rules import rule
@@ -33,6 +33,7 @@ __all__ = [
     "CONSUMES",
     "PRODUCES",
     "SCALES",
+    "SHIFTS",
     "Axis",
     "Graph",
     "Keep",

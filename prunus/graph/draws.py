@@ -43,12 +43,9 @@ class Draw:
 
         Raises PruningError if the small model draws numbers of another shape.
         """
+        full, small = _numbers(self.args, self.kwargs), _numbers(args, kwargs)
+        given = iter([places.put(*each) for each in zip(small, self.dims, full, strict=True)])
         own = self.func(*args, **kwargs)  # for its shape, and because an operator in place returns its input
-        full = _numbers(self.args, self.kwargs)
-        small = _numbers(args, kwargs)
-        given = iter(
-            places.put(part, dims, whole) for part, dims, whole in zip(small, self.dims, full, strict=True)
-        )
         torch.manual_seed(self.seed)
         again = tree_map_only(torch.Tensor, lambda _: next(given), (self.args, self.kwargs))
         drawn = self.func(*again[0], **again[1])

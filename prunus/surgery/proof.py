@@ -29,7 +29,7 @@ from prunus.graph import (
     tracer,
 )
 from prunus.surgery.copies import checked_tensors, effective_tensors, resize
-from prunus.surgery.perturbed import perturb, random_like
+from prunus.surgery.sampling import Sampler, random_like
 
 # Allowed relative errors. Lower precisions are for devices and models that cannot compute in double.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -68,10 +68,15 @@ class Attempt(NamedTuple):
     dtype: torch.dtype
     tolerance: float
     quick: bool = False  # it decides only if it passes, and may leave out what is needed only for odd numbers
+    near: bool = False  # on weights near the model's own
 
 
 QUICK = Attempt(torch.float32, NO_DOUBT, quick=True)
-ATTEMPTS = (QUICK, *(Attempt(*each) for each in TOLERANCES.items()))
+ATTEMPTS = (QUICK, *(Attempt(*each, near=near) for each in TOLERANCES.items() for near in (False, True)))
+
+
+class NothingFinite(ArithmeticError):
+    """No output of the masked original is finite, so there is nothing to compare."""
 
 
 def prove(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module) -> Proof:
@@ -144,30 +149,33 @@ def verify(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module | None =
     start = time.perf_counter()
     keep = graph.check_keep(keep)
     tensors = checked_tensors(model, graph)
-    pair = _Pair(model, small, graph, Places(keep), tensors)
+    pair = Pair(model, small, graph, Places(keep), tensors)
     if small is not None:
         pair.check_weights()
-    own = {tensor.dtype for tensor in tensors.values()}
+    is_half = not HALF.isdisjoint(tensor.dtype for tensor in tensors.values())
     cause: Exception | None = None
+    failed: set[torch.dtype] = set()
     for attempt in ATTEMPTS:
-        if cause is not None and own & HALF and attempt.dtype not in HALF:
-            continue  # the forward pass fixes the dtype, and will do so again
+        if attempt.dtype in failed or (failed and is_half and attempt.dtype not in HALF):
+            continue  # a forward pass that fixes a lower precision fails in every higher one
         try:
             error = pair.error(attempt)
         except PruningError:
             raise
+        except NothingFinite as failure:  # perhaps only on these weights
+            cause = failure
+            continue
         except Exception as failure:  # the device lacks this precision, or the forward pass fixes a dtype
             cause = failure
+            failed.add(attempt.dtype)
             continue
         if error <= attempt.tolerance or not attempt.quick:
             seconds = time.perf_counter() - start
             return Proof(error, attempt.tolerance, seconds, attempt.dtype, tuple(graph.modes))
-    raise PruningError(
-        f"the small model and the original cannot be compared, because one does not run: {cause}"
-    ) from cause
+    raise PruningError(f"the small model and the original cannot be compared: {cause}") from cause
 
 
-class _Pair:
+class Pair:
     """The two models that a proof compares."""
 
     def __init__(
@@ -181,6 +189,13 @@ class _Pair:
         self.model, self.graph, self.places, self.tensors = model, graph, places, tensors
         self.stays = {n: places.stay(graph.layouts[n], t.device) for n, t in tensors.items()}
         self.small = resize(model, graph, places.keep, tensors) if small is None else small
+        sizes = {
+            name: [
+                n if stay is None else len(stay) for n, stay in zip(tensors[name].shape, stays, strict=True)
+            ]
+            for name, stays in self.stays.items()
+        }
+        self.sampler = Sampler(graph, tensors, sizes)
         # in a small model the few remaining units may all be zero for one input, and a unit at zero hides its errors
         self.rounds = 3 if sum(map(torch.Tensor.numel, tensors.values())) < SMALL_MODEL else 1
 
@@ -207,9 +222,9 @@ class _Pair:
     def error(self, attempt: Attempt) -> float:
         """The largest error over rounds and modes; a quick attempt ends once it exceeds its tolerance."""
         worst = 0.0
-        whole, small = _Vessel(self.model), _Vessel(self.small)
+        whole, small = Vessel(self.model), Vessel(self.small)
         for seed in range(self.rounds):
-            full = perturb(self.tensors, self.graph.parameters, attempt.dtype, seed)
+            full = self.sampler.draw(attempt.dtype, seed, attempt.near)
             part = self.cut(full)
             for name in self.graph.parameters:
                 if part[name] is not full[name]:
@@ -238,7 +253,7 @@ class _Pair:
             got = tracer.output_tensors(skeleton.call(small, own))
         draws.finish()
         if not any(tensor.isfinite().any() for tensor in expected):
-            return float("inf")  # nothing finite to compare, so nothing is proved
+            raise NothingFinite("no output of the original is finite, so nothing is proved.")
         if attempt.quick and not all(tensor.isfinite().all() for tensor in expected):
             return float("inf")  # perhaps only in this precision
         mine = named_tensors(small)
@@ -249,7 +264,7 @@ class _Pair:
         return max(map(_relative_error, got, expected))
 
 
-class _Vessel:
+class Vessel:
     """A bare copy of a model, to hold other tensors."""
 
     def __init__(self, model: nn.Module):
@@ -259,13 +274,12 @@ class _Vessel:
     def filled(self, tensors: dict[str, torch.Tensor], mode: str) -> nn.Module:
         """The copy in a mode, with these parameters themselves, and copies of these buffers."""
         for name, held in self.slots.items():
-            parameter, buffer = nn.Parameter(tensors[name], requires_grad=False), None
+            is_parameter = held[0][1] in held[0][0]._parameters
+            tensor = (
+                nn.Parameter(tensors[name], requires_grad=False) if is_parameter else tensors[name].clone()
+            )
             for module, attribute in held:
-                if attribute in module._parameters:
-                    module._parameters[attribute] = parameter
-                else:
-                    buffer = tensors[name].clone() if buffer is None else buffer
-                    module._buffers[attribute] = buffer
+                (module._parameters if is_parameter else module._buffers)[attribute] = tensor
         return self.bare.train(mode == "train")
 
 
