@@ -34,7 +34,7 @@ from prunus.surgery.sampling import Sampler, random_like
 # Allowed relative errors. Lower precisions are for devices and models that cannot compute in double.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 HALF = {torch.bfloat16, torch.float16}
-NO_DOUBT = 1e-5  # up to this error float32 decides, see `verify`
+NO_DOUBT = 3e-6  # up to this error float32 decides, see `verify`
 SMALL_MODEL = 1_000_000  # parameters
 
 

@@ -18,8 +18,9 @@ import torch
 from prunus.graph import CONSUMES, PRODUCES, SHIFTS, Graph
 
 LENGTH = 65_537  # of the list; prime
-GAIN = sqrt(2)  # of weights: rectifiers halve what they get
-SPREAD = 0.3  # of scales, about 1, and of shifts, about 0
+GAIN = 1.2  # of weights: a rectifier halves a signal, a residual sum doubles it
+SPREAD = 0.3  # of scales, about 1
+SHIFT = 0.5  # of shifts, about 0
 NEAR = 0.1  # of numbers near the user's own: the spread of the logarithms of their multipliers
 OFFSET = 0.01  # and what is added to them at most, about; upwards, because some are divided by
 
@@ -40,14 +41,14 @@ class Sampler:
     def _spread(self, name: str, size: Sequence[int]) -> tuple[float, float] | None:
         """The mean and deviation of the numbers in a tensor; None if they are to be near the user's own."""
         if name in self.graph.statistics:
-            return (0.0, SPREAD) if self.graph.statistics[name] == SHIFTS else (1.0, SPREAD)
+            return (0.0, SHIFT) if self.graph.statistics[name] == SHIFTS else (1.0, SPREAD)
         if name not in self.graph.parameters or not size:
             return None
         roles = [self.graph.role(name, dim) for dim in range(len(size))]
         if len(size) > 1 and (PRODUCES in roles or CONSUMES in roles):
             summed = prod(n for n, role in zip(size, roles, strict=True) if role != PRODUCES)
             return 0.0, GAIN / sqrt(max(1, summed))
-        return (0.0, SPREAD) if SHIFTS in roles else (1.0, SPREAD)
+        return (0.0, SHIFT) if SHIFTS in roles else (1.0, SPREAD)
 
     def draw(self, dtype: torch.dtype, seed: int, near: bool = False) -> dict[str, torch.Tensor]:
         """Make the tensors.
