@@ -116,7 +116,7 @@ COPY = Family(
 RESTRIDED = Family("the same memory, in another order", "as_strided")
 FRESH = Family(
     "tensors shaped like another, without its numbers",
-    "zeros_like ones_like empty_like rand_like randn_like full_like zero uniform normal random",
+    "zeros_like ones_like empty_like rand_like randn_like full_like zero uniform normal random exponential",
 )
 CONSTANT = Family(
     "tensors of a stated size, equal everywhere; argument size",

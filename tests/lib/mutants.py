@@ -125,12 +125,7 @@ def mutants(graph, keep, draw):
     for tensor, dims in graph.layouts.items():
         for dim, layout in enumerate(dims):
             if swapped(axes.normal(layout)) is not None:
-                wrong = relaid(
-                    graph,
-                    tensor,
-                    dim,
-                    lambda one, top=axes.normal(layout): swapped(one) if one == top else None,
-                )
+                wrong = relaid(graph, tensor, dim, swapped)
                 yield "parts swapped", f"{tensor}, dimension {dim}", wrong, keep
     for i, attribute in enumerate(graph.attributes):
         where = f"{attribute.module}.{attribute.name}"
@@ -191,7 +186,7 @@ def _zeroed(tensors, graph, keep):
 
 # ------------------------------------------------------------------------------------------------ campaign
 def errors(model, graph, keep):
-    """The errors that a proof finds in float32 and in float64, in every round; infinite if it finds a reason to stop."""
+    """The errors that a proof finds in float32 and in float64; infinite if it finds a reason to stop."""
     return {
         "float32": _error(model, graph, keep, proof.Attempt(torch.float32, NEVER, quick=True)),
         "float64": _error(model, graph, keep, proof.Attempt(torch.float64, NEVER)),
