@@ -274,12 +274,11 @@ class Vessel:
     def filled(self, tensors: dict[str, torch.Tensor], mode: str) -> nn.Module:
         """The copy in a mode, with these parameters themselves, and copies of these buffers."""
         for name, held in self.slots.items():
+            tensor = tensors[name]
             is_parameter = held[0][1] in held[0][0]._parameters
-            tensor = (
-                nn.Parameter(tensors[name], requires_grad=False) if is_parameter else tensors[name].clone()
-            )
+            tensor = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor.clone()
             for module, attribute in held:
-                (module._parameters if is_parameter else module._buffers)[attribute] = tensor
+                vars(module)["_parameters" if is_parameter else "_buffers"][attribute] = tensor
         return self.bare.train(mode == "train")
 
 
