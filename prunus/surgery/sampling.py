@@ -18,9 +18,9 @@ import torch
 from prunus.graph import CONSUMES, PRODUCES, SHIFTS, Graph
 
 LENGTH = 65_537  # of the list; prime
-GAIN = 1.2  # of weights: a rectifier halves a signal, a residual sum doubles it
+GAIN = 1.1  # of weights: rectifiers take from a signal, residual sums and scales add to it
 SPREAD = 0.3  # of scales, about 1
-SHIFT = 0.5  # of shifts, about 0
+SHIFT = 0.3  # of shifts, about 0
 NEAR = 0.1  # of numbers near the user's own: the spread of the logarithms of their multipliers
 OFFSET = 0.01  # and what is added to them at most, about; upwards, because some are divided by
 
