@@ -4,10 +4,10 @@
 
 Random networks of tests/lib/random_nets.py are cut by a right graph, then by graphs with one fault each: a tensor cut
 at other units than the rest of its axis (by chance, one further, the first ones, two of them swapped), parts of a
-layout exchanged, an integer attribute left as it was or following another axis. Weights are not compared (the small model is
-made by the same wrong graph), so the run alone has to show the fault. A mutant that computes the same all the same, or
-is a right cut of another kind, is told apart by running plain models (tests/lib/mutants.py), not by the proof. Each is
-compared in float32 and in float64. Goes to benchmarks/results/mutations.json.
+layout exchanged, an integer attribute left as it was or following another axis. Weights are not compared (the small
+model is made by the same wrong graph), so the run alone has to show the fault. A mutant that computes the same all the
+same, or is a right cut of another kind, is told apart by running plain models (tests/lib/mutants.py), not by the
+proof. Each is compared in float32 and in float64. Goes to benchmarks/results/mutations.json.
 """
 
 import argparse

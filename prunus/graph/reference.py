@@ -22,7 +22,7 @@ from prunus.graph.op import Op, Tag, put_tag, tag_of, tensors_in
 from prunus.graph.operators import CONSTANT, Args, Kwargs, is_a, operands
 from prunus.graph.places import Places
 from prunus.graph.rules import registry
-from prunus.graph.skeleton import call, named_tensors, quiet_forward
+from prunus.graph.skeleton import call, quiet_forward
 
 
 class Reference(TorchDispatchMode):
@@ -33,7 +33,7 @@ class Reference(TorchDispatchMode):
     Args:
         places: The places that stay.
         thorough: Whether every operand of every product is cleared where it does not stay. Otherwise that is left out
-            where zeros in a weight make it needless, unless a number there is not finite.
+            where zeros in a weight make it needless, which they do unless they meet a number that is not finite.
     """
 
     def __init__(self, places: Places, thorough: bool = False):
@@ -42,20 +42,29 @@ class Reference(TorchDispatchMode):
         self.draws = Draws()
         self._masked: set[int] = set()  # where the memory of the parameters begins
 
-    def run(self, bare: nn.Module, example: Any, layouts: Mapping[str, Sequence[Layout]]) -> Any:
+    def run(
+        self,
+        bare: nn.Module,
+        tensors: Mapping[str, torch.Tensor],
+        example: Any,
+        layouts: Mapping[str, Sequence[Layout]],
+    ) -> Any:
         """Run a model whose parameters are zero wherever they do not stay.
 
         Args:
             bare: The model, which the forward pass may write to.
+            tensors: name -> each of its parameters and buffers.
             example: Its arguments; the forward pass gets a copy.
-            layouts: name -> layouts of each of its parameters and buffers.
+            layouts: name -> the layouts of each of these.
 
         Returns:
             The model's output.
         """
-        self._masked = {parameter.untyped_storage().data_ptr() for parameter in bare.parameters()}
+        self._masked = {
+            t.untyped_storage().data_ptr() for t in tensors.values() if isinstance(t, nn.Parameter)
+        }
         fresh = _copy_layouts(layouts)
-        for name, tensor in named_tensors(bare).items():
+        for name, tensor in tensors.items():
             put_tag(tensor, Tag(fresh[name]))
 
         def tagged(tensor: torch.Tensor) -> torch.Tensor:
