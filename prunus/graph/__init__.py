@@ -21,19 +21,25 @@ Its files, in the order in which to read them:
     parametrised  weights behind steps: what lies behind, how it is cut and set
     graph         Graph: members, widths, explain
     tracing       trace a model, or a part of it
+    places        the places of the units that stay
+    draws         random numbers, the same for two models
+    reference     a run at full size that computes what the small model does
 """
 
-from prunus.graph.attributes import Attribute, get_integer, set_attributes, set_integer
+from prunus.graph.attributes import Attribute, get_integer, set_attributes, set_integer, slots
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.construction import STATED_SIZES, Stated
 from prunus.graph.copying import check_traceable, copy_model
+from prunus.graph.draws import SameDraws
 from prunus.graph.graph import Graph, Member
-from prunus.graph.op import CONSUMES, DIRECTION, PRODUCES, SCALES, Op, Tag, Untracked, tensors_in
+from prunus.graph.op import CONSUMES, DIRECTION, PRODUCES, SCALES, SHIFTS, Op, Tag, Untracked, tensors_in
 from prunus.graph.outputs import output_tensors, quiet_config, select_outputs
 from prunus.graph.parametrised import OwnStep, tensors_behind
+from prunus.graph.places import Keep, Places, set_zero, take
+from prunus.graph.reference import Reference
 from prunus.graph.rules import rule
 from prunus.graph.skeleton import call, make_skeleton, named_tensors, quiet_forward
-from prunus.graph.tracer import Keep, Storage
+from prunus.graph.tracer import Storage
 from prunus.graph.tracing import part, trace
 
 __all__ = [
@@ -41,6 +47,7 @@ __all__ = [
     "DIRECTION",
     "PRODUCES",
     "SCALES",
+    "SHIFTS",
     "STATED_SIZES",
     "Attribute",
     "Axis",
@@ -50,6 +57,9 @@ __all__ = [
     "Member",
     "Op",
     "OwnStep",
+    "Places",
+    "Reference",
+    "SameDraws",
     "Stated",
     "Storage",
     "Tag",
@@ -68,6 +78,9 @@ __all__ = [
     "select_outputs",
     "set_attributes",
     "set_integer",
+    "set_zero",
+    "slots",
+    "take",
     "tensors_behind",
     "tensors_in",
     "trace",

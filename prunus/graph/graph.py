@@ -22,8 +22,10 @@ from prunus.graph.attributes import Attribute
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.construction import Stated
 from prunus.graph.op import Op, Tag
+from prunus.graph.operators import BATCH_NORM
 from prunus.graph.outputs import Outputs
-from prunus.graph.tracer import Keep, Storage
+from prunus.graph.places import Keep
+from prunus.graph.tracer import Storage
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +105,18 @@ class Graph:
             return "buffer"
         usual = op.SCALES if len(self.layouts[tensor]) == 1 else op.CONSUMES if dim else op.PRODUCES
         return self._roles.get((tensor, dim), usual)
+
+    @cached_property
+    def statistics(self) -> dict[str, str]:
+        """The running statistics of batch norms, by name: "shifts" for means, "scales" for variances."""
+        found: dict[str, str] = {}
+        for each in self.ops:
+            if each.is_a(BATCH_NORM):
+                for argument, role in (("running_mean", op.SHIFTS), ("running_var", op.SCALES)):
+                    name = self.tensors.get(each.argument(argument, default=None))
+                    if name is not None:
+                        found[name] = role
+        return found
 
     def topology(self, axis: str) -> tuple[tuple[str, str, int, int], ...]:
         """Describe an axis; equal for axes with the same roles in the same classes of modules.

@@ -1,13 +1,12 @@
 """One forward pass, observed: every operator passes through its rule, and every tensor gets its layouts.
 
-The pass runs on a skeleton of the model, so nothing is computed. The same pass over real tensors is the
-reference of the proof (see surgery.verify): there the layouts say which units to leave out of an operator.
+The pass runs on a skeleton of the model, so nothing is computed.
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from prunus.graph import axes
 from prunus.graph.attributes import Integers
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.op import Op, Tag, Untracked, new_generation, put_tag, tag_of, tensors_in
@@ -35,8 +33,6 @@ from prunus.graph.skeleton import (
     quiet_forward,
     same_device,
 )
-
-Keep = Mapping[str, Sequence[int]]  # the indices that stay, by the name of their axis
 
 
 class Storage:
@@ -99,15 +95,11 @@ class DataDependentError(Exception):
 
 
 class Tracer(TorchDispatchMode):
-    """Passes each operator through its rule and tags its results.
+    """Passes each operator through its rule and tags its results."""
 
-    keep: if given, operators that mix units are computed on the kept units alone (see surgery.verify).
-    """
-
-    def __init__(self, modules: Modules, keep: Keep | None = None):
+    def __init__(self, modules: Modules):
         super().__init__()
         self.modules = modules
-        self.keep = keep
         self.origins: Origins | None = None
         self.ops: list[Op] = []
         self.storages: list[Storage] = []
@@ -139,9 +131,6 @@ class Tracer(TorchDispatchMode):
             op.outs = _as_list(rule(op, *args, **kwargs))
             if self.origins is not None and (self.origins.given or self.origins.scale):
                 self._find_terms(op, self.origins, args)
-            if self.keep is not None and (op.mixes or op.contracts):
-                apply = _compute_on_kept if op.mixes else _compute_without_removed
-                out = apply(op, args, kwargs, self.keep)
             self._tag(op, out, tags)
         op.out = None
         self.ops.append(op)
@@ -201,71 +190,16 @@ def _as_list(outs: Any) -> list[list[Layout] | None]:
     return list(outs) if isinstance(outs, tuple) else [outs]
 
 
-def _compute_on_kept(op: Op, args: Args, kwargs: Kwargs, keep: Keep) -> Any:
-    """Compute an operator that mixes units on the kept units alone, with zeros elsewhere."""
-
-    def select(tensor: torch.Tensor) -> torch.Tensor:
-        for d, layout in enumerate(op.dims(tensor)):
-            if any(axes.leaves(layout)):
-                tensor = tensor.index_select(d, axes.positions(layout, keep).to(tensor.device))
-        return tensor
-
-    widths = {name: len(kept) for name, kept in keep.items()}
-    given: list[Any] = [list(a) if isinstance(a, (list, tuple)) else a for a in args]
-    for layout, argument, element in op.follows:
-        if element is None:
-            given[argument] = axes.size(layout, widths)
-        else:
-            given[argument][element] = axes.size(layout, widths)
-    given, kwargs = tree_map_only(torch.Tensor, select, (given, kwargs))
-    return _scatter(op, op.func(*given, **kwargs), keep)
-
-
-def _compute_without_removed(op: Op, args: Args, kwargs: Kwargs, keep: Keep) -> Any:
-    """Compute a product with zeros at the removed units of its operands.
-
-    They may have other values there, because an operator before it (sigmoid, say) does not map zero to zero.
-    """
-
-    def clear(tensor: torch.Tensor) -> torch.Tensor:
-        for d, layout in enumerate(op.dims(tensor)):
-            if any(axes.leaves(layout)):
-                gone = torch.ones(tensor.shape[d], dtype=torch.bool)
-                gone[axes.positions(layout, keep)] = False
-                tensor = tensor.index_fill(d, gone.nonzero().flatten().to(tensor.device), 0)
-        return tensor
-
-    args, kwargs = tree_map_only(torch.Tensor, clear, (args, kwargs))
-    return op.func(*args, **kwargs)
-
-
-def _scatter(op: Op, small: Any, keep: Keep) -> Any:
-    """Put results for kept units back among zeros."""
-    outputs = small if isinstance(small, tuple) else (small,)
-    full: list[Any] = []
-    for tensor, dims in zip(outputs, op.outs, strict=True):
-        for d, layout in enumerate(dims or ()):
-            if any(axes.leaves(layout)):
-                where = axes.positions(layout, keep).to(tensor.device)
-                shape = list(tensor.shape)
-                shape[d] = axes.size(layout)
-                tensor = tensor.new_zeros(shape).index_copy(d, where, tensor)
-        full.append(tensor)
-    return tuple(full) if isinstance(small, tuple) else full[0]
-
-
 def run(
     bare: nn.Module,
     example: Any,
     tags: dict[str, list[Layout]],
-    keep: Keep | None = None,
     integers: Integers | None = None,
     terms: bool = True,
 ) -> tuple[Tracer, Any]:
     """Run a skeleton once under a tracer, its parameters and buffers tagged with the layouts `tags`.
 
-    keep: see `Tracer`. integers: those of the skeleton, whose state is put back after the pass. terms: give them
-    terms for the pass.
+    integers: those of the skeleton, whose state is put back after the pass. terms: give them terms for the pass.
     Returns the tracer (operations, allocations) and the output. Floating-point inputs become abstract if the
     skeleton is.
     """
@@ -289,7 +223,7 @@ def run(
         return tensor
 
     modules = Modules(bare)
-    tracer = Tracer(modules, keep)
+    tracer = Tracer(modules)
     tracer.tensors = owners
     with ExitStack() as stack:
         stack.callback(modules.remove)
@@ -313,19 +247,3 @@ def run(
 def fresh_layouts(bare: nn.Module) -> dict[str, list[Layout]]:
     """A new axis for every dimension of every parameter and buffer."""
     return {name: [Axis(n) for n in tensor.shape] for name, tensor in named_tensors(bare).items()}
-
-
-def copy_layouts(layouts: dict[str, list[Layout]]) -> dict[str, list[Layout]]:
-    """Copy layouts, with axes of their own, so that running the rules again cannot change a graph."""
-    fresh: dict[int, Axis] = {}
-
-    def renew(layout: Layout) -> Layout:
-        if isinstance(layout, Axis):
-            return fresh.setdefault(id(layout), Axis(layout.size, layout.name))
-        if isinstance(layout, axes.Sum):
-            return axes.Sum(tuple(map(renew, layout.parts)))
-        if isinstance(layout, axes.Product):
-            return axes.Product(tuple(map(renew, layout.factors)))
-        return layout
-
-    return {name: [renew(axes.normal(layout)) for layout in dims] for name, dims in layouts.items()}

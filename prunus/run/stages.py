@@ -125,7 +125,12 @@ class Pipeline:
         small = surgery.shrink(model, graph, keep, verify="off")
         proof = surgery.prove(model, graph, keep, small)
         self.run.write(lambda: store.save(self.run.path / SHRUNK, small, keep, graph, left))
-        verified = {"max_abs_error": proof.max_abs_error, "tolerance": proof.tolerance}
+        verified = {
+            "max_abs_error": proof.max_abs_error,
+            "tolerance": proof.tolerance,
+            "dtype": str(proof.dtype).removeprefix("torch."),
+            "modes": list(proof.modes),
+        }
         if self.is_sparse():
             verified |= {
                 "units_gone": count_removed(graph, keep),

@@ -5,6 +5,7 @@ Its files, in the order in which to read them:
     slicing            the part of a tensor that stays
     steps              modules that change a weight before it is used: masks, gates
     copies             models that hold other tensors
+    sampling           random weights that let a signal through
     proof              prove, verify, and the axis to blame
     apply              mask, crop, shrink
     optimizer_state    momentum and averages carried over

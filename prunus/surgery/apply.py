@@ -1,9 +1,11 @@
 """Apply a keep: as zeros (mask), as smaller weights for one call (crop), or for real (shrink).
 
-Every shrink is proved. The original, with zeros in all weights of the removed units, and the small model are run in
-double precision on slightly perturbed weights, so that fresh weights and zeros cannot hide a wrong index; their
-outputs must agree. In both, operators that mix units (layer norm, softmax, means over a pruned axis) take their
-statistics over the kept units only. Source: ours.
+Every shrink is proved. The small model holds the kept weights, bit by bit. Then both it and the original, with zeros
+in all weights of the removed units, are run in every mode that was traced, on random weights and inputs through which
+a signal passes, so that fresh weights and zeros cannot hide a wrong index; their outputs, and the buffers that they
+write, must agree. That is decided in float32 if the difference is no more than rounding, otherwise in double
+precision. In both, operators that mix units (layer norm, softmax, means over a pruned axis) take their statistics over
+the kept units only, and random numbers (dropout, noise) are the same for the same unit. Source: ours.
 """
 
 from __future__ import annotations

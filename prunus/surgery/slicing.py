@@ -6,13 +6,11 @@ from collections.abc import Mapping
 
 import torch
 
-from prunus.graph import DIRECTION, Graph, Keep, axes
-
-Places = dict[tuple[axes.Layout, torch.device], torch.Tensor | None]  # None: everything stays
+from prunus.graph import DIRECTION, Graph, Keep, Layout, Places, axes
 
 
 def slice_tensor(
-    tensor: torch.Tensor, layouts: list[axes.Layout], keep: Keep, places: Places | None = None
+    tensor: torch.Tensor, layouts: list[Layout], keep: Keep, places: Places | None = None
 ) -> torch.Tensor:
     """Cut one tensor to the part that stays; differentiable.
 
@@ -20,21 +18,12 @@ def slice_tensor(
         tensor: A parameter or buffer at full size.
         layouts: The layout of each of its dimensions.
         keep: axis -> indices that stay.
-        places: Indices already computed for other tensors under the same keep; new ones are added.
+        places: Those of the same keep, so that the indices of an axis are computed once for many tensors.
 
     Returns:
         The part, or the tensor itself if nothing is cut.
     """
-    places = {} if places is None else places
-    for dim, layout in enumerate(layouts):
-        key = axes.normal(layout), tensor.device
-        if key not in places:
-            cuts = any(axis.name in keep for axis in axes.leaves(layout))
-            places[key] = axes.positions(layout, keep).to(tensor.device) if cuts else None
-        index = places[key]
-        if index is not None:
-            tensor = tensor.index_select(dim, index)
-    return tensor
+    return (places or Places(keep)).cut(tensor, layouts)
 
 
 def cut(tensors: Mapping[str, torch.Tensor], graph: Graph, keep: Keep) -> dict[str, torch.Tensor]:
@@ -48,19 +37,13 @@ def cut(tensors: Mapping[str, torch.Tensor], graph: Graph, keep: Keep) -> dict[s
     Returns:
         {name: the part that stays}; differentiable.
     """
-    places: Places = {}
+    places = Places(keep)
     return {name: slice_tensor(tensor, graph.layouts[name], keep, places) for name, tensor in tensors.items()}
 
 
-def zero_tensor(tensor: torch.Tensor, layouts: list[axes.Layout], keep: Keep) -> torch.Tensor:
+def zero_tensor(tensor: torch.Tensor, layouts: list[Layout], keep: Keep) -> torch.Tensor:
     """The tensor at full size with zeros in all entries that do not stay."""
-    for dim, layout in enumerate(layouts):
-        if any(axis.name in keep for axis in axes.leaves(layout)):
-            stays = torch.zeros(tensor.shape[dim], dtype=torch.bool)
-            stays[axes.positions(layout, keep)] = True
-            shape = [-1 if d == dim else 1 for d in range(tensor.dim())]
-            tensor = torch.where(stays.to(tensor.device).view(shape), tensor, torch.zeros_like(tensor))
-    return tensor
+    return Places(keep).clear(tensor, layouts)
 
 
 def shape_differences(shapes: Mapping[str, torch.Size], tensors: Mapping[str, torch.Tensor]) -> list[str]:
@@ -87,13 +70,11 @@ def mask_tensors(tensors: dict[str, torch.Tensor], graph: Graph, keep: Keep) -> 
     Buffers stay as they are: their entries at removed units do not matter, and some (variances) are divided by. So are
     the directions of the old weight_norm: the lengths of removed units are zero instead.
     """
-    return {
-        name: zero_tensor(tensor, _zeroed(graph, name), keep) if name in graph.parameters else tensor
-        for name, tensor in tensors.items()
-    }
+    places = Places(keep)
+    return {n: places.clear(t, zeroed(graph, n)) if n in graph.parameters else t for n, t in tensors.items()}
 
 
-def _zeroed(graph: Graph, name: str) -> list[axes.Layout]:
+def zeroed(graph: Graph, name: str) -> list[Layout]:
     """The layouts of a parameter's dimensions, but plain sizes where entries may not be zero."""
     return [
         axes.size(layout) if graph.role(name, dim) == DIRECTION else layout

@@ -12,7 +12,8 @@ from torch import nn
 from torch.func import functional_call
 
 from prunus import surgery
-from prunus.graph import skeleton, tracer
+from prunus.errors import PruningError
+from prunus.graph import Places, Reference, skeleton, trace
 from prunus.recover import renew_norms
 from prunus.surgery import cut, effective_tensors, slice_tensor
 from prunus.surgery.slicing import mask_tensors, zero_tensor
@@ -157,7 +158,7 @@ def alike(a, b, error=1e-9):
 def masked_answers(model, graph, keep, example):
     """The output of the network with zeros in all weights of the removed units."""
     whole = surgery.mask(model, graph, keep)
-    return tracer.run(whole, example, tracer.copy_layouts(graph.layouts), keep)[1]
+    return Reference(Places(keep)).run(whole, skeleton.named_tensors(whole), example, graph.layouts)
 
 
 @pytest.mark.parametrize("name", [*ZOO, *SMALL])
