@@ -90,7 +90,9 @@ def _rows(flat: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _tiled(tensor: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same shape, filled with numbers again and again."""
+    """A tensor of the same shape, filled with numbers again and again; the numbers themselves if they fill it."""
+    if len(numbers) == tensor.numel():
+        return numbers.view(tensor.shape)
     made = torch.empty(tensor.shape, dtype=numbers.dtype, device=tensor.device)
     rows, end = _rows(made.view(-1), len(numbers))
     rows.copy_(numbers)
