@@ -136,13 +136,14 @@ class Check:
         ended = self._run(probe, attributes)
         for op, layout in probe.integers:
             axes.fix(layout, f"{op} uses the integer {axes.size(layout)}, which follows nothing that may shrink")
+        if self.traced.reads_data:  # other data make other numbers, and may take another way: no faults
+            return not probe.integers
         if probe.numbers:
             self._fix_numbers(probe.numbers)
         found = bool(probe.integers or probe.numbers)
-        if not ended and not found and not self.traced.data_read:  # other data may take another way: no fault
+        if not ended and not found:
             self._fix_around(min(probe.at, len(self.ops) - 1))
-            found = True
-        return not found
+        return ended and not found
 
     def _run(self, probe: _Pass, attributes: Sequence[Attribute]) -> bool:
         """Run the skeleton at other widths; whether it took the same way to the end."""

@@ -45,7 +45,6 @@ class Passes:
         self.outputs: list[Tag] = []  # of the first pass
         self.modes: dict[str, Any] = {}  # the modes in which the model runs, with their examples
         self.traced: dict[str, Tracer] = {}  # those of them that had to be traced
-        self.data_read: dict[str, str] = {}  # the lines that read values off the data, with the operators
         self._alike = False  # whether the first pass says what every mode does
 
     def run(self, mode: str, example: Any) -> None:
@@ -82,7 +81,6 @@ class Passes:
             if (tag := tag_of(tensor)) is not None and tag.met
         }
         self._solve(traced)
-        self.data_read |= traced.data_read
         self.outputs = self.outputs or found
         self.traced[mode] = traced
 

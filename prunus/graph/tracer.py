@@ -91,7 +91,7 @@ class Modules:
 
 
 class DataDependentError(Exception):
-    """A forward pass asks for a value that abstract tensors do not have."""
+    """A forward pass asks for a value that abstract tensors do not have; says which, and where."""
 
 
 class Tracer(TorchDispatchMode):
@@ -103,7 +103,7 @@ class Tracer(TorchDispatchMode):
         self.origins: Origins | None = None
         self.ops: list[Op] = []
         self.storages: list[Storage] = []
-        self.data_read: dict[str, str] = {}  # the lines that read values off the data, with the operators
+        self.reads_data = False  # whether the code reads values off the data, which may decide its way
         self.tensors: dict[Tag, str] = {}  # parameters and buffers, before anything wrote to them
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
@@ -116,10 +116,10 @@ class Tracer(TorchDispatchMode):
         tensors = tensors_in(args) + tensors_in(kwargs.values())
         tags = [tag for tag in map(tag_of, tensors) if tag is not None]
         if is_a(func, DATA_DEPENDENT):
-            if tags:
-                self.data_read.setdefault(user_line(), name)
+            self.reads_data |= bool(tags)
             if any(t.is_meta for t in tensors):
-                raise DataDependentError
+                what = "an input" if any(tag.data for tag in tags) else "the weights"
+                raise DataDependentError(f"{name} reads a value that depends on {what}, at {user_line()}")
         seen = bool(tags) or is_a(func, NEW)
         numbers = registry.scalars(func, args, kwargs) if seen else ()
         inputs = _values(args), dict(zip(kwargs, _values(kwargs.values()), strict=True))

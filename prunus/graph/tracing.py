@@ -58,9 +58,11 @@ def trace(
     """
     check_traceable(model)
     examples = _examples(example, modes)
-    graph = _trace(model, examples, False, modes is not None, outputs)
-    graph = graph or _trace(model, examples, True, modes is not None, outputs)
-    assert graph is not None, "a trace with real tensors returns or raises"
+    try:
+        graph = _trace(model, examples, False, modes is not None, outputs)
+    except _NotOnMetaError as error:
+        graph = _trace(model, examples, True, modes is not None, outputs)
+        warnings.warn(str(error), stacklevel=3)
     if not graph.axes:
         why = _short([f"{what}: {reason}" for what, reason in graph.fixed], 3) or "no parameters at all"
         raise TraceError(f"nothing in this {type(model).__name__} may shrink: {why}.")
@@ -79,10 +81,11 @@ def _examples(example: Any, modes: Collection[str] | Mapping[str, Any] | None) -
 
 def _trace(
     model: nn.Module, examples: Mapping[str, Any], real: bool, asked: bool, outputs: Outputs | None
-) -> Graph | None:
-    """Trace on the meta device, or with real tensors; None if the model fails on the meta device.
+) -> Graph:
+    """Trace on the meta device, or with real tensors.
 
-    asked: whether the user named the modes, so that each has to work.
+    asked: whether the user named the modes, so that each has to work. Raises _NotOnMetaError if the model fails on the meta
+    device.
     """
     bare = skeleton.make_skeleton(model, real)
     layouts = tracer.fresh_layouts(bare)
@@ -97,7 +100,7 @@ def _trace(
             if passes.traced and not asked:
                 _warn_of_training(error)
             elif not real:
-                return None
+                raise _NotOnMetaError(_words_for_real(error)) from error
             else:
                 raise TraceError(f"the model's forward pass failed on the example: {error}") from error
     first = next(iter(passes.traced.values()))
@@ -112,8 +115,6 @@ def _trace(
         return _name_axes(layouts, parameters)
 
     behind = follow_steps(model, layouts, name_axes)
-    if real:
-        warnings.warn(_words_for_real(passes.data_read), stacklevel=3)
     passes.check(name_axes)
     named = name_axes()
     for layout in [layout for dims in layouts.values() for layout in dims]:
@@ -139,14 +140,17 @@ def _trace(
     )
 
 
-def _words_for_real(data_read: Mapping[str, str]) -> str:
-    if not data_read:
+class _NotOnMetaError(Exception):
+    """A model does not run on the meta device; says why, as a warning."""
+
+
+def _words_for_real(error: Exception) -> str:
+    if not isinstance(error, tracer.DataDependentError):
         return "traced with real tensors, because the meta device cannot run this model"
-    lines = _short([f"{name} at {line}" for line, name in data_read.items()], 2)
     return (
-        f"traced with real tensors, because the model reads values that depend on the data or the weights ({lines}). "
-        "What it does at other values is not known: if it runs other layers then, freeze those, or trace a part that "
-        "does not do this: part, example = prunus.part(model, 'NAME', inputs)."
+        f"traced with real tensors, because {error}. What the model does at other values is not known: if it runs other "
+        "layers then, freeze those, or trace a part that does not do this: "
+        "part, example = prunus.part(model, 'NAME', inputs)."
     )
 
 

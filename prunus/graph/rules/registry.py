@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from prunus.graph.axes import Layout
-from prunus.graph.op import SCALES, SHIFTS, Op, tag_of, tensors_in
+from prunus.graph.op import Op, SCALES, SHIFTS, tag_of, tensors_in
 from prunus.graph.operators import (
     ADDITION,
     POINTWISE,
@@ -89,11 +89,12 @@ def scalars(func: torch._ops.OpOverload, args: Args, kwargs: Kwargs) -> tuple[st
     """The numbers with which an operator computes, as text, so that NaN equals itself.
 
     Integers count if the operator is elementwise, because there they are no sizes. A real tensor without
-    dimensions is a number.
+    dimensions is a number, unless it is followed as a tensor.
     """
     kinds = (int, float) if find(func)[1] is pointwise else (float,)
     args = tuple(
-        t.item() if isinstance(t, torch.Tensor) and t.dim() == 0 and not t.is_meta else t for t in args
+        t.item() if isinstance(t, torch.Tensor) and t.dim() == 0 and tag_of(t) is None and not t.is_meta else t
+        for t in args
     )
     return tuple(
         repr(v) for v in [*args, *kwargs.values()] if isinstance(v, kinds) and not isinstance(v, bool)
