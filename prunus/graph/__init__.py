@@ -13,6 +13,7 @@ Its files, in the order in which to read them:
     sizes         integers that remember what they are made of
     symbols       these integers on their way through torch
     attributes    integers that a model keeps
+    state         tensors that a model keeps between calls
     origins       the functions that a forward pass calls, watched
     solve         which integers follow which layouts
     check         the check of a trace at other widths
@@ -39,6 +40,7 @@ from prunus.graph.places import Keep, Places, set_zero, take
 from prunus.graph.reference import Reference
 from prunus.graph.rules import rule
 from prunus.graph.skeleton import call, make_skeleton, named_tensors, quiet_forward
+from prunus.graph.state import kept_tensors, set_kept
 from prunus.graph.tracer import Storage
 from prunus.graph.tracing import part, trace
 
@@ -68,6 +70,7 @@ __all__ = [
     "check_traceable",
     "copy_model",
     "get_integer",
+    "kept_tensors",
     "make_skeleton",
     "named_tensors",
     "output_tensors",
@@ -78,6 +81,7 @@ __all__ = [
     "select_outputs",
     "set_attributes",
     "set_integer",
+    "set_kept",
     "set_zero",
     "slots",
     "take",

@@ -33,6 +33,7 @@ from prunus.graph.skeleton import (
     quiet_forward,
     same_device,
 )
+from prunus.graph.state import kept_tensors, set_kept
 from prunus.graph.tracer import Tracer
 
 MOST_PASSES = 8
@@ -193,6 +194,15 @@ class Check:
                 value = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
                 put_tag(value, Tag(()))
                 setattr(module, attribute, value)
+
+        kept = {
+            name: tensor.new_zeros([axes.size(layout, widths) for layout in self.layouts[name]])
+            for name, tensor in kept_tensors(self.bare).items()
+            if name in self.layouts
+        }
+        for tensor in kept.values():
+            put_tag(tensor, Tag(()))
+        set_kept(self.bare, kept)
 
     def _fix_numbers(self, places: Sequence[int]) -> None:
         """Fix the sizes from which some numbers were made, if it is not known which; at least one.

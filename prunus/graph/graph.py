@@ -44,6 +44,7 @@ class Graph:
 
     axes: dict[str, Axis]  # those that may shrink, by name, in the order of the parameters
     layouts: dict[str, list[Layout]]  # per parameter and buffer, one layout per dimension
+    state: dict[str, list[Layout]] = field(repr=False)  # those of tensors kept in plain attributes (state.py)
     shapes: dict[str, torch.Size]
     parameters: frozenset[str]  # which of `layouts` are parameters (the rest are buffers)
     ops: list[Op] = field(repr=False)

@@ -25,6 +25,7 @@ from prunus.graph.outputs import Outputs, select_outputs
 from prunus.graph.operators import BATCH_NORM
 from prunus.graph.sizes import Place
 from prunus.graph.solve import Claim, Solver, claims
+from prunus.graph.state import kept_tensors
 from prunus.graph.tracer import Tracer
 
 
@@ -77,7 +78,7 @@ class Passes:
                 axes.fix(layout, "an output of the model")
         self.met |= {
             name
-            for name, tensor in skeleton.named_tensors(self.bare).items()
+            for name, tensor in (skeleton.named_tensors(self.bare) | kept_tensors(self.bare)).items()
             if (tag := tag_of(tensor)) is not None and tag.met
         }
         self._solve(traced)

@@ -66,7 +66,8 @@ class Reference(TorchDispatchMode):
         }
         fresh = _copy_layouts(layouts)
         for name, tensor in tensors.items():
-            put_tag(tensor, Tag(fresh[name]))
+            if name in fresh:
+                put_tag(tensor, Tag(fresh[name]))
 
         def tagged(tensor: torch.Tensor) -> torch.Tensor:
             tensor = tensor.detach().clone()

@@ -23,6 +23,7 @@ from prunus.graph.operators import DATA_DEPENDENT, EMBEDDING, NEW, Args, Kwargs,
 from prunus.graph.origins import Origins, seen_through
 from prunus.graph.rules import registry
 from prunus.graph.sizes import Journal, Sized, number_text, origins, plain
+from prunus.graph.state import kept_tensors
 from prunus.graph.symbols import Symbol, concrete, terms_of
 from prunus.graph.skeleton import (
     SameDevice,
@@ -207,10 +208,11 @@ def run(
     tensors = named_tensors(bare)
     meta = any(tensor.is_meta for tensor in tensors.values())
     owners: dict[Tag, str] = {}
-    for name, tensor in tensors.items():
-        tag = Tag(tags[name])
-        put_tag(tensor, tag)
-        owners[tag] = name
+    for name, tensor in (tensors | kept_tensors(bare)).items():
+        if name in tags:
+            tag = Tag(tags[name])
+            put_tag(tensor, tag)
+            owners[tag] = name
 
     def abstract(tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_floating_point():
@@ -245,5 +247,6 @@ def run(
 
 
 def fresh_layouts(bare: nn.Module) -> dict[str, list[Layout]]:
-    """A new axis for every dimension of every parameter and buffer."""
-    return {name: [Axis(n) for n in tensor.shape] for name, tensor in named_tensors(bare).items()}
+    """A new axis for every dimension of every parameter, buffer and tensor kept otherwise."""
+    tensors = named_tensors(bare) | kept_tensors(bare)
+    return {name: [Axis(n) for n in tensor.shape] for name, tensor in tensors.items()}

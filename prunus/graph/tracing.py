@@ -117,14 +117,16 @@ def _trace(
     behind = follow_steps(model, layouts, name_axes)
     passes.check(name_axes)
     named = name_axes()
+    shapes = {name: tensor.shape for name, tensor in skeleton.named_tensors(bare).items()}
     for layout in [layout for dims in layouts.values() for layout in dims]:
         for axis in axes.leaves(layout):
             if axis.name not in named:
                 axes.fix(axis, "only buffers lie along it")
     return Graph(
         axes=named,
-        layouts=layouts,
-        shapes={name: tensor.shape for name, tensor in skeleton.named_tensors(bare).items()},
+        layouts={name: layouts[name] for name in shapes},
+        state={name: dims for name, dims in layouts.items() if name not in shapes},
+        shapes=shapes,
         parameters=frozenset(parameters),
         ops=first.ops,
         storages=first.storages,

@@ -21,9 +21,11 @@ from prunus.graph import (
     Keep,
     copy_model,
     get_integer,
+    kept_tensors,
     parametrised,
     set_attributes,
     set_integer,
+    set_kept,
     skeleton,
     tensors_behind,
 )
@@ -154,6 +156,7 @@ def resize(model: nn.Module, graph: Graph, keep: Keep, tensors: dict[str, torch.
         if name in graph.behind
     }
     small = clone(model, behind | cut(tensors, graph, keep))
+    set_kept(small, {n: slice_tensor(t, graph.state[n], keep) for n, t in kept_tensors(small).items() if n in graph.state})
     widths = graph.widths(keep)
     set_attributes(small, graph.integers(widths), widths)
     update_stated_sizes(model, small)

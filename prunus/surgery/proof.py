@@ -20,9 +20,11 @@ from prunus.graph import (
     Places,
     Reference,
     SameDraws,
+    kept_tensors,
     make_skeleton,
     parametrised,
     select_outputs,
+    set_kept,
     set_zero,
     skeleton,
     slots,
@@ -250,7 +252,7 @@ class Pair:
         reference = Reference(self.places, thorough=not attempt.quick)
         with _seeded(device):
             expected = select_outputs(
-                reference.run(whole.model, whole.tensors(), example, self.graph.layouts), self.graph.chosen
+                reference.run(whole.model, whole.tensors(), example, self.graph.layouts | self.graph.state), self.graph.chosen
             )
         own = tree_map_only(torch.Tensor, torch.clone, example)  # the forward pass may write to it
         with _seeded(device), skeleton.quiet_forward(), SameDraws(reference.draws, self.places) as draws:
@@ -262,7 +264,7 @@ class Pair:
             return float("inf")  # perhaps only in this precision
         mine = small.tensors()
         for name, buffer in whole.tensors().items():  # which may have been written to
-            if name not in self.graph.parameters:
+            if name in self.stays and name not in self.graph.parameters:
                 got.append(mine[name])
                 expected.append(take(buffer, self.stays[name]))
         return max(map(_relative_error, got, expected))
@@ -275,6 +277,7 @@ class Vessel:
         self.model = make_skeleton(model, real=True)
         self.mode = "eval"
         self.slots = slots(self.model)
+        self.state = {name: tensor.clone() for name, tensor in kept_tensors(self.model).items()}
 
     def fill(self, tensors: dict[str, torch.Tensor], mode: str) -> None:
         """Hold these parameters themselves, and copies of these buffers, in a mode."""
@@ -284,13 +287,15 @@ class Vessel:
             tensor = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor.clone()
             for module, attribute in held:
                 vars(module)["_parameters" if is_parameter else "_buffers"][attribute] = tensor
+        dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), None)
+        set_kept(self.model, {name: tensor.to(dtype, copy=True) for name, tensor in self.state.items()})
         if mode != self.mode:
             self.model.train(mode == "train")
             self.mode = mode
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What it holds now, by name."""
-        return {name: getattr(*held[0]) for name, held in self.slots.items()}
+        return {name: getattr(*held[0]) for name, held in self.slots.items()} | kept_tensors(self.model)
 
 
 @contextmanager
