@@ -3,7 +3,8 @@
 `keep.json` states which units stayed, which shapes the original had, and which integers in its modules
 changed, so loading needs the original class and nothing else: no tracing, no method, no pickle. A weight behind a
 parametrisation (weight_norm, spectral_norm) is stored by its plain name and its value; the tensors behind it, listed
-in the entry `behind` (name -> shape), are stored too, so that a parametrised model gets back exactly those.
+in the entry `behind` (name -> shape), are stored too, so that a parametrised model gets back exactly those. So are
+tensors that the model keeps in plain attributes, in the entry `state`.
 
 Pruned single weights are plain zeros in `model.safetensors`, so that loading is the same, and `masks.safetensors`
 marks them, one bit per weight; `keep.json` then has an entry `masks`: parameter -> number of weights that stay.
@@ -19,13 +20,13 @@ from torch import nn
 
 from prunus.errors import FileError, UserError
 from prunus.files import read_json, read_tensors, write_json, write_tensors
-from prunus.graph import Graph, Keep, get_integer, named_tensors, tensors_behind
+from prunus.graph import Graph, Keep, get_integer, kept_tensors, named_tensors, tensors_behind
 from prunus.sparse import Masks, packed, survivors, unpacked
 from prunus.surgery import changed_attributes, effective_tensors, shape_differences, with_tensors
 
 FORMAT = 1
 MASKS = "masks.safetensors"
-_SHAPES = ("original_shapes", "shapes", "behind")
+_SHAPES = ("original_shapes", "shapes", "behind", "state")
 
 
 def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: Masks | None = None) -> None:
@@ -64,11 +65,14 @@ def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: 
     behind = tensors_behind(small)
     if behind:
         record["behind"] = {name: list(tensor.shape) for name, tensor in behind.items()}
+    state = {n: t for n, t in kept_tensors(small).items() if n in graph.state}
+    if state:
+        record["state"] = {name: list(tensor.shape) for name, tensor in state.items()}
     folder = Path(folder)
     if masks is not None:
         _check_masks(tensors, masks)
         record["masks"] = survivors(masks)
-    write_tensors(folder / "model.safetensors", tensors | behind, {"format": "pt"})
+    write_tensors(folder / "model.safetensors", tensors | behind | state, {"format": "pt"})
     if masks is not None:
         write_tensors(folder / MASKS, {name: packed(mask) for name, mask in masks.items()}, {"format": "pt"})
     write_json(folder / "keep.json", record)
@@ -170,7 +174,7 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
             f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. Build the class it came from, unpruned."
         )
     tensors = read_tensors(Path(folder) / "model.safetensors")
-    stored = record["shapes"] | record.get("behind", {})
+    stored = record["shapes"] | record.get("behind", {}) | record.get("state", {})
     wrong = shape_differences({name: torch.Size(shape) for name, shape in stored.items()}, tensors)
     if wrong:
         raise FileError(
@@ -222,7 +226,7 @@ def _well_formed(record: dict) -> bool:
             isinstance(a, dict) and ints(a.get("keep")) and type(a.get("size")) is int
             for a in record["axes"].values()
         )
-        and isinstance(record.get("behind", {}), dict)
+        and all(isinstance(record.get(key, {}), dict) for key in ("behind", "state"))
         and all(map(ints, [v for key in _SHAPES for v in record.get(key, {}).values()]))
         and all(isinstance(a, dict) for a in record["attributes"].values())
         and isinstance(record.get("masks", {}), dict)

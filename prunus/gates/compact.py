@@ -18,7 +18,7 @@ from prunus.errors import UserError
 from prunus.gates import at_once, gates
 from prunus.gates.gates import Gate
 from prunus.graph import Graph, Keep, Layout, axes, make_skeleton, set_attributes, skeleton
-from prunus.surgery import copies, lists_of
+from prunus.surgery import copies, effective_tensors, lists_of, stated
 
 
 class Compacted:
@@ -49,9 +49,9 @@ class Compacted:
     @torch.no_grad()
     def full(self) -> nn.Module:
         """A copy at full size with the present weights: zeros (ones in buffers) for units that were removed."""
-        full = copies.clone(self.model, expand(self.graph, self.kept, copies.effective_tensors(self.model)))
+        full = copies.clone(self.model, expand(self.graph, self.kept, effective_tensors(self.model)))
         set_attributes(full, self.graph.integers(widths := self.graph.widths()), widths)
-        copies.update_stated_sizes(self.model, full)
+        stated.update_stated_sizes(self.model, full)
         return full
 
 
@@ -118,7 +118,7 @@ def cut(
             states[tensor].update(state)
     gates.update_places(model, graph, after)
     set_attributes(model, graph.integers(widths := graph.widths(after)), widths)
-    copies.update_stated_sizes(like, model)
+    stated.update_stated_sizes(like, model)
 
 
 def _stored_tensors(model: nn.Module, graph: Graph) -> dict[str, Tensor]:

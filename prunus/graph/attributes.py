@@ -125,7 +125,10 @@ class Integers:
                 if isinstance(held.get(inner), dict):
                     self._saved.append((held[inner], dict(held[inner])))
             for key, value in [*_class_integers(type(module)).items(), *held.items()]:
-                if key not in _INTERNAL and (new := self._marked(value, (name, (key,)), seen, journal)) is not value:
+                if (
+                    key not in _INTERNAL
+                    and (new := self._marked(value, (name, (key,)), seen, journal)) is not value
+                ):
                     held[key] = new
 
     def _marked(self, value: Any, way: Way, seen: set[int], journal: Journal | None) -> Any:
@@ -209,7 +212,9 @@ def _slots(kind: type) -> tuple[str, ...]:
 def _class_integers(kind: type) -> dict[str, int]:
     """The integers among the attributes of a class, but for torch's own and builtin ones."""
     own = [k for k in reversed(kind.__mro__) if k.__module__.split(".")[0] not in ("torch", "builtins")]
-    return {key: value for each in own for key, value in vars(each).items() if type(value) is int and value > 1}
+    return {
+        key: value for each in own for key, value in vars(each).items() if type(value) is int and value > 1
+    }
 
 
 def slots(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:

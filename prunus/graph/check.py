@@ -56,7 +56,9 @@ class _Pass(TorchDispatchMode):
         kwargs = kwargs or {}
         if not any(map(tag_of, tensors_in([*args, *kwargs.values()]))):
             args, kwargs = same_device(args, kwargs)
-            return compute(func, args, kwargs)  # of constants, which the code may have kept from an earlier pass
+            return compute(
+                func, args, kwargs
+            )  # of constants, which the code may have kept from an earlier pass
         if self.at >= len(self.ops) or self.ops[self.at].func is not func:
             raise _OtherWayError
         op = self.ops[self.at]
@@ -102,7 +104,12 @@ class Check:
     """
 
     def __init__(
-        self, bare: nn.Module, example: Any, traced: Tracer, layouts: dict[str, list[Layout]], integers: Integers
+        self,
+        bare: nn.Module,
+        example: Any,
+        traced: Tracer,
+        layouts: dict[str, list[Layout]],
+        integers: Integers,
     ):
         self.bare, self.example, self.traced, self.layouts = bare, example, traced, layouts
         self.ops, self.integers = _dependent(traced.ops), integers
@@ -111,7 +118,9 @@ class Check:
         self.meta = any(t.is_meta for t in named_tensors(bare).values())
         self.error: Exception | None = None  # the one that ended the last pass
 
-    def agree(self, name_axes: Callable[[], dict[str, Axis]], attributes: Callable[[], list[Attribute]]) -> bool:
+    def agree(
+        self, name_axes: Callable[[], dict[str, Axis]], attributes: Callable[[], list[Attribute]]
+    ) -> bool:
         """Repeat passes until one agrees, and fix axes in between.
 
         Args:
@@ -136,7 +145,9 @@ class Check:
         probe = _Pass(self.ops, _wider(named))
         ended = self._run(probe, attributes)
         for op, layout in probe.integers:
-            axes.fix(layout, f"{op} uses the integer {axes.size(layout)}, which follows nothing that may shrink")
+            axes.fix(
+                layout, f"{op} uses the integer {axes.size(layout)}, which follows nothing that may shrink"
+            )
         if self.traced.reads_data:  # other data make other numbers, and may take another way: no faults
             return not probe.integers
         if probe.numbers:
@@ -182,7 +193,9 @@ class Check:
 
     def _resize(self, widths: Mapping[str, int]) -> None:
         """Replace the skeleton's floating-point tensors by those of other widths."""
-        for (module, attribute) in (place for name in self.slots if name not in self.dtypes for place in self.slots[name]):
+        for module, attribute in (
+            place for name in self.slots if name not in self.dtypes for place in self.slots[name]
+        ):
             put_tag(getattr(module, attribute), Tag(()))
         for name, dtype in self.dtypes.items():
             shape = [axes.size(layout, widths) for layout in self.layouts[name]]

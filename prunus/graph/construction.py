@@ -13,7 +13,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -48,7 +48,9 @@ class Stated(NamedTuple):
     layouts: tuple[Layout, ...]
 
 
-def stated(model: nn.Module, layouts: Mapping[str, list[Layout]], known: Mapping[Place, Layout]) -> list[Stated]:
+def stated(
+    model: nn.Module, layouts: Mapping[str, list[Layout]], known: Mapping[Place, Layout]
+) -> list[Stated]:
     """List what a model states about its sizes beside what its forward pass reads.
 
     Args:
@@ -79,9 +81,11 @@ def stated(model: nn.Module, layouts: Mapping[str, list[Layout]], known: Mapping
 
 def _made_again(model: nn.Module) -> nn.Module | None:
     """The model once more, on the meta device, its integers with terms; None if it does not keep what it needs."""
-    wanted = [p for p in inspect.signature(type(model).__init__).parameters.values()][1:]
+    wanted = list(inspect.signature(type(model).__init__).parameters.values())[1:]
     held = vars(model)
-    kept = {p.name: held[p.name] for p in wanted if p.name in held and not isinstance(held[p.name], nn.Module)}
+    kept = {
+        p.name: held[p.name] for p in wanted if p.name in held and not isinstance(held[p.name], nn.Module)
+    }
     needed = [p for p in wanted if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if not kept or any(p.name not in kept for p in needed) or all(isinstance(v, int) for v in kept.values()):
         return None

@@ -52,7 +52,9 @@ class Graph:
     tensors: dict[Tag, str] = field(repr=False)  # parameters and buffers among the inputs of `ops`
     outputs: list[Tag] = field(repr=False)  # the model's outputs, among the results of `ops`
     attributes: list[Attribute]  # integers of the model that follow an axis
-    stated: list[Stated] = field(repr=False)  # integers that the forward pass never reads, and that may follow
+    stated: list[Stated] = field(
+        repr=False
+    )  # integers that the forward pass never reads, and that may follow
     chosen: Outputs | None = field(repr=False)  # the outputs that count; None: all
     modes: dict[str, Any] = field(repr=False)  # "eval", "train": those that were traced, with their examples
     _roles: dict[tuple[str, int], str] = field(repr=False)

@@ -38,8 +38,12 @@ class Origins(TorchFunctionMode):
     def __init__(self, journal: Journal, ops: list[Any]):
         super().__init__()
         self.journal, self.ops = journal, ops
-        self.given: list[Any] = []  # the arguments of the function that runs, if there are sized integers among them
-        self.noted: list[tuple[Layout, Term, str]] = []  # sizes that torch compares and does not hand on, as claims
+        self.given: list[
+            Any
+        ] = []  # the arguments of the function that runs, if there are sized integers among them
+        self.noted: list[
+            tuple[Layout, Term, str]
+        ] = []  # sizes that torch compares and does not hand on, as claims
         self.scale: tuple[Layout, ...] = ()  # the dimension from which torch computes a number in it
 
     def __torch_function__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:

@@ -21,8 +21,8 @@ from prunus.graph.attributes import Attribute, Integers
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.check import Check
 from prunus.graph.op import Tag, tag_of
-from prunus.graph.outputs import Outputs, select_outputs
 from prunus.graph.operators import BATCH_NORM
+from prunus.graph.outputs import Outputs, select_outputs
 from prunus.graph.sizes import Place
 from prunus.graph.solve import Claim, Solver, claims
 from prunus.graph.state import kept_tensors
@@ -67,8 +67,12 @@ class Passes:
                 traced, output = tracer.run(self.bare, example, self.layouts, integers=self.integers)
             except tracer.DataDependentError:
                 raise
-            except Exception:  # code may insist on integers of no other class; then none of its integers follow
-                traced, output = tracer.run(self.bare, example, self.layouts, integers=self.integers, terms=False)
+            except (
+                Exception
+            ):  # code may insist on integers of no other class; then none of its integers follow
+                traced, output = tracer.run(
+                    self.bare, example, self.layouts, integers=self.integers, terms=False
+                )
         self._alike = not any(map(is_own, asked)) and not any(map(_sets_mode, self.bare.modules()))
         found = [tag for tag in map(tag_of, select_outputs(output, self.chosen)) if tag is not None]
         if not found:

@@ -22,8 +22,8 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from prunus.graph import op, operators
 from prunus.graph.copying import copy_model, remove_foreign_hooks
 from prunus.graph.op import put_tag, tag_of
-from prunus.graph.outputs import quiet_config
 from prunus.graph.operators import SHAPE_KEEPING, Args, Kwargs
+from prunus.graph.outputs import quiet_config
 
 
 def make_skeleton(model: nn.Module, real: bool = False) -> nn.Module:
@@ -179,7 +179,11 @@ def compute(func: Any, args: Sequence[Any], kwargs: Kwargs) -> Any:
             return first if operators.name_of(func).endswith("_") else _empty_like(first)
     elif func in _PRODUCTS:
         *_, a, b = args[: 3 if func is _ADDMM else 2]
-        if a.shape[-1] == b.shape[-2] and a.shape[:-2] == b.shape[:-2] and (func is not _ADDMM or first.dim() == 1):
+        if (
+            a.shape[-1] == b.shape[-2]
+            and a.shape[:-2] == b.shape[:-2]
+            and (func is not _ADDMM or first.dim() == 1)
+        ):
             return first.new_empty((*a.shape[:-1], b.shape[-1]))
     elif func is _MEAN and len(args) > 2 and isinstance(args[1], (list, tuple)):
         _, dims, keep, *_ = args

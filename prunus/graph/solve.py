@@ -33,7 +33,11 @@ def origin(term: Term) -> str:
     """Words for where an integer comes from."""
     places = [str(end) for end in ends(term) if isinstance(end, Place)]
     if places:
-        return f"computed from {', '.join(dict.fromkeys(places))}" if isinstance(term, Made) else f"which is {term}"
+        return (
+            f"computed from {', '.join(dict.fromkeys(places))}"
+            if isinstance(term, Made)
+            else f"which is {term}"
+        )
     return "written in the code" if isinstance(term, int) else "computed from a shape"
 
 
@@ -160,8 +164,11 @@ class Solver:
         return True
 
     def _layouts(self, term: Term) -> list[Layout]:
-        found = [self.known.get(end, 0) if isinstance(end, Place) else end for end in ends(term)]
-        return found  # pyright: ignore[reportReturnType]  # the ends of a term are no Made
+        return [self._of(end) for end in ends(term)]
+
+    def _of(self, end: Any) -> Layout:
+        """The layout of an end of a term; 0 for an unknown place."""
+        return self.known.get(end, 0) if isinstance(end, Place) else end
 
     def _compare(self, event: Event) -> None:
         """Let a comparison of an attribute hold on, because the code takes another way where it does not."""
@@ -209,7 +216,11 @@ def _without(whole: Layout, part: Layout) -> Layout | None:
         return whole - part if part <= whole else None
     if whole == part:
         return 0
-    if isinstance(whole, Product) and axes.nest(*whole.factors[1:]) == part and isinstance(whole.factors[0], int):
+    if (
+        isinstance(whole, Product)
+        and axes.nest(*whole.factors[1:]) == part
+        and isinstance(whole.factors[0], int)
+    ):
         return axes.nest(whole.factors[0] - 1, part)
     pieces = list(whole.parts) if isinstance(whole, Sum) else [whole]
     gone = list(part.parts) if isinstance(part, Sum) else [part]

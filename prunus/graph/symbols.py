@@ -120,7 +120,9 @@ def symbolic(value: Any) -> Any:
         term = value.term if isinstance(value, Sized) else value
         return Symbol(Node(plain(value), term))  # pyright: ignore[reportArgumentType]
     if isinstance(value, (list, tuple)):
-        return type(value)(map(symbolic, value)) if type(value) in (list, tuple) else tuple(map(symbolic, value))
+        return (
+            type(value)(map(symbolic, value)) if type(value) in (list, tuple) else tuple(map(symbolic, value))
+        )
     if isinstance(value, slice):
         return slice(symbolic(value.start), symbolic(value.stop), symbolic(value.step))
     return value

@@ -23,8 +23,6 @@ from prunus.graph.operators import DATA_DEPENDENT, EMBEDDING, NEW, Args, Kwargs,
 from prunus.graph.origins import Origins, seen_through
 from prunus.graph.rules import registry
 from prunus.graph.sizes import Journal, Sized, number_text, origins, plain
-from prunus.graph.state import kept_tensors
-from prunus.graph.symbols import Symbol, concrete, terms_of
 from prunus.graph.skeleton import (
     SameDevice,
     call,
@@ -34,6 +32,8 @@ from prunus.graph.skeleton import (
     quiet_forward,
     same_device,
 )
+from prunus.graph.state import kept_tensors
+from prunus.graph.symbols import concrete, terms_of
 
 
 class Storage:
@@ -144,7 +144,8 @@ class Tracer(TorchDispatchMode):
             takes_symbols = element is not None or "Sym" in str(op.func._schema.arguments[place].real_type)
             if (place, element) not in op.terms and not takes_symbols and place < len(args):
                 same = [n.term for n in given if isinstance(n, Sized) and plain(n) == args[place]]
-                op.terms |= {(place, element): term for term in same[:1]}
+                if same:
+                    op.terms[place, element] = same[0]
         numbers = [n for n in function.given if isinstance(n, (int, float)) and number_text(n) in op.scalars]
         op.origins = origins(numbers) or (function.scale if op.scalars else ())
 

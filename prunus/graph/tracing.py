@@ -75,7 +75,9 @@ def _examples(example: Any, modes: Collection[str] | Mapping[str, Any] | None) -
     for mode in chosen:
         if mode not in MODES:
             raise unknown("mode", mode, MODES)
-    examples = {mode: modes[mode] if isinstance(modes, Mapping) else example for mode in MODES if mode in chosen}
+    examples = {
+        mode: modes[mode] if isinstance(modes, Mapping) else example for mode in MODES if mode in chosen
+    }
     return tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), examples)
 
 
@@ -84,8 +86,8 @@ def _trace(
 ) -> Graph:
     """Trace on the meta device, or with real tensors.
 
-    asked: whether the user named the modes, so that each has to work. Raises _NotOnMetaError if the model fails on the meta
-    device.
+    asked: whether the user named the modes, so that each has to work. Raises _NotOnMetaError if the model fails on
+    the meta device.
     """
     bare = skeleton.make_skeleton(model, real)
     layouts = tracer.fresh_layouts(bare)
@@ -150,8 +152,8 @@ def _words_for_real(error: Exception) -> str:
     if not isinstance(error, tracer.DataDependentError):
         return "traced with real tensors, because the meta device cannot run this model"
     return (
-        f"traced with real tensors, because {error}. What the model does at other values is not known: if it runs other "
-        "layers then, freeze those, or trace a part that does not do this: "
+        f"traced with real tensors, because {error}. What the model does at other values is not known: if it runs "
+        "other layers then, freeze those, or trace a part that does not do this: "
         "part, example = prunus.part(model, 'NAME', inputs)."
     )
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from prunus.errors import UserError
 from prunus.graph import Graph, Keep
 from prunus.sparse import reach
-from prunus.surgery import copies, slicing
+from prunus.surgery import copies, effective_tensors, slicing
 from prunus.surgery import steps as weight_steps
 
 Masks = Mapping[str, Tensor]
@@ -75,7 +75,7 @@ def hold(model: nn.Module, graph: Graph | None, masks: Masks) -> None:
         UserError: The masks are of another model; nothing is changed.
         FileError: The graph is of another model; nothing is changed.
     """
-    tensors = copies.effective_tensors(model) if graph is None else copies.checked_tensors(model, graph)
+    tensors = effective_tensors(model) if graph is None else copies.checked_tensors(model, graph)
     buffers = dict(model.named_buffers())
     masks = _check_shapes(
         {name: tensor.shape for name, tensor in tensors.items() if name not in buffers}, masks
@@ -229,7 +229,7 @@ def sizes_mb(model: nn.Module | Mapping[str, Tensor], masks: Masks) -> dict[str,
         for
         every weight; compressed: the packed bytes of each tensor and mask through zlib (level 6).
     """
-    tensors: Mapping[str, Tensor] = copies.effective_tensors(model) if isinstance(model, nn.Module) else model
+    tensors: Mapping[str, Tensor] = effective_tensors(model) if isinstance(model, nn.Module) else model
     masks = _check_shapes({name: tensor.shape for name, tensor in tensors.items()}, masks)
     dense, stored = 0, {"packed": 0, "compressed": 0}
     for name, tensor in tensors.items():

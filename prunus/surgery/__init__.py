@@ -4,6 +4,8 @@ Its files, in the order in which to read them:
 
     slicing            the part of a tensor that stays
     steps              modules that change a weight before it is used: masks, gates
+    effective          the tensors that a model computes with
+    stated             what a model says about its own sizes
     copies             models that hold other tensors
     sampling           random weights that let a signal through
     proof              prove, verify, and the axis to blame
@@ -17,10 +19,10 @@ from prunus.surgery.copies import (
     changed_attributes,
     checked_tensors,
     clone,
-    effective_tensors,
     resize,
     with_tensors,
 )
+from prunus.surgery.effective import effective_tensors
 from prunus.surgery.fresh import fan_in, reinitialise, sample_uniform
 from prunus.surgery.optimizer_state import carry_over
 from prunus.surgery.proof import TOLERANCES, Proof, prove, verify

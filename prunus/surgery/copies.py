@@ -7,7 +7,7 @@ parameters, memory formats and parametrisations are preserved.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +15,6 @@ from torch.nn.utils import parametrize
 
 from prunus.errors import FileError, PruningError
 from prunus.graph import (
-    STATED_SIZES,
     Attribute,
     Graph,
     Keep,
@@ -29,7 +28,9 @@ from prunus.graph import (
     skeleton,
     tensors_behind,
 )
+from prunus.surgery.effective import effective_tensors
 from prunus.surgery.slicing import cut, shape_differences, slice_tensor
+from prunus.surgery.stated import notes, update_stated_sizes
 from prunus.surgery.steps import Mask, make_plain
 
 
@@ -51,25 +52,6 @@ def checked_tensors(model: nn.Module, graph: Graph) -> dict[str, torch.Tensor]:
     if wrong:
         raise FileError(f"this model is not the one that was traced: {'; '.join(wrong[:3])}. Trace it again.")
     return tensors
-
-
-def effective_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors that a model computes with: parameters and buffers, parametrised ones by their value.
-
-    Args:
-        model: Any model.
-
-    Returns:
-        {name: tensor}; a parametrised tensor (weight norm: g * v / |v|) is under its plain name. Modules that share a
-        parametrisation (tied weights under a mask) give one entry, under the first name.
-    """
-    found = {n: t for n, t in skeleton.named_tensors(model).items() if ".parametrizations." not in f".{n}"}
-    for weight in parametrised.weights_behind_steps(model):
-        training = weight.module.training
-        weight.steps.eval()  # spectral_norm would iterate, and so change the model
-        found[weight.name] = getattr(weight.module, weight.attribute)
-        weight.steps.train(training)
-    return found
 
 
 @torch.inference_mode(False)  # tensors made in inference mode could never be trained
@@ -156,10 +138,18 @@ def resize(model: nn.Module, graph: Graph, keep: Keep, tensors: dict[str, torch.
         if name in graph.behind
     }
     small = clone(model, behind | cut(tensors, graph, keep))
-    set_kept(small, {n: slice_tensor(t, graph.state[n], keep) for n, t in kept_tensors(small).items() if n in graph.state})
+    set_kept(
+        small,
+        {
+            n: slice_tensor(t, graph.state[n], keep)
+            for n, t in kept_tensors(small).items()
+            if n in graph.state
+        },
+    )
     widths = graph.widths(keep)
     set_attributes(small, graph.integers(widths), widths)
     update_stated_sizes(model, small)
+    small.prunus_notes = notes(model, small, graph, widths)  # pyright: ignore[reportArgumentType]
     return small
 
 
@@ -182,6 +172,7 @@ def with_tensors(
             module, path = small.get_submodule(module_name), name.split(".")
             set_integer(module, path, type(get_integer(module, path))(value))
     update_stated_sizes(model, small)
+    set_kept(small, {name: tensors[name] for name in kept_tensors(small) if name in tensors})
     return small
 
 
@@ -200,29 +191,3 @@ def changed_attributes(small: nn.Module, graph: Graph) -> dict[str, dict[str, An
         value = get_integer(small.get_submodule(attribute.module), attribute.place.path)
         found.setdefault(attribute.module, {})[attribute.key] = value
     return found
-
-
-def update_stated_sizes(model: nn.Module, small: nn.Module) -> None:
-    """Update the sizes that layers state about themselves (in_features, ...) to those of their weights, in place."""
-    old_tensors, new_tensors, news = (
-        effective_tensors(model),
-        effective_tensors(small),
-        dict(small.named_modules()),
-    )
-    for path, old in model.named_modules():
-        weight = next((n for n in (f"{path}.weight", f"{path}.running_mean") if n in new_tensors), None)
-        if weight is None or weight not in old_tensors:
-            continue
-        new, before, after = news[path], old_tensors[weight], new_tensors[weight]
-        for name, dim in STATED_SIZES.items():
-            if (
-                dim < before.dim()
-                and type(vars(old).get(name)) is int
-                and vars(old)[name] == before.shape[dim]
-            ):
-                setattr(new, name, after.shape[dim])
-        if isinstance(getattr(new, "groups", None), int) and "in_channels" in vars(new) and after.dim() > 2:
-            inner, outer = (0, 1) if getattr(new, "transposed", False) else (1, 0)
-            layer = cast(nn.Conv2d, new)  # or any other with these attributes
-            layer.in_channels = after.shape[inner] * (layer.groups if inner else 1)
-            layer.out_channels = after.shape[outer] * (layer.groups if outer else 1)

@@ -13,7 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from prunus.errors import UserError
 from prunus.graph import Graph, Keep, axes, copy_model, parametrised
-from prunus.surgery.copies import checked_tensors, effective_tensors, resize
+from prunus.surgery.copies import checked_tensors, resize
+from prunus.surgery.effective import effective_tensors
 from prunus.surgery.slicing import shape_differences, slice_tensor
 
 

@@ -30,7 +30,8 @@ from prunus.graph import (
     slots,
     take,
 )
-from prunus.surgery.copies import checked_tensors, effective_tensors, resize
+from prunus.surgery.copies import checked_tensors, resize
+from prunus.surgery.effective import effective_tensors
 from prunus.surgery.sampling import Sampler, random_like
 from prunus.surgery.slicing import zeroed
 
@@ -252,7 +253,8 @@ class Pair:
         reference = Reference(self.places, thorough=not attempt.quick)
         with _seeded(device):
             expected = select_outputs(
-                reference.run(whole.model, whole.tensors(), example, self.graph.layouts | self.graph.state), self.graph.chosen
+                reference.run(whole.model, whole.tensors(), example, self.graph.layouts | self.graph.state),
+                self.graph.chosen,
             )
         own = tree_map_only(torch.Tensor, torch.clone, example)  # the forward pass may write to it
         with _seeded(device), skeleton.quiet_forward(), SameDraws(reference.draws, self.places) as draws:

@@ -19,7 +19,7 @@ import prunus
 from prunus import surgery
 from prunus.errors import TraceError
 from prunus.selection import cost
-from prunus.surgery import copies
+from prunus.surgery import effective_tensors
 from tests.lib import nets
 from tests.lib.random_nets import MAP_STEPS, TOKEN_STEPS, build, map_programs, mixes, programs, token_programs
 
@@ -151,7 +151,7 @@ def check_store(model, graph, keep, example, small):
     with tempfile.TemporaryDirectory() as folder:
         prunus.save(folder, small, keep, graph)
         loaded = prunus.load(folder, model)
-    ours, theirs = copies.effective_tensors(small), copies.effective_tensors(loaded)
+    ours, theirs = effective_tensors(small), effective_tensors(loaded)
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-12, atol=0)

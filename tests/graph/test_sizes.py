@@ -38,9 +38,11 @@ def follows(model, example=TOKENS, keep=0.5):
     """Trace, cut every axis to a share, prove; returns the small model. Fails if the layer `a` is fixed."""
     model = model.eval()
     graph = prunus.trace(model, example)
-    assert any(member.tensor == "a.weight" and member.dim == 0 for axis in graph.axes for member in graph.members(axis)), (
-        graph.explain("a")
-    )
+    assert any(
+        member.tensor == "a.weight" and member.dim == 0
+        for axis in graph.axes
+        for member in graph.members(axis)
+    ), graph.explain("a")
     small = prunus.shrink(model, graph, {n: range(max(1, int(a.size * keep))) for n, a in graph.axes.items()})
     assert small.a.weight.shape[0] < model.a.weight.shape[0]
     return small
@@ -49,7 +51,13 @@ def follows(model, example=TOKENS, keep=0.5):
 def heads(model, x):
     """Tokens, cut into heads and joined again."""
     n, t, _ = x.shape
-    return x.view(n, t, model.config.heads, model.config.dim).transpose(1, 2).softmax(2).transpose(1, 2).reshape(n, t, -1)
+    return (
+        x.view(n, t, model.config.heads, model.config.dim)
+        .transpose(1, 2)
+        .softmax(2)
+        .transpose(1, 2)
+        .reshape(n, t, -1)
+    )
 
 
 @dataclass(frozen=True)
@@ -108,24 +116,41 @@ def test_integers_in_containers_follow(kind):
     assert tuple(read(follows(net).held)) == (2, 3)
 
 
+HEADS, WIDTH, FIRST = {"heads": 4}, {"dim_": 24}, {"first": 10}
+
+
+def parts(model, x):
+    return torch.cat([x.narrow(-1, 0, model.first), x.narrow(-1, model.first, x.size(-1) - model.first)], -1)
+
+
+def grouped(model, x):
+    return F.group_norm(x.transpose(1, 2), model.groups).transpose(1, 2)
+
+
 FUNCTIONS = {
     "an attribute of a child": (lambda m, x: x.reshape(10, m.a.out_features), {}),
-    "a product of attributes": (lambda m, x: x.reshape(-1, m.heads * m.dim).view(10, m.heads, -1).flatten(1), {"heads": 4, "dim": 6}),
-    "a quotient": (lambda m, x: x.view(10, m.heads, m.dim_ // m.heads).flatten(1), {"heads": 4, "dim_": 24}),
-    "a quotient of a shape": (lambda m, x: x.view(10, m.heads, x.shape[-1] // m.heads).flatten(1), {"heads": 4}),
+    "a product": (
+        lambda m, x: x.reshape(-1, m.heads * m.size).view(10, m.heads, -1).flatten(1),
+        {**HEADS, "size": 6},
+    ),
+    "a quotient": (lambda m, x: x.view(10, m.heads, m.dim_ // m.heads).flatten(1), {**HEADS, **WIDTH}),
+    "a quotient of a shape": (lambda m, x: x.view(10, m.heads, x.shape[-1] // m.heads).flatten(1), HEADS),
     "half a shape": (lambda m, x: torch.cat(x.split(x.size(-1) // 2, -1), -1), {}),
-    "the rest of a shape": (lambda m, x: torch.cat(x.split([m.first, x.shape[-1] - m.first], -1), -1), {"first": 10}),
-    "slices from an attribute": (lambda m, x: torch.cat([x[..., m.first :], x[..., : m.first]], -1), {"first": 10}),
+    "the rest of a shape": (lambda m, x: torch.cat(x.split([m.first, x.shape[-1] - m.first], -1), -1), FIRST),
+    "slices from an attribute": (lambda m, x: torch.cat([x[..., m.first :], x[..., : m.first]], -1), FIRST),
     "slices from the end": (lambda m, x: torch.cat([x[..., -m.last :], x[..., : -m.last]], -1), {"last": 10}),
-    "a part by start and length": (lambda m, x: torch.cat([x.narrow(-1, 0, m.first), x.narrow(-1, m.first, x.size(-1) - m.first)], -1), {"first": 10}),
-    "zeros of a size": (lambda m, x: x + torch.zeros(m.dim_), {"dim_": 24}),
+    "parts by start and length": (parts, FIRST),
+    "zeros of a size": (lambda m, x: x + torch.zeros(m.dim_), WIDTH),
     "a size asked by keyword": (lambda m, x: x.reshape(10, x.size(dim=2)), {}),
     "the number of elements": (lambda m, x: x.reshape(x.numel() // x.shape[-1], x.shape[-1]), {}),
-    "a check of the code": (lambda m, x: x if x.shape[-1] == m.dim_ else x[..., :1], {"dim_": 24}),
-    "a part of a layer norm": (lambda m, x: F.layer_norm(x, (m.dim_,)), {"dim_": 24}),
-    "a part of a group norm": (lambda m, x: F.group_norm(x.transpose(1, 2), m.groups).transpose(1, 2), {"groups": 6}),
-    "heads as many as layers": (lambda m, x: x.view(2, 5, m.heads, -1).flatten(2) * len(range(m.depth)), {"heads": 4, "depth": 4}),
-}  # fmt: skip
+    "a check of the code": (lambda m, x: x if x.shape[-1] == m.dim_ else x[..., :1], WIDTH),
+    "a layer norm": (lambda m, x: F.layer_norm(x, (m.dim_,)), WIDTH),
+    "a group norm": (grouped, {"groups": 6}),
+    "as many heads as layers": (
+        lambda m, x: x.view(2, 5, m.heads, -1).flatten(2) * m.depth,
+        {**HEADS, "depth": 4},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

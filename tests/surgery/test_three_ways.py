@@ -12,8 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 from prunus import surgery
-from prunus.errors import PruningError
-from prunus.graph import Places, Reference, skeleton, trace
+from prunus.graph import Places, Reference, skeleton
 from prunus.recover import renew_norms
 from prunus.surgery import cut, effective_tensors, slice_tensor
 from prunus.surgery.slicing import mask_tensors, zero_tensor

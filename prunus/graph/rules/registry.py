@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from prunus.graph.axes import Layout
-from prunus.graph.op import Op, SCALES, SHIFTS, tag_of, tensors_in
+from prunus.graph.op import SCALES, SHIFTS, Op, tag_of, tensors_in
 from prunus.graph.operators import (
     ADDITION,
     POINTWISE,
@@ -93,7 +93,9 @@ def scalars(func: torch._ops.OpOverload, args: Args, kwargs: Kwargs) -> tuple[st
     """
     kinds = (int, float) if find(func)[1] is pointwise else (float,)
     args = tuple(
-        t.item() if isinstance(t, torch.Tensor) and t.dim() == 0 and tag_of(t) is None and not t.is_meta else t
+        t.item()
+        if isinstance(t, torch.Tensor) and t.dim() == 0 and tag_of(t) is None and not t.is_meta
+        else t
         for t in args
     )
     return tuple(

@@ -1,0 +1,87 @@
+"""What a small model says about its own sizes: updated where that is known, noted where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from torch import nn
+
+from prunus.graph import STATED_SIZES, Graph, axes
+from prunus.surgery.effective import effective_tensors
+
+# attributes of classes not of torch's in which a size is usual; one that no forward pass reads is only noted
+_USUAL = frozenset(
+    "num_features embed_dim hidden_size hidden_dim out_channels in_channels in_features out_features dim width "
+    "channels embedding_dim d_model inner_dim head_dim num_heads planes features feature_dim intermediate_size".split()
+)
+
+
+def update_stated_sizes(model: nn.Module, small: nn.Module) -> None:
+    """Update the sizes that layers state about themselves (in_features, ...) to those of their weights, in place."""
+    old_tensors, new_tensors, news = (
+        effective_tensors(model),
+        effective_tensors(small),
+        dict(small.named_modules()),
+    )
+    for path, old in model.named_modules():
+        weight = next((n for n in (f"{path}.weight", f"{path}.running_mean") if n in new_tensors), None)
+        if weight is None or weight not in old_tensors:
+            continue
+        new, before, after = news[path], old_tensors[weight], new_tensors[weight]
+        for name, dim in STATED_SIZES.items():
+            if (
+                dim < before.dim()
+                and type(vars(old).get(name)) is int
+                and vars(old)[name] == before.shape[dim]
+            ):
+                setattr(new, name, after.shape[dim])
+        if isinstance(getattr(new, "groups", None), int) and "in_channels" in vars(new) and after.dim() > 2:
+            inner, outer = (0, 1) if getattr(new, "transposed", False) else (1, 0)
+            layer = cast(nn.Conv2d, new)  # or any other with these attributes
+            layer.in_channels = after.shape[inner] * (layer.groups if inner else 1)
+            layer.out_channels = after.shape[outer] * (layer.groups if outer else 1)
+
+
+def notes(model: nn.Module, small: nn.Module, graph: Graph, widths: Mapping[str, int]) -> tuple[str, ...]:
+    """Name the integers of a small model that may be those of the original still.
+
+    Args:
+        model: The traced model.
+        small: The shrunk model.
+        graph: The graph of `model`.
+        widths: The number of units of each axis of `small`.
+
+    Returns:
+        A sentence for each; empty if all is known.
+    """
+    found: list[str] = []
+    for place, layouts in graph.stated:
+        sizes = sorted({int(axes.size(layout, widths)) for layout in layouts})
+        if len(sizes) > 1:
+            found.append(
+                f"{place} still says {place.value}: the layers that it describes have {sizes} units now."
+            )
+    told = {attribute.place for attribute in graph.attributes} | {place for place, _ in graph.stated}
+    known = {(place.module, place.path[0]) for place in told}
+    shapes = {name: tensor.shape for name, tensor in effective_tensors(small).items()}
+    for name, module in model.named_modules():
+        held = {key: value for key, value in vars(module).items() if key in _USUAL and type(value) is int}
+        if not held or type(module).__module__.startswith("torch.nn."):
+            continue
+        for key, value in held.items():
+            inside = (
+                n for n in shapes if (n.startswith(f"{name}.") or not name) and (name, key) not in known
+            )
+            for tensor in inside:
+                dim = next(
+                    (d for d, n in enumerate(graph.shapes[tensor]) if n == value != shapes[tensor][d]), None
+                )
+                if dim is not None:
+                    found.append(
+                        f"{name}.{key}".lstrip(".")
+                        + f" still says {value}, while {tensor} has {shapes[tensor][dim]} "
+                        "units there now; no forward pass reads it as a size. Set it, if your code does."
+                    )
+                    break
+    return tuple(found)
