@@ -134,8 +134,9 @@ class Integers:
     def _marked(self, value: Any, way: Way, seen: set[int], journal: Journal | None) -> Any:
         """The value with terms on its integers: the same object, changed, but for an int or tuple."""
         if isinstance(value, int):
-            size = type(value) is int and value > 1 and journal is not None
-            return Sized(value, Place(*way, value), journal) if size else value
+            if type(value) is not int or value < 2 or journal is None:
+                return value
+            return Sized(value, Place(*way, value), journal)
         if value is None or isinstance(value, (str, float, *_CLOSED)) or callable(value) or id(value) in seen:
             return value
         if not isinstance(value, tuple):
@@ -198,7 +199,7 @@ def _inside(way: Way, step: str | int) -> Way:
 def _held(value: Any) -> dict[str, Any]:
     """The attributes of an object, those in slots too."""
     names = [n for kind in type(value).__mro__ for n in _slots(kind)]
-    inside = {name: getattr(value, name) for name in names if hasattr(value, name)}
+    inside = {name: getattr(value, name, None) for name in names}
     return inside | dict(getattr(value, "__dict__", {}))
 
 

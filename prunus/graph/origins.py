@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 import torch
+import torch._tensor
 import torch.functional
 from torch.overrides import TorchFunctionMode
 

@@ -19,6 +19,7 @@ from prunus.graph import axes, tracer
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.copying import copy_model
 from prunus.graph.op import tag_of
+from prunus.graph.places import Keep
 
 Layouts = dict[str, list[Layout]]
 
@@ -173,7 +174,7 @@ def _near(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return tensor + noise.to(tensor.device) * (0.1 * tensor.abs().float().square().mean().sqrt() + 0.01)
 
 
-def _cut(tensor: torch.Tensor, layouts: list[Layout], keep: tracer.Keep) -> torch.Tensor:
+def _cut(tensor: torch.Tensor, layouts: list[Layout], keep: Keep) -> torch.Tensor:
     for dim, layout in enumerate(layouts):
         tensor = tensor.index_select(dim, axes.positions(layout, keep).to(tensor.device))
     return tensor.clone()

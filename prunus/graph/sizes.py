@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 from prunus.graph.axes import Axis, Product, Sum
 
@@ -120,7 +120,7 @@ class Sized(int):
 
     __trunc__ = __floor__ = __ceil__ = __pos__
 
-    def __round__(self, digits: int | None = None) -> Sized:
+    def __round__(self, digits: SupportsIndex = 0, /) -> Sized:
         return self
 
     def __divmod__(self, other: Any) -> Any:

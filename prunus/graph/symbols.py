@@ -77,8 +77,10 @@ class Node:
 
 def _arithmetic(sign: str, operation: Callable[[int, int], int]) -> Callable[[Node, Node], Node]:
     def computed(left: Node, right: Node) -> Node:
-        known = left.term is not None and right.term is not None
-        return Node(operation(left.value, right.value), Made(sign, left.term, right.term) if known else None)
+        value = operation(left.value, right.value)
+        if left.term is None or right.term is None:
+            return Node(value, None)
+        return Node(value, Made(sign, left.term, right.term))
 
     return computed
 
