@@ -22,7 +22,7 @@ from prunus.graph import axes
 from prunus.graph.attributes import Attribute, Integers, set_attributes, slots
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.op import Op, Tag, new_generation, put_tag, tag_of, tensors_in
-from prunus.graph.operators import Args, Kwargs
+from prunus.graph.operators import COPY, ELEMENTWISE, FRESH, Args, Kwargs
 from prunus.graph.rules import registry
 from prunus.graph.skeleton import (
     SameDevice,
@@ -51,6 +51,7 @@ class _Pass(TorchDispatchMode):
         self.ops, self.widths, self.at = ops, widths, 0
         self.integers: list[tuple[Op, Layout]] = []  # where an integer did not follow
         self.numbers: list[int] = []  # the operations whose numbers changed
+        self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         kwargs = kwargs or {}
@@ -70,7 +71,7 @@ class _Pass(TorchDispatchMode):
         for tensor, dims, tag in zip(
             out if isinstance(out, (tuple, list)) else [out], op.outs, op.results, strict=False
         ):
-            if dims is not None and list(tensor.shape) != [axes.size(d, self.widths) for d in dims]:
+            if dims is not None and list(tensor.shape) != [self._size(d) for d in dims]:
                 raise _OtherWayError
             if tag is not None:
                 put_tag(tensor, Tag(()))
@@ -79,17 +80,39 @@ class _Pass(TorchDispatchMode):
         self.at += 1
         return out
 
+    def _size(self, layout: Layout) -> int:
+        """The size of a layout in this pass; the trace holds each, so that its id stays its own."""
+        if isinstance(layout, int):
+            return layout
+        if id(layout) not in self._sizes:
+            self._sizes[id(layout)] = axes.size(layout, self.widths)
+        return self._sizes[id(layout)]
+
     def _put_right(self, op: Op, args: Args, layout: Layout, place: int, element: int | None) -> Args:
         """The arguments with the integer that the layout says; negative ones count from the end, and agree."""
         if place >= len(args) or args[place] is None:
             return args
-        given, expected = args[place], axes.size(layout, self.widths)
+        given, expected = args[place], self._size(layout)
         value = given if element is None else given[element]
         if value < 0 or value == expected:
             return args
         self.integers.append((op, layout))
         new = expected if element is None else [*given[:element], expected, *given[element + 1 :]]
         return *args[:place], new, *args[place + 1 :]
+
+
+def same_way(first: Tracer, second: Tracer) -> bool:
+    """Whether two passes ran the same operators, but for elementwise ones (dropout), which no integer decides."""
+    return _way(first) == _way(second)
+
+
+def _way(traced: Tracer) -> list[Any]:
+    """The operators of a pass that depend on a parameter or an input, with their numbers of integers that follow."""
+    return [
+        (op.func, len(op.follows))
+        for op in _dependent(traced.ops)
+        if not op.is_a(ELEMENTWISE | FRESH | COPY) and torch.Tag.nondeterministic_seeded not in op.func.tags
+    ]
 
 
 class Check:

@@ -19,7 +19,7 @@ from prunus.errors import TraceError
 from prunus.graph import axes, skeleton, tracer
 from prunus.graph.attributes import Attribute, Integers
 from prunus.graph.axes import Axis, Layout
-from prunus.graph.check import Check
+from prunus.graph.check import Check, same_way
 from prunus.graph.op import Tag, tag_of
 from prunus.graph.operators import BATCH_NORM
 from prunus.graph.outputs import Outputs, select_outputs
@@ -106,8 +106,14 @@ class Passes:
         return any(prod(tag.shape[:1] + tag.shape[2:]) < 2 for op in norms for tag in op.writes()[:1])
 
     def check(self, name_axes: Callable[[], dict[str, Axis]]) -> None:
-        """Run every traced mode at other widths, and fix what does not agree, until all agree."""
+        """Run every traced mode at other widths, and fix what does not agree, until all agree.
+
+        A mode that ran the same operators as the first is not run again: the code took the same way.
+        """
+        first = next(iter(self.traced.values()))
         for mode, traced in self.traced.items():
+            if traced is not first and same_way(first, traced):
+                continue
             self.bare.train(mode == "train")
             check = Check(self.bare, self.modes[mode], traced, self.layouts, self.integers)
             check.agree(name_axes, self.attributes)
