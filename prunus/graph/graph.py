@@ -57,6 +57,9 @@ class Graph:
     )  # integers that the forward pass never reads, and that may follow
     chosen: Outputs | None = field(repr=False)  # the outputs that count; None: all
     modes: dict[str, Any] = field(repr=False)  # "eval", "train": those that were traced, with their examples
+    traced: tuple[
+        str, ...
+    ]  # the modes that were run; others differ from the first within torch's layers alone
     _roles: dict[tuple[str, int], str] = field(repr=False)
     _classes: dict[str, str] = field(repr=False)  # module name -> class name
     behind: dict[str, list[Layout]] = field(

@@ -137,6 +137,7 @@ def _trace(
         attributes=passes.attributes(),
         stated=stated(model, layouts, passes.known),
         modes=passes.modes,
+        traced=tuple(passes.traced),
         chosen=outputs,
         _roles=roles,
         _classes={name: type(module).__name__ for name, module in model.named_modules()},

@@ -53,7 +53,9 @@ class Proof:
         tolerance: The allowed error, which depends on the precision that was possible.
         seconds: Duration of the proof.
         dtype: The precision that decided.
-        modes: The modes in which both were run.
+        modes: The modes for which it speaks. Training is run too where code asks for the mode; where only torch's own
+            layers do (batch norm, dropout), which treat each unit alone in both modes, a run in evaluation stands
+            for it.
     """
 
     max_abs_error: float
@@ -133,7 +135,7 @@ def _blame(model: nn.Module, graph: Graph, keep: Keep) -> str:
 def verify(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module | None = None) -> Proof:
     """Compare a small model with the original whose removed units are zero; see `prunus/surgery/apply.py`.
 
-    Both are run in every mode that was traced, in float32. An error above what rounding makes is settled in float64,
+    Both are run in every mode that had to be traced (`graph.traced`), in float32. An error above what rounding makes is settled in float64,
     where that is possible.
 
     Args:
@@ -235,7 +237,8 @@ class Pair:
             for name in self.graph.parameters:
                 if part[name] is not full[name]:
                     set_zero(full[name], self.places.go(zeroed(self.graph, name), full[name].device))
-            for mode, example in self.graph.modes.items():
+            for mode in self.graph.traced:
+                example = self.graph.modes[mode]
                 whole.fill(full, mode)
                 small.fill(part, mode)
                 worst = max(worst, self._difference(whole, small, example, attempt, seed))

@@ -99,7 +99,9 @@ def test_another_number_of_draws_is_a_failed_proof(times):
 
 def in_modes(model, example, *modes):
     """The graph of a model in evaluation, as if these modes had been traced."""
-    return dataclasses.replace(prunus.trace(model, example), modes=dict.fromkeys(modes, example))
+    return dataclasses.replace(
+        prunus.trace(model, example), modes=dict.fromkeys(modes, example), traced=tuple(modes)
+    )
 
 
 class Modes(nn.Module):
@@ -160,7 +162,7 @@ def test_a_stale_size_in_training_alone_is_noticed():
     graph = prunus.trace(model, X)
     keep = {"a": [0, 3, 5]}
     assert prunus.verify(model, graph, keep).holds
-    both = dataclasses.replace(graph, modes={"eval": X, "train": X})
+    both = dataclasses.replace(graph, modes={"eval": X, "train": X}, traced=("eval", "train"))
     small = prunus.shrink(model, graph, keep)
     small.first = 3
     with pytest.raises(PruningError):
