@@ -15,7 +15,6 @@ from torch.nn.utils import parametrize
 
 from prunus.errors import FileError, PruningError
 from prunus.graph import (
-    STATED_SIZES,
     Attribute,
     Graph,
     Keep,
@@ -25,6 +24,7 @@ from prunus.graph import (
     set_attributes,
     set_integer,
     skeleton,
+    stated_sizes,
     tensors_behind,
 )
 from prunus.surgery.slicing import cut, shape_differences, slice_tensor
@@ -207,18 +207,14 @@ def update_stated_sizes(model: nn.Module, small: nn.Module) -> None:
         dict(small.named_modules()),
     )
     for path, old in model.named_modules():
-        weight = next((n for n in (f"{path}.weight", f"{path}.running_mean") if n in new_tensors), None)
-        if weight is None or weight not in old_tensors:
-            continue
-        new, before, after = news[path], old_tensors[weight], new_tensors[weight]
-        for name, dim in STATED_SIZES.items():
-            if (
-                dim < before.dim()
-                and type(vars(old).get(name)) is int
-                and vars(old)[name] == before.shape[dim]
-            ):
-                setattr(new, name, after.shape[dim])
-        if isinstance(getattr(new, "groups", None), int) and "in_channels" in vars(new) and after.dim() > 2:
+        new = news[path]
+        for name, tensor, dim in stated_sizes(path, old_tensors.keys() & new_tensors.keys()):
+            before = old_tensors[tensor].shape
+            if dim < len(before) and type(vars(old).get(name)) is int and vars(old)[name] == before[dim]:
+                setattr(new, name, new_tensors[tensor].shape[dim])
+        after = new_tensors.get(f"{path}.weight")
+        grouped = isinstance(getattr(new, "groups", None), int) and "in_channels" in vars(new)
+        if grouped and after is not None and after.dim() > 2:
             inner, outer = (0, 1) if getattr(new, "transposed", False) else (1, 0)
             layer = cast(nn.Conv2d, new)  # or any other with these attributes
             layer.in_channels = after.shape[inner] * (layer.groups if inner else 1)
