@@ -32,6 +32,7 @@ from prunus.graph.skeleton import (
     named_tensors,
     quiet_forward,
     same_device,
+    seeded,
 )
 
 
@@ -234,6 +235,7 @@ def run(
             integers.mark(journal)
         example = tree_map_only(torch.Tensor, abstract, example)
         stack.enter_context(quiet_forward())
+        stack.enter_context(seeded())
         stack.enter_context(tracer)
         if meta and mixes_devices(bare, example):
             stack.enter_context(SameDevice())
