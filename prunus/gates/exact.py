@@ -69,7 +69,10 @@ def _leaves(tags: Iterable[Tag]) -> dict[Axis, None]:
 
 
 def _mixed(op: Op) -> Iterable[Axis]:
-    """The axes over which statistics are taken; the groups of a group norm are not among them."""
+    """The axes over which statistics are taken: not a batch norm's channels, nor the groups of a group norm."""
+    if op.is_a(operators.BATCH_NORM):
+        normed, *_ = op.reads()
+        return [axis for layout in (normed.dims[0], *normed.dims[2:]) for axis in axes.leaves(layout)]
     if not op.is_a(operators.GROUP_NORM):
         return _leaves(op.tags())
     normed, *_ = op.reads()

@@ -29,7 +29,7 @@ Its files, in the order in which to read them:
 
 from prunus.graph.attributes import Attribute, get_integer, set_attributes, set_integer, slots
 from prunus.graph.axes import Axis, Layout
-from prunus.graph.construction import STATED_SIZES, Stated
+from prunus.graph.construction import Stated, stated_sizes
 from prunus.graph.copying import check_traceable, copy_model
 from prunus.graph.draws import SameDraws
 from prunus.graph.graph import Graph, Member
@@ -50,7 +50,6 @@ __all__ = [
     "PRODUCES",
     "SCALES",
     "SHIFTS",
-    "STATED_SIZES",
     "Attribute",
     "Axis",
     "Graph",
@@ -84,6 +83,7 @@ __all__ = [
     "set_kept",
     "set_zero",
     "slots",
+    "stated_sizes",
     "take",
     "tensors_behind",
     "tensors_in",

@@ -32,6 +32,7 @@ from prunus.graph.skeleton import (
     named_tensors,
     quiet_forward,
     same_device,
+    seeded,
 )
 from prunus.graph.state import kept_tensors, set_kept
 from prunus.graph.tracer import Tracer
@@ -193,6 +194,7 @@ class Check:
                 set_attributes(self.bare, attributes, probe.widths)
                 example = tree_map_only(torch.Tensor, self._as_traced, self.example)
                 stack.enter_context(quiet_forward())
+                stack.enter_context(seeded())
                 stack.enter_context(probe)
                 if self.meta and mixes_devices(self.bare, example):
                     stack.enter_context(SameDevice())

@@ -12,7 +12,7 @@ import copy
 import inspect
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -25,15 +25,35 @@ from prunus.graph.sizes import Journal, Place, Sized, Term, ends, plain
 from prunus.graph.skeleton import named_tensors
 from prunus.graph.solve import Claim, Solver
 
-STATED_SIZES = {  # attribute in which torch's layers state a size -> the dimension of their weight
-    "in_features": 1,
-    "out_features": 0,
-    "num_features": 0,
-    "num_channels": 0,
-    "num_embeddings": 0,
-    "embedding_dim": 1,
-    "num_parameters": 0,
+_WEIGHT = ("weight", "running_mean")
+_STATED = {  # attribute in which torch's layers state a size -> the dimension, and the tensor, the first that is there
+    "in_features": (1, _WEIGHT),
+    "out_features": (0, _WEIGHT),
+    "num_features": (0, _WEIGHT),
+    "num_channels": (0, _WEIGHT),
+    "num_embeddings": (0, _WEIGHT),
+    "embedding_dim": (1, _WEIGHT),
+    "num_parameters": (0, _WEIGHT),
+    "input_size": (1, ("weight_ih", "weight_ih_l0")),
+    "hidden_size": (1, ("weight_hr_l0", "weight_hh", "weight_hh_l0")),
 }
+
+
+def stated_sizes(module: str, tensors: Collection[str]) -> Iterator[tuple[str, str, int]]:
+    """List what the layers of torch state about their sizes.
+
+    Args:
+        module: The name of a module.
+        tensors: The names of the model's parameters and buffers.
+
+    Yields:
+        Each attribute that such a module may have, with the name and the dimension of the tensor that it states.
+    """
+    for attribute, (dim, names) in _STATED.items():
+        for tensor in (f"{module}.{name}" if module else name for name in names):
+            if tensor in tensors:
+                yield attribute, tensor, dim
+                break
 
 
 class Stated(NamedTuple):
@@ -110,11 +130,10 @@ def _claims(
 ) -> Iterator[Claim]:
     """What the layers of a model made again, and the integers known from a forward pass, say of its sizes."""
     for name, module in again.named_modules():
-        weight = layouts.get(f"{name}.weight", layouts.get(f"{name}.running_mean"))
-        for key, value in vars(module).items():
-            dim = STATED_SIZES.get(key)
-            if isinstance(value, Sized) and weight is not None and dim is not None and dim < len(weight):
-                yield Claim(weight[dim], value.term, name)
+        for key, tensor, dim in stated_sizes(name, layouts):
+            value = vars(module).get(key)
+            if isinstance(value, Sized) and dim < len(layouts[tensor]):
+                yield Claim(layouts[tensor][dim], value.term, name)
     for place, layout in known.items():
         try:
             value = get_integer(again.get_submodule(place.module), place.path)

@@ -7,6 +7,7 @@ where real and abstract tensors meet, the result is abstract.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -129,6 +130,26 @@ def quiet_forward() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def seeded(device: torch.device | None = None) -> Iterator[None]:
+    """Let the random numbers of torch and Python be the same at every entry, and go on as before afterwards.
+
+    Args:
+        device: The device on which random numbers are drawn, if not only the CPU.
+
+    Returns:
+        A context manager.
+    """
+    state = random.getstate()
+    random.seed(0)
+    with torch.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
+        torch.manual_seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(state)
 
 
 def same_device(args: Args, kwargs: Kwargs, indices: bool = True) -> tuple[Args, Kwargs]:

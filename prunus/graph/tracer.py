@@ -31,6 +31,7 @@ from prunus.graph.skeleton import (
     named_tensors,
     quiet_forward,
     same_device,
+    seeded,
 )
 from prunus.graph.state import kept_tensors
 from prunus.graph.symbols import concrete, terms_of
@@ -237,6 +238,7 @@ def run(
             integers.mark(journal)
         example = tree_map_only(torch.Tensor, abstract, example)
         stack.enter_context(quiet_forward())
+        stack.enter_context(seeded())
         stack.enter_context(tracer)
         if meta and mixes_devices(bare, example):
             stack.enter_context(SameDevice())

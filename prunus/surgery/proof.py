@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -254,13 +251,13 @@ class Pair:
             torch.Tensor, lambda tensor: random_like(tensor, attempt.dtype, device, generator), example
         )
         reference = Reference(self.places, thorough=not attempt.quick)
-        with _seeded(device):
+        with skeleton.seeded(device):
             expected = select_outputs(
                 reference.run(whole.model, whole.tensors(), example, self.graph.layouts | self.graph.state),
                 self.graph.chosen,
             )
         own = tree_map_only(torch.Tensor, torch.clone, example)  # the forward pass may write to it
-        with _seeded(device), skeleton.quiet_forward(), SameDraws(reference.draws, self.places) as draws:
+        with skeleton.seeded(device), skeleton.quiet_forward(), SameDraws(reference.draws, self.places) as draws:
             got = select_outputs(skeleton.call(small.model, own), self.graph.chosen)
         draws.finish()
         if not any(tensor.isfinite().any() for tensor in expected):
@@ -301,19 +298,6 @@ class Vessel:
     def tensors(self) -> dict[str, torch.Tensor]:
         """What it holds now, by name."""
         return {name: getattr(*held[0]) for name, held in self.slots.items()} | kept_tensors(self.model)
-
-
-@contextmanager
-def _seeded(device: torch.device) -> Iterator[None]:
-    """Let random numbers be the same at every entry, and go on as before afterwards."""
-    state = random.getstate()
-    random.seed(0)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
-        try:
-            yield
-        finally:
-            random.setstate(state)
 
 
 def _relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:

@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import nn
 
-from prunus.graph import STATED_SIZES, Graph, axes
+from prunus.graph import Graph, axes, stated_sizes
 from prunus.surgery.effective import effective_tensors
 
 # attributes of classes not of torch's in which a size is usual; one that no forward pass reads is only noted
@@ -25,18 +25,14 @@ def update_stated_sizes(model: nn.Module, small: nn.Module) -> None:
         dict(small.named_modules()),
     )
     for path, old in model.named_modules():
-        weight = next((n for n in (f"{path}.weight", f"{path}.running_mean") if n in new_tensors), None)
-        if weight is None or weight not in old_tensors:
-            continue
-        new, before, after = news[path], old_tensors[weight], new_tensors[weight]
-        for name, dim in STATED_SIZES.items():
-            if (
-                dim < before.dim()
-                and type(vars(old).get(name)) is int
-                and vars(old)[name] == before.shape[dim]
-            ):
-                setattr(new, name, after.shape[dim])
-        if isinstance(getattr(new, "groups", None), int) and "in_channels" in vars(new) and after.dim() > 2:
+        new = news[path]
+        for name, tensor, dim in stated_sizes(path, old_tensors.keys() & new_tensors.keys()):
+            before = old_tensors[tensor].shape
+            if dim < len(before) and type(vars(old).get(name)) is int and vars(old)[name] == before[dim]:
+                setattr(new, name, new_tensors[tensor].shape[dim])
+        after = new_tensors.get(f"{path}.weight")
+        grouped = isinstance(getattr(new, "groups", None), int) and "in_channels" in vars(new)
+        if grouped and after is not None and after.dim() > 2:
             inner, outer = (0, 1) if getattr(new, "transposed", False) else (1, 0)
             layer = cast(nn.Conv2d, new)  # or any other with these attributes
             layer.in_channels = after.shape[inner] * (layer.groups if inner else 1)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from prunus.graph import tracer
+from prunus.graph import axes, tracer
 from prunus.graph.skeleton import make_skeleton
 from tests.lib.rules import halve
 
@@ -151,7 +151,7 @@ def tied(model, real=False):
     return {
         (name, dim): [
             (numbers.setdefault(axis, len(numbers)), axis.size)
-            for axis in dict.fromkeys(tracer.axes.leaves(layout))
+            for axis in dict.fromkeys(axes.leaves(layout))
         ]
         for name, dims in layouts.items()
         for dim, layout in enumerate(dims)

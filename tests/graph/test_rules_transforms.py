@@ -123,3 +123,25 @@ DRAWS = {
 @pytest.mark.parametrize("name", DRAWS)
 def test_random_numbers_of_a_stated_size_fix_nothing(name):
     assert list(trace(Noise(DRAWS[name]).eval(), torch.randn(2, 5)).axes) == ["up"]
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weight is normed over its inputs, as in networks without other norms."""
+
+    def forward(self, x):
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        normed = F.batch_norm(rows, None, None, training=True, momentum=0.0)
+        return F.conv2d(x, normed.reshape_as(self.weight), self.bias)
+
+
+def test_a_weight_that_is_standardised_over_its_inputs_shrinks_on_both_sides():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), Standardised(8, 6, 3), nn.ReLU(), Standardised(6, 4, 1))
+    _, small = halve(model, torch.randn(2, 3, 5, 5))
+    assert small[2].weight.shape == (3, 4, 3, 3) and small[2].out_channels == 3
+
+
+def test_what_running_statistics_are_taken_over_stays():
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(4), nn.Linear(8, 6), nn.Linear(6, 3))
+    graph, small = halve(model, torch.randn(2, 4, 5))
+    assert small[0].weight.shape == (8, 5) and small[2].weight.shape == (3, 8)
+    assert "batch_norm" in graph.explain("0.weight")

@@ -128,7 +128,7 @@ def mutants(graph, keep, draw):
                 wrong = relaid(graph, tensor, dim, swapped)
                 yield "parts swapped", f"{tensor}, dimension {dim}", wrong, keep
     for i, attribute in enumerate(graph.attributes):
-        where = f"{attribute.module}.{attribute.name}"
+        where = f"{attribute.module}.{attribute.key}"
         others = [*graph.attributes[:i], *graph.attributes[i + 1 :]]
         yield "stale integer", where, dataclasses.replace(graph, attributes=others), keep
         for axis in draw.sample(sorted(graph.axes), min(2, len(graph.axes))):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import prunus
-from prunus.errors import PruningError, TraceError
+from prunus.errors import PruningError
 from prunus.surgery import proof
 from tests.lib.mutants import strayed
 
@@ -48,10 +48,7 @@ BETWEEN = {
 def drawn(between):
     torch.manual_seed(0)
     model = Drawing(between).eval()
-    try:
-        return model, prunus.trace(model, X)
-    except TraceError as error:
-        pytest.skip(f"traced, but fixed: {error}")
+    return model, prunus.trace(model, X)
 
 
 @pytest.mark.parametrize("kind", BETWEEN)
@@ -159,7 +156,7 @@ def test_a_stale_size_in_training_alone_is_noticed():
             return self.b(x)
 
     model = Stale().eval()
-    graph = prunus.trace(model, X)
+    graph = prunus.trace(model, X, modes=("eval",))
     keep = {"a": [0, 3, 5]}
     assert prunus.verify(model, graph, keep).holds
     both = dataclasses.replace(graph, modes={"eval": X, "train": X}, traced=("eval", "train"))

@@ -32,13 +32,21 @@ def batch_norm(
     x: torch.Tensor,
     weight: Parameter,
     bias: Parameter,
-    mean: Parameter,
-    variance: Parameter,
+    mean: Any,
+    variance: Any,
     *args: Any,
 ) -> Any:
+    """x (N, C, *); without running statistics they are those of x, so it mixes the units of N and *.
+
+    Running ones are of all units of N and *, which stay. A form of this operator has no arguments for them.
+    """
     dims = op.dims(x)
+    others = [dims[0], *dims[2:]]
+    if isinstance(mean, torch.Tensor):
+        op.fix(*others)
+    op.mixes = any(True for layout in others for _ in axes.leaves(layout))
     for tensor, role in ((weight, SCALES), (bias, SHIFTS), (mean, SHIFTS), (variance, SCALES)):
-        if tensor is not None:
+        if isinstance(tensor, torch.Tensor):
             op.unify(dims[1], op.dims(tensor)[0])
             op.role(tensor, 0, role)
     if isinstance(op.out, torch.Tensor):
