@@ -112,12 +112,15 @@ FUNCTIONS = {
     "an attribute of a child": (lambda m, x: x.reshape(10, m.a.out_features), {}),
     "a product of attributes": (lambda m, x: x.reshape(-1, m.heads * m.dim).view(10, m.heads, -1).flatten(1), {"heads": 4, "dim": 6}),
     "a quotient": (lambda m, x: x.view(10, m.heads, m.dim_ // m.heads).flatten(1), {"heads": 4, "dim_": 24}),
+    "a quotient of attributes": (lambda m, x: torch.cat(x.split(m.dim_ // m.paths, -1), -1), {"dim_": 24, "paths": 2}),
     "a quotient of a shape": (lambda m, x: x.view(10, m.heads, x.shape[-1] // m.heads).flatten(1), {"heads": 4}),
     "half a shape": (lambda m, x: torch.cat(x.split(x.size(-1) // 2, -1), -1), {}),
     "the rest of a shape": (lambda m, x: torch.cat(x.split([m.first, x.shape[-1] - m.first], -1), -1), {"first": 10}),
     "slices from an attribute": (lambda m, x: torch.cat([x[..., m.first :], x[..., : m.first]], -1), {"first": 10}),
     "slices from the end": (lambda m, x: torch.cat([x[..., -m.last :], x[..., : -m.last]], -1), {"last": 10}),
     "a part by start and length": (lambda m, x: torch.cat([x.narrow(-1, 0, m.first), x.narrow(-1, m.first, x.size(-1) - m.first)], -1), {"first": 10}),
+    "a slice of the whole": (lambda m, x: x[..., : m.dim_], {"dim_": 24}),
+    "a part that is the whole": (lambda m, x: x.narrow(-1, 0, m.dim_), {"dim_": 24}),
     "zeros of a size": (lambda m, x: x + torch.zeros(m.dim_), {"dim_": 24}),
     "a size asked by keyword": (lambda m, x: x.reshape(10, x.size(dim=2)), {}),
     "the number of elements": (lambda m, x: x.reshape(x.numel() // x.shape[-1], x.shape[-1]), {}),
@@ -151,6 +154,8 @@ def test_a_number_stored_when_the_model_was_made_stays():
 def test_a_size_that_is_written_in_the_code_fixes_and_says_so():
     with pytest.raises(TraceError, match="uses the integer 4, written in the code"):
         prunus.trace(Net(lambda m, x: x.reshape(10, 4, 6).flatten(1)).eval(), TOKENS)
+    with pytest.raises(TraceError, match=r"slice .* uses the integer 24, written in the code"):
+        prunus.trace(Net(lambda m, x: x[..., :24]).eval(), TOKENS)
 
 
 class Counting(nn.Module):
