@@ -12,10 +12,11 @@ import torch._tensor
 import torch.functional
 from torch.overrides import TorchFunctionMode
 
+from prunus.graph import axes
 from prunus.graph.axes import Layout
 from prunus.graph.op import tag_of
 from prunus.graph.operators import Args, Kwargs
-from prunus.graph.sizes import Journal, Sized, SizedFloat, Term
+from prunus.graph.sizes import Journal, Sized, SizedFloat, Term, plain
 from prunus.graph.symbols import symbolic
 
 # functions whose integers are sizes: plain ones are noted too, because they are written in the code and do not follow
@@ -25,6 +26,7 @@ _SIZES = frozenset(
 )
 _SCALED = "scaled_dot_product_attention"  # by default with 1 / sqrt(the last dimension of its first argument)
 _TRAILING = {"rms_norm"}  # their second argument states the last dimensions of the first
+_SLICES = "__getitem__"
 _READS, _COUNTS = {"size", "__get__"}, {"numel", "nelement"}
 
 
@@ -61,6 +63,8 @@ class Origins(TorchFunctionMode):
             return func(*args, **kwargs)
         if name in _TRAILING:
             self._note_trailing(name, *args[:2])
+        if name == _SLICES:
+            self._note_whole(*args)
         before = len(self.ops)
         try:
             return func(*symbolic(args), **{key: symbolic(value) for key, value in kwargs.items()})
@@ -82,8 +86,25 @@ class Origins(TorchFunctionMode):
     def _note_trailing(self, name: str, x: torch.Tensor, shape: Sequence[int]) -> None:
         tag = tag_of(x)
         for layout, size in zip(tag.dims[-len(shape) :] if tag else (), shape, strict=False):
-            term = size.term if isinstance(size, Sized) else size
-            self.noted.append((layout, term, f"{name} in {self.journal.module() or 'the model itself'}"))
+            self._note(layout, size, name)
+
+    def _note_whole(self, x: torch.Tensor, index: Any) -> None:
+        """Note the ends of slices that leave a dimension as it is, which torch skips."""
+        tag = tag_of(x)
+        items = index if isinstance(index, tuple) else (index,)
+        if tag is None or not all(each is Ellipsis or isinstance(each, (int, slice)) for each in items):
+            return
+        before = next((i for i, each in enumerate(items) if each is Ellipsis), len(items))
+        pairs = [*zip(items[:before], tag.dims, strict=False)]
+        pairs += zip(items[:before:-1], tag.dims[::-1], strict=False)  # from the last dimension on
+        for each, layout in pairs:
+            end = each.stop if isinstance(each, slice) else None
+            if isinstance(end, int) and plain(end) == axes.size(layout):
+                self._note(layout, end, "slice")
+
+    def _note(self, layout: Layout, size: int, name: str) -> None:
+        term = size.term if isinstance(size, Sized) else size
+        self.noted.append((layout, term, f"{name} in {self.journal.module() or 'the model itself'}"))
 
     def _scale(self, args: Args) -> tuple[Layout, ...]:
         tag = tag_of(args[0]) if args else None

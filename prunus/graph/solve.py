@@ -72,11 +72,21 @@ class Solver:
         open_.sort(key=lambda claim: isinstance(claim.term, Made))  # plain places first
         while open_:
             left = [claim for claim in open_ if not self._settle(claim)]
-            if len(left) == len(open_):  # two unknown places in each, which stay as they are
-                self.known |= {place: place.value for place in self._unknown(left[0].term)}
+            if len(left) == len(open_):  # two unknown places in each
+                self._choose(left)
             open_ = left
         for event in equal:
             self._compare(event)
+
+    def _choose(self, claims: list[Claim]) -> None:
+        """Let a place follow that alone can while the others of its claim stay; without one, all of a claim stay."""
+        for claim in claims:
+            each = [(place, self._solved(claim.term, claim.layout, place)) for place in self._unknown(claim.term)]
+            able = {place: layout for place, layout in each if layout is not None}
+            if len(able) == 1:
+                self.known |= able
+                return
+        self.known |= {place: place.value for place in self._unknown(claims[0].term)}
 
     def _literal(self, claim: Claim) -> bool:
         if isinstance(claim.term, int):

@@ -132,8 +132,8 @@ def _blame(model: nn.Module, graph: Graph, keep: Keep) -> str:
 def verify(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module | None = None) -> Proof:
     """Compare a small model with the original whose removed units are zero; see `prunus/surgery/apply.py`.
 
-    Both are run in every mode that had to be traced (`graph.traced`), in float32. An error above what rounding makes is settled in float64,
-    where that is possible.
+    Both are run in every mode that had to be traced (`graph.traced`), in float32. An error above what rounding makes
+    is settled in float64, where that is possible.
 
     Args:
         model: The traced model; it is not changed.

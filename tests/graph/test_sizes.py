@@ -135,12 +135,18 @@ FUNCTIONS = {
     ),
     "a quotient": (lambda m, x: x.view(10, m.heads, m.dim_ // m.heads).flatten(1), {**HEADS, **WIDTH}),
     "a quotient of a shape": (lambda m, x: x.view(10, m.heads, x.shape[-1] // m.heads).flatten(1), HEADS),
+    "a quotient of attributes": (
+        lambda m, x: torch.cat(x.split(m.dim_ // m.paths, -1), -1),
+        {**WIDTH, "paths": 2},
+    ),
     "half a shape": (lambda m, x: torch.cat(x.split(x.size(-1) // 2, -1), -1), {}),
     "the rest of a shape": (lambda m, x: torch.cat(x.split([m.first, x.shape[-1] - m.first], -1), -1), FIRST),
     "slices from an attribute": (lambda m, x: torch.cat([x[..., m.first :], x[..., : m.first]], -1), FIRST),
     "slices from the end": (lambda m, x: torch.cat([x[..., -m.last :], x[..., : -m.last]], -1), {"last": 10}),
     "parts by start and length": (parts, FIRST),
     "zeros of a size": (lambda m, x: x + torch.zeros(m.dim_), WIDTH),
+    "a slice of the whole": (lambda m, x: x[..., : m.dim_], WIDTH),
+    "a part that is the whole": (lambda m, x: x.narrow(-1, 0, m.dim_), WIDTH),
     "a size asked by keyword": (lambda m, x: x.reshape(10, x.size(dim=2)), {}),
     "the number of elements": (lambda m, x: x.reshape(x.numel() // x.shape[-1], x.shape[-1]), {}),
     "a check of the code": (lambda m, x: x if x.shape[-1] == m.dim_ else x[..., :1], WIDTH),
@@ -176,6 +182,8 @@ def test_a_number_stored_when_the_model_was_made_stays():
 def test_a_size_that_is_written_in_the_code_fixes_and_says_so():
     with pytest.raises(TraceError, match="uses the integer 4, written in the code"):
         prunus.trace(Net(lambda m, x: x.reshape(10, 4, 6).flatten(1)).eval(), TOKENS)
+    with pytest.raises(TraceError, match=r"slice .* uses the integer 24, written in the code"):
+        prunus.trace(Net(lambda m, x: x[..., :24]).eval(), TOKENS)
 
 
 class Counting(nn.Module):

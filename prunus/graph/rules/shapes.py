@@ -234,6 +234,8 @@ def slice_(
     length = x.shape[dim]
     begin = max(0, min(length, (start or 0) + (length if (start or 0) < 0 else 0)))
     if op.out.shape[dim] == length:
+        if end == length:
+            op.follow(dims[dim], "end")
         return dims
     if not any(axes.leaves(dims[dim])):
         dims[dim] = op.out.shape[dim]
