@@ -354,6 +354,10 @@ def reshape(dims: Sequence[Layout], shape: Sequence[int], why: Any) -> list[Layo
     """The layouts after a row-major reshape of a tensor with layouts `dims` to `shape`."""
     result: list[Layout] = [1] * len(shape)
     i, j = len(dims), len(shape)
+    if 0 in shape:  # no elements (nothing was detected), which say nothing about the other dimensions
+        for layout in dims:
+            fix(layout, why)
+        return list(shape)
     while i and j:
         # the smallest run of dimensions on both sides with the same number of elements
         i_start, j_start = i - 1, j - 1

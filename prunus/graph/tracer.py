@@ -5,6 +5,7 @@ The pass runs on a skeleton of the model, so nothing is computed.
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
@@ -54,8 +55,7 @@ class Storage:
 
 def user_line() -> str:
     """The innermost line of the user's code on the stack, as "file:line: source"."""
-    own = str(Path(__file__).parents[1])
-    library = str(Path(torch.__file__).parent)
+    own, library = (f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
     for frame in reversed(traceback.extract_stack()):
         if not frame.filename.startswith((own, library)):
             return f"{frame.filename}:{frame.lineno}: {frame.line}"

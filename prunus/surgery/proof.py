@@ -39,6 +39,7 @@ HALF = {torch.bfloat16, torch.float16}
 # most in random networks, where faults make 2e-2 at least (benchmarks/mutations.py).
 NO_DOUBT = 1e-5
 SMALL_MODEL = 1_000_000  # parameters
+MOST_TO_BLAME = 8  # proofs of a part of the cut, to find the axes at fault
 
 
 @dataclass(frozen=True)
@@ -113,17 +114,25 @@ def prove(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module) -> Proof
 
 
 def _blame(model: nn.Module, graph: Graph, keep: Keep) -> str:
-    """A sentence that names the axes which fail alone, with an explanation of the first."""
+    """A sentence that names the axes which fail alone, with an explanation of the first.
 
-    def fails(name: str) -> bool:
+    Of many axes, the half that fails is halved until few enough are left to prove each alone.
+    """
+
+    def fails(*names: str) -> bool:
         try:
-            return not verify(model, graph, {name: keep[name]}).holds
+            return not verify(model, graph, {name: keep[name] for name in names}).holds
         except PruningError:
             return True
 
-    failing = list(filter(fails, keep))
+    suspects, proofs = list(keep), MOST_TO_BLAME
+    while len(suspects) > max(1, proofs):
+        first, second = suspects[: len(suspects) // 2], suspects[len(suspects) // 2 :]
+        suspects = first if fails(*first) else second
+        proofs -= 1
+    failing = list(filter(fails, suspects))
     if not failing:
-        return "Each axis alone passes, together they fail; freeze some of them (freeze=[...])."
+        return "No axis alone was found to fail, together they do; freeze some of them (freeze=[...])."
     names = ", ".join(failing[:3])
     return f"It fails on {names} alone; freeze it (freeze=[...]) and prune the rest.\n{graph.explain(failing[0])}"
 

@@ -11,6 +11,7 @@ import prunus
 from prunus import surgery
 from prunus.errors import PruningError
 from prunus.graph import axes
+from prunus.surgery import proof
 from tests.lib import nets
 
 
@@ -74,6 +75,19 @@ def test_a_failed_proof_names_the_axis_and_leaves_the_model_alone():
     with pytest.raises(PruningError, match="a, astray"):
         prunus.shrink(model, wrong, {"a": [0, 1], "astray": [2, 5], "stem": [1, 2]})
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_refusal_of_many_axes_takes_few_proofs(monkeypatch):
+    layers = [nn.Sequential(nn.Linear(6, 6), nn.ReLU()) for _ in range(50)]
+    model = nn.Sequential(*layers, nn.Linear(6, 2))
+    graph = prunus.trace(model, torch.randn(2, 6))
+    assert len(graph.axes) == 50
+    wrong = astray(graph, graph.members("30.0")[-1], graph.axes["30.0"], axes.Axis(6, "astray"))
+    proofs, verify = [], proof.verify
+    monkeypatch.setattr(proof, "verify", lambda *given: proofs.append(given) or verify(*given))
+    with pytest.raises(PruningError, match="It fails on 30.0 alone"):
+        prunus.shrink(model, wrong, dict.fromkeys(graph.axes, [1, 2, 4, 5]))
+    assert len(proofs) <= 1 + proof.MOST_TO_BLAME
 
 
 class TwoOutputs(nn.Module):
