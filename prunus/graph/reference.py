@@ -83,6 +83,7 @@ class Reference(TorchDispatchMode):
         out = func(*args, **kwargs)
         if is_a(func, NEW) or any(map(tag_of, tensors_in(args) + tensors_in(kwargs.values()))):
             op = Op(func, "", out)
+            op.inputs = (list(args), kwargs)  # some rules ask for an argument by its name
             outs = registry.find(func)[1](op, *args, **kwargs)
             op.outs = list(outs) if isinstance(outs, tuple) else [outs]
             out = self._as_small(op, draw, args, kwargs)
