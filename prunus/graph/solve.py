@@ -81,7 +81,9 @@ class Solver:
     def _choose(self, claims: list[Claim]) -> None:
         """Let a place follow that alone can while the others of its claim stay; without one, all of a claim stay."""
         for claim in claims:
-            each = [(place, self._solved(claim.term, claim.layout, place)) for place in self._unknown(claim.term)]
+            each = [
+                (place, self._solved(claim.term, claim.layout, place)) for place in self._unknown(claim.term)
+            ]
             able = {place: layout for place, layout in each if layout is not None}
             if len(able) == 1:
                 self.known |= able

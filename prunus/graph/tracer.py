@@ -55,7 +55,9 @@ class Storage:
 
 def user_line() -> str:
     """The innermost line of the user's code on the stack, as "file:line: source"."""
-    own, library = (f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
+    own, library = (
+        f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent)
+    )
     for frame in reversed(traceback.extract_stack()):
         if not frame.filename.startswith((own, library)):
             return f"{frame.filename}:{frame.lineno}: {frame.line}"
