@@ -96,7 +96,7 @@ def _rebuilt(old: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
 
 Way = tuple[str, tuple[str | int, ...]]  # a module, and the steps from it
 
-_INTERNAL = frozenset(vars(nn.Module()))  # what every module has: its parameters, hooks, mode
+INTERNAL = frozenset(vars(nn.Module()))  # what every module has: its parameters, hooks, mode
 _CLOSED = (nn.Module, torch.Tensor, type, ModuleType, MethodType, Enum, torch.dtype, torch.device)
 _MOST = 256  # items of a container; longer ones are vocabularies and tables, not sizes
 
@@ -121,12 +121,12 @@ class Integers:
         for name, module in self.skeleton.named_modules():
             held = vars(module)
             self._saved.append((held, dict(held)))
-            for inner in _INTERNAL:  # hooks too, which a library may add in a pass
+            for inner in INTERNAL:  # hooks too, which a library may add in a pass
                 if isinstance(held.get(inner), dict):
                     self._saved.append((held[inner], dict(held[inner])))
             for key, value in [*_class_integers(type(module)).items(), *held.items()]:
                 if (
-                    key not in _INTERNAL
+                    key not in INTERNAL
                     and (new := self._marked(value, (name, (key,)), seen, journal)) is not value
                 ):
                     held[key] = new

@@ -46,7 +46,7 @@ class Draw:
         full, small = _numbers(self.args, self.kwargs), _numbers(args, kwargs)
         given = iter([places.put(*each) for each in zip(small, self.dims, full, strict=True)])
         own = self.func(*args, **kwargs)  # for its shape, and because an operator in place returns its input
-        torch.manual_seed(self.seed)
+        seed_all(self.seed)
         again = tree_map_only(torch.Tensor, lambda _: next(given), (self.args, self.kwargs))
         drawn = self.func(*again[0], **again[1])
         outs = self.outs + [None] * len(_list(drawn))
@@ -74,7 +74,7 @@ class Draws:
         kwargs = _without_generator(kwargs)
         draw = Draw(func, args, kwargs, len(self.made))
         self.made.append(draw)
-        torch.manual_seed(draw.seed)
+        seed_all(draw.seed)
         return draw, kwargs
 
 
@@ -111,6 +111,13 @@ class SameDraws(TorchDispatchMode):
                 f"the small model draws random numbers {self.at} times, the original {len(self.draws)} times; the "
                 f"first that it leaves out is {name_of(self.draws[self.at].func)}."
             )
+
+
+def seed_all(seed: int) -> None:
+    """Seed torch's generators; torch.manual_seed also notes the stack for devices that are not in use."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 @cache

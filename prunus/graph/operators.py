@@ -90,10 +90,8 @@ ATTENTION = Family(
 EMBEDDING = Family("rows of a table, picked by data", "embedding", slice(0, 1))
 
 # ------------------------------------------------------------------------------------ elementwise
-RECTIFIER = Family(
-    "activations that map negative numbers to (nearly) zero",
-    "relu hardtanh clamp clamp_min gelu silu hardswish leaky_relu elu mish",
-)
+DEAD_END = Family("activations that map some numbers to exactly zero", "relu hardtanh clamp clamp_min hardswish")
+BENT = Family("activations that map negative numbers to nearly zero", "gelu silu leaky_relu elu mish")
 SQUASHER = Family("activations that only bound their input", "sigmoid tanh hardsigmoid")
 ADDITION = Family("sums and differences", "add sub rsub")
 MULTIPLICATION = Family("products, number by number", "mul")
@@ -191,6 +189,7 @@ STACK = Family("tensors joined along a new dimension", "stack")
 INDEXING = Family("numbers taken from places that are data themselves", "index index_select gather")
 
 # ---------------------------------------------------------------------------------- larger families
+RECTIFIER = DEAD_END | BENT
 MATRIX = MM | ADDMM
 BATCHED = BMM | BADDBMM
 MATMUL = LINEAR | MATRIX | BATCHED | MV

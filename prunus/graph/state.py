@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus.graph.attributes import set_integer
+from prunus.graph.attributes import INTERNAL, set_integer
 
 Path = tuple[str, tuple[str | int, ...]]  # a module, and the steps from it
 
@@ -49,7 +49,7 @@ def _walk(model: nn.Module) -> Iterator[tuple[Path, torch.Tensor]]:
     seen = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
     for name, module in model.named_modules():
         for key, value in vars(module).items():
-            if not key.startswith("_") or isinstance(value, torch.Tensor):
+            if isinstance(value, (torch.Tensor, list, tuple, dict)) and key not in INTERNAL:
                 yield from _inside((name, (key,)), value, seen)
 
 

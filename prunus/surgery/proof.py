@@ -19,6 +19,7 @@ from prunus.graph import (
     SameDraws,
     kept_tensors,
     make_skeleton,
+    operators,
     parametrised,
     select_outputs,
     set_kept,
@@ -211,7 +212,8 @@ class Pair:
         }
         self.sampler = Sampler(graph, tensors, sizes)
         # in a small model the few remaining units may all be zero for one input, and a unit at zero hides its errors
-        self.rounds = 3 if sum(map(torch.Tensor.numel, tensors.values())) < SMALL_MODEL else 1
+        is_small = sum(map(torch.Tensor.numel, tensors.values())) < SMALL_MODEL
+        self.rounds = 3 if is_small and any(op.is_a(operators.DEAD_END) for op in graph.ops) else 1
 
     def cut(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The parts of tensors that stay; those that stay whole are returned themselves."""
