@@ -250,7 +250,11 @@ class Pair:
                 reference.run(whole.model, whole.tensors(), example, self.graph.layouts), self.graph.chosen
             )
         own = tree_map_only(torch.Tensor, torch.clone, example)  # the forward pass may write to it
-        with skeleton.seeded(device), skeleton.quiet_forward(), SameDraws(reference.draws, self.places) as draws:
+        with (
+            skeleton.seeded(device),
+            skeleton.quiet_forward(),
+            SameDraws(reference.draws, self.places) as draws,
+        ):
             got = select_outputs(skeleton.call(small.model, own), self.graph.chosen)
         draws.finish()
         if not any(tensor.isfinite().any() for tensor in expected):

@@ -150,8 +150,7 @@ def tied(model, real=False):
     numbers = {}
     return {
         (name, dim): [
-            (numbers.setdefault(axis, len(numbers)), axis.size)
-            for axis in dict.fromkeys(axes.leaves(layout))
+            (numbers.setdefault(axis, len(numbers)), axis.size) for axis in dict.fromkeys(axes.leaves(layout))
         ]
         for name, dims in layouts.items()
         for dim, layout in enumerate(dims)

@@ -135,7 +135,9 @@ class Standardised(nn.Conv2d):
 
 
 def test_a_weight_that_is_standardised_over_its_inputs_shrinks_on_both_sides():
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), Standardised(8, 6, 3), nn.ReLU(), Standardised(6, 4, 1))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ReLU(), Standardised(8, 6, 3), nn.ReLU(), Standardised(6, 4, 1)
+    )
     _, small = halve(model, torch.randn(2, 3, 5, 5))
     assert small[2].weight.shape == (3, 4, 3, 3) and small[2].out_channels == 3
 
