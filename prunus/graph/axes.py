@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 import torch
@@ -163,6 +163,23 @@ def ends(layout: Layout) -> Iterator[Axis]:
     elif isinstance(layout, Product):
         for factor in layout.factors:
             yield from ends(factor)
+
+
+def multiples(layout: Layout, number: int) -> Iterator[tuple[Axis, int]]:
+    """For each axis in a layout, the number of whose multiples its size must be, so that the layout's is of `number`.
+
+    Each holds alone, whatever the sizes of the others are.
+    """
+    layout = normal(layout)
+    if isinstance(layout, Axis):
+        yield layout, number
+    elif isinstance(layout, Sum):
+        for part in layout.parts:
+            yield from multiples(part, number)
+    elif isinstance(layout, Product):
+        fixed = prod(factor for factor in layout.factors if isinstance(factor, int))
+        for factor in layout.factors:
+            yield from multiples(factor, number // gcd(number, fixed))
 
 
 def positions(layout: Layout, keep: Mapping[str, Sequence[int]]) -> torch.Tensor:

@@ -11,7 +11,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
+from math import lcm, prod
 from typing import Any
 
 import torch
@@ -124,6 +124,16 @@ class Graph:
                         found[name] = role
         return found
 
+    @cached_property
+    def multiples(self) -> dict[str, int]:
+        """The number of whose multiples the width of each axis must be, because an operator takes no other; mostly 1."""
+        found = dict.fromkeys(self.axes, 1)
+        for each in self.ops:
+            for layout, number in each.multiples:
+                for axis, multiple in axes.multiples(layout, number):
+                    found[axis.name] = lcm(found.get(axis.name, 1), multiple)
+        return found
+
     def topology(self, axis: str) -> tuple[tuple[str, str, int, int], ...]:
         """Describe an axis; equal for axes with the same roles in the same classes of modules.
 
@@ -196,7 +206,8 @@ class Graph:
             A copy with the indices sorted.
 
         Raises:
-            UserError: There is no axis of a name, or its indices are none, repeated or out of range.
+            UserError: There is no axis of a name, its indices are none, repeated or out of range, or an operator takes
+                no such width.
         """
         if not isinstance(keep, Mapping):
             raise UserError(f"keep should be a dict of axis name to indices, but is a {type(keep).__name__}.")
@@ -217,16 +228,31 @@ class Graph:
                 raise UserError(
                     f"keep[{name!r}] must hold 1 to {n} different integers from 0 to {n - 1}; got {indices!r}."
                 )
+            multiple = self.multiples.get(name, 1)
+            if len(wanted) % multiple:
+                raise UserError(
+                    f"keep[{name!r}] must hold a multiple of {multiple} indices, because {self._why(name)} takes no other "
+                    f"width; got {len(wanted)}."
+                )
             result[name] = sorted(wanted)
         return result
 
+    def _why(self, name: str) -> Op:
+        """The first operator that takes only some widths of an axis."""
+        axis = self.axes[name]
+        return next(each for each in self.ops for layout, _ in each.multiples if axis in axes.leaves(layout))
+
     def halved(self) -> dict[str, int]:
-        """Count the units that stay when every axis is halved, rounded down; one stays at least.
+        """Count the units that stay when every axis is halved, rounded down; one stays at least, or as few as operators take.
 
         Returns:
             The number of units by axis.
         """
-        return {name: max(1, axis.size // 2) for name, axis in self.axes.items()}
+        multiples = self.multiples
+        return {
+            name: max(multiples[name], axis.size // 2 // multiples[name] * multiples[name])
+            for name, axis in self.axes.items()
+        }
 
     def coverage(self) -> float:
         """Measure how much of the model can disappear (see also `prunus.selection.coverage`).

@@ -88,6 +88,7 @@ class Op:
         "macs",
         "mixes",
         "module",
+        "multiples",
         "name",
         "order",
         "origins",
@@ -109,6 +110,7 @@ class Op:
         self.outs: list[list[Layout] | None] = []  # per output tensor, what the rule returned
         self.macs: list[tuple[int, tuple[Layout, ...]]] = []
         self.follows: list[tuple[Layout, int, int | None]] = []
+        self.multiples: list[tuple[Layout, int]] = []
         self.roles: list[tuple[Layout, str]] = []  # the axis a parameter dimension was born with, its role
         self.terms: dict[tuple[int, int | None], Term] = {}  # of its integers, by argument and element
         self.scalars: tuple[str, ...] = ()
@@ -188,6 +190,10 @@ class Op:
         """Add multiply-adds: `times` the product of the sizes of `layouts`, summed over `over`."""
         self.contracts, self.over = True, over
         self.macs.append((times, layouts))
+
+    def multiple(self, layout: Layout, number: int) -> None:
+        """State that the operator takes only tensors in which this dimension is a multiple of `number`."""
+        self.multiples.append((layout, number))
 
     def follow(self, layout: Layout, argument: str, element: int | None = None) -> None:
         """Let the integer argument of this name, or one element of it, be the size of a layout."""

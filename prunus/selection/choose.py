@@ -144,11 +144,12 @@ def select(
     limit = budget.limit(before)
     bounds = min_units(graph, floor, cap, freeze)
     bound = torch.tensor([units for units, _ in bounds.values()])
+    least = torch.tensor(list(graph.multiples.values()))
 
     def limits_on(grid: int) -> _Limits:
         steps = blocks(graph, grid, halve=round_to is None)
         base = torch.minimum(-(bound // -steps) * steps, most)  # rounded up to whole blocks
-        return _Limits(price, limit, base, most, steps)
+        return _Limits(price, limit, base, most, steps, least)
 
     first, *finer = (round_to,) if round_to else GRIDS
     limits = limits_on(first)

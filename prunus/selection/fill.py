@@ -15,13 +15,17 @@ Queue = tuple[Tensor, Tensor]  # for each block its axis (N,) and its number of 
 
 @dataclass(frozen=True)
 class _Limits:
-    """The range of widths (A,): from `base` to `sizes`, in `steps`, for a cost of at most `limit`."""
+    """The range of widths (A,): from `base` to `sizes`, in `steps`, for a cost of at most `limit`.
+
+    Off the grid of `steps`, widths are multiples of `least`.
+    """
 
     price: Price
     limit: float
     base: Tensor
     sizes: Tensor
     steps: Tensor
+    least: Tensor
 
     def costs(self, widths: Tensor) -> float:
         return self.price(widths[None]).item()
@@ -34,7 +38,7 @@ class _Limits:
 def blocks(graph: Graph, grid: int, halve: bool) -> Tensor:
     """Compute the units in a block, so that widths change by multiples of `grid` positions in every tensor.
 
-    A head of 64 features is aligned by itself.
+    A head of 64 features is aligned by itself. They also are multiples of what operators take.
 
     Args:
         graph: The graph of the model.
@@ -50,7 +54,8 @@ def blocks(graph: Graph, grid: int, halve: bool) -> Tensor:
         narrowest = min((graph.shapes[m.tensor][m.dim] for m in members), default=2 * grid)
         half = 2 ** int(math.log2(max(2, narrowest) / 2))
         fine = min(grid, half) if halve else grid
-        steps.append(max((fine // math.gcd(fine, m.index.shape[1]) for m in members), default=fine))
+        step = max((fine // math.gcd(fine, m.index.shape[1]) for m in members), default=fine)
+        steps.append(math.lcm(step, graph.multiples[axis]))
     return torch.tensor(steps)
 
 
@@ -142,6 +147,7 @@ def _top_up(limits: _Limits, widths: Tensor) -> Tensor:
     block = torch.minimum(limits.sizes - widths, limits.steps)
     each = (limits.price(widths + block.diag()) - limits.costs(widths)) / block
     axis = each.nan_to_num(math.inf).argmin()  # 0 / 0 if an axis is whole
-    trial = widths.repeat(int(block[axis]) + 1, 1)
-    trial[:, axis] += torch.arange(len(trial))
+    least = int(limits.least[axis])
+    trial = widths.repeat(int(block[axis]) // least + 1, 1)
+    trial[:, axis] += torch.arange(0, len(trial) * least, least)
     return trial[int(limits.fits(trial).sum()) - 1]

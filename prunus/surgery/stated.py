@@ -19,12 +19,11 @@ _USUAL = frozenset(
 
 def update_stated_sizes(model: nn.Module, small: nn.Module) -> None:
     """Update the sizes that layers state about themselves (in_features, ...) to those of their weights, in place."""
-    old_tensors, new_tensors, news = (
-        effective_tensors(model),
-        effective_tensors(small),
-        dict(small.named_modules()),
-    )
+    old_tensors, new_tensors = effective_tensors(model), effective_tensors(small)
+    news = dict(small.named_modules())
     for path, old in model.named_modules():
+        if path not in news:  # a step behind a weight, such as a mask
+            continue
         new = news[path]
         for name, tensor, dim in stated_sizes(path, old_tensors.keys() & new_tensors.keys()):
             before = old_tensors[tensor].shape

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import prunus
+from prunus.errors import UserError
 from tests.lib.rules import halve
 
 
@@ -95,3 +97,18 @@ def test_a_layer_over_transposed_tokens_produces_its_units():
         "b.weight": "consumes",
     }
     assert small.a.weight.shape == (4, 9)
+
+
+def test_widths_that_a_grouped_product_does_not_take_are_refused_and_not_chosen():
+    """Its kernels want rows of a multiple of 16 bytes, which are 4 numbers here."""
+    model, x = Net(sorted_tokens, (3, 8, 8), (3, 8, 16), (3, 16, 8)), torch.randn(2, 4, 5)
+    model.function = lambda h, first, up, down: sorted_tokens(sorted_tokens(h, first, first), up, down)
+    graph = prunus.trace(model.eval(), x)
+    assert graph.multiples == dict.fromkeys(graph.axes, 4)
+    with pytest.raises(UserError, match=r"multiple of 4 .*_grouped_mm"):
+        prunus.shrink(model, graph, {"up": [0, 1, 2]})
+    scores = prunus.scores.magnitude(model, graph)
+    for round_to in (None, 1, 2):
+        keep = prunus.select(graph, scores, prunus.Budget(params=0.7), round_to=round_to)
+        assert any(len(kept) < graph.axes[name].size for name, kept in keep.items())
+        prunus.shrink(model, graph, keep)

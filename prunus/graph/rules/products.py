@@ -137,6 +137,9 @@ def grouped_mm(
     else:
         groups = []
         op.fix(b_dims[-1] if a.dim() == 3 else a_dims[0])
+    for tensor in (a, b):  # its kernels read rows, or columns, that begin at multiples of 16 bytes
+        inner = -1 if tensor.stride(-1) == 1 else -2
+        op.multiple(op.dims(tensor)[inner], 16 // tensor.element_size())
     op.count(1, a_dims[-2], a_dims[-1], b_dims[-1], over=a_dims[-1])
     return [*groups, a_dims[-2], b_dims[-1]]
 

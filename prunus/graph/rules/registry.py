@@ -5,6 +5,7 @@ same, and returns one layout per output dimension (a tuple of such lists for sev
 way it may say
     op.count(n, *layouts, over)  it takes n times the product of these sizes multiply-adds, summed over `over`
     op.follow(layout, "size", k) its integer argument of this name (element k of it) must follow this layout
+    op.multiple(layout, 4)       it takes only multiples of 4 as the size of this layout
     op.mixes = True              its result at one unit depends on the others (norms, reductions)
     op.contracts = True          it sums products over its operands' units (`count` says so too)
     op.role(tensor, dim, role)   how a parameter dimension is used
