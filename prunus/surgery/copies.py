@@ -202,9 +202,11 @@ def changed_attributes(small: nn.Module, graph: Graph) -> dict[str, dict[str, An
 def update_stated_sizes(model: nn.Module, small: nn.Module) -> None:
     """Update the sizes that layers state about themselves (in_features, ...) to those of their weights, in place."""
     old_tensors, new_tensors = effective_tensors(model), effective_tensors(small)
-    olds = dict(model.named_modules())  # of which some, steps behind weights, may be gone
-    for path, new in small.named_modules():
-        old = olds[path]
+    news = dict(small.named_modules())
+    for path, old in model.named_modules():
+        if path not in news:  # a step behind a weight, such as a mask
+            continue
+        new = news[path]
         for name, tensor, dim in stated_sizes(path, old_tensors.keys() & new_tensors.keys()):
             before = old_tensors[tensor].shape
             if dim < len(before) and type(vars(old).get(name)) is int and vars(old)[name] == before[dim]:
