@@ -77,8 +77,9 @@ class Solver:
     def _choose(self, claims: list[Claim]) -> None:
         """Let a place follow that alone can while the others of its claim stay; without one, all of a claim stay."""
         for claim in claims:
-            each = [(place, self._solved(claim.term, claim.layout, place)) for place in self._unknown(claim.term)]
-            able = {place: layout for place, layout in each if layout is not None}
+            term, unknown = claim.term, self._unknown(claim.term)
+            each = {place: self._solved(term, claim.layout, place) for place in unknown}
+            able = {place: layout for place, layout in each.items() if layout is not None}
             if len(able) == 1:
                 self.known |= able
                 return
@@ -150,7 +151,8 @@ class Solver:
         self.fix(claim.term, claim)
 
     def fix(self, term: Term, why: Any) -> None:
-        """Let the value of a term stay."""
+        """Let the value of a term stay, and with it the places that nothing else has given a layout."""
+        self.known |= {place: place.value for place in self._unknown(term)}
         layout = self.layout(term)
         for each in self._layouts(term) if layout is None else [layout]:
             axes.fix(each, why)
