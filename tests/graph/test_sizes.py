@@ -151,6 +151,16 @@ def test_a_number_stored_when_the_model_was_made_stays():
     assert (small.heads, small.dim, small.scale) == (2, 3, 6**-0.5)
 
 
+@pytest.mark.parametrize(("least", "left"), [(1, 2), (0, 1)])
+def test_a_size_that_decides_by_order_stays_where_one_fewer_decides_otherwise(least, left):
+    def joined(m, x):
+        parts = x.view(*x.shape[:2], m.paths, m.dim)
+        return (parts if m.paths > m.least_() else parts.abs()).sum(2)
+
+    small = follows(Net(joined, out=12, paths=2, dim=12, least_=lambda: least))
+    assert (small.paths, small.dim) == (left, 6)
+
+
 class Configured(nn.Module):
     """A network that is made from a config, and may compute with a number made from a size in it."""
 
