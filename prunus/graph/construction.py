@@ -84,8 +84,12 @@ def stated(
     again = _made_again(model)
     if again is None:
         return []
-    solved = _solve_everywhere(_claims(again, layouts, known))
+    claims = list(_claims(again, layouts, known))
+    solved = _solve_everywhere(claims)
     candidates: dict[Place, dict[Layout, None]] = {}
+    for claim in claims:  # what the forward pass reads, and stays, was made from this size
+        if isinstance(claim.layout, int) and isinstance(claim.term, Place):
+            candidates.setdefault(claim.term, {})[claim.layout] = None
     for each in solved.values():
         for place, layout in each.items():
             candidates.setdefault(place, {})[layout] = None

@@ -90,7 +90,9 @@ ATTENTION = Family(
 EMBEDDING = Family("rows of a table, picked by data", "embedding", slice(0, 1))
 
 # ------------------------------------------------------------------------------------ elementwise
-DEAD_END = Family("activations that map some numbers to exactly zero", "relu hardtanh clamp clamp_min hardswish")
+DEAD_END = Family(
+    "activations that map some numbers to exactly zero", "relu hardtanh clamp clamp_min hardswish"
+)
 BENT = Family("activations that map negative numbers to nearly zero", "gelu silu leaky_relu elu mish")
 SQUASHER = Family("activations that only bound their input", "sigmoid tanh hardsigmoid")
 ADDITION = Family("sums and differences", "add sub rsub")

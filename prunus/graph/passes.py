@@ -95,7 +95,7 @@ class Passes:
             return
         solver = Solver(self.known)
         noted = [Claim(*each) for each in traced.origins.noted]
-        solver.solve(claims(traced.ops) + noted, traced.origins.journal.equal)
+        solver.solve(claims(traced.ops) + noted, traced.origins.journal)
         for op in traced.ops:
             for term in op.origins:
                 solver.fix(term, f"{op} computes with a number made from this size")

@@ -98,6 +98,7 @@ class Journal:
     def __init__(self, module: Callable[[], str]):
         self.module = module
         self.equal: list[Event] = []  # comparisons that held
+        self.ordered: dict[Event, Callable[[int, int], bool]] = {}  # comparisons by order with plain numbers
         self.lost: list[Event] = []  # integers that became plain numbers: int(n), math.sqrt(n)
 
 
@@ -233,6 +234,17 @@ def _integer_method(sign: str, reflected: bool) -> Any:
     return method
 
 
+def _order_method(name: str) -> Any:
+    usual = getattr(int, name)
+
+    def method(self: Sized, other: Any) -> Any:
+        if type(other) is int:
+            self.journal.ordered[Event(self.term, other, self.journal.module())] = usual
+        return usual(self, other)
+
+    return method
+
+
 def _float_method(name: str) -> Any:
     usual = getattr(float, name)
 
@@ -246,6 +258,8 @@ def _float_method(name: str) -> Any:
 for _name, _sign in {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "mod": "%"}.items():
     setattr(Sized, f"__{_name}__", _integer_method(_sign, reflected=False))
     setattr(Sized, f"__r{_name}__", _integer_method(_sign, reflected=True))
+for _name in ("lt", "le", "gt", "ge"):
+    setattr(Sized, f"__{_name}__", _order_method(f"__{_name}__"))
 for _name in ("add", "sub", "mul", "truediv", "pow"):
     setattr(SizedFloat, f"__{_name}__", _float_method(f"__{_name}__"))
     setattr(SizedFloat, f"__r{_name}__", _float_method(f"__r{_name}__"))

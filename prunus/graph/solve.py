@@ -8,14 +8,14 @@ is fixed. Nothing is guessed. Source: ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import prod
 from typing import Any, NamedTuple
 
 from prunus.graph import axes
 from prunus.graph.axes import Axis, Layout, Product, Sum
 from prunus.graph.op import Op
-from prunus.graph.sizes import Event, Made, Place, Term, ends, evaluate
+from prunus.graph.sizes import Event, Journal, Made, Place, Term, ends, evaluate
 
 
 class Claim(NamedTuple):
@@ -61,12 +61,12 @@ class Solver:
     def __init__(self, known: dict[Place, Layout]):
         self.known = known
 
-    def solve(self, stated: list[Claim], equal: Iterable[Event]) -> None:
+    def solve(self, stated: list[Claim], journal: Journal) -> None:
         """Find the layouts of the places in some claims, and make all claims hold.
 
         Args:
             stated: What operators say.
-            equal: Comparisons that held. They decide which way the code takes, so they must go on holding.
+            journal: The comparisons. They decide which way the code takes, so their answers must stay.
         """
         open_ = [claim for claim in stated if not self._literal(claim)]
         open_.sort(key=lambda claim: isinstance(claim.term, Made))  # plain places first
@@ -75,16 +75,17 @@ class Solver:
             if len(left) == len(open_):  # two unknown places in each
                 self._choose(left)
             open_ = left
-        for event in equal:
+        for event in journal.equal:
             self._compare(event)
+        for event, holds in journal.ordered.items():
+            self._order(event, holds)
 
     def _choose(self, claims: list[Claim]) -> None:
         """Let a place follow that alone can while the others of its claim stay; without one, all of a claim stay."""
         for claim in claims:
-            each = [
-                (place, self._solved(claim.term, claim.layout, place)) for place in self._unknown(claim.term)
-            ]
-            able = {place: layout for place, layout in each if layout is not None}
+            term, unknown = claim.term, self._unknown(claim.term)
+            each = {place: self._solved(term, claim.layout, place) for place in unknown}
+            able = {place: layout for place, layout in each.items() if layout is not None}
             if len(able) == 1:
                 self.known |= able
                 return
@@ -156,7 +157,8 @@ class Solver:
         self.fix(claim.term, claim)
 
     def fix(self, term: Term, why: Any) -> None:
-        """Let the value of a term stay."""
+        """Let the value of a term stay, and with it the places that nothing else has given a layout."""
+        self.known |= {place: place.value for place in self._unknown(term)}
         layout = self.layout(term)
         for each in self._layouts(term) if layout is None else [layout]:
             axes.fix(each, why)
@@ -196,6 +198,16 @@ class Solver:
             self._settle(Claim(layout, term, why))
         elif not unknown[0] and (layout := self.layout(term)) is not None:
             self._settle(Claim(layout, other, why))
+
+    def _order(self, event: Event, holds: Callable[[int, int], bool]) -> None:
+        """Let an axis stay that cannot be one smaller without another answer to `n > 1`, or a like question."""
+        layout = self.layout(event.term)
+        free = () if layout is None else tuple(dict.fromkeys(axes.leaves(layout)))
+        widths = {axis: axis.size for axis in free}
+        for axis in free:
+            smaller = _length(layout or 0, widths | {axis: axis.size - 1})
+            if holds(smaller, event.other) is not holds(_length(layout or 0, widths), event.other):
+                axes.fix(axis, f"a comparison in {event.module or 'the model itself'} with {event.other}")
 
 
 def _inverse(sign: str, whole: Layout, known: Layout, first: bool) -> Layout | None:

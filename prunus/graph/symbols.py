@@ -117,7 +117,7 @@ def symbolic(value: Any) -> Any:
     Integers below 2 stay plain: no axis has such a size.
     """
     if isinstance(value, int):
-        if isinstance(value, bool) or -2 < value < 2:
+        if isinstance(value, bool) or -2 < plain(value) < 2:
             return value
         term = value.term if isinstance(value, Sized) else value
         return Symbol(Node(plain(value), term))  # pyright: ignore[reportArgumentType]

@@ -179,6 +179,36 @@ def test_a_number_stored_when_the_model_was_made_stays():
     assert (small.heads, small.dim, small.scale) == (2, 3, 6**-0.5)
 
 
+@pytest.mark.parametrize(("least", "left"), [(1, 2), (0, 1)])
+def test_a_size_that_decides_by_order_stays_where_one_fewer_decides_otherwise(least, left):
+    def joined(m, x):
+        parts = x.view(*x.shape[:2], m.paths, m.dim)
+        return (parts if m.paths > m.least_() else parts.abs()).sum(2)
+
+    small = follows(Net(joined, out=12, paths=2, dim=12, least_=lambda: least))
+    assert (small.paths, small.dim) == (left, 6)
+
+
+class Configured(nn.Module):
+    """A network that is made from a config, and may compute with a number made from a size in it."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.width = config, config.width
+        self.a, self.head = nn.Linear(7, config.width), nn.Linear(config.width, 3)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.head(x * self.width**-0.5 if self.config.scaled else x)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_stated_size_follows_unless_a_number_is_made_from_it(scaled):
+    small = follows(Configured(SimpleNamespace(width=24, scaled=scaled)))
+    assert small.a.out_features == 12
+    assert small.width == small.config.width == (24 if scaled else 12)
+
+
 def test_a_size_that_is_written_in_the_code_fixes_and_says_so():
     with pytest.raises(TraceError, match="uses the integer 4, written in the code"):
         prunus.trace(Net(lambda m, x: x.reshape(10, 4, 6).flatten(1)).eval(), TOKENS)
