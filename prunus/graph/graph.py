@@ -126,7 +126,7 @@ class Graph:
 
     @cached_property
     def multiples(self) -> dict[str, int]:
-        """The number of whose multiples the width of each axis must be, because an operator takes no other; mostly 1."""
+        """The number of which the width of each axis must be a multiple, because of some operator; mostly 1."""
         found = dict.fromkeys(self.axes, 1)
         for each in self.ops:
             for layout, number in each.multiples:
@@ -231,8 +231,8 @@ class Graph:
             multiple = self.multiples.get(name, 1)
             if len(wanted) % multiple:
                 raise UserError(
-                    f"keep[{name!r}] must hold a multiple of {multiple} indices, because {self._why(name)} takes no other "
-                    f"width; got {len(wanted)}."
+                    f"keep[{name!r}] must hold a multiple of {multiple} indices, because {self._why(name)} takes no "
+                    f"other width; got {len(wanted)}."
                 )
             result[name] = sorted(wanted)
         return result
@@ -243,7 +243,7 @@ class Graph:
         return next(each for each in self.ops for layout, _ in each.multiples if axis in axes.leaves(layout))
 
     def halved(self) -> dict[str, int]:
-        """Count the units that stay when every axis is halved, rounded down; one stays at least, or as few as operators take.
+        """Count the units that stay when every axis is halved, rounded down; at least as many stay as operators take.
 
         Returns:
             The number of units by axis.
