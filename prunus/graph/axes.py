@@ -15,6 +15,7 @@ This file knows no operator and no model. Source: ours (design, section 3).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
@@ -296,6 +297,34 @@ def _unify_products(a: Layout, b: Layout, why: Any) -> None:
         unify(a_factor, b_factor, why)
         a, b = normal(a), normal(b)
     unify(a, b, why)
+
+
+def match(a: Layout, b: Layout, why: Any) -> None:
+    """Let two dimensions be as long as each other, whichever of their units stay; unify them if that is not enough."""
+    terms = _polynomial(a)
+    terms.subtract(_polynomial(b))
+    more = {key: n for key, n in terms.items() if n > 0}
+    less = {key: -n for key, n in terms.items() if n < 0}
+    for one, others in ((more, less), (less, more)):
+        (key, times), *rest = one.items() or [((), 0)]
+        if len(key) == 1 and not rest and not any(n % times or key[0] in c for c, n in others.items()):
+            unify(key[0], total(*(nest(n // times, *other) for other, n in others.items())), why)
+            return
+    if more or less:
+        unify(a, b, why)
+
+
+def _polynomial(layout: Layout) -> Counter[tuple[Axis, ...]]:
+    """The length of a layout as a sum of products of axes, with how often each product occurs."""
+    layout = normal(layout)
+    if isinstance(layout, (int, Axis)):
+        return Counter({(): layout} if isinstance(layout, int) else {(layout,): 1})
+    if isinstance(layout, Sum):
+        return sum(map(_polynomial, layout.parts), Counter())
+    found: Counter[tuple[Axis, ...]] = Counter({(): 1})
+    for factor in map(_polynomial, layout.factors):
+        found = sum((Counter({(*a, *b): found[a] * factor[b]}) for a in found for b in factor), Counter())
+    return found
 
 
 def split(layout: Layout, cut: int, why: Any) -> tuple[Layout, Layout]:

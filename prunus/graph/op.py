@@ -181,6 +181,10 @@ class Op:
         """Let two dimensions be the same, because of this operation."""
         axes.unify(a, b, self)
 
+    def match(self, a: Layout, b: Layout) -> None:
+        """Let two dimensions be as long as each other, because of this operation."""
+        axes.match(a, b, self)
+
     def fix(self, *layouts: Layout) -> None:
         """Let no axis of these layouts shrink, because of this operation."""
         for layout in layouts:

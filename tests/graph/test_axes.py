@@ -152,6 +152,14 @@ def test_reshape_keeps_every_element_in_its_place(dims, data, random):
     assert torch.equal(x.flatten(), y.flatten())
 
 
+def test_dimensions_may_be_as_long_as_each_other_with_other_units():
+    a, b, c = named(7, "a"), named(7, "b"), named(6, "c")
+    axes.match(Sum((Product((a, 2)), 1)), Sum((1, Product((b, 2)))), "split")
+    assert axes.normal(a) is axes.normal(b)
+    axes.match(Sum((Product((a, 8)), 2)), Sum((2, Product((Sum((1, Product((c, 2)), 1)), 4)))), "split")
+    assert list(axes.leaves(a)) == [c]
+
+
 def test_lengths_that_differ_are_our_mistake():
     with pytest.raises(AssertionError):
         axes.unify(Axis(3), Axis(4), "add")

@@ -201,7 +201,7 @@ def split(op: Op, x: torch.Tensor, length: int, dim: int = 0) -> tuple[list[Layo
     parts = _parts(op, x, dim, [part.shape[dim] for part in op.out])
     for part in parts:
         if axes.size(part[dim]) == length:
-            op.unify(parts[0][dim], part[dim])
+            op.match(parts[0][dim], part[dim])
         else:
             op.fix(part[dim])
     op.follow(parts[0][dim], "split_size")
