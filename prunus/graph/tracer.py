@@ -22,7 +22,7 @@ from prunus.graph.axes import Axis, Layout
 from prunus.graph.op import Op, Tag, Untracked, new_generation, put_tag, tag_of, tensors_in
 from prunus.graph.operators import DATA_DEPENDENT, EMBEDDING, NEW, Args, Kwargs, flat, is_a
 from prunus.graph.origins import Origins, seen_through
-from prunus.graph.rules import registry
+from prunus.graph.rules import indexing, registry
 from prunus.graph.sizes import Journal, Sized, number_text, origins, plain
 from prunus.graph.symbols import Symbol, concrete, terms_of
 from prunus.graph.skeleton import (
@@ -53,7 +53,9 @@ class Storage:
 
 def user_line() -> str:
     """The innermost line of the user's code on the stack, as "file:line: source"."""
-    own, library = (f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
+    own, library = (
+        f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent)
+    )
     for frame in reversed(traceback.extract_stack()):
         if not frame.filename.startswith((own, library)):
             return f"{frame.filename}:{frame.lineno}: {frame.line}"
@@ -104,6 +106,7 @@ class Tracer(TorchDispatchMode):
         self.ops: list[Op] = []
         self.storages: list[Storage] = []
         self.data_read: dict[str, str] = {}  # the lines that read values off the data, with the operators
+        self.read: dict[Op, Any] = {}  # what these returned, and what operators without a rule did, if real
         self.tensors: dict[Tag, str] = {}  # parameters and buffers, before anything wrote to them
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
@@ -115,7 +118,8 @@ class Tracer(TorchDispatchMode):
             kwargs = {key: concrete(value) for key, value in kwargs.items()}
         tensors = tensors_in(args) + tensors_in(kwargs.values())
         tags = [tag for tag in map(tag_of, tensors) if tag is not None]
-        if is_a(func, DATA_DEPENDENT):
+        reads = is_a(func, DATA_DEPENDENT) or indexing.masks(func, args)
+        if reads:
             if tags:
                 self.data_read.setdefault(user_line(), name)
             if any(t.is_meta for t in tensors):
@@ -129,6 +133,8 @@ class Tracer(TorchDispatchMode):
         if seen:
             op.scalars, op.inputs, op.terms = numbers, inputs, terms
             op.outs = _as_list(rule(op, *args, **kwargs))
+            if (reads or rule is registry.unknown) and not any(t.is_meta for t in tensors):
+                self.read[op] = out
             if self.origins is not None and (self.origins.given or self.origins.scale):
                 self._find_terms(op, self.origins, args)
             self._tag(op, out, tags)

@@ -114,6 +114,8 @@ def _trace(
     behind = follow_steps(model, layouts, name_axes)
     if real:
         warnings.warn(_words_for_real(passes.data_read), stacklevel=3)
+    listed = stated(model, layouts, passes.known)
+    passes.fix_stated(listed)
     passes.check(name_axes)
     named = name_axes()
     for layout in [layout for dims in layouts.values() for layout in dims]:
@@ -130,7 +132,7 @@ def _trace(
         tensors=first.tensors,
         outputs=passes.outputs,
         attributes=passes.attributes(),
-        stated=stated(model, layouts, passes.known),
+        stated=[each for each in listed if any(True for layout in each.layouts for _ in axes.leaves(layout))],
         modes=passes.modes,
         chosen=outputs,
         _roles=roles,
