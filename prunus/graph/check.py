@@ -47,9 +47,9 @@ class _OtherWayError(Exception):
 class _Pass(TorchDispatchMode):
     """Compares a pass at other widths with the traced one, operator by operator."""
 
-    def __init__(self, ops: list[Op], widths: Mapping[str, int]):
+    def __init__(self, ops: list[Op], widths: Mapping[str, int], read: Mapping[Op, Any]):
         super().__init__()
-        self.ops, self.widths, self.at = ops, widths, 0
+        self.ops, self.widths, self.read, self.at = ops, widths, read, 0
         self.integers: list[tuple[Op, Layout]] = []  # where an integer did not follow
         self.numbers: list[int] = []  # the operations whose numbers changed
         self._sizes: dict[int, int] = {}
@@ -68,7 +68,7 @@ class _Pass(TorchDispatchMode):
         args, kwargs = same_device(args, kwargs)
         for layout, place, element in op.follows:
             args = self._put_right(op, args, layout, place, element)
-        out = compute(func, args, kwargs)
+        out = self._read_again(op) if op in self.read else compute(func, args, kwargs)
         for tensor, dims, tag in zip(
             out if isinstance(out, (tuple, list)) else [out], op.outs, op.results, strict=False
         ):
@@ -76,7 +76,8 @@ class _Pass(TorchDispatchMode):
                 raise _OtherWayError
             if tag is not None:
                 put_tag(tensor, Tag(()))
-        if numbers != op.scalars:
+        from_data = bool(self.read) and any(t.dim() == 0 for t in tensors_in(args))  # numbers of a trace with data
+        if numbers != op.scalars and not from_data:
             self.numbers.append(self.at)
         self.at += 1
         return out
@@ -88,6 +89,18 @@ class _Pass(TorchDispatchMode):
         if id(layout) not in self._sizes:
             self._sizes[id(layout)] = axes.size(layout, self.widths)
         return self._sizes[id(layout)]
+    def _read_again(self, op: Op) -> Any:
+        """What an operation read off the data in the trace, so that the code takes the same way."""
+
+        def at_these_widths(tensor: Any, dims: Sequence[Layout] | None) -> Any:
+            if not any(True for layout in dims or () for _ in axes.leaves(layout)):
+                return tensor
+            return tensor.new_empty([axes.size(layout, self.widths) for layout in dims or ()], device="meta")
+
+        out = self.read[op]
+        if isinstance(out, (tuple, list)):
+            return type(out)(map(at_these_widths, out, op.outs))
+        return at_these_widths(out, op.outs[0])
 
     def _put_right(self, op: Op, args: Args, layout: Layout, place: int, element: int | None) -> Args:
         """The arguments with the integer that the layout says; negative ones count from the end, and agree."""
@@ -139,7 +152,8 @@ class Check:
         self.ops, self.integers = _dependent(traced.ops), integers
         self.slots = slots(bare)
         self.dtypes = {n: t.dtype for n, t in named_tensors(bare).items() if t.is_floating_point()}
-        self.meta = any(t.is_meta for t in named_tensors(bare).values())
+        self.read = traced.read if traced.reads_data else {}  # what a check without data is told
+        self.meta = bool(self.read) or any(t.is_meta for t in named_tensors(bare).values())
         self.error: Exception | None = None  # the one that ended the last pass
 
     def agree(
@@ -166,20 +180,23 @@ class Check:
         """Run one pass and fix what it finds; whether it found nothing."""
         if not named or not any(op.follows or op.scalars for op in self.ops):
             return True
-        probe = _Pass(self.ops, _wider(named))
+        probe = _Pass(self.ops, _wider(named), self.read)
         ended = self._run(probe, attributes)
         for op, layout in probe.integers:
             axes.fix(
                 layout, f"{op} uses the integer {axes.size(layout)}, which follows nothing that may shrink"
             )
-        if self.traced.reads_data:  # other data make other numbers, and may take another way: no faults
-            return not probe.integers
         if probe.numbers:
             self._fix_numbers(probe.numbers)
         found = bool(probe.integers or probe.numbers)
-        if not ended and not found:
+        if not ended and not found and not self._ends_at(probe.at):
             self._fix_around(min(probe.at, len(self.ops) - 1))
         return ended and not found
+
+    def _ends_at(self, at: int) -> bool:
+        """Whether a check without data ends there at the traced widths, too, because the meta device cannot go on."""
+        probe = _Pass(self.ops, {}, self.read)
+        return bool(self.read) and not self._run(probe, ()) and probe.at == at
 
     def _run(self, probe: _Pass, attributes: Sequence[Attribute]) -> bool:
         """Run the skeleton at other widths; whether it took the same way to the end."""
@@ -196,7 +213,7 @@ class Check:
                 stack.enter_context(quiet_forward())
                 stack.enter_context(seeded())
                 stack.enter_context(probe)
-                if self.meta and mixes_devices(self.bare, example):
+                if self.read or (self.meta and mixes_devices(self.bare, example)):
                     stack.enter_context(SameDevice())
                 call(self.bare, example)
             except Exception as error:  # any error that the user's code raises when sizes disagree

@@ -22,7 +22,7 @@ from prunus.graph.axes import Axis, Layout
 from prunus.graph.op import Op, Tag, Untracked, new_generation, put_tag, tag_of, tensors_in
 from prunus.graph.operators import DATA_DEPENDENT, EMBEDDING, NEW, Args, Kwargs, flat, is_a
 from prunus.graph.origins import Origins, seen_through
-from prunus.graph.rules import registry
+from prunus.graph.rules import indexing, registry
 from prunus.graph.sizes import Journal, Sized, number_text, origins, plain
 from prunus.graph.skeleton import (
     SameDevice,
@@ -108,6 +108,7 @@ class Tracer(TorchDispatchMode):
         self.ops: list[Op] = []
         self.storages: list[Storage] = []
         self.reads_data = False  # whether the code reads values off the data, which may decide its way
+        self.read: dict[Op, Any] = {}  # what these were, and what operators without a rule returned, if real
         self.tensors: dict[Tag, str] = {}  # parameters and buffers, before anything wrote to them
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
@@ -119,7 +120,8 @@ class Tracer(TorchDispatchMode):
             kwargs = {key: concrete(value) for key, value in kwargs.items()}
         tensors = tensors_in(args) + tensors_in(kwargs.values())
         tags = [tag for tag in map(tag_of, tensors) if tag is not None]
-        if is_a(func, DATA_DEPENDENT):
+        reads = is_a(func, DATA_DEPENDENT) or indexing.masks(func, args)
+        if reads:
             self.reads_data |= bool(tags)
             if any(t.is_meta for t in tensors):
                 what = "an input" if any(tag.data for tag in tags) else "the weights"
@@ -133,6 +135,8 @@ class Tracer(TorchDispatchMode):
         if seen:
             op.scalars, op.inputs, op.terms = numbers, inputs, terms
             op.outs = _as_list(rule(op, *args, **kwargs))
+            if (reads or rule is registry.unknown) and not any(t.is_meta for t in tensors):
+                self.read[op] = out
             if self.origins is not None and (self.origins.given or self.origins.scale):
                 self._find_terms(op, self.origins, args)
             self._tag(op, out, tags)

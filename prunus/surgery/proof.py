@@ -79,11 +79,20 @@ class Attempt(NamedTuple):
 
 
 QUICK = Attempt(torch.float32, NO_DOUBT, quick=True)
-ATTEMPTS = (QUICK, *(Attempt(*each, near=near) for each in TOLERANCES.items() for near in (False, True)))
+QUICK_NEAR = QUICK._replace(near=True)
+ATTEMPTS = (
+    QUICK,
+    QUICK_NEAR,
+    *(Attempt(*each, near=near) for each in TOLERANCES.items() for near in (False, True)),
+)
 
 
 class NothingFinite(ArithmeticError):
-    """No output of the masked original is finite, so there is nothing to compare."""
+    """No output of the masked original has a finite number, so there is nothing to compare."""
+
+
+class NothingFound(NothingFinite):
+    """The outputs of the masked original have no numbers at all: a detector that finds nothing."""
 
 
 def prove(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module) -> Proof:
@@ -171,6 +180,9 @@ def verify(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module | None =
     cause: Exception | None = None
     failed: set[torch.dtype] = set()
     for attempt in ATTEMPTS:
+        found_nothing = isinstance(cause, NothingFound)  # no precision changes that, but other weights may
+        if (found_nothing and not attempt.near) or (attempt is QUICK_NEAR and not found_nothing):
+            continue
         if attempt.dtype in failed or (failed and is_half and attempt.dtype not in HALF):
             continue  # a forward pass that fixes a lower precision fails in every higher one
         try:
@@ -188,6 +200,9 @@ def verify(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module | None =
             seconds = time.perf_counter() - start
             return Proof(error, attempt.tolerance, seconds, attempt.dtype, tuple(graph.modes))
     raise PruningError(f"the small model and the original cannot be compared: {cause}") from cause
+
+
+Filled = tuple["Vessel", dict[str, torch.Tensor]]  # a vessel, and what it is to hold
 
 
 class Pair:
@@ -211,6 +226,7 @@ class Pair:
             for name, stays in self.stays.items()
         }
         self.sampler = Sampler(graph, tensors, sizes)
+        self.on_own: set[str] = set()  # modes whose random inputs make the original fail
         # in a small model the few remaining units may all be zero for one input, and a unit at zero hides its errors
         is_small = sum(map(torch.Tensor.numel, tensors.values())) < SMALL_MODEL
         self.rounds = 3 if is_small and any(op.is_a(operators.DEAD_END) for op in graph.ops) else 1
@@ -246,21 +262,43 @@ class Pair:
                 if part[name] is not full[name]:
                     set_zero(full[name], self.places.go(zeroed(self.graph, name), full[name].device))
             for mode in self.graph.traced:
-                example = self.graph.modes[mode]
-                whole.fill(full, mode)
-                small.fill(part, mode)
-                worst = max(worst, self._difference(whole, small, example, attempt, seed))
+                worst = max(worst, self._in_mode(mode, (whole, full), (small, part), attempt, seed))
                 if attempt.quick and worst > attempt.tolerance:
                     return worst
         return worst
 
-    def _difference(self, whole: Vessel, small: Vessel, example: Any, attempt: Attempt, seed: int) -> float:
-        """Largest difference of outputs and buffers, each over its largest value, on inputs sampled with `seed`."""
-        generator = torch.Generator().manual_seed(seed)
+    def _in_mode(self, mode: str, whole: Filled, small: Filled, attempt: Attempt, seed: int) -> float:
+        """The difference in one mode, on random inputs; on the example's own numbers if the original fails on those.
+
+        Targets are such: boxes without a size, chances above one.
+        """
         device = next(iter(self.tensors.values())).device
-        example = tree_map_only(
-            torch.Tensor, lambda tensor: random_like(tensor, attempt.dtype, device, generator), example
-        )
+
+        def difference(own: bool) -> float:
+            generator = torch.Generator().manual_seed(seed)
+            for vessel, tensors in (whole, small):
+                vessel.fill(tensors, mode)
+            inputs = tree_map_only(
+                torch.Tensor,
+                lambda tensor: random_like(tensor, attempt.dtype, device, generator, own),
+                self.graph.modes[mode],
+            )
+            return self._difference(whole[0], small[0], inputs, attempt)
+
+        if mode not in self.on_own:
+            try:
+                return difference(own=False)
+            except (PruningError, NothingFinite):
+                raise
+            except Exception:
+                pass  # the next line raises it again unless the inputs were at fault
+        found = difference(own=True)
+        self.on_own.add(mode)
+        return found
+
+    def _difference(self, whole: Vessel, small: Vessel, example: Any, attempt: Attempt) -> float:
+        """Largest difference of outputs and buffers, each over its largest value."""
+        device = next(iter(self.tensors.values())).device
         reference = Reference(self.places, thorough=not attempt.quick)
         with skeleton.seeded(device):
             expected = select_outputs(
@@ -273,10 +311,17 @@ class Pair:
             skeleton.quiet_forward(),
             SameDraws(reference.draws, self.places) as draws,
         ):
-            got = select_outputs(skeleton.call(small.model, own), self.graph.chosen)
+            try:
+                got = select_outputs(skeleton.call(small.model, own), self.graph.chosen)
+            except PruningError:
+                raise
+            except Exception as error:  # where the original ran
+                raise PruningError(f"the small model does not run: {error}") from error
         draws.finish()
+        if not any(tensor.numel() for tensor in expected):
+            raise NothingFound("the original returned tensors without a number, so nothing is proved.")
         if not any(tensor.isfinite().any() for tensor in expected):
-            raise NothingFinite("no output of the original is finite, so nothing is proved.")
+            raise NothingFinite("no output of the original has a finite number, so nothing is proved.")
         if attempt.quick and not all(tensor.isfinite().all() for tensor in expected):
             return float("inf")  # perhaps only in this precision
         mine = small.tensors()

@@ -113,7 +113,11 @@ def _beside(tensor: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
 
 
 def random_like(
-    tensor: torch.Tensor, dtype: torch.dtype, device: torch.device, generator: torch.Generator
+    tensor: torch.Tensor,
+    dtype: torch.dtype,
+    device: torch.device,
+    generator: torch.Generator,
+    own: bool = False,
 ) -> torch.Tensor:
     """Normal numbers in the place of an input; one that is not floating-point stays as it is.
 
@@ -122,10 +126,13 @@ def random_like(
         dtype: The type wanted.
         device: The device wanted.
         generator: The generator to draw from.
+        own: Keep the numbers of the input.
 
     Returns:
         The new input.
     """
     if not tensor.is_floating_point():
         return tensor.to(device)
+    if own:
+        return tensor.to(device, dtype)
     return torch.randn(tensor.shape, generator=generator, dtype=dtype).to(device)

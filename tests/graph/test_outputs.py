@@ -202,3 +202,80 @@ def test_the_cache_of_transformers_is_seen_and_switched_off():
     bare = make_skeleton(model, real=True)
     assert len(output_tensors(bare(input_ids=ids))) == 1
     assert model.config.use_cache is True
+
+
+TEXT = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 8,
+}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
+TIED = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+PAIRS = {  # models with side outputs: class, config, its arguments, and the output that counts
+    "clip": (
+        "CLIPModel",
+        "CLIPConfig",
+        {
+            "text_config": TEXT | {"eos_token_id": 8, "bos_token_id": 3, "pad_token_id": 1},
+            "vision_config": VISION,
+            "projection_dim": 12,
+        },
+        "logits_per_image",
+    ),
+    "siglip": (
+        "SiglipModel",
+        "SiglipConfig",
+        {"text_config": TEXT, "vision_config": VISION},
+        "logits_per_image",
+    ),
+    "t5": ("T5ForConditionalGeneration", "T5Config", TIED | {"tie_word_embeddings": False}, "logits"),
+}
+
+
+def small_transformer(kind, config, given):
+    torchvision_models()  # transformers imports torchvision where it is installed
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    return getattr(transformers, kind)(getattr(transformers, config)(**given)).eval()
+
+
+def inputs_of(model):
+    ids = torch.arange(3, 9).view(1, 6)
+    other = (
+        {"decoder_input_ids": ids}
+        if "T5" in type(model).__name__
+        else {"pixel_values": torch.rand(1, 3, 16, 16)}
+    )
+    return {"input_ids": ids, **other}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", PAIRS)
+def test_side_outputs_fix_no_more_once_the_output_is_named(name):
+    *made, path = PAIRS[name]
+    model = small_transformer(*made)
+    inputs = inputs_of(model)
+    whole, named = (prunus.trace(model, inputs, outputs=chosen) for chosen in (None, path))
+    assert len(named.axes) > len(whole.axes)
+    small = prunus.shrink(model, named, {axis: range(0, units.size, 2) for axis, units in named.axes.items()})
+    sizes = [sum(map(torch.Tensor.numel, each.parameters())) for each in (small, model)]
+    assert sizes[0] < 0.55 * sizes[1]
+    assert small(**inputs)[path].shape == model(**inputs)[path].shape
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_width_that_scales_the_logits_stays():
+    model = small_transformer("T5ForConditionalGeneration", "T5Config", TIED)
+    graph = prunus.trace(model, inputs_of(model), outputs="logits")
+    assert any(what.startswith("shared.weight") and "model_dim" in why for what, why in graph.fixed)
+    prunus.shrink(model, graph, {axis: range(0, units.size, 2) for axis, units in graph.axes.items()})

@@ -7,13 +7,20 @@ from typing import Any
 import torch
 
 from prunus.graph.axes import Layout
-from prunus.graph.op import PRODUCES, Op, tensors_in
-from prunus.graph.operators import argument
+from prunus.graph.op import PRODUCES, Op, tag_of, tensors_in
+from prunus.graph.operators import Args, argument, name_of
 from prunus.graph.rules.registry import along, broadcast, rule
 
 
 def _is_mask(index: torch.Tensor) -> bool:
     return index.dtype in (torch.bool, torch.uint8)
+
+
+def masks(func: Any, args: Args) -> bool:
+    """Whether an operator takes as many numbers as a mask among the results of others says."""
+    return name_of(func) == "index" and any(
+        index is not None and _is_mask(index) and tag_of(index) is not None for index in args[1]
+    )
 
 
 def _indexed(op: Op, x: torch.Tensor, indices: list[torch.Tensor | None]) -> list[Layout]:
