@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import prunus
 from prunus import zoo
@@ -60,6 +61,28 @@ def test_the_search_on_a_page_runs_and_meets_its_budget(tmp_path, monkeypatch):
     assert found.winner.score == max(each.score for each in found.candidates)
     assert prunus.macs(prunus.trace(small, example)) <= 0.5 * prunus.macs(graph)
     assert small(images).shape == (40, 10)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:2 parameters are never used in evaluation mode:UserWarning"
+)  # as the page says
+def test_the_page_on_tracing_runs_from_top_to_bottom():
+    names = {"torch": torch, "nn": nn, "prunus": prunus}
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / "tracing.md").read_text(), re.S):
+        exec(compile(block, "tracing.md", "exec"), names)
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.factor = nn.Linear(5, 8), nn.Linear(8, 3), nn.Parameter(torch.ones(8))
+
+        def forward(self, x):
+            return self.b(names["scaled"](self.a(x), self.factor))
+
+    model, x = Scaled().eval(), torch.randn(2, 5)
+    graph = prunus.trace(model, x, modes="eval")
+    roles = {member.tensor: member.role for member in graph.members("a")}
+    assert roles["factor"] == "scales" and prunus.shrink(model, graph, {"a": [1, 4]}).factor.shape == (2,)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])

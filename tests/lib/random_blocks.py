@@ -310,44 +310,6 @@ class Experts(nn.Module):
         return (each * weight.transpose(1, 2)[..., None]).sum(1)
 
 
-def spectrum(x):
-    return torch.fft.irfft(torch.fft.rfft(x, dim=1) * 0.5, n=x.shape[1], dim=1)
-
-
-def summed_at(x):
-    where = (torch.arange(x.shape[1]) * 3) % 2
-    return x + torch.zeros_like(x).index_add(1, where, x)
-
-
-def put(x):
-    where = ((torch.arange(x.shape[1]) * 3) % 2)[None, :, None].expand(x.shape)
-    return x.scatter_add(1, where, 0.5 * x)
-
-
-# functions of tokens (N, T, C) in which the places of tokens count, and those of features do not
-PLACES = {
-    "largest so far": lambda x: x.cummax(1)[0],
-    "sorted": lambda x: x.sort(1)[0],
-    "median": lambda x: x - x.median(1, keepdim=True)[0],
-    "neighbour": lambda x: torch.stack([x, x.roll(1, 1)], -1).max(-1)[0],
-    "taken": lambda x: x.gather(1, x.argsort(1, descending=True)),
-    "put": put,
-    "summed at": summed_at,
-    "picked": lambda x: x[:, (torch.arange(x.shape[1]) * 2) % x.shape[1]],
-    "spectrum": spectrum,
-    "near": lambda x: torch.cdist(x, 2 * x.flip(1)).neg().softmax(-1) @ x,
-}
-
-
-class Places(nn.Module):
-    def __init__(self, how):
-        super().__init__()
-        self.how = how
-
-    def forward(self, x):
-        return PLACES[self.how](x)
-
-
 class Tied(nn.Module):
     """Logits by the embedding's own weight."""
 

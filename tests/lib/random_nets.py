@@ -7,11 +7,10 @@ and variants, so a failing program prints as its own reproduction. Maps are (2, 
 import torch
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from tests.lib.random_blocks import (
     GATES,
-    PLACES,
     Attention,
     CellLoop,
     Concat,
@@ -24,7 +23,6 @@ from tests.lib.random_blocks import (
     PadShortcut,
     Part,
     Permute,
-    Places,
     Recurrent,
     Residual,
     RMSNorm,
@@ -39,6 +37,7 @@ from tests.lib.random_blocks import (
     Twice,
     UnitLength,
 )
+from tests.lib.random_functions import DRAWS, PLACES, SPACES, Apply, Drawn, InTraining
 
 WIDTHS = (4, 6, 3, 8, 2, 12, 5)
 ACTIVATIONS = (nn.ReLU, nn.Sigmoid, nn.GELU, nn.Identity, nn.Tanh, nn.SiLU)
@@ -64,7 +63,7 @@ def map_norm(number, width):
 def conv(width, a, b, steps):
     out = pick(a, WIDTHS)
     layer = nn.Conv2d(width, out, *pick(b, ((3, 1, 1), (1,))), bias=bool(a % 3))
-    layer = weight_norm(layer) if b % 7 == 6 else layer
+    layer = {5: spectral_norm, 6: weight_norm}.get(b % 7, nn.Identity())(layer)
     return nn.Sequential(layer, map_norm(a + b, out), pick(b, ACTIVATIONS)()), out
 
 
@@ -154,8 +153,20 @@ def dense(width, a, b, steps):
     return Dense(layers), width
 
 
+def space(width, a, b, steps):
+    return Apply(SPACES[pick(a, sorted(SPACES))]), width
+
+
+def modal(width, a, b, steps):
+    """What training does otherwise; `always`: random numbers are drawn in evaluation too."""
+    if a % 3:
+        return Drawn(DRAWS[pick(a + b, sorted(DRAWS))], always=b % 4 == 3), width
+    return InTraining(nn.Sequential(nn.Conv2d(width, width, 3, padding=1), map_norm(b, width))), width
+
+
 MAP_STEPS = {
-    f.__name__: f for f in (conv, grouped, depthwise, transposed, shuffle, pixels, halves, part, simple)
+    f.__name__: f
+    for f in (conv, grouped, depthwise, transposed, shuffle, pixels, halves, part, simple, space, modal)
 }
 NESTED = {f.__name__: f for f in (residual, concat, dense)}
 
@@ -218,10 +229,18 @@ def experts(width, a, b):
 
 
 def places(width, a, b):
-    return Places(pick(a, sorted(PLACES))), width
+    return Apply(PLACES[pick(a, sorted(PLACES))]), width
 
 
-TOKEN_STEPS = {f.__name__: f for f in (linear, attention, mlp, recurrent, experts, places)}
+def drawn(width, a, b):
+    if a % 3:
+        return Drawn(DRAWS[pick(a + b, sorted(DRAWS))], always=b % 4 == 3), width
+    return InTraining(
+        nn.Sequential(nn.Linear(width, 1 + b % 5), nn.Dropout(0.3), nn.Linear(1 + b % 5, width))
+    ), width
+
+
+TOKEN_STEPS = {f.__name__: f for f in (linear, attention, mlp, recurrent, experts, places, drawn)}
 
 
 # ---------------------------------------------------------------------------------------- programs
@@ -306,3 +325,10 @@ def mixes(model):
     """Whether a norm takes statistics over channels, so that zeros in their place are not the same as none."""
     norms = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, RMSNorm, UnitLength)
     return any(isinstance(module, norms) for module in model.modules())
+
+
+def draws(model):
+    """Whether random numbers are drawn in the mode that a model is in."""
+    kinds = (nn.Dropout, Drawn) if model.training else Drawn
+    found = [each for each in model.modules() if isinstance(each, kinds)]
+    return any(model.training or each.always for each in found)

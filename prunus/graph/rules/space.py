@@ -48,14 +48,17 @@ def grid_sampler(op: Op, x: torch.Tensor, grid: torch.Tensor, *args: Any) -> lis
 
 @rule(PADDING)
 def constant_pad(op: Op, x: torch.Tensor, pad: list[int], value: float = 0) -> list[Layout]:
-    """Padding a dimension that shrinks adds axes of its own (the zero-padded shortcuts of ResNet)."""
+    """Padding adds axes of its own (the zero-padded shortcuts of ResNet), also beside a dimension that stays.
+
+    Such a dimension may have been free when the model was traced; a proof has to come to the same axes.
+    """
     dims = list(op.dims(x))
     for k in range(len(pad) // 2):
         d = x.dim() - 1 - k
         before, after = pad[2 * k], pad[2 * k + 1]
         if before == after == 0:
             continue
-        if not any(axes.leaves(dims[d])) or before < 0 or after < 0:
+        if before < 0 or after < 0:
             op.fix(dims[d])
             dims[d] = op.out.shape[d]
         else:
