@@ -3,6 +3,7 @@
 Its files, in the order in which to read them:
 
     axes          the algebra of dimensions: axes, sums and products of them, unified
+    reshaping     the layouts of a tensor in another shape
     operators     what operators are: families, each named once, and arguments by name
     op            the record of one operation
     rules/        one small function per operator, which says how layouts pass through it

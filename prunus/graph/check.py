@@ -76,7 +76,9 @@ class _Pass(TorchDispatchMode):
                 raise _OtherWayError
             if tag is not None:
                 put_tag(tensor, Tag(()))
-        from_data = bool(self.read) and any(t.dim() == 0 for t in tensors_in(args))  # numbers of a trace with data
+        from_data = bool(self.read) and any(
+            t.dim() == 0 for t in tensors_in(args)
+        )  # numbers of a trace with data
         if numbers != op.scalars and not from_data:
             self.numbers.append(self.at)
         self.at += 1
@@ -89,6 +91,7 @@ class _Pass(TorchDispatchMode):
         if id(layout) not in self._sizes:
             self._sizes[id(layout)] = axes.size(layout, self.widths)
         return self._sizes[id(layout)]
+
     def _read_again(self, op: Op) -> Any:
         """What an operation read off the data in the trace, so that the code takes the same way."""
 

@@ -43,7 +43,9 @@ class Passes:
         self.bare, self.layouts, self.chosen = bare, layouts, chosen
         self.integers = Integers(bare)
         self.known: dict[Place, Layout] = {}
-        self.numbers: dict[Place, str] = {}  # those from which numbers were made, with an operation that took one
+        self.numbers: dict[
+            Place, str
+        ] = {}  # those from which numbers were made, with an operation that took one
         self.met: set[str] = set()  # the parameters and buffers that an operator read
         self.outputs: list[Tag] = []  # of the first pass
         self.modes: dict[str, Any] = {}  # the modes in which the model runs, with their examples

@@ -139,7 +139,7 @@ def test_reshape_keeps_every_element_in_its_place(dims, data, random):
         n = data.draw(st.sampled_from([d for d in range(2, rest + 1) if rest % d == 0]))
         out.append(n)
         rest //= n
-    result = axes.reshape(dims, out or [1], "view")
+    result = reshaping.reshape(dims, out or [1], "view")
     assert [axes.size(layout) for layout in result] == (out or [1])
     name_leaves(*dims, *result)
     keep = random_keep(Product(tuple(dims)), random)

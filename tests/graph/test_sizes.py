@@ -168,7 +168,11 @@ def test_computed_sizes_follow(name):
     function, attributes = FUNCTIONS[name]
     small = follows(Net(function, **attributes))
     assert getattr(small, "depth", 4) == 4
-    assert small.head.in_features in (6, 12, 14)  # heads and their features halved, or the whole; all pairs but one
+    assert small.head.in_features in (
+        6,
+        12,
+        14,
+    )  # heads and their features halved, or the whole; all pairs but one
 
 
 def test_a_number_made_from_a_size_fixes_that_size_alone():

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from prunus.graph import axes
+from prunus.graph import axes, reshaping
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.op import Op
 from prunus.graph.operators import CAT, REPEAT, RESTRIDED, STACK, TRIANGLE, VIEW, parameters
@@ -17,7 +17,7 @@ from prunus.graph.rules.registry import along, rule
 def view(op: Op, x: torch.Tensor, shape: list[int], *args: Any) -> list[Layout]:
     op.alias = x
     _, size, *_ = parameters(op.func)  # called size or shape
-    dims = axes.reshape(op.dims(x), op.out.shape, op)
+    dims = reshaping.reshape(op.dims(x), op.out.shape, op)
     for i, layout in enumerate(dims):
         op.follow(layout, size, i)
     return dims
