@@ -87,9 +87,8 @@ def block(a, b):
 
 @CASES.add("0.1.weight", "1.1.weight", "2.weight")
 def volumes():
-    return nn.Sequential(
-        block(1, 10), block(10, 12), nn.ConvTranspose3d(12, 8, 2, 2), nn.Conv3d(8, 2, 1)
-    ), torch.randn(2, 1, 4, 4, 4)
+    layers = [block(1, 10), block(10, 12), nn.ConvTranspose3d(12, 8, 2, 2), nn.Conv3d(8, 2, 1)]
+    return nn.Sequential(*layers), torch.randn(2, 1, 4, 4, 4)
 
 
 class Queries(nn.Module):
@@ -155,13 +154,10 @@ def test_other_precisions_are_pruned_and_proved(dtype):
 
 def test_masks_of_torchs_own_pruning_stay_and_train_on():
     torch.manual_seed(0)
-    model, x = (
-        nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.ReLU(), nn.Conv2d(24, 4, 1)),
-        0,
-    )
+    layers = [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.ReLU(), nn.Conv2d(24, 4, 1)]
+    model, x = nn.Sequential(*layers), torch.randn(2, 3, 8, 8)
     prune.l1_unstructured(model[0], "weight", 0.5)
     prune.ln_structured(model[2], "weight", 0.25, 2, 0)
-    x = torch.randn(2, 3, 8, 8)
     _, _, small = check_case(model.to(memory_format=torch.channels_last), x, exports=False)
     mask = small[0].weight_mask
     assert mask.shape == small[0].weight_orig.grad.shape == small[0].weight.shape and (mask == 0).any()

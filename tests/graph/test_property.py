@@ -253,6 +253,7 @@ def test_networks_on_tokens(program, data):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @settings(quick, max_examples=920)
 @given(program=programs, data=st.data())
 def test_many_networks(program, data):
