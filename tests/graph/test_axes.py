@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunus.graph import Axis, axes
+from prunus.graph import Axis, axes, reshaping
 from prunus.graph.axes import Product, Sum
 
 
