@@ -129,6 +129,10 @@ def main() -> None:
     lines.parent.mkdir(parents=True, exist_ok=True)
     known = {} if asked.again or asked.sample else read_lines(lines)
     todo = [model for model in wanted(asked) if model not in known]
+    absent = {kind: why for kind in dict(todo) if asked.sample and (why := coverage_models.missing(kind))}
+    for kind, why in absent.items():
+        print(f"{kind}: left out, because its library cannot be imported here: {why}")
+    todo = [model for model in todo if model[0] not in absent]
     script, more, of_row = ("coverage_stages.py", (), staged)
     if asked.peer:
         script, more, of_row = ("coverage_peer.py", (asked.peer_path, str(asked.limit / TURNS)), raced)

@@ -4,6 +4,7 @@
 architectures as they come, with few and narrow layers. Nothing here knows what the models are for.
 """
 
+import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,6 +56,23 @@ SAMPLE = {
     "timm": "lcnet_050 ghostnet_100 xcit_nano_12_p16_224",
     "hf": "bert llama_rep2 t5",
 }
+
+
+LIBRARIES = {
+    "torchvision": "torchvision",
+    "tv_seg": "torchvision",
+    "tv_det": "torchvision",
+    "timm": "timm",
+} | {"hf": "transformers.models.bert.modeling_bert"}
+
+
+def missing(kind: str) -> str:
+    """Why the library of a list cannot be imported here; empty if it can."""
+    try:
+        importlib.import_module(LIBRARIES[kind])
+    except Exception as error:  # one made for a GPU build of torch raises RuntimeError beside a CPU build
+        return str(error).splitlines()[0]
+    return ""
 
 
 @dataclass
