@@ -57,10 +57,8 @@ class _Pass(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         kwargs = kwargs or {}
         if not any(map(tag_of, tensors_in([*args, *kwargs.values()]))):
-            args, kwargs = same_device(args, kwargs)
-            return compute(
-                func, args, kwargs
-            )  # of constants, which the code may have kept from an earlier pass
+            args, kwargs = same_device(args, kwargs)  # of constants, which code may keep from an earlier pass
+            return compute(func, args, kwargs)
         if self.at >= len(self.ops) or self.ops[self.at].func is not func:
             raise _OtherWayError
         op = self.ops[self.at]
@@ -76,9 +74,7 @@ class _Pass(TorchDispatchMode):
                 raise _OtherWayError
             if tag is not None:
                 put_tag(tensor, Tag(()))
-        from_data = bool(self.read) and any(
-            t.dim() == 0 for t in tensors_in(args)
-        )  # numbers of a trace with data
+        from_data = bool(self.read) and any(tensor.dim() == 0 for tensor in tensors_in(args))
         if numbers != op.scalars and not from_data:
             self.numbers.append(self.at)
         self.at += 1
@@ -160,20 +156,20 @@ class Check:
         self.error: Exception | None = None  # the one that ended the last pass
 
     def agree(
-        self, name_axes: Callable[[], dict[str, Axis]], attributes: Callable[[], list[Attribute]]
-    ) -> bool:
+        self, name_axes: Callable[[], dict[str, Axis]], following: Callable[[], list[Attribute]]
+    ) -> None:
         """Repeat passes until one agrees, and fix axes in between.
 
         Args:
             name_axes: Names the axes that may still shrink, and returns them.
-            attributes: Returns the integers that follow.
+            following: Returns the integers that follow.
 
-        Returns:
-            Whether the first pass agreed. Raises TraceError if none does.
+        Raises:
+            TraceError: No pass agrees.
         """
-        for count in range(MOST_PASSES):
-            if self._passes(name_axes(), attributes()):
-                return count == 0
+        for _ in range(MOST_PASSES):
+            if self._passes(name_axes(), following()):
+                return
         raise TraceError(
             f"the sizes used in this model's forward could not be followed (last: {self.error!r}); trace a sub-module "
             "instead: part, example = prunus.part(model, 'NAME', inputs)."

@@ -35,18 +35,14 @@ class Origins(TorchFunctionMode):
 
     Args:
         journal: Where sized integers note what else is done with them.
-        ops: The operations so far, which are taken back if a function refuses symbols and is called again.
+        so_far: The lists of operations and allocations, taken back if a function refuses symbols and is called again.
     """
 
-    def __init__(self, journal: Journal, ops: list[Any]):
+    def __init__(self, journal: Journal, *so_far: list[Any]):
         super().__init__()
-        self.journal, self.ops = journal, ops
-        self.given: list[
-            Any
-        ] = []  # the arguments of the function that runs, if there are sized integers among them
-        self.noted: list[
-            tuple[Layout, Term, str]
-        ] = []  # sizes that torch compares and does not hand on, as claims
+        self.journal, self.so_far = journal, so_far
+        self.given: list[Any] = []  # the arguments of the function that runs, if one of them is sized
+        self.noted: list[tuple[Layout, Term, str]] = []  # claims of sizes that torch does not hand on
         self.scale: tuple[Layout, ...] = ()  # the dimension from which torch computes a number in it
 
     def __torch_function__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
@@ -65,11 +61,12 @@ class Origins(TorchFunctionMode):
             self._note_trailing(name, *args[:2])
         if name == _SLICES:
             self._note_whole(*args)
-        before = len(self.ops)
+        before = list(map(len, self.so_far))
         try:
             return func(*symbolic(args), **{key: symbolic(value) for key, value in kwargs.items()})
         except Exception:  # some functions take no symbols; an error of the user's own comes again
-            del self.ops[before:]
+            for each, length in zip(self.so_far, before, strict=True):
+                del each[length:]
             return func(*args, **kwargs)
 
     def _read(self, args: Args, out: Any) -> Any:

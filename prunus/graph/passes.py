@@ -45,7 +45,7 @@ class Passes:
         self.known: dict[Place, Layout] = {}
         self.numbers: dict[
             Place, str
-        ] = {}  # those from which numbers were made, with an operation that took one
+        ] = {}  # places of which numbers were made, with an operation that took one
         self.met: set[str] = set()  # the parameters and buffers that an operator read
         self.outputs: list[Tag] = []  # of the first pass
         self.modes: dict[str, Any] = {}  # the modes in which the model runs, with their examples
@@ -71,12 +71,8 @@ class Passes:
                 traced, output = tracer.run(self.bare, example, self.layouts, integers=self.integers)
             except tracer.DataDependentError:
                 raise
-            except (
-                Exception
-            ):  # code may insist on integers of no other class; then none of its integers follow
-                traced, output = tracer.run(
-                    self.bare, example, self.layouts, integers=self.integers, terms=False
-                )
+            except Exception:  # code may insist on plain integers: then none of its integers follow
+                traced, output = tracer.run(self.bare, example, self.layouts, self.integers, terms=False)
         self._alike = not any(map(is_own, asked)) and not any(map(_sets_mode, self.bare.modules()))
         found = [tag for tag in map(tag_of, select_outputs(output, self.chosen)) if tag is not None]
         if not found:

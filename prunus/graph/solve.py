@@ -32,12 +32,10 @@ class Claim(NamedTuple):
 def origin(term: Term) -> str:
     """Words for where an integer comes from."""
     places = [str(end) for end in ends(term) if isinstance(end, Place)]
+    if isinstance(term, Place):
+        return f"which is {term}"
     if places:
-        return (
-            f"computed from {', '.join(dict.fromkeys(places))}"
-            if isinstance(term, Made)
-            else f"which is {term}"
-        )
+        return f"computed from {', '.join(dict.fromkeys(places))}"
     return "written in the code" if isinstance(term, int) else "computed from a shape"
 
 

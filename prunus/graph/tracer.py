@@ -239,7 +239,7 @@ def run(
         stack.callback(modules.remove)
         if integers is not None:
             journal = Journal(lambda: modules.stack[-1]) if terms else None
-            tracer.origins = None if journal is None else Origins(journal, tracer.ops)
+            tracer.origins = None if journal is None else Origins(journal, tracer.ops, tracer.storages)
             stack.callback(integers.restore)
             integers.mark(journal)
         example = tree_map_only(torch.Tensor, abstract, example)

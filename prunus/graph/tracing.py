@@ -163,8 +163,9 @@ def _words_for_real(error: Exception) -> str:
 
 def _warn_of_training(error: Exception) -> None:
     warnings.warn(
-        f"traced in evaluation mode alone, because the forward pass in training mode fails: {error} Sizes that only "
-        "training uses are not known, and what it returns is not proved. If it takes other arguments there, trace "
+        "traced in evaluation mode alone, because the forward pass in training mode fails "
+        f"({type(error).__name__}: {error}). Sizes that only training uses are not known, and what it returns is not "
+        "proved. If it takes other arguments there, trace "
         'with modes={"eval": inputs, "train": (inputs, targets)}.',
         stacklevel=4,
     )
