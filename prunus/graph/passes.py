@@ -20,11 +20,10 @@ from prunus.graph import axes, skeleton, tracer
 from prunus.graph.attributes import Attribute, Integers
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.check import Check, same_way
-from prunus.graph.construction import Stated
 from prunus.graph.op import Tag, tag_of
 from prunus.graph.operators import BATCH_NORM
 from prunus.graph.outputs import Outputs, select_outputs
-from prunus.graph.sizes import Place, ends
+from prunus.graph.sizes import Place
 from prunus.graph.solve import Claim, Solver, claims
 from prunus.graph.state import kept_tensors
 from prunus.graph.tracer import Tracer
@@ -43,9 +42,6 @@ class Passes:
         self.bare, self.layouts, self.chosen = bare, layouts, chosen
         self.integers = Integers(bare)
         self.known: dict[Place, Layout] = {}
-        self.numbers: dict[
-            Place, str
-        ] = {}  # places of which numbers were made, with an operation that took one
         self.met: set[str] = set()  # the parameters and buffers that an operator read
         self.outputs: list[Tag] = []  # of the first pass
         self.modes: dict[str, Any] = {}  # the modes in which the model runs, with their examples
@@ -99,7 +95,6 @@ class Passes:
         for op in traced.ops:
             for term in op.origins:
                 solver.fix(term, f"{op} computes with a number made from this size")
-                self.numbers |= {end: str(op) for end in ends(term) if isinstance(end, Place)}
 
     def _needs_two(self) -> bool:
         """Whether some batch norm has but one number for each channel."""
@@ -118,12 +113,6 @@ class Passes:
             self.bare.train(mode == "train")
             check = Check(self.bare, self.modes[mode], traced, self.layouts, self.integers)
             check.agree(name_axes, self.attributes)
-
-    def fix_stated(self, found: list[Stated]) -> None:
-        """Fix the sizes that a model states and makes numbers of, without handing them to an operator as sizes."""
-        for each in found:
-            for layout in each.layouts if each.place in self.numbers else ():
-                axes.fix(layout, f"{self.numbers[each.place]} computes with a number made from {each.place}")
 
     def attributes(self) -> list[Attribute]:
         """The integers that follow an axis which may shrink."""

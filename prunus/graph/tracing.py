@@ -117,8 +117,6 @@ def _trace(
         return _name_axes(layouts, parameters)
 
     behind = follow_steps(model, layouts, name_axes)
-    listed = stated(model, layouts, passes.known)
-    passes.fix_stated(listed)
     passes.check(name_axes)
     named = name_axes()
     shapes = {name: tensor.shape for name, tensor in skeleton.named_tensors(bare).items()}
@@ -137,7 +135,7 @@ def _trace(
         tensors=first.tensors,
         outputs=passes.outputs,
         attributes=passes.attributes(),
-        stated=[each for each in listed if any(True for layout in each.layouts for _ in axes.leaves(layout))],
+        stated=stated(model, layouts, passes.known),
         modes=passes.modes,
         traced=tuple(passes.traced),
         chosen=outputs,

@@ -10,7 +10,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrize
@@ -29,7 +29,7 @@ from tests.lib.graphs import close_some, double, exact_axes, multiplied_out, pla
 from tests.lib.nets import NETS, build
 from tests.lib.random_blocks import Tied
 from tests.lib.random_nets import build as build_program
-from tests.lib.random_nets import programs
+from tests.lib.random_nets import draws, programs
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
 
@@ -329,6 +329,7 @@ def test_i4_negative_twin_for_what_is_left_out_removal_does_change_the_function(
 def test_i4_of_random_networks_units_behind_closed_gates_can_be_removed(program, seed):
     torch.manual_seed(seed)
     model, example = build_program(program)
+    assume(not draws(model))  # other networks draw other numbers
     try:
         graph = prunus.trace(model, example)
     except TraceError:

@@ -59,7 +59,7 @@ class Detector(nn.Module):
 
 
 def traced(model, example, **given):
-    with pytest.warns(UserWarning, match="reads values that depend on the data"):
+    with pytest.warns(UserWarning, match="reads a value that depends on an input"):
         return prunus.trace(model.eval(), example, **given)
 
 

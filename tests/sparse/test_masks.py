@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrize
@@ -24,7 +24,7 @@ from prunus.tasks import Classification
 from prunus.train import Recipe, fit, loop
 from tests.lib.nets import NETS, build, random_keep
 from tests.lib.random_nets import build as build_program
-from tests.lib.random_nets import programs
+from tests.lib.random_nets import draws, programs
 from tests.lib.train import Each
 from tests.lib.two_processes import assert_trains_as_one
 
@@ -660,6 +660,7 @@ def test_of_random_networks_only_the_dead_are_removed(program, seed, density):
     """Where constants are zero (no shifts, and zero stays zero), removing the dead changes nothing."""
     torch.manual_seed(seed)
     model, example = build_program(program)
+    assume(not draws(model))  # other networks draw other numbers
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Sigmoid):
