@@ -187,10 +187,12 @@ class Check:
             )
         if probe.numbers:
             self._fix_numbers(probe.numbers)
-        found = bool(probe.integers or probe.numbers)
-        if not ended and not found and not self._ends_at(probe.at):
-            self._fix_around(min(probe.at, len(self.ops) - 1))
-        return ended and not found
+        if probe.integers or probe.numbers:
+            return False
+        if ended or self._ends_at(probe.at):
+            return True
+        self._fix_around(min(probe.at, len(self.ops) - 1))
+        return False
 
     def _ends_at(self, at: int) -> bool:
         """Whether a check without data ends there at the traced widths, too, because the meta device cannot go on."""
