@@ -52,9 +52,8 @@ repvit_m1 starnet_s1 mambaout_femto hgnet_tiny hgnetv2_b0"""
 SAMPLE = {
     "torchvision": "resnet18 mobilenet_v3_small shufflenet_v2_x0_5 squeezenet1_1",
     "tv_seg": "lraspp_mobilenet_v3_large",
-    "tv_det": "ssdlite320_mobilenet_v3_large",
     "timm": "lcnet_050 ghostnet_100 xcit_nano_12_p16_224",
-    "hf": "bert llama_rep2 t5",
+    "hf": "bert gpt2 llama_rep2 t5",
 }
 
 
