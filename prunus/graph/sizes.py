@@ -75,11 +75,11 @@ def evaluate(term: Term, value: Callable[[Any], int]) -> int:
 
 
 class Event(NamedTuple):
-    """A use of a sized integer other than in an operator: its term, what it met or became, and where.
+    """A comparison of a sized integer: its term, what it was compared with, and where.
 
     Args:
         term: The term of the integer.
-        other: What it was found equal to, or the plain number that it became.
+        other: The term or the plain number on the other side.
         module: The name of the module that was running.
     """
 
@@ -89,7 +89,7 @@ class Event(NamedTuple):
 
 
 class Journal:
-    """What a forward pass does with sized integers beside handing them to operators.
+    """The comparisons of sized integers in a forward pass.
 
     Args:
         module: Returns the name of the module that is running.
@@ -99,11 +99,13 @@ class Journal:
         self.module = module
         self.equal: list[Event] = []  # comparisons that held
         self.ordered: dict[Event, Callable[[int, int], bool]] = {}  # comparisons by order with plain numbers
-        self.lost: list[Event] = []  # integers that became plain numbers: int(n), math.sqrt(n)
 
 
 class Sized(int):
-    """An int with a term. It is taken for an int everywhere, but for `type(n) is int`."""
+    """An int with a term. It is taken for an int everywhere, but for `type(n) is int`.
+
+    Code that makes a plain number of it (int(n), math.sqrt(n)) loses the term; the check of the trace finds out.
+    """
 
     term: Term
     journal: Journal
@@ -143,14 +145,6 @@ class Sized(int):
         if not isinstance(value, float):
             return value
         return SizedFloat(value, (self.term, *_terms(other)))
-
-    def __int__(self) -> int:
-        self.journal.lost.append(Event(self.term, plain(self), self.journal.module()))
-        return plain(self)
-
-    def __float__(self) -> float:
-        self.journal.lost.append(Event(self.term, float(plain(self)), self.journal.module()))
-        return float(plain(self))
 
     def __eq__(self, other: object) -> Any:
         same = int.__eq__(self, other) if isinstance(other, int) else NotImplemented

@@ -69,20 +69,17 @@ class Modules:
 
     def __init__(self, model: nn.Module):
         self.stack: list[str] = [""]
-        self.inputs: dict[str, list[Layout]] = {}  # per module name, the layouts it was called with
         self._handles: list[Any] = []
         for name, module in model.named_modules():
             if name:
                 self._handles += [
-                    module.register_forward_pre_hook(self._enter(name), with_kwargs=True),
+                    module.register_forward_pre_hook(self._enter(name)),
                     module.register_forward_hook(self._leave, always_call=True),
                 ]
 
-    def _enter(self, name: str) -> Callable[[nn.Module, Args, Kwargs], None]:
-        def hook(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+    def _enter(self, name: str) -> Callable[[nn.Module, Args], None]:
+        def hook(module: nn.Module, args: Args) -> None:
             self.stack.append(name)
-            tags = map(tag_of, tensors_in([*args, *kwargs.values()]))
-            self.inputs[name] = [layout for tag in tags if tag is not None for layout in tag.dims]
 
         return hook
 

@@ -52,7 +52,7 @@ def trace(
         The graph, which serves every copy of the model.
 
     Raises:
-        TraceError: The forward pass depends on data, or nothing in the model may shrink.
+        TraceError: The model does not run on the example, or nothing in it may shrink.
         UserError: `model` is not an nn.Module, was compiled, wrapped, scripted or quantised, or cannot be copied, or
             there is no such mode.
     """
