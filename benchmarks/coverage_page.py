@@ -237,8 +237,8 @@ def page(found: dict[str, Any], peer: dict[str, Any] | None) -> str:
 Written by `python benchmarks/coverage.py` from `benchmarks/results/coverage.json`: {len(rows)} of the {listed} listed
 models. Each is built with random weights and taken through these stages in a process of its own:
 
-- **trace**; **cut**: the better half of every axis by L2 stays, removed for real; **proof**: in every mode that was
-  traced;
+- **trace**; **cut**: the better half of every axis by L2 stays, removed for real; **proof**: in evaluation, and in
+  training where a model's own code asks for its mode; elsewhere evaluation stands for both (docs/tracing.md);
 - **runs**: the outputs keep their shapes; **counted**: the closed form of the multiply-adds is what torch counts,
   before and after;
 - **exact**: the script's own check, in double precision, against the original with zeros in the removed units, norms
