@@ -36,8 +36,8 @@ from prunus.surgery.slicing import zeroed
 # Allowed relative errors. Lower precisions are for devices and models that cannot compute in double.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 HALF = {torch.bfloat16, torch.float16}
-# Up to this error float32 decides. Measured: rounding makes 5e-7 in the median model of torchvision and timm, 3e-6 at
-# most in random networks, where faults make 2e-2 at least (benchmarks/mutations.py).
+# Up to this error float32 decides. Measured: in random networks rounding makes 3e-6 at most, and faults make 2e-2 at
+# least (benchmarks/mutations.py).
 NO_DOUBT = 1e-5
 SMALL_MODEL = 1_000_000  # parameters
 MOST_TO_BLAME = 8  # proofs of a part of the cut, to find the axes at fault
