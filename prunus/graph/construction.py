@@ -13,7 +13,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from torch import nn
 from prunus.graph import axes
 from prunus.graph.attributes import get_integer, integers_of
 from prunus.graph.axes import Layout
-from prunus.graph.sizes import Journal, Place, Sized, Term, ends, plain
+from prunus.graph.sizes import Journal, Made, Place, Sized, Term, ends, plain
 from prunus.graph.skeleton import named_tensors
 from prunus.graph.solve import Claim, Solver
 
@@ -167,6 +167,7 @@ def _solve_everywhere(claims: Iterable[Claim]) -> dict[str, dict[Place, Layout]]
 def _solutions(claims: list[Claim]) -> dict[Place, Layout]:
     """The layouts of places by some claims, of those that have one layout."""
     found: dict[Place, set[Layout]] = {}
+    claims = _with_known_parts(claims)
     while True:
         known = {place: next(iter(each)) for place, each in found.items() if len(each) == 1}
         before = sum(map(len, found.values()))
@@ -176,6 +177,36 @@ def _solutions(claims: list[Claim]) -> dict[Place, Layout]:
                 found.setdefault(solution[0], set()).add(axes.normal(solution[1]))
         if sum(map(len, found.values())) == before:
             return known
+
+
+def _with_known_parts(claims: list[Claim]) -> list[Claim]:
+    """Put layouts in place of parts of terms, where another claim says what the part is.
+
+    `heads * (width // heads)` has `heads` twice; it can be solved once `width // heads` is known to be a head's size.
+    """
+    said: dict[Any, set[Layout]] = {}
+    for claim in claims:
+        if isinstance(claim.term, Made):
+            said.setdefault(_form(claim.term), set()).add(axes.normal(claim.layout))
+    known = {form: next(iter(each)) for form, each in said.items() if len(each) == 1}
+
+    def with_known(term: Term) -> Term:
+        if not isinstance(term, Made):
+            return term
+        layout = known.get(_form(term))
+        return within(term) if layout is None else layout
+
+    def within(term: Term) -> Term:
+        return (
+            Made(term.sign, with_known(term.left), with_known(term.right)) if isinstance(term, Made) else term
+        )
+
+    return [claim._replace(term=within(claim.term)) for claim in claims]
+
+
+def _form(term: Term) -> Any:
+    """What two terms share that were computed alike."""
+    return (term.sign, _form(term.left), _form(term.right)) if isinstance(term, Made) else term
 
 
 def _layout_near(term: Term, name: str, solved: Mapping[str, Mapping[Place, Layout]]) -> Layout | None:

@@ -261,6 +261,8 @@ def _divided(whole: Layout, part: Layout) -> Layout | None:
     whole, part = axes.normal(whole), axes.normal(part)
     factors = list(whole.factors) if isinstance(whole, Product) else [whole]
     for gone in part.factors if isinstance(part, Product) else (part,):
+        if gone == 1:
+            continue
         for i, factor in enumerate(factors):
             if factor == gone:
                 factors[i] = 1

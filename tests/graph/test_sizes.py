@@ -217,6 +217,35 @@ def test_a_stated_size_follows_unless_a_number_is_made_from_it(scaled):
     assert small.width == small.config.width == (24 if scaled else 12)
 
 
+class Grouped(nn.Module):
+    """Attention with fewer heads for keys; the ratio is stored, and read by other code than this pass runs."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.dim = config.width // config.heads
+        self.ratio = config.heads // config.key_heads
+        self.a = nn.Linear(7, config.width)
+        self.q = nn.Linear(config.width, config.heads * self.dim)
+        self.k, self.v = (nn.Linear(config.width, config.key_heads * self.dim) for _ in range(2))
+        self.o = nn.Linear(config.heads * self.dim, 3)
+
+    def forward(self, x):
+        x = self.a(x)
+        n, t, _ = x.shape
+        q, k, v = (layer(x).view(n, t, -1, self.dim).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True, scale=0.3)
+        return self.o(y.transpose(1, 2).reshape(n, t, -1))
+
+
+@pytest.mark.parametrize("key_heads", [4, 2, 1])
+def test_a_ratio_of_sizes_follows_though_the_pass_does_not_read_it(key_heads):
+    small = follows(Grouped(SimpleNamespace(width=32, heads=8, key_heads=key_heads)))
+    queries, keys = (layer.weight.shape[0] // small.dim for layer in (small.q, small.k))
+    assert queries < 8
+    assert small.ratio == queries // keys
+
+
 def test_a_size_that_is_written_in_the_code_fixes_and_says_so():
     with pytest.raises(TraceError, match="uses the integer 4, written in the code"):
         prunus.trace(Net(lambda m, x: x.reshape(10, 4, 6).flatten(1)).eval(), TOKENS)
