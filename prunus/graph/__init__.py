@@ -25,6 +25,7 @@ Its files, in the order in which to read them:
     tracing       trace a model, or a part of it
     places        the places of the units that stay
     draws         random numbers, the same for two models
+    levels        signals that neither fade nor grow, in a network on random weights
     reference     a run at full size that computes what the small model does
 """
 
@@ -34,6 +35,7 @@ from prunus.graph.construction import Stated, stated_sizes
 from prunus.graph.copying import check_traceable, copy_model
 from prunus.graph.draws import SameDraws
 from prunus.graph.graph import Graph, Member
+from prunus.graph.levels import Levels
 from prunus.graph.op import CONSUMES, DIRECTION, PRODUCES, SCALES, SHIFTS, Op, Tag, Untracked, tensors_in
 from prunus.graph.outputs import output_tensors, quiet_config, select_outputs
 from prunus.graph.parametrised import OwnStep, tensors_behind
@@ -56,6 +58,7 @@ __all__ = [
     "Graph",
     "Keep",
     "Layout",
+    "Levels",
     "Member",
     "Op",
     "OwnStep",

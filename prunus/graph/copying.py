@@ -11,7 +11,7 @@ import sys
 import sysconfig
 from collections import OrderedDict
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
@@ -107,6 +107,12 @@ _CONTAINERS = (dict, OrderedDict, list, tuple)
 _COMPILED = "_compiled_call_impl"  # set by model.compile(): calls the model that it was compiled for
 
 
+@lru_cache(maxsize=256)
+def _copies_itself(kind: type[nn.Module]) -> bool:
+    """Whether a class of modules has a way of its own to be copied."""
+    return any(getattr(kind, way, None) is not getattr(nn.Module, way, None) for way in _OWN_WAY)
+
+
 class _Copier:
     """Copies like copy.deepcopy, but without its detour over pickling for each module's many empty dicts.
 
@@ -121,7 +127,7 @@ class _Copier:
         if id(module) in self.memo:
             return self.memo[id(module)]
         kind = type(module)
-        if any(getattr(kind, way, None) is not getattr(nn.Module, way, None) for way in _OWN_WAY):
+        if _copies_itself(kind):
             return self._attempt(module, "", module)  # by its own way
         new = self.memo[id(module)] = kind.__new__(kind)
         for name, value in vars(module).items():
@@ -304,7 +310,7 @@ def _origin(hook: Any) -> str:
     return getattr(hook, "__module__", None) or type(hook).__module__
 
 
-@cache
+@lru_cache(maxsize=256)
 def _library(module: str) -> str:
     """The top-level package of a Python module if it is installed, otherwise "": it is the user's own code."""
     package = module.partition(".")[0]

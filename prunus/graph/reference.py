@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 from prunus.graph import axes
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.draws import Draw, Draws
+from prunus.graph.levels import Levels
 from prunus.graph.op import Op, Tag, new_generation, put_tag, tag_of, tensors_in
 from prunus.graph.operators import NEW, Args, Kwargs, is_a, operands
 from prunus.graph.places import Places
@@ -34,11 +35,12 @@ class Reference(TorchDispatchMode):
         places: The places that stay.
         thorough: Whether every operand of every product is cleared where it does not stay. Otherwise that is left out
             where zeros in a weight make it needless, which they do unless they meet a number that is not finite.
+        levels: What scales the weights on the way.
     """
 
-    def __init__(self, places: Places, thorough: bool = False):
+    def __init__(self, places: Places, thorough: bool = False, levels: Levels | None = None):
         super().__init__()
-        self.places, self.thorough = places, thorough
+        self.places, self.thorough, self.levels = places, thorough, levels
         self.draws = Draws()
         self._masked: set[int] = set()  # where the memory of the parameters begins
 
@@ -87,6 +89,8 @@ class Reference(TorchDispatchMode):
             op.inputs = list(args), kwargs  # rules look arguments up by name
             outs = registry.find(func)[1](op, *args, **kwargs)
             op.outs = list(outs) if isinstance(outs, tuple) else [outs]
+            if self.levels is not None:
+                self.levels.after(op, args, kwargs)
             out = self._as_small(op, draw, args, kwargs)
             for tensor, dims in zip(out if isinstance(out, (tuple, list)) else [out], op.outs, strict=False):
                 if dims is not None and isinstance(tensor, torch.Tensor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 from prunus.graph import axes
@@ -13,10 +14,8 @@ def reshape(dims: Sequence[Layout], shape: Sequence[int], why: Any) -> list[Layo
     """The layouts after a row-major reshape of a tensor with layouts `dims` to `shape`."""
     result: list[Layout] = [1] * len(shape)
     i, j = len(dims), len(shape)
-    if 0 in shape:  # no elements (nothing was detected), which say nothing about the other dimensions
-        for layout in dims:
-            axes.fix(layout, why)
-        return list(shape)
+    if 0 in shape:
+        return _reshape_nothing(dims, list(shape), why)
     while i and j:
         # the smallest run of dimensions on both sides with the same number of elements
         i_start, j_start = i - 1, j - 1
@@ -36,6 +35,18 @@ def reshape(dims: Sequence[Layout], shape: Sequence[int], why: Any) -> list[Layo
                 run, result[k] = _peel(run, shape[k], why)
         i, j = i_start, j_start
     return result
+
+
+def _reshape_nothing(dims: Sequence[Layout], shape: list[int], why: Any) -> list[Layout]:
+    """The layouts of a tensor without elements (nothing was detected): those before and behind the empty dimension."""
+    sizes = list(map(axes.size, dims))
+    i, j = sizes.index(0), shape.index(0)
+    before, behind = (sizes[:i], shape[:j]), (sizes[i + 1 :], shape[j + 1 :])
+    if all(0 not in new and prod(old) == prod(new) for old, new in (before, behind)):
+        return [*reshape(dims[:i], before[1], why), dims[i], *reshape(dims[i + 1 :], behind[1], why)]
+    for layout in dims:
+        axes.fix(layout, why)
+    return shape
 
 
 def _peel(layout: Layout, inner: int, why: Any) -> tuple[Layout, Layout]:

@@ -8,7 +8,7 @@ where real and abstract tensors meet, the result is abstract.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -118,18 +118,34 @@ def call(model: nn.Module, example: Any) -> Any:
 
 @contextmanager
 def quiet_forward() -> Iterator[None]:
-    """Turn off gradients, and torch's fused transformer kernels, which would hide their operators.
+    """Turn off gradients, and what torch has in the place of some operators, which would hide them.
+
+    That is the fused kernels of transformers, and the batch norm of an empty batch (a detector that finds nothing).
 
     Returns:
-        A context manager, after which the fused kernels are as they were.
+        A context manager, after which torch is as it was.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
+    fast, batch_norm = torch.backends.mha.get_fastpath_enabled(), torch.batch_norm
     torch.backends.mha.set_fastpath_enabled(False)
+    torch.batch_norm = _batch_norm_or_of_nothing(batch_norm)
     try:
         with torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        torch.batch_norm = batch_norm
+
+
+def _batch_norm_or_of_nothing(batch_norm: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """torch's batch norm, but for an empty batch its operator, whose kept statistics then stay as they are."""
+
+    def run(x: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, *rest: Any) -> torch.Tensor:
+        if x.numel() or mean is None or var is None:
+            return batch_norm(x, weight, bias, mean, var, *rest)
+        _, momentum, eps, _ = rest
+        return torch.native_batch_norm(x, weight, bias, mean, var, False, momentum, eps)[0]
+
+    return run
 
 
 @contextmanager

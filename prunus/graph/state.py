@@ -46,10 +46,11 @@ def _name(where: Path) -> str:
 
 
 def _walk(model: nn.Module) -> Iterator[tuple[Path, torch.Tensor]]:
-    seen = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
-    for name, module in model.named_modules():
+    modules = list(model.named_modules())
+    seen = {id(t) for _, m in modules for held in (m._parameters, m._buffers) for t in held.values()}
+    for name, module in modules:
         for key, value in vars(module).items():
-            if isinstance(value, (torch.Tensor, list, tuple, dict)) and key not in INTERNAL:
+            if key not in INTERNAL and isinstance(value, (torch.Tensor, list, tuple, dict)):
                 yield from _inside((name, (key,)), value, seen)
 
 

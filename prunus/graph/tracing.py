@@ -104,7 +104,8 @@ def _trace(
             elif not real:
                 raise _NotOnMetaError(_words_for_real(error)) from error
             else:
-                raise TraceError(f"the model's forward pass failed on the example: {error}") from error
+                how = "in training mode " if mode == "train" else ""
+                raise TraceError(f"the model's forward pass failed {how}on the example: {error}") from error
     first = next(iter(passes.traced.values()))
     roles: dict[tuple[str, int], str] = {}
     for layout, role in (role for each in passes.traced.values() for op in each.ops for role in op.roles):

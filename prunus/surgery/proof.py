@@ -14,6 +14,7 @@ from prunus.errors import PruningError
 from prunus.graph import (
     Graph,
     Keep,
+    Levels,
     Places,
     Reference,
     SameDraws,
@@ -40,6 +41,8 @@ HALF = {torch.bfloat16, torch.float16}
 # least (benchmarks/mutations.py).
 NO_DOUBT = 1e-5
 SMALL_MODEL = 1_000_000  # parameters
+FEW = 2  # units of a tensor's dimension
+ROUNDS_OF_SMALL, ROUNDS_OF_FEW = 3, 8
 MOST_TO_BLAME = 8  # proofs of a part of the cut, to find the axes at fault
 
 
@@ -227,9 +230,21 @@ class Pair:
         }
         self.sampler = Sampler(graph, tensors, sizes)
         self.on_own: set[str] = set()  # modes whose random inputs make the original fail
-        # in a small model the few remaining units may all be zero for one input, and a unit at zero hides its errors
-        is_small = sum(map(torch.Tensor.numel, tensors.values())) < SMALL_MODEL
-        self.rounds = 3 if is_small and any(op.is_a(operators.DEAD_END) for op in graph.ops) else 1
+        self.rounds = self._rounds(sizes)
+
+    def _rounds(self, sizes: dict[str, list[int]]) -> int:
+        """How many networks to compare: several of small ones, in which chance may hide an error.
+
+        The few units that stay may all be zero for one input, and a norm over one or two leaves little but signs.
+        """
+        if sum(map(torch.Tensor.numel, self.tensors.values())) >= SMALL_MODEL:
+            return 1
+        cut = (
+            pair for name, size in sizes.items() for pair in zip(self.tensors[name].shape, size, strict=True)
+        )
+        if any(left <= FEW < whole for whole, left in cut):
+            return ROUNDS_OF_FEW
+        return ROUNDS_OF_SMALL if any(op.is_a(operators.DEAD_END) for op in self.graph.ops) else 1
 
     def cut(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The parts of tensors that stay; those that stay whole are returned themselves."""
@@ -299,10 +314,13 @@ class Pair:
     def _difference(self, whole: Vessel, small: Vessel, example: Any, attempt: Attempt) -> float:
         """Largest difference of outputs and buffers, each over its largest value."""
         device = next(iter(self.tensors.values())).device
-        reference = Reference(self.places, thorough=not attempt.quick)
+        mine, whole_tensors = small.tensors(), whole.tensors()
+        pairs = ((whole_tensors[name], mine[name]) for name in self.graph.parameters)
+        levels = Levels(pair if pair[0].data_ptr() != pair[1].data_ptr() else pair[:1] for pair in pairs)
+        reference = Reference(self.places, thorough=not attempt.quick, levels=levels)
         with skeleton.seeded(device):
             expected = select_outputs(
-                reference.run(whole.model, whole.tensors(), example, self.graph.layouts | self.graph.state),
+                reference.run(whole.model, whole_tensors, example, self.graph.layouts | self.graph.state),
                 self.graph.chosen,
             )
         own = tree_map_only(torch.Tensor, torch.clone, example)  # the forward pass may write to it
@@ -349,15 +367,17 @@ class Vessel:
             tensor = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor.clone()
             for module, attribute in held:
                 vars(module)["_parameters" if is_parameter else "_buffers"][attribute] = tensor
-        dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), None)
-        set_kept(self.model, {name: tensor.to(dtype, copy=True) for name, tensor in self.state.items()})
+        if self.state:
+            dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), None)
+            set_kept(self.model, {name: tensor.to(dtype, copy=True) for name, tensor in self.state.items()})
         if mode != self.mode:
             self.model.train(mode == "train")
             self.mode = mode
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What it holds now, by name."""
-        return {name: getattr(*held[0]) for name, held in self.slots.items()} | kept_tensors(self.model)
+        held = {name: getattr(*places[0]) for name, places in self.slots.items()}
+        return held | kept_tensors(self.model) if self.state else held
 
 
 def _relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:

@@ -92,6 +92,31 @@ def test_a_detector_that_finds_nothing_shrinks_but_proves_nothing():
     assert [len(found["boxes"]) for found in small(images)] == [0]
 
 
+class BoxHead(nn.Module):
+    """A convolution, a norm and a layer for each box."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.linear = nn.Conv2d(12, 10, 1), nn.BatchNorm2d(10), nn.Linear(40, 14)
+
+    def forward(self, x):
+        x = x[:, :, None, None].expand(-1, -1, 2, 2)
+        return self.linear(self.norm(self.conv(x)).relu().flatten(1))
+
+
+@pytest.mark.filterwarnings("ignore:traced in evaluation mode alone")
+def test_layers_behind_no_boxes_shrink_as_behind_some():
+    torch.manual_seed(0)
+    model, images = Detector(least=2.0), [torch.rand(3, 16, 16)]
+    model.hidden = BoxHead()
+    graph = traced(model, (images,))  # finds nothing
+    assert {"hidden.conv", "hidden.linear"} <= set(graph.axes)
+    keep = random_keep(graph)
+    small = prunus.shrink(model, graph, keep, verify="off")
+    model.least = small.least = 0.0
+    assert prunus.surgery.verify(model, graph, keep, small).max_abs_error < 1e-5  # fails if nothing is found
+
+
 class Table(nn.Module):
     """A layer whose code knows one width alone."""
 

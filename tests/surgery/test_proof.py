@@ -156,6 +156,32 @@ def standard(y):
     return (y - y.mean(-1, keepdim=True)) / (y.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
 
 
+class Growing(nn.Module):
+    """Residual blocks, each of which multiplies the signal, and one of which divides it by what it adds up to."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 1)
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(blocks))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(blocks))
+        self.tied = self.convs[-1]
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = x + 30 * norm(conv(x)).relu()
+        return self.last(self.tied(x).mean((2, 3)))
+
+
+def test_signals_that_would_grow_are_kept_near_one():
+    model = Growing(40).eval()
+    graph = prunus.trace(model, torch.randn(1, 3, 6, 6))
+    keep = {name: range(1, axis.size) for name, axis in graph.axes.items()}
+    found = surgery.verify(model, graph, keep, prunus.shrink(model, graph, keep, verify="off"))
+    assert found.holds and found.dtype == torch.float32  # else 30 ** 40 overflows
+
+
 def test_layer_norm_by_hand():
     norm = nn.LayerNorm(8)
     got, y, rest = norm_of_eight(norm, {"0": KEPT}, KEPT)
