@@ -38,6 +38,10 @@ def holds(name: str) -> Callable[[Row], bool]:
     return lambda row: stage(row, name)["ok"]
 
 
+def applies_not(row: Row, name: str) -> bool:
+    return bool(stage(row, name).get("not_applicable"))
+
+
 def whole_chain(row: Row) -> bool:
     return all(stage(row, name)["ok"] for name in CHAIN)
 
@@ -59,7 +63,8 @@ COUNTS: dict[str, Callable[[Row], bool]] = {
     "not checked": lambda row: holds("exact")(row) and stage(row, "exact").get("exact") is None,
     "saved and loaded": holds("saved"),
     "trained a step": holds("trained"),
-    "exported": holds("exported"),
+    "exported": lambda row: holds("exported")(row) and not applies_not(row, "exported"),
+    "torch.export refuses the original": lambda row: applies_not(row, "exported"),
     "all of these": whole_chain,
     "at most 40 % of the multiply-adds": few_left,
 }
@@ -190,6 +195,11 @@ def seconds(row: Row, name: str) -> str:
 def verdict(row: Row) -> str:
     """What does not hold, with the first line of the error; otherwise what should be known."""
     words = [f"{name}: {found['error']}" for name, found in row["stages"].items() if not found["ok"]]
+    words += [
+        f"{name}: {found['not_applicable']}"
+        for name, found in row["stages"].items()
+        if applies_not(row, name)
+    ]
     if not words:
         why = stage(row, "trained").get("why_not_training")
         words = [f"trained in evaluation mode: {why}"] * bool(why) + stage(row, "trace")["warnings"][:1]
@@ -244,8 +254,9 @@ models. Each is built with random weights and taken through these stages in a pr
 - **exact**: the script's own check, in double precision, against the original with zeros in the removed units, norms
   over channels made affine on both sides; "not checked" where other operators mix units and zeros cannot stand for
   them;
-- **saved**: saved, loaded, the same outputs; **trained**: a step of SGD in training mode (in evaluation where training
-  asks for targets); **exported** by torch.export, the same outputs.
+- **saved**: saved, loaded, the same outputs; **trained**: a step of SGD in training mode (in evaluation where a
+  model does not train on one image; detectors get targets); **exported** by torch.export, the same outputs.
+  torch.export refuses some models before they are cut, too; these count as held.
 
 CPU seconds on one thread, {setup["jobs"]} at once, at most {setup["limit_s"]:.0f} s a model; peaks of memory are of the
 whole process. {versions}; {machine["processor"]}, {machine["cores"]} cores.
