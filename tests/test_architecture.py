@@ -4,6 +4,8 @@ CONTRIBUTING.md states the seven rules in words; the numbers below are theirs.
 """
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -435,3 +437,29 @@ def test_no_test_imports_another_test():
                     [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
                 )
                 assert not any(name.split(".")[-1].startswith("test_") for name in names), path
+
+
+HEAVY = "PIL accelerate datasets jinja2 pandas plotly rich scipy sklearn tyro".split()
+
+
+def test_who_only_shrinks_waits_for_torch_alone():
+    """Other libraries are imported where they are used."""
+    program = (
+        "import sys, prunus; prunus.trace, prunus.scores, prunus.select, prunus.shrink; print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "torch" in loaded
+    assert not loaded.intersection(HEAVY)
+
+
+def test_asking_for_help_reads_no_data_library():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "prunus", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "prunus.cli.program" in loaded
+    assert not loaded.intersection("datasets pandas scipy sklearn timm torchvision".split())

@@ -1,0 +1,56 @@
+from . import latency as latency
+from . import scores as scores
+from . import sparse as sparse
+from . import testing as testing
+from .export import load as load
+from .export import load_masks as load_masks
+from .export import save as save
+from .graph import Graph as Graph
+from .graph import part as part
+from .graph import rule as rule
+from .graph import trace as trace
+from .latency import latency_ms as latency_ms
+from .run import prune as prune
+from .selection import Budget as Budget
+from .selection import Sparsity as Sparsity
+from .selection import macs as macs
+from .selection import memory_mb as memory_mb
+from .selection import params as params
+from .selection import plan as plan
+from .selection import select as select
+from .surgery import Proof as Proof
+from .surgery import carry_over as carry_over
+from .surgery import crop as crop
+from .surgery import mask as mask
+from .surgery import shrink as shrink
+from .surgery import verify as verify
+
+__version__: str
+__all__ = [
+    "Budget",
+    "Graph",
+    "Proof",
+    "Sparsity",
+    "carry_over",
+    "crop",
+    "latency",
+    "latency_ms",
+    "load",
+    "load_masks",
+    "macs",
+    "mask",
+    "memory_mb",
+    "params",
+    "part",
+    "plan",
+    "prune",
+    "rule",
+    "save",
+    "scores",
+    "select",
+    "shrink",
+    "sparse",
+    "testing",
+    "trace",
+    "verify",
+]
