@@ -7,6 +7,7 @@ Its files, in the order in which to read them:
     operators     what operators are: families, each named once, and arguments by name
     op            the record of one operation
     rules/        one small function per operator, which says how layouts pass through it
+    modules       the modules of a model, listed quickly
     copying       deep copies of models, and what cannot be copied
     skeleton      copies of models without data, and how to run them
     outputs       the tensors that a model returns

@@ -19,6 +19,7 @@ from torch import nn
 
 from prunus.graph import axes
 from prunus.graph.axes import Layout
+from prunus.graph.modules import list_modules
 from prunus.graph.sizes import Journal, Place, Sized
 from prunus.graph.skeleton import named_tensors
 
@@ -97,6 +98,8 @@ def _rebuilt(old: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
 Way = tuple[str, tuple[str | int, ...]]  # a module, and the steps from it
 
 INTERNAL = frozenset(vars(nn.Module()))  # what every module has: its parameters, hooks, mode
+_INTERNAL_DICTS = [name for name, value in vars(nn.Module()).items() if isinstance(value, dict)]
+_NOTHING: dict[str, Any] = {}
 _CLOSED = (nn.Module, torch.Tensor, type, ModuleType, MethodType, Enum, torch.dtype, torch.device)
 _MOST = 256  # items of a container; longer ones are vocabularies and tables, not sizes
 
@@ -118,12 +121,12 @@ class Integers:
         forget_results(self.skeleton)
         self._saved = []
         seen: set[int] = set()
-        for name, module in self.skeleton.named_modules():
+        for name, module in list_modules(self.skeleton):
             held = vars(module)
             self._saved.append((held, dict(held)))
-            for inner in INTERNAL:  # hooks too, which a library may add in a pass
-                if isinstance(held.get(inner), dict):
-                    self._saved.append((held[inner], dict(held[inner])))
+            for inner in _INTERNAL_DICTS:  # hooks too, which a library may add in a pass
+                if (contents := held.get(inner)) is not None:
+                    self._saved.append((contents, dict(contents) if contents else _NOTHING))
             for key, value in [*_class_integers(type(module)).items(), *held.items()]:
                 if (
                     key not in INTERNAL
@@ -178,7 +181,7 @@ class Integers:
                 object.__setattr__(owner, *contents)
             elif isinstance(owner, list):
                 owner[:] = contents
-            else:
+            elif owner or contents:
                 owner.clear()
                 owner.update(contents)
         for tensor, value in self._tensors:
@@ -222,7 +225,7 @@ def slots(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
     """The modules and attribute names that hold each parameter and buffer: several if it is tied."""
     names = {id(tensor): name for name, tensor in named_tensors(model).items()}
     found: dict[str, list[tuple[nn.Module, str]]] = defaultdict(list)
-    for module in model.modules():
+    for _, module in list_modules(model):
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None:
                 found[names[id(tensor)]].append((module, name))
@@ -234,7 +237,7 @@ _Memo = type(functools.lru_cache(len))
 
 def forget_results(model: nn.Module) -> None:
     """Empty the `functools` caches in the files of a model's classes: a result of one pass is no result of another."""
-    files = {kind.__module__ for module in model.modules() for kind in type(module).__mro__}
+    files = {kind.__module__ for _, module in list_modules(model) for kind in type(module).__mro__}
     for name in files:
         if name.split(".")[0] not in ("torch", "builtins", "typing") and name in sys.modules:
             for value in list(vars(sys.modules[name]).values()):

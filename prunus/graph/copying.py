@@ -21,6 +21,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from prunus.errors import TraceError, UserError
+from prunus.graph.modules import list_modules
 
 
 def check_traceable(model: Any) -> None:
@@ -37,7 +38,7 @@ def check_traceable(model: Any) -> None:
         raise UserError(
             f"trace expects an nn.Module, but got a {type(model).__name__}; pass the model itself."
         )
-    for path, module in model.named_modules():
+    for path, module in list_modules(model):
         what, home = path or f"this {type(module).__name__}", type(module).__module__
         if "_orig_mod" in module._modules:
             inner = f"{path}._orig_mod" if path else "_orig_mod"
@@ -121,7 +122,7 @@ class _Copier:
 
     def __init__(self, model: nn.Module, memo: dict[int, Any]):
         self.memo = memo
-        self.own = {id(module): module for module in model.modules()}.keys() | memo.keys()
+        self.own = {id(module): module for _, module in list_modules(model)}.keys() | memo.keys()
 
     def module(self, module: nn.Module) -> nn.Module:
         if id(module) in self.memo:
@@ -294,8 +295,12 @@ def remove_foreign_hooks(model: nn.Module) -> None:
     the hidden states that the forward returns, say). The others are the user's, and may expect data. Those of torch,
     whose classes are in every model, are tools (counters, observers), and so are ours.
     """
-    libraries = {_library(type(module).__module__) for module in model.modules()} - {"", "torch", "prunus"}
-    for module in model.modules():
+    libraries = {_library(type(module).__module__) for _, module in list_modules(model)} - {
+        "",
+        "torch",
+        "prunus",
+    }
+    for _, module in list_modules(model):
         for key, hook in list(module._forward_hooks.items()):
             if _library(_origin(hook)) not in libraries:
                 del module._forward_hooks[key]

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from prunus.graph import axes, tracer
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.copying import copy_model
+from prunus.graph.modules import list_modules
 from prunus.graph.op import tag_of
 from prunus.graph.places import Keep
 
@@ -64,7 +65,7 @@ def lists_of(module: nn.Module) -> nn.ModuleDict:
 def weights_behind_steps(model: nn.Module) -> list[Behind]:
     """Each parametrisation of a model once, with the first weight that it computes."""
     found: dict[nn.Module, Behind] = {}
-    for prefix, module in model.named_modules():
+    for prefix, module in list_modules(model):
         if parametrize.is_parametrized(module):
             for attribute, steps in lists_of(module).items():
                 start = f"{prefix}." if prefix else ""

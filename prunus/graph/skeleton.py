@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from prunus.graph import op, operators
 from prunus.graph.copying import copy_model, remove_foreign_hooks
+from prunus.graph.modules import list_modules
 from prunus.graph.op import put_tag, tag_of
 from prunus.graph.operators import SHAPE_KEEPING, Args, Kwargs
 from prunus.graph.outputs import quiet_config
@@ -43,17 +44,17 @@ def make_skeleton(model: nn.Module, real: bool = False) -> nn.Module:
         UserError: An attribute of the model cannot be copied.
     """
     memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        data = parameter.detach() if real else parameter.detach().to("meta")
-        memo[id(parameter)] = nn.Parameter(data, requires_grad=False)
-    for buffer in model.buffers():
-        meta = buffer.is_floating_point() and not real
-        memo[id(buffer)] = buffer.detach().to("meta") if meta else buffer.detach().clone()
+    for tensor in named_tensors(model).values():
+        data = tensor.detach()
+        if isinstance(tensor, nn.Parameter):
+            memo[id(tensor)] = nn.Parameter(data if real else data.to("meta"), requires_grad=False)
+        else:
+            memo[id(tensor)] = data.to("meta") if data.is_floating_point() and not real else data.clone()
     bare = copy_model(model, memo).eval()
     quiet_config(bare)
     resolved: dict[nn.Module, nn.Parameter] = {}
     remove_foreign_hooks(bare)
-    for module in list(bare.modules()):
+    for _, module in list_modules(bare):
         if parametrize.is_parametrized(module):
             resolve_parametrisations(module, resolved)
     return bare
@@ -92,7 +93,7 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     parameters: dict[str, torch.Tensor] = {}
     buffers: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
-    for prefix, module in model.named_modules():
+    for prefix, module in list_modules(model):
         for held, found in ((module._parameters, parameters), (module._buffers, buffers)):
             for name, tensor in held.items():
                 if tensor is not None and id(tensor) not in seen:
@@ -283,7 +284,7 @@ def mixes_devices(bare: nn.Module, example: Any) -> bool:
     inputs = [t for t in tree_flatten(example)[0] if isinstance(t, torch.Tensor)]
     recurrent = (nn.RNNBase, nn.RNNCellBase)
     return any(not t.is_floating_point() for t in inputs) or any(
-        isinstance(module, recurrent) for module in bare.modules()
+        isinstance(module, recurrent) for _, module in list_modules(bare)
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from prunus.graph.attributes import INTERNAL, set_integer
+from prunus.graph.modules import list_modules
 
 Path = tuple[str, tuple[str | int, ...]]  # a module, and the steps from it
 
@@ -46,7 +47,7 @@ def _name(where: Path) -> str:
 
 
 def _walk(model: nn.Module) -> Iterator[tuple[Path, torch.Tensor]]:
-    modules = list(model.named_modules())
+    modules = list_modules(model)
     seen = {id(t) for _, m in modules for held in (m._parameters, m._buffers) for t in held.values()}
     for name, module in modules:
         for key, value in vars(module).items():

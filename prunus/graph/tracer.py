@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from prunus.graph.attributes import Integers
 from prunus.graph.axes import Axis, Layout
+from prunus.graph.modules import list_modules
 from prunus.graph.op import Op, Tag, Untracked, new_generation, put_tag, tag_of, tensors_in
 from prunus.graph.operators import DATA_DEPENDENT, EMBEDDING, NEW, Args, Kwargs, flat, is_a
 from prunus.graph.origins import Origins, seen_through
@@ -70,7 +71,7 @@ class Modules:
     def __init__(self, model: nn.Module):
         self.stack: list[str] = [""]
         self._handles: list[Any] = []
-        for name, module in model.named_modules():
+        for name, module in list_modules(model):
             if name:
                 self._handles += [
                     module.register_forward_pre_hook(self._enter(name)),

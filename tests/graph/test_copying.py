@@ -13,6 +13,7 @@ from torch import nn
 import prunus
 from prunus.errors import TraceError, UserError
 from prunus.graph import check_traceable, copy_model, make_skeleton
+from prunus.graph.modules import list_modules
 from tests.lib.models import torchvision_models
 from tests.lib.nets import random_keep
 
@@ -273,3 +274,11 @@ def test_a_packed_model_is_refused_and_what_to_trace_is_said(name):
 def test_a_lazy_parameter_is_named():
     with pytest.raises(TraceError, match=r"0\.weight has no shape yet"):
         check_traceable(nn.Sequential(nn.LazyLinear(3)))
+
+
+def test_modules_are_listed_as_torch_lists_them():
+    shared = nn.Linear(2, 2)
+    model = nn.Sequential(shared, nn.Sequential(nn.ReLU(), shared, nn.ModuleDict({"b": nn.Tanh()})), nn.ReLU())
+    model.register_module("none", None)
+    model[1].add_module("back", model[2])
+    assert list_modules(model) == list(model.named_modules())
