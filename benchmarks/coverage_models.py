@@ -108,16 +108,20 @@ def segmentation(name: str) -> Case:
 
 
 def detection(name: str) -> Case:
-    """Few proposals, because nms and roi_align in plain torch are slow."""
+    """Small images and few proposals, because nms and roi_align in plain torch are slow."""
     from torchvision.models import get_model
 
     options: dict[str, int] = {}
     if "ssd" not in name:
+        options |= {"min_size": 300, "max_size": 300}
         options["trainable_backbone_layers"] = 6 if "mobilenet" in name else 5
     if "rcnn" in name:
         options |= {
             "rpn_pre_nms_top_n_test": 100,
             "rpn_post_nms_top_n_test": 50,
+            "rpn_pre_nms_top_n_train": 100,
+            "rpn_post_nms_top_n_train": 50,
+            "box_batch_size_per_image": 32,
             "box_detections_per_img": 10,
         }
     else:
