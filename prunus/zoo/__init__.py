@@ -6,6 +6,7 @@ Its files, in the order in which to read them:
     resnet                        residual networks
     wrn                           wide residual networks
     vgg densenet mobilenet vit    the families of these names
+    restoration                   networks from images to images: super-resolution, denoising
     plain                         networks without shortcuts: fcn, conv6
     digits                        a small network for scikit-learn's digits
     sources                       a model from a SPEC, weights from a file

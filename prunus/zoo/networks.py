@@ -1,5 +1,6 @@
 """The reference networks of the pruning papers that torchvision lacks, by name: zoo.build("resnet56")."""
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import nn
@@ -10,11 +11,13 @@ from prunus.zoo.digits import digits_resnet
 from prunus.zoo.mobilenet import MobileNetV1, MobileNetV2
 from prunus.zoo.plain import conv6, fcn
 from prunus.zoo.resnet import bottleneck_resnet, cifar_resnet, resnet18, resnet50, resnext50
+from prunus.zoo.restoration import DnCNN, UNet, edsr, srresnet
 from prunus.zoo.vgg import vgg_bn
 from prunus.zoo.vit import vit_tiny
 from prunus.zoo.wrn import wide_resnet
 
 DEPTHS = (20, 32, 44, 56, 110)
+SCALES = (2, 3, 4)  # of super-resolution
 SIDES = (64, 224)  # pixels; image sizes with MobileNets of their own, besides 32
 
 # name -> f(classes, in_width)
@@ -36,9 +39,19 @@ NETWORKS = {
 }
 # name -> f(classes, in_shape): some parameters' sizes depend on the image's
 FIXED_SIZE = {"fcn": fcn, "conv6": conv6, "vit_tiny": vit_tiny}
+# name -> f(in_width): from images to images
+TO_IMAGES: dict[str, Callable[[int], nn.Module]] = {
+    **{f"srresnet_x{scale}": partial(srresnet, scale) for scale in SCALES},
+    **{f"edsr_x{scale}": partial(edsr, scale) for scale in SCALES},
+    **{f"edsr_baseline_x{scale}": partial(edsr, scale, blocks=16, width=64) for scale in SCALES},
+    "dncnn": DnCNN,
+    "unet": UNet,
+}
 NATIVE = {  # all others: (3, 32, 32)
     "digits_resnet": (1, 8, 8),
     "fcn": (1, 28, 28),
+    "dncnn": (1, 64, 64),
+    "unet": (1, 128, 128),
     **{f"mobilenet_v{version}_{side}": (3, side, side) for version in (1, 2) for side in SIDES},
 }
 MIN_SIDE = {"fcn": 1, "vgg11_bn": 16, "vgg16_bn": 16, "vgg19_bn": 16}  # all others: 8
@@ -65,11 +78,11 @@ def build(name: str, classes: int = 10, in_shape: tuple[int, int, int] | None = 
 
     Args:
         name: A network of the zoo, for example "resnet56".
-        classes: The number of classes.
+        classes: The number of classes; networks from images to images have none.
         in_shape: The images' (channels, height, width); `native_shape(name)` if None.
 
     Returns:
-        A network that maps (B, *in_shape) to (B, classes).
+        A network that maps (B, *in_shape) to (B, classes), or to images.
 
     Raises:
         UserError: The name is unknown, or the images are too small for the network.
@@ -81,6 +94,8 @@ def build(name: str, classes: int = 10, in_shape: tuple[int, int, int] | None = 
             f"zoo:{name} needs larger images than {height}x{width}: sides of at least "
             f"{MIN_SIDE.get(name, 8)}; give image_size=32."
         )
+    if name in TO_IMAGES:
+        return TO_IMAGES[name](channels)
     if name in FIXED_SIZE:
         return FIXED_SIZE[name](classes, (channels, height, width))
     return NETWORKS[name](classes, channels)
@@ -88,5 +103,6 @@ def build(name: str, classes: int = 10, in_shape: tuple[int, int, int] | None = 
 
 def check(name: str) -> None:
     """Raise UserError, suggesting the nearest names, unless the zoo has `name`."""
-    if name not in NETWORKS and name not in FIXED_SIZE:
-        raise unknown("zoo network", name, {**NETWORKS, **FIXED_SIZE})
+    known = {**NETWORKS, **FIXED_SIZE, **TO_IMAGES}
+    if name not in known:
+        raise unknown("zoo network", name, known)
