@@ -8,6 +8,7 @@ Its files, in the order in which to read them:
     op            the record of one operation
     rules/        one small function per operator, which says how layouts pass through it
     copying       deep copies of models, and what cannot be copied
+    turns         one trace or proof at a time
     skeleton      copies of models without data, and how to run them
     outputs       the tensors that a model returns
     tracer        one forward pass, observed operator by operator
@@ -36,9 +37,20 @@ from prunus.graph.copying import check_traceable, copy_model
 from prunus.graph.draws import SameDraws
 from prunus.graph.graph import Graph, Member
 from prunus.graph.levels import Levels
-from prunus.graph.op import CONSUMES, DIRECTION, PRODUCES, SCALES, SHIFTS, Op, Tag, Untracked, tensors_in
+from prunus.graph.op import (
+    CONSUMES,
+    DIRECTION,
+    PRODUCES,
+    SCALES,
+    SHIFTS,
+    Op,
+    Tag,
+    Untracked,
+    is_inexact,
+    tensors_in,
+)
 from prunus.graph.outputs import output_tensors, quiet_config, select_outputs
-from prunus.graph.parametrised import OwnStep, tensors_behind
+from prunus.graph.parametrised import OwnStep, read_tensor, tensors_behind
 from prunus.graph.places import Keep, Places, set_zero, take
 from prunus.graph.reference import Reference
 from prunus.graph.rules import rule
@@ -46,6 +58,7 @@ from prunus.graph.skeleton import call, make_skeleton, named_tensors, quiet_forw
 from prunus.graph.state import kept_tensors, set_kept
 from prunus.graph.tracer import Storage
 from prunus.graph.tracing import part, trace
+from prunus.graph.turns import one_at_a_time
 
 __all__ = [
     "CONSUMES",
@@ -73,13 +86,16 @@ __all__ = [
     "check_traceable",
     "copy_model",
     "get_integer",
+    "is_inexact",
     "kept_tensors",
     "make_skeleton",
     "named_tensors",
+    "one_at_a_time",
     "output_tensors",
     "part",
     "quiet_config",
     "quiet_forward",
+    "read_tensor",
     "rule",
     "select_outputs",
     "set_attributes",

@@ -63,6 +63,11 @@ def put_tag(tensor: Any, tag: Tag) -> None:
     tensor._prunus_tag = tag
 
 
+def is_inexact(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds floating-point or complex numbers, as weights and signals do; others are indices."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 class Untracked(NamedTuple):
     """A placeholder for a tensor that depends on no parameter and no input."""
 
@@ -202,8 +207,13 @@ class Op:
     def follow(self, layout: Layout, argument: str, element: int | None = None) -> None:
         """Let the integer argument of this name, or one element of it, be the size of a layout."""
         place = operators.position(self.func, argument)
-        if not isinstance(layout, int) or (place, element) in self.terms:
+        known = (place, element) in self.terms or not self.takes_symbol(place, element)
+        if known or not isinstance(layout, int):
             self.follows.append((layout, place, element))
+
+    def takes_symbol(self, place: int, element: int | None) -> bool:
+        """Whether an integer argument, or an element of it, reaches the operator with its term (see symbols.py)."""
+        return element is not None or "Sym" in str(self.func._schema.arguments[place].real_type)
 
     def from_end(self, argument: str, whole: Layout) -> None:
         """Let a negative integer argument count from the end of a dimension."""

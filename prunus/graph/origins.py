@@ -16,7 +16,7 @@ from prunus.graph import axes
 from prunus.graph.axes import Layout
 from prunus.graph.op import tag_of
 from prunus.graph.operators import Args, Kwargs
-from prunus.graph.sizes import Journal, Sized, SizedFloat, Term, plain
+from prunus.graph.sizes import Journal, Place, Sized, SizedFloat, Term, ends, origins, plain
 from prunus.graph.symbols import symbolic
 
 # functions whose integers are sizes: plain ones are noted too, because they are written in the code and do not follow
@@ -43,6 +43,7 @@ class Origins(TorchFunctionMode):
         self.journal, self.so_far = journal, so_far
         self.given: list[Any] = []  # the arguments of the function that runs, if one of them is sized
         self.noted: list[tuple[Layout, Term, str]] = []  # claims of sizes that torch does not hand on
+        self.places: set[Place] = set()  # the attributes that reached a function
         self.scale: tuple[Layout, ...] = ()  # the dimension from which torch computes a number in it
 
     def __torch_function__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
@@ -54,6 +55,8 @@ class Origins(TorchFunctionMode):
             return self._count(args, func(*args))
         sized = _has_sized(args) or bool(kwargs and _has_sized(kwargs.values()))
         self.given = [*args, *kwargs.values()] if sized else []
+        found = (end for term in origins(self.given) for end in ends(term))
+        self.places.update(end for end in found if isinstance(end, Place))
         self.scale = self._scale(args) if name == _SCALED and kwargs.get("scale") is None else ()
         if not sized and name not in _SIZES:
             return func(*args, **kwargs)

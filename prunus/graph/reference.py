@@ -19,7 +19,7 @@ from prunus.graph import axes
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.draws import Draw, Draws
 from prunus.graph.levels import Levels
-from prunus.graph.op import Op, Tag, new_generation, put_tag, tag_of, tensors_in
+from prunus.graph.op import Op, Tag, is_inexact, new_generation, put_tag, tag_of, tensors_in
 from prunus.graph.operators import NEW, Args, Kwargs, is_a, operands
 from prunus.graph.places import Places
 from prunus.graph.rules import registry
@@ -73,7 +73,7 @@ class Reference(TorchDispatchMode):
 
         def tagged(tensor: torch.Tensor) -> torch.Tensor:
             tensor = tensor.detach().clone()
-            if tensor.is_floating_point():
+            if is_inexact(tensor):
                 put_tag(tensor, Tag(tensor.shape))
             return tensor
 

@@ -20,10 +20,12 @@ from prunus.graph.operators import Args, Kwargs
 from prunus.graph.outputs import Outputs
 from prunus.graph.parametrised import follow_steps
 from prunus.graph.passes import Passes
+from prunus.graph.turns import one_at_a_time
 
 MODES = ("eval", "train")
 
 
+@one_at_a_time()
 @torch.inference_mode(
     False
 )  # inference mode would hide the operators that convolutions and linear layers consist of
@@ -46,7 +48,8 @@ def trace(
             (targets): {"eval": images, "train": (images, targets)}. By default both; training is left out, with a
             warning, where it fails on the example.
         outputs: The outputs that count and keep their sizes: a path ("logits", "0.logits"), a list of paths, or a
-            function from the output to tensors; by default all. Others may come out smaller.
+            function from the output to tensors; by default all. Others may come out smaller. In a mode that returns
+            none of the paths, all outputs count.
 
     Returns:
         The graph, which serves every copy of the model.
@@ -54,7 +57,7 @@ def trace(
     Raises:
         TraceError: The model does not run on the example, or nothing in it may shrink.
         UserError: `model` is not an nn.Module, was compiled, wrapped, scripted or quantised, or cannot be copied, or
-            there is no such mode.
+            there is no such mode, or no mode returns an output under one of the paths.
     """
     check_traceable(model)
     examples = _examples(example, modes)
@@ -136,7 +139,7 @@ def _trace(
         tensors=first.tensors,
         outputs=passes.outputs,
         attributes=passes.attributes(),
-        stated=stated(model, layouts, passes.known),
+        stated=stated(model, layouts, passes.settled()),
         modes=passes.modes,
         traced=tuple(passes.traced),
         chosen=outputs,

@@ -20,6 +20,7 @@ from prunus.graph import (
     SameDraws,
     kept_tensors,
     make_skeleton,
+    one_at_a_time,
     operators,
     parametrised,
     select_outputs,
@@ -31,7 +32,7 @@ from prunus.graph import (
 )
 from prunus.surgery.copies import checked_tensors, resize
 from prunus.surgery.effective import effective_tensors
-from prunus.surgery.sampling import Sampler, random_like
+from prunus.surgery.sampling import Sampler, random_like, type_like
 from prunus.surgery.slicing import zeroed
 
 # Allowed relative errors. Lower precisions are for devices and models that cannot compute in double.
@@ -150,6 +151,7 @@ def _blame(model: nn.Module, graph: Graph, keep: Keep) -> str:
     return f"It fails on {names} alone; freeze it (freeze=[...]) and prune the rest.\n{graph.explain(failing[0])}"
 
 
+@one_at_a_time()
 @torch.inference_mode(False)  # see graph.trace
 def verify(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module | None = None) -> Proof:
     """Compare a small model with the original whose removed units are zero; see `prunus/surgery/apply.py`.
@@ -336,6 +338,10 @@ class Pair:
             except Exception as error:  # where the original ran
                 raise PruningError(f"the small model does not run: {error}") from error
         draws.finish()
+        if len(got) != len(expected):
+            raise PruningError(
+                f"the small model returns {len(got)} tensors, where the original returns {len(expected)}."
+            )
         if not any(tensor.numel() for tensor in expected):
             raise NothingFound("the original returned tensors without a number, so nothing is proved.")
         if not any(tensor.isfinite().any() for tensor in expected):
@@ -368,8 +374,11 @@ class Vessel:
             for module, attribute in held:
                 vars(module)["_parameters" if is_parameter else "_buffers"][attribute] = tensor
         if self.state:
-            dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), None)
-            set_kept(self.model, {name: tensor.to(dtype, copy=True) for name, tensor in self.state.items()})
+            dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
+            state = {
+                name: tensor.to(type_like(tensor, dtype), copy=True) for name, tensor in self.state.items()
+            }
+            set_kept(self.model, state)
         if mode != self.mode:
             self.model.train(mode == "train")
             self.mode = mode
@@ -386,6 +395,8 @@ def _relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
         return float("inf")
     if torch.equal(got, expected):
         return 0.0
+    if expected.is_complex():
+        got, expected = torch.view_as_real(got.resolve_conj()), torch.view_as_real(expected.resolve_conj())
     got, expected = got.double(), expected.double()
     finite = expected.isfinite()
     same_places = torch.equal(got.isfinite(), finite)

@@ -217,6 +217,41 @@ def test_a_stated_size_follows_unless_a_number_is_made_from_it(scaled):
     assert small.width == small.config.width == (24 if scaled else 12)
 
 
+class Joined(nn.Module):
+    """Two layers side by side, normed in groups of which none is cut, and a layer normed in groups that may be."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.chosen, self.wide = config, config.groups, 3 * config.width
+        self.a, self.b = nn.Linear(7, 2 * config.width), nn.Linear(7, config.width)
+        self.first = nn.GroupNorm(config.groups, 3 * config.width)
+        self.c = nn.Linear(3 * config.width, config.width)
+        self.second = nn.GroupNorm(config.groups, config.width)
+        self.head = nn.Linear(config.width, 3)
+
+    def forward(self, x):
+        x = self.first(torch.cat([self.a(x), self.b(x)], -1).flatten(0, 1))
+        x = self.second(self.c(x))
+        return self.head(x), x.detach().amax(1).topk(self.chosen).values
+
+
+def test_integers_that_the_pass_reads_do_not_follow_by_the_construction():
+    """The groups of `second` may go; those of `first`, and the `chosen`, are made from the same integer and stay."""
+    model = Joined(SimpleNamespace(width=16, groups=4))
+    graph = prunus.trace(model, TOKENS)
+    small = prunus.shrink(model, graph, {"c#0": [0, 2]})
+    assert (small.first.num_groups, small.second.num_groups, small.chosen) == (4, 2, 4)
+
+
+def test_a_stated_size_follows_what_its_own_layers_say_of_it():
+    """`wide` is three times a width in the constructor, but the layers that it describes are as long as a sum."""
+    model = Joined(SimpleNamespace(width=16, groups=4))
+    graph = prunus.trace(model, TOKENS)
+    half = {name: range(axis.size // 2) for name, axis in graph.axes.items() if name.startswith("c#")}
+    small = prunus.shrink(model, graph, half)
+    assert small.c.out_features < 16 and small.wide == small.c.in_features == 48
+
+
 class Grouped(nn.Module):
     """Attention with fewer heads for keys; the ratio is stored, and read by other code than this pass runs."""
 

@@ -219,3 +219,49 @@ def test_softmax_over_a_cut_axis_by_hand():
     small = prunus.shrink(model, prunus.trace(model, x), {"0": KEPT})
     hidden = model[0](x)[:, KEPT].softmax(-1)
     torch.testing.assert_close(small(x), F.linear(hidden, model[2].weight[:, KEPT], model[2].bias))
+
+
+class Complex(nn.Module):
+    """Layers of complex numbers, whose imaginary parts are multiplied by a number of the model's."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8, dtype=torch.cfloat), nn.Linear(8, 3, dtype=torch.cfloat)
+        self.register_buffer("phase", torch.polar(torch.ones(8), torch.arange(8.0)))
+        self.factor = 1.0
+
+    def forward(self, x):
+        y = self.b(torch.tanh(self.a(torch.complex(x, x.cos())) * self.phase))
+        return torch.complex(y.real, y.imag * self.factor)
+
+
+def test_complex_outputs_are_compared_in_both_parts():
+    torch.manual_seed(0)
+    model, x = Complex().eval(), torch.randn(4, 5)
+    graph, keep = prunus.trace(model, x), {"a": KEPT}
+    small = prunus.shrink(model, graph, keep)
+    assert small.phase.shape == (3,) and small.phase.is_complex()
+    torch.testing.assert_close(small(x), prunus.mask(model, graph, keep)(x))
+    small.factor = 1.1
+    assert not surgery.verify(model, graph, keep, small).holds
+
+
+class Several(nn.Module):
+    """Returns its result several times."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.times = nn.Linear(5, 8), nn.Linear(8, 3), 3
+
+    def forward(self, x):
+        return [self.b(self.a(x))] * self.times
+
+
+@pytest.mark.parametrize("times", [2, 4])
+def test_another_number_of_outputs_is_noticed(times):
+    model = Several()
+    graph, keep = prunus.trace(model, torch.randn(4, 5)), {"a": KEPT}
+    small = prunus.shrink(model, graph, keep)
+    small.times = times
+    with pytest.raises(PruningError, match=f"returns {times} tensors, where the original returns 3"):
+        surgery.verify(model, graph, keep, small)
