@@ -19,7 +19,7 @@ from prunus.graph.graph import Graph, _short
 from prunus.graph.operators import Args, Kwargs
 from prunus.graph.outputs import Outputs
 from prunus.graph.parametrised import follow_steps
-from prunus.graph.passes import Passes
+from prunus.graph.passes import Passes, doubled
 from prunus.graph.turns import one_at_a_time
 
 MODES = ("eval", "train")
@@ -92,7 +92,7 @@ def _trace(
     asked: whether the user named the modes, so that each has to work. Raises _NotOnMetaError if the model fails on
     the meta device.
     """
-    bare = skeleton.make_skeleton(model, real)
+    bare = _with_own_data(model) if real else skeleton.make_skeleton(model)
     layouts = tracer.fresh_layouts(bare)
     owners = {id(axis): (name, dim) for name, dims in layouts.items() for dim, axis in enumerate(dims)}
     passes = Passes(bare, layouts, outputs)
@@ -102,7 +102,7 @@ def _trace(
         except TraceError:
             raise
         except Exception as error:  # any error of the user's code
-            if passes.traced and not asked:
+            if passes.traced and not asked and (real or not _runs_with_data(model, mode, example)):
                 _warn_of_training(error)
             elif not real:
                 raise _NotOnMetaError(_words_for_real(error)) from error
@@ -147,6 +147,27 @@ def _trace(
         _classes={name: type(module).__name__ for name, module in model.named_modules()},
         behind=behind,
     )
+
+
+def _with_own_data(model: nn.Module) -> nn.Module:
+    """A real skeleton whose parameters a forward pass may write to."""
+    bare = skeleton.make_skeleton(model, real=True)
+    for parameter in bare.parameters():
+        parameter.data = parameter.data.clone()
+    return bare
+
+
+def _runs_with_data(model: nn.Module, mode: str, example: Any) -> bool:
+    """Whether a model runs with real tensors in a mode in which it failed without."""
+    bare = _with_own_data(model).train(mode == "train")
+    for inputs in (example, doubled(example)):
+        try:
+            with skeleton.quiet_forward(), skeleton.seeded():
+                skeleton.call(bare, tree_map_only(torch.Tensor, torch.clone, inputs))
+            return True
+        except Exception:  # any error of the user's code
+            continue
+    return False
 
 
 class _NotOnMetaError(Exception):

@@ -371,6 +371,30 @@ def test_a_mode_that_fails_is_left_out_with_its_reason():
         prunus.trace(Net(needs_targets), TOKENS, modes=("eval", "train"))
 
 
+class Measured(nn.Module):
+    """Reads a value off the data, in training alone."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.a, self.head, self.read = nn.Linear(7, 8), nn.Linear(8, 3), read
+
+    def forward(self, x):
+        h = self.a(x)
+        if self.training and self.read(h.detach()) > 1e9:
+            raise OverflowError
+        return self.head(h)
+
+
+READS = {"item": lambda h: h.abs().sum().item(), "numpy": lambda h: h.numpy().max()}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_training_that_reads_data_is_traced_with_real_tensors(name):
+    with pytest.warns(UserWarning, match="traced with real tensors"):
+        graph = prunus.trace(Measured(READS[name]), TOKENS)
+    assert graph.traced == ("eval", "train") and list(graph.axes) == ["a"]
+
+
 def test_modes_are_checked():
     with pytest.raises(UserError, match="mode"):
         prunus.trace(Traced(), TOKENS, modes="training")

@@ -265,3 +265,56 @@ def test_another_number_of_outputs_is_noticed(times):
     small.times = times
     with pytest.raises(PruningError, match=f"returns {times} tensors, where the original returns 3"):
         surgery.verify(model, graph, keep, small)
+
+
+def moved(model):
+    """The teacher's weights, moved a little towards the student's, in place."""
+    for old, new in zip(model.teacher.parameters(), model.student.parameters(), strict=True):
+        old.mul_(0.9).add_(new, alpha=0.1)
+
+
+def replaced(model):
+    """The same by other data in the parameter."""
+    for old, new in zip(model.teacher.parameters(), model.student.parameters(), strict=True):
+        old.data = old.data * 0.9 + new.data * 0.1
+
+
+class Distilled(nn.Module):
+    """A student, whose average a teacher is; its forward pass in training writes to the teacher's weights."""
+
+    def __init__(self, update):
+        super().__init__()
+        self.student, self.teacher = (
+            nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(2)
+        )
+        self.predict = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4))
+        self.update, self.rate = update, 0.1
+
+    def forward(self, x):
+        if not self.training:
+            return self.student(x)
+        with torch.no_grad():
+            self.update(self)
+            target = self.teacher(x)
+        return (self.predict(self.student(x)) - target).square().mean()
+
+
+def measured(model):
+    """The same, as far as a number says that is read off a weight: traced with real tensors."""
+    if float(model.student[0].weight.abs().sum()) >= 0:
+        moved(model)
+
+
+@pytest.mark.filterwarnings("ignore:traced with real tensors")
+@pytest.mark.parametrize("update", [moved, replaced, measured])
+def test_a_forward_pass_may_write_to_parameters(update):
+    torch.manual_seed(0)
+    model = Distilled(update)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    graph = prunus.trace(model, torch.randn(4, 5))
+    keep = {"student.0": KEPT, "predict.0": [0, 2]}
+    small = prunus.shrink(model, graph, keep)
+    assert small.teacher[0].weight.shape == (3, 5) and small.predict[0].weight.shape == (2, 4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    small.update = lambda model: model.teacher[2].bias.mul_(0.9)
+    assert not surgery.verify(model, graph, keep, small).holds
