@@ -104,6 +104,7 @@ class Op:
         "roles",
         "scalars",
         "terms",
+        "unread",
     )
 
     def __init__(self, func: torch._ops.OpOverload, module: str, out: Any):
@@ -126,6 +127,7 @@ class Op:
         self.over: Layout = 1  # the dimension that a product sums over
         self.order: list[int] | None = None  # the input dimension at each place of a transposition's result
         self.alias: torch.Tensor | None = None  # the input whose memory the output shares
+        self.unread: tuple[int, Layout] | None = None  # a result, and what stays if something reads that
 
     def __str__(self) -> str:
         return f"{self.name} in {self.module or 'the model itself'}"

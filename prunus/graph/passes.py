@@ -77,6 +77,10 @@ class Passes:
         found = [tag for tag in map(tag_of, select_outputs(output, self.chosen)) if tag is not None]
         if not found:
             raise TraceError("no output of the model depends on its parameters and inputs.")
+        for op, (number, layout) in [(op, op.unread) for op in traced.ops if op.unread is not None]:
+            tag = op.results[number]
+            if tag is not None and (tag.met or tag in found):
+                axes.fix(layout, op)
         for tag in found:
             for layout in tag.dims:
                 axes.fix(layout, "an output of the model")
