@@ -154,6 +154,7 @@ class Check:
         self.read = traced.read if traced.reads_data else {}  # what a check without data is told
         self.meta = bool(self.read) or any(t.is_meta for t in named_tensors(bare).values())
         self.error: Exception | None = None  # the one that ended the last pass
+        self._of_data: set[int] | None = None  # the operations whose numbers are made from data
 
     def agree(
         self, name_axes: Callable[[], dict[str, Axis]], following: Callable[[], list[Attribute]]
@@ -185,14 +186,24 @@ class Check:
             axes.fix(
                 layout, f"{op} uses the integer {axes.size(layout)}, which follows nothing that may shrink"
             )
-        if probe.numbers:
-            self._fix_numbers(probe.numbers)
-        if probe.integers or probe.numbers:
+        numbers = [at for at in probe.numbers if at not in self._numbers_of_data()]
+        if numbers:
+            self._fix_numbers(numbers)
+        if probe.integers or numbers:
             return False
         if ended or self._ends_at(probe.at):
             return True
         self._fix_around(min(probe.at, len(self.ops) - 1))
         return False
+
+    def _numbers_of_data(self) -> set[int]:
+        """The operations whose numbers differ at the traced widths, too, because the data differ."""
+        if self._of_data is None:
+            probe = _Pass(self.ops, {}, self.read)
+            if not self.meta:
+                self._run(probe, ())
+            self._of_data = set(probe.numbers)
+        return self._of_data
 
     def _ends_at(self, at: int) -> bool:
         """Whether a check without data ends there at the traced widths, too, because the meta device cannot go on."""

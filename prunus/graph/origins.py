@@ -27,6 +27,7 @@ _SIZES = frozenset(
 _SCALED = "scaled_dot_product_attention"  # by default with 1 / sqrt(the last dimension of its first argument)
 _TRAILING = {"rms_norm"}  # their second argument states the last dimensions of the first
 _SLICES = "__getitem__"
+_LEAVES = {"numpy", "tolist", "__array__", "__dlpack__"}  # functions that take numbers out of torch
 _READS, _COUNTS = {"size", "__get__"}, {"numel", "nelement"}
 
 
@@ -53,6 +54,8 @@ class Origins(TorchFunctionMode):
             return self._read((*args, *kwargs.values()), func(*args, **kwargs))
         if name in _COUNTS:
             return self._count(args, func(*args))
+        if name in _LEAVES:
+            self._fix_read(name, args)
         sized = _has_sized(args) or bool(kwargs and _has_sized(kwargs.values()))
         self.given = [*args, *kwargs.values()] if sized else []
         found = (end for term in origins(self.given) for end in ends(term))
@@ -82,6 +85,12 @@ class Origins(TorchFunctionMode):
         if len(args) > 1:
             return self._sized(out, tag.dims[args[1]])
         return out
+
+    def _fix_read(self, name: str, args: Args) -> None:
+        """Let all dimensions stay of a tensor whose numbers leave torch, because what becomes of them is not seen."""
+        tag = tag_of(args[0])
+        for layout in tag.dims if tag else ():
+            axes.fix(layout, f"{name} in {self.journal.module() or 'the model itself'}")
 
     def _note_trailing(self, name: str, x: torch.Tensor, shape: Sequence[int]) -> None:
         tag = tag_of(x)

@@ -5,6 +5,7 @@ from collections import namedtuple
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -379,13 +380,12 @@ class Measured(nn.Module):
         self.a, self.head, self.read = nn.Linear(7, 8), nn.Linear(8, 3), read
 
     def forward(self, x):
-        h = self.a(x)
-        if self.training and self.read(h.detach()) > 1e9:
+        if self.training and self.read(x) > 1e9:
             raise OverflowError
-        return self.head(h)
+        return self.head(self.a(x))
 
 
-READS = {"item": lambda h: h.abs().sum().item(), "numpy": lambda h: h.numpy().max()}
+READS = {"item": lambda x: x.abs().sum().item(), "numpy": lambda x: x.numpy().max()}
 
 
 @pytest.mark.parametrize("name", READS)
@@ -407,3 +407,34 @@ def test_one_trace_takes_two_passes(name, monkeypatch):
     function, attributes = FUNCTIONS[name]
     prunus.trace(Net(function, **attributes).eval(), TOKENS)
     assert len(passes) == 1
+
+
+class Weighed(nn.Module):
+    """A layer whose output is multiplied by a number that was made of it outside of torch, and another layer."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.a, self.b, self.head, self.number = nn.Linear(7, 8), nn.Linear(8, 6), nn.Linear(6, 3), number
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.head(self.b(x * self.number(x.detach())).tanh())
+
+
+NUMBERS = {
+    "numpy": lambda x: float(x.numpy().mean()),
+    "tolist": lambda x: sum(x[0, 0].tolist()),
+    "array": lambda x: float(np.asarray(x).mean()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:traced with real tensors")
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_leaves_torch_stays_and_the_rest_goes_on(name):
+    model = Weighed(NUMBERS[name])
+    graph = prunus.trace(model, TOKENS)
+    assert list(graph.axes) == ["b"]
+    assert any(
+        f"{each} in the model itself" in graph.explain("a") for each in ("numpy", "tolist", "__array__")
+    )
+    prunus.shrink(model, graph, {"b": [0, 2, 5]})
