@@ -30,7 +30,7 @@ Its files, in the order in which to read them:
     reference     a run at full size that computes what the small model does
 """
 
-from prunus.graph.attributes import Attribute, get_integer, set_attributes, set_integer, slots
+from prunus.graph.attributes import Attribute, Integers, get_integer, set_attributes, set_integer, slots
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.construction import Stated, stated_sizes
 from prunus.graph.copying import check_traceable, copy_model
@@ -69,6 +69,7 @@ __all__ = [
     "Attribute",
     "Axis",
     "Graph",
+    "Integers",
     "Keep",
     "Layout",
     "Levels",

@@ -92,7 +92,7 @@ def _trace(
     asked: whether the user named the modes, so that each has to work. Raises _NotOnMetaError if the model fails on
     the meta device.
     """
-    bare = _with_own_data(model) if real else skeleton.make_skeleton(model)
+    bare = skeleton.make_skeleton(model, real)
     layouts = tracer.fresh_layouts(bare)
     owners = {id(axis): (name, dim) for name, dims in layouts.items() for dim, axis in enumerate(dims)}
     passes = Passes(bare, layouts, outputs)
@@ -149,17 +149,11 @@ def _trace(
     )
 
 
-def _with_own_data(model: nn.Module) -> nn.Module:
-    """A real skeleton whose parameters a forward pass may write to."""
-    bare = skeleton.make_skeleton(model, real=True)
-    for parameter in bare.parameters():
-        parameter.data = parameter.data.clone()
-    return bare
-
-
 def _runs_with_data(model: nn.Module, mode: str, example: Any) -> bool:
     """Whether a model runs with real tensors in a mode in which it failed without."""
-    bare = _with_own_data(model).train(mode == "train")
+    bare = skeleton.make_skeleton(model, real=True).train(mode == "train")
+    for parameter in bare.parameters():  # which the forward pass may write to
+        parameter.data = parameter.data.clone()
     for inputs in (example, doubled(example)):
         try:
             with skeleton.quiet_forward(), skeleton.seeded():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from prunus.graph import kept_tensors, make_skeleton, set_kept, slots
+from prunus.graph import Integers, kept_tensors, make_skeleton, set_kept, slots
 from prunus.surgery.sampling import type_like
 
 
@@ -18,12 +18,17 @@ class Vessel:
 
     def __init__(self, model: nn.Module):
         self.model = make_skeleton(model, real=True)
-        self.mode = "eval"
         self.slots = slots(self.model)
+        self.integers = Integers(self.model, tensors=())
+        self.integers.mark(None)
         self.state = {name: tensor.clone() for name, tensor in kept_tensors(self.model).items()}
 
     def fill(self, tensors: dict[str, torch.Tensor], mode: str, copy: bool) -> None:
-        """Hold these parameters themselves, or copies of them, and copies of these buffers, in a mode."""
+        """Hold these parameters themselves, or copies of them, and copies of these buffers, in a mode.
+
+        All else is put back as it was at the start: what a forward pass stored goes by the tensors that it had.
+        """
+        self.integers.restore()
         for name, held in self.slots.items():
             tensor = tensors[name]
             is_parameter = held[0][1] in held[0][0]._parameters
@@ -37,9 +42,8 @@ class Vessel:
                 name: tensor.to(type_like(tensor, dtype), copy=True) for name, tensor in self.state.items()
             }
             set_kept(self.model, state)
-        if mode != self.mode:
-            self.model.train(mode == "train")
-            self.mode = mode
+        if mode == "train":
+            self.model.train()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What it holds now, by name."""

@@ -318,3 +318,32 @@ def test_a_forward_pass_may_write_to_parameters(update):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     small.update = lambda model: model.teacher[2].bias.mul_(0.9)
     assert not surgery.verify(model, graph, keep, small).holds
+
+
+class Anchored(nn.Module):
+    """A detector's head, which makes its grid again when the shape of its features changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 4, 1)
+        self.grid, self.shape = torch.empty(0), None
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        y = self.head(x).flatten(2)
+        if self.training:
+            return y
+        if self.shape != x.shape:
+            self.grid, self.shape = torch.arange(y.shape[2]) + 0.5, x.shape
+        return y.sigmoid() + self.grid
+
+
+@pytest.mark.parametrize("sizes", [(), (8,), (16, 8)])
+def test_what_a_forward_pass_stores_is_put_back_with_what_says_that_it_did(sizes):
+    """The model has run on images of these sizes before it is traced on others."""
+    model = Anchored().eval()
+    for size in sizes:
+        model(torch.randn(1, 3, size, size))
+    graph = prunus.trace(model, torch.randn(2, 3, 12, 12))
+    small = prunus.shrink(model, graph, {"a": KEPT})
+    assert surgery.verify(model, graph, {"a": KEPT}, small).modes == ("eval", "train")
