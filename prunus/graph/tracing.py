@@ -111,7 +111,9 @@ def _trace(
                 raise TraceError(f"the model's forward pass failed {how}on the example: {error}") from error
     first = next(iter(passes.traced.values()))
     roles: dict[tuple[str, int], str] = {}
-    for layout, role in (role for each in passes.traced.values() for op in each.ops for role in op.roles):
+    stated_roles = [role for each in passes.traced.values() if each.origins for role in each.origins.roles]
+    stated_roles += [role for each in passes.traced.values() for op in each.ops for role in op.roles]
+    for layout, role in stated_roles:
         if id(layout) in owners:
             roles.setdefault(owners[id(layout)], role)
     parameters = dict(bare.named_parameters())
