@@ -84,6 +84,7 @@ def stated(
     again = _made_again(model)
     if again is None:
         return []
+    layouts = _by_all_names(again, layouts)
     claims = list(_claims(again, layouts, known))
     solved = _solve_everywhere(claims)
     candidates: dict[Place, dict[Layout, None]] = {}
@@ -128,6 +129,13 @@ def _made_again(model: nn.Module) -> nn.Module | None:
     ours, theirs = named_tensors(model), named_tensors(again)
     same = ours.keys() == theirs.keys() and all(ours[n].shape == theirs[n].shape for n in ours)
     return again if same else None
+
+
+def _by_all_names(model: nn.Module, layouts: Mapping[str, list[Layout]]) -> dict[str, list[Layout]]:
+    """The layouts of a model's tensors; those of tied ones by each of their names."""
+    first = {id(tensor): name for name, tensor in named_tensors(model).items()}
+    names = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: layouts[first[id(tensor)]] for name, tensor in names if first[id(tensor)] in layouts}
 
 
 def _claims(

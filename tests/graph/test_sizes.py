@@ -438,3 +438,27 @@ def test_what_leaves_torch_stays_and_the_rest_goes_on(name):
         f"{each} in the model itself" in graph.explain("a") for each in ("numpy", "tolist", "__array__")
     )
     prunus.shrink(model, graph, {"b": [0, 2, 5]})
+
+
+class Tied(nn.Module):
+    """A head whose weight is the table's; it keeps a config, or nothing that it is made from."""
+
+    def __init__(self, config, keep):
+        super().__init__()
+        self.a, self.head = nn.Embedding(20, config.width), nn.Linear(config.width, 20, bias=False)
+        self.head.weight = self.a.weight
+        if keep:
+            self.config, self.keep = config, keep
+
+    def forward(self, x):
+        return self.head(self.a(x).tanh())
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_layers_with_a_tied_weight_state_its_size(keep):
+    model = Tied(SimpleNamespace(width=16), keep).eval()
+    graph = prunus.trace(model, torch.arange(6).view(1, 6))
+    small = prunus.shrink(model, graph, {name: range(8) for name in graph.axes})
+    assert small.head.in_features == small.a.embedding_dim == 8
+    assert small.head.weight is small.a.weight and not small.prunus_notes
+    assert not keep or small.config.width == 8
