@@ -9,6 +9,7 @@ Its files, in the order in which to read them:
     rules/        one small function per operator, which says how layouts pass through it
     modules       the modules of a model, listed quickly
     copying       deep copies of models, and what cannot be copied
+    turns         one trace or proof at a time
     skeleton      copies of models without data, and how to run them
     outputs       the tensors that a model returns
     tracer        one forward pass, observed operator by operator
@@ -30,16 +31,27 @@ Its files, in the order in which to read them:
     reference     a run at full size that computes what the small model does
 """
 
-from prunus.graph.attributes import Attribute, get_integer, set_attributes, set_integer, slots
+from prunus.graph.attributes import Attribute, Integers, get_integer, set_attributes, set_integer, slots
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.construction import Stated, stated_sizes
 from prunus.graph.copying import check_traceable, copy_model
 from prunus.graph.draws import SameDraws
 from prunus.graph.graph import Graph, Member
 from prunus.graph.levels import Levels
-from prunus.graph.op import CONSUMES, DIRECTION, PRODUCES, SCALES, SHIFTS, Op, Tag, Untracked, tensors_in
+from prunus.graph.op import (
+    CONSUMES,
+    DIRECTION,
+    PRODUCES,
+    SCALES,
+    SHIFTS,
+    Op,
+    Tag,
+    Untracked,
+    is_inexact,
+    tensors_in,
+)
 from prunus.graph.outputs import output_tensors, quiet_config, select_outputs
-from prunus.graph.parametrised import OwnStep, tensors_behind
+from prunus.graph.parametrised import OwnStep, read_tensor, tensors_behind
 from prunus.graph.places import Keep, Places, set_zero, take
 from prunus.graph.reference import Reference
 from prunus.graph.rules import rule
@@ -47,6 +59,7 @@ from prunus.graph.skeleton import call, make_skeleton, named_tensors, quiet_forw
 from prunus.graph.state import kept_tensors, set_kept
 from prunus.graph.tracer import Storage
 from prunus.graph.tracing import part, trace
+from prunus.graph.turns import one_at_a_time
 
 __all__ = [
     "CONSUMES",
@@ -57,6 +70,7 @@ __all__ = [
     "Attribute",
     "Axis",
     "Graph",
+    "Integers",
     "Keep",
     "Layout",
     "Levels",
@@ -74,13 +88,16 @@ __all__ = [
     "check_traceable",
     "copy_model",
     "get_integer",
+    "is_inexact",
     "kept_tensors",
     "make_skeleton",
     "named_tensors",
+    "one_at_a_time",
     "output_tensors",
     "part",
     "quiet_config",
     "quiet_forward",
+    "read_tensor",
     "rule",
     "select_outputs",
     "set_attributes",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from types import MethodType, ModuleType
 from typing import Any, NamedTuple
@@ -109,12 +109,14 @@ class Integers:
 
     Args:
         skeleton: The copy of a model; its modules and objects are its own.
+        tensors: The parameters and buffers whose numbers are put back, too; by default all that have some.
     """
 
-    def __init__(self, skeleton: nn.Module):
+    def __init__(self, skeleton: nn.Module, tensors: Iterable[torch.Tensor] | None = None):
         self.skeleton = skeleton
         self._saved: list[tuple[Any, Any]] = []  # objects and containers, each with a copy of its contents
-        self._tensors = [(t, t.clone()) for t in named_tensors(skeleton).values() if not t.is_meta]
+        tensors = named_tensors(skeleton).values() if tensors is None else tensors
+        self._tensors = [(t, t.clone()) for t in tensors if not t.is_meta]
 
     def mark(self, journal: Journal | None) -> None:
         """Give all integers terms, which say where they are; without a journal only note the state to restore."""

@@ -21,7 +21,7 @@ from prunus.errors import TraceError
 from prunus.graph import axes
 from prunus.graph.attributes import Attribute, Integers, set_attributes, slots
 from prunus.graph.axes import Axis, Layout
-from prunus.graph.op import Op, Tag, new_generation, put_tag, tag_of, tensors_in
+from prunus.graph.op import Op, Tag, is_inexact, new_generation, put_tag, tag_of, tensors_in
 from prunus.graph.operators import COPY, ELEMENTWISE, FRESH, Args, Kwargs
 from prunus.graph.rules import registry
 from prunus.graph.skeleton import (
@@ -150,10 +150,11 @@ class Check:
         self.bare, self.example, self.traced, self.layouts = bare, example, traced, layouts
         self.ops, self.integers = _dependent(traced.ops), integers
         self.slots = slots(bare)
-        self.dtypes = {n: t.dtype for n, t in named_tensors(bare).items() if t.is_floating_point()}
+        self.dtypes = {n: t.dtype for n, t in named_tensors(bare).items() if is_inexact(t)}
         self.read = traced.read if traced.reads_data else {}  # what a check without data is told
         self.meta = bool(self.read) or any(t.is_meta for t in named_tensors(bare).values())
         self.error: Exception | None = None  # the one that ended the last pass
+        self._of_data: set[int] | None = None  # the operations whose numbers are made from data
 
     def agree(
         self, name_axes: Callable[[], dict[str, Axis]], following: Callable[[], list[Attribute]]
@@ -185,14 +186,24 @@ class Check:
             axes.fix(
                 layout, f"{op} uses the integer {axes.size(layout)}, which follows nothing that may shrink"
             )
-        if probe.numbers:
-            self._fix_numbers(probe.numbers)
-        if probe.integers or probe.numbers:
+        numbers = [at for at in probe.numbers if at not in self._numbers_of_data()]
+        if numbers:
+            self._fix_numbers(numbers)
+        if probe.integers or numbers:
             return False
         if ended or self._ends_at(probe.at):
             return True
         self._fix_around(min(probe.at, len(self.ops) - 1))
         return False
+
+    def _numbers_of_data(self) -> set[int]:
+        """The operations whose numbers differ at the traced widths, too, because the data differ."""
+        if self._of_data is None:
+            probe = _Pass(self.ops, {}, self.read)
+            if not self.meta:
+                self._run(probe, ())
+            self._of_data = set(probe.numbers)
+        return self._of_data
 
     def _ends_at(self, at: int) -> bool:
         """Whether a check without data ends there at the traced widths, too, because the meta device cannot go on."""
@@ -224,7 +235,7 @@ class Check:
 
     def _as_traced(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy of an input, abstract if it was so in the trace."""
-        if not tensor.is_floating_point():
+        if not is_inexact(tensor):
             return tensor.detach().clone()
         tensor = tensor.detach().to("meta") if self.meta else tensor.detach().clone()
         put_tag(tensor, Tag(()))
@@ -235,7 +246,7 @@ class Check:
             setattr(module, name, tensor)
 
     def _resize(self, widths: Mapping[str, int]) -> None:
-        """Replace the skeleton's floating-point tensors by those of other widths."""
+        """Replace the skeleton's floating-point and complex tensors by those of other widths."""
         for module, attribute in (
             place for name in self.slots if name not in self.dtypes for place in self.slots[name]
         ):

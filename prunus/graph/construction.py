@@ -76,7 +76,7 @@ def stated(
     Args:
         model: The model.
         layouts: The layouts of its parameters and buffers.
-        known: The integers that are known from the forward pass.
+        known: The integers that the forward pass reads.
 
     Returns:
         The integers; none if the model cannot be made again from what it keeps.
@@ -84,6 +84,7 @@ def stated(
     again = _made_again(model)
     if again is None:
         return []
+    layouts = _by_all_names(again, layouts)
     claims = list(_claims(again, layouts, known))
     solved = _solve_everywhere(claims)
     candidates: dict[Place, dict[Layout, None]] = {}
@@ -94,12 +95,13 @@ def stated(
         for place, layout in each.items():
             candidates.setdefault(place, {})[layout] = None
     found = [Stated(place, tuple(each)) for place, each in candidates.items() if place not in known]
+    said = _said_everywhere(claims)
     for name, module in again.named_modules():
+        own = {key: layouts[tensor][dim] for key, tensor, dim in _sizes_of(name, module, layouts)}
         for key, value in vars(module).items():
             if isinstance(value, Sized) and (place := Place(name, (key,), plain(value))) not in known:
-                layout = _layout_near(value.term, name, solved)
-                if layout is not None:
-                    found.append(Stated(place, (layout,)))
+                each = (own[key],) if key in own else _layouts_near(value.term, name, solved, said)
+                found.append(Stated(place, each))
     return [each for each in found if any(True for layout in each.layouts for _ in axes.leaves(layout))]
 
 
@@ -129,15 +131,20 @@ def _made_again(model: nn.Module) -> nn.Module | None:
     return again if same else None
 
 
+def _by_all_names(model: nn.Module, layouts: Mapping[str, list[Layout]]) -> dict[str, list[Layout]]:
+    """The layouts of a model's tensors; those of tied ones by each of their names."""
+    first = {id(tensor): name for name, tensor in named_tensors(model).items()}
+    names = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: layouts[first[id(tensor)]] for name, tensor in names if first[id(tensor)] in layouts}
+
+
 def _claims(
     again: nn.Module, layouts: Mapping[str, list[Layout]], known: Mapping[Place, Layout]
 ) -> Iterator[Claim]:
     """What the layers of a model made again, and the integers known from a forward pass, say of its sizes."""
     for name, module in again.named_modules():
-        for key, tensor, dim in stated_sizes(name, layouts):
-            value = vars(module).get(key)
-            if isinstance(value, Sized) and dim < len(layouts[tensor]):
-                yield Claim(layouts[tensor][dim], value.term, name)
+        for key, tensor, dim in _sizes_of(name, module, layouts):
+            yield Claim(layouts[tensor][dim], vars(module)[key].term, name)
     for place, layout in known.items():
         try:
             value = get_integer(again.get_submodule(place.module), place.path)
@@ -145,6 +152,22 @@ def _claims(
             continue
         if isinstance(value, Sized):
             yield Claim(layout, value.term, place.module)
+
+
+def _sizes_of(
+    name: str, module: nn.Module, layouts: Mapping[str, list[Layout]]
+) -> Iterator[tuple[str, str, int]]:
+    """The sizes with terms that a layer of torch states about itself, each with its tensor and the dimension there."""
+    found = list(stated_sizes(name, layouts))
+    weight = f"{name}.weight" if name else "weight"
+    if (
+        weight in layouts and getattr(module, "groups", None) == 1
+    ):  # with groups, inputs are no dimension's size
+        inner, outer = (0, 1) if getattr(module, "transposed", False) else (1, 0)
+        found += [("in_channels", weight, inner), ("out_channels", weight, outer)]
+    for key, tensor, dim in found:
+        if isinstance(vars(module).get(key), Sized) and dim < len(layouts[tensor]):
+            yield key, tensor, dim
 
 
 def _above(name: str) -> Iterator[str]:
@@ -209,10 +232,28 @@ def _form(term: Term) -> Any:
     return (term.sign, _form(term.left), _form(term.right)) if isinstance(term, Made) else term
 
 
-def _layout_near(term: Term, name: str, solved: Mapping[str, Mapping[Place, Layout]]) -> Layout | None:
-    """The layout of a term by what is known in the nearest module around `name` where all of it is."""
+def _said_everywhere(claims: Iterable[Claim]) -> dict[str, dict[Any, dict[Layout, None]]]:
+    """For each module, the layouts that the claims within it give for a term, by its form."""
+    said: dict[str, dict[Any, dict[Layout, None]]] = {}
+    for claim in claims:
+        for name in _above(claim.why):
+            said.setdefault(name, {}).setdefault(_form(claim.term), {})[axes.normal(claim.layout)] = None
+    return said
+
+
+def _layouts_near(
+    term: Term,
+    name: str,
+    solved: Mapping[str, Mapping[Place, Layout]],
+    said: Mapping[str, Mapping[Any, Mapping[Layout, None]]],
+) -> tuple[Layout, ...]:
+    """The layouts of a term by what is known in the nearest module around `name`: said of it there, or computed."""
     for around in _above(name):
+        each = said.get(around, {}).get(_form(term))
+        if each:
+            return tuple(each)
         known = solved.get(around, {})
         if all(end in known for end in ends(term) if isinstance(end, Place)):
-            return Solver(dict(known)).layout(term)
-    return None
+            layout = Solver(dict(known)).layout(term)
+            return () if layout is None else (layout,)
+    return ()

@@ -63,6 +63,11 @@ def put_tag(tensor: Any, tag: Tag) -> None:
     tensor._prunus_tag = tag
 
 
+def is_inexact(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds floating-point or complex numbers, as weights and signals do; others are indices."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 class Untracked(NamedTuple):
     """A placeholder for a tensor that depends on no parameter and no input."""
 
@@ -99,6 +104,7 @@ class Op:
         "roles",
         "scalars",
         "terms",
+        "unread",
     )
 
     def __init__(self, func: torch._ops.OpOverload, module: str, out: Any):
@@ -121,6 +127,7 @@ class Op:
         self.over: Layout = 1  # the dimension that a product sums over
         self.order: list[int] | None = None  # the input dimension at each place of a transposition's result
         self.alias: torch.Tensor | None = None  # the input whose memory the output shares
+        self.unread: tuple[int, Layout] | None = None  # a result, and what stays if something reads that
 
     def __str__(self) -> str:
         return f"{self.name} in {self.module or 'the model itself'}"
@@ -202,8 +209,13 @@ class Op:
     def follow(self, layout: Layout, argument: str, element: int | None = None) -> None:
         """Let the integer argument of this name, or one element of it, be the size of a layout."""
         place = operators.position(self.func, argument)
-        if not isinstance(layout, int) or (place, element) in self.terms:
+        known = (place, element) in self.terms or not self.takes_symbol(place, element)
+        if known or not isinstance(layout, int):
             self.follows.append((layout, place, element))
+
+    def takes_symbol(self, place: int, element: int | None) -> bool:
+        """Whether an integer argument, or an element of it, reaches the operator with its term (see symbols.py)."""
+        return element is not None or "Sym" in str(self.func._schema.arguments[place].real_type)
 
     def from_end(self, argument: str, whole: Layout) -> None:
         """Let a negative integer argument count from the end of a dimension."""

@@ -14,9 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 from prunus.graph import axes
 from prunus.graph.axes import Layout
-from prunus.graph.op import tag_of
+from prunus.graph.op import DIRECTION, SCALES, tag_of
 from prunus.graph.operators import Args, Kwargs
-from prunus.graph.sizes import Journal, Sized, SizedFloat, Term, plain
+from prunus.graph.sizes import Journal, Place, Sized, SizedFloat, Term, ends, origins, plain
 from prunus.graph.symbols import symbolic
 
 # functions whose integers are sizes: plain ones are noted too, because they are written in the code and do not follow
@@ -27,6 +27,10 @@ _SIZES = frozenset(
 _SCALED = "scaled_dot_product_attention"  # by default with 1 / sqrt(the last dimension of its first argument)
 _TRAILING = {"rms_norm"}  # their second argument states the last dimensions of the first
 _SLICES = "__getitem__"
+_WEIGHT_NORM = (
+    "_weight_norm"  # along an inner dimension it is several operators, none of which knows of the others
+)
+_LEAVES = {"numpy", "tolist", "__array__", "__dlpack__"}  # functions that take numbers out of torch
 _READS, _COUNTS = {"size", "__get__"}, {"numel", "nelement"}
 
 
@@ -43,6 +47,8 @@ class Origins(TorchFunctionMode):
         self.journal, self.so_far = journal, so_far
         self.given: list[Any] = []  # the arguments of the function that runs, if one of them is sized
         self.noted: list[tuple[Layout, Term, str]] = []  # claims of sizes that torch does not hand on
+        self.roles: list[tuple[Layout, str]] = []  # as in Op, of parameters that a function uses as a whole
+        self.places: set[Place] = set()  # the attributes that reached a function
         self.scale: tuple[Layout, ...] = ()  # the dimension from which torch computes a number in it
 
     def __torch_function__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
@@ -50,10 +56,16 @@ class Origins(TorchFunctionMode):
         name = func.__name__
         if name in _READS:
             return self._read((*args, *kwargs.values()), func(*args, **kwargs))
+        if name == _WEIGHT_NORM:
+            self._note_direction(*args)
         if name in _COUNTS:
             return self._count(args, func(*args))
+        if name in _LEAVES:
+            self._fix_read(name, args)
         sized = _has_sized(args) or bool(kwargs and _has_sized(kwargs.values()))
         self.given = [*args, *kwargs.values()] if sized else []
+        found = (end for term in origins(self.given) for end in ends(term))
+        self.places.update(end for end in found if isinstance(end, Place))
         self.scale = self._scale(args) if name == _SCALED and kwargs.get("scale") is None else ()
         if not sized and name not in _SIZES:
             return func(*args, **kwargs)
@@ -79,6 +91,19 @@ class Origins(TorchFunctionMode):
         if len(args) > 1:
             return self._sized(out, tag.dims[args[1]])
         return out
+
+    def _note_direction(self, direction: torch.Tensor, length: torch.Tensor, dim: int = 0) -> None:
+        """Note that a weight is a direction over its length, for each unit of `dim` (-1: over all), times a length."""
+        for tensor, role in ((direction, DIRECTION), (length, SCALES)) if dim != -1 else ():
+            tag = tag_of(tensor)
+            if tag is not None:
+                self.roles += [(born, role) for born in axes.parts(tag.dims[dim])]
+
+    def _fix_read(self, name: str, args: Args) -> None:
+        """Let all dimensions stay of a tensor whose numbers leave torch, because what becomes of them is not seen."""
+        tag = tag_of(args[0])
+        for layout in tag.dims if tag else ():
+            axes.fix(layout, f"{name} in {self.journal.module() or 'the model itself'}")
 
     def _note_trailing(self, name: str, x: torch.Tensor, shape: Sequence[int]) -> None:
         tag = tag_of(x)

@@ -54,14 +54,14 @@ def select_outputs(output: Any, outputs: Outputs | None) -> list[torch.Tensor]:
     Args:
         output: What a model returned.
         outputs: A path of keys, numbers and attributes ("logits", "0.logits"), which names all tensors below it; a
-            list of paths; a function from the output to tensors; None for all.
+            list of paths; a function from the output to tensors; None for all. Modes may return different things,
+            so a path that is not there names nothing (see `check_paths`).
 
     Returns:
-        The tensors, path by path, in order.
+        The tensors, path by path, in order; all of the output's if nothing in it has such a path.
 
     Raises:
         TraceError: The function returned no tensors, or an object may hide some (see `output_tensors`).
-        UserError: Nothing in the output has such a path; the paths that there are are listed.
     """
     if outputs is None:
         return output_tensors(output)
@@ -73,13 +73,36 @@ def select_outputs(output: Any, outputs: Outputs | None) -> list[torch.Tensor]:
                 f"outputs= should name tensors, but the function returned none; this model returns {there}."
             )
         return chosen
-    found, chosen = _by_path(output), []
-    for path in [outputs] if isinstance(outputs, str) else outputs:
-        below = [tensor for name, tensor in found if f"{name}.".startswith(f"{path}.")]
-        if not below:
-            raise unknown("output", path, [name or "one tensor, without a name" for name, _ in found])
-        chosen += below
-    return chosen
+    found = _by_path(output)
+    chosen = [tensor for path in _paths(outputs) for name, tensor in found if _is_below(name, path)]
+    return chosen or [tensor for _, tensor in found]
+
+
+def check_paths(outputs: Outputs | None, returned: Iterable[Any]) -> None:
+    """Check that each path that a user named is there in one of the modes.
+
+    Args:
+        outputs: Which outputs count, see `select_outputs`.
+        returned: What the model returned in each mode.
+
+    Raises:
+        UserError: No mode returns anything under a path; the paths that there are are listed.
+    """
+    if outputs is None or callable(outputs):
+        return
+    names = list(dict.fromkeys(name for output in returned for name, _ in _by_path(output)))
+    for path in _paths(outputs):
+        if not any(_is_below(name, path) for name in names):
+            raise unknown("output", path, [name or "one tensor, without a name" for name in names])
+
+
+def _paths(outputs: str | Sequence[str]) -> Sequence[str]:
+    return [outputs] if isinstance(outputs, str) else outputs
+
+
+def _is_below(name: str, path: str) -> bool:
+    """Whether a tensor is what a path names, or inside of it."""
+    return f"{name}.".startswith(f"{path}.")
 
 
 def quiet_config(bare: nn.Module) -> None:

@@ -8,7 +8,8 @@ a dimension in which they cannot is fixed. A norm that steps take over all units
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,7 +20,7 @@ from prunus.graph import axes, tracer
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.copying import copy_model
 from prunus.graph.modules import list_modules
-from prunus.graph.op import tag_of
+from prunus.graph.op import is_inexact, tag_of
 from prunus.graph.places import Keep
 
 Layouts = dict[str, list[Layout]]
@@ -93,6 +94,35 @@ def tensors_behind(model: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
+@contextmanager
+def _still(steps: nn.Module) -> Iterator[None]:
+    """Keep steps from changing what they keep while they compute: in training a spectral norm iterates."""
+    training = steps.training
+    steps.eval()
+    try:
+        yield
+    finally:
+        steps.train(training)
+
+
+def read_tensor(model: nn.Module, name: str) -> torch.Tensor:
+    """Read a parameter or buffer; where the model computes it by steps, their result, without changing them.
+
+    Args:
+        model: Any model.
+        name: The tensor's plain name.
+
+    Returns:
+        The tensor.
+    """
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    if not parametrize.is_parametrized(module, attribute):
+        return getattr(module, attribute)
+    with _still(lists_of(module)[attribute]):
+        return getattr(module, attribute)
+
+
 # ---------------------------------------------------------------------------------------- the trace
 def follow_steps(model: nn.Module, layouts: Layouts, name_axes: Callable[[], Any]) -> Layouts:
     """Learn the layouts behind the steps of a model, and fix the dimensions in which a step cannot give a cut weight.
@@ -127,7 +157,7 @@ def _learn(weight: Behind, layouts: list[Layout]) -> Layouts:
 
     Steps that keep no buffers can be set through their inverses, whatever they compute, so nothing is fixed for them.
     """
-    memo = {id(t): t.detach().to("meta") for t in weight.steps.buffers() if t.is_floating_point()}
+    memo = {id(t): t.detach().to("meta") for t in weight.steps.buffers() if is_inexact(t)}
     for tensor in weight.steps.parameters():
         memo[id(tensor)] = nn.Parameter(tensor.detach().to("meta"), requires_grad=False)
     bare = without_own(copy_model(weight.steps, memo)).eval()
@@ -291,7 +321,7 @@ _ROUNDS = (
 
 
 def _renew(steps: Any, value: torch.Tensor) -> None:
-    kept = [buffer for buffer in steps.buffers() if buffer.is_floating_point()]
+    kept = [buffer for buffer in steps.buffers() if is_inexact(buffer)]
     with torch.random.fork_rng(devices=[]):
         steps.train()
         for _ in range(_ROUNDS if kept else 0):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from prunus.graph.axes import Axis, Layout
 from prunus.graph.check import Check, same_way
 from prunus.graph.op import Tag, tag_of
 from prunus.graph.operators import BATCH_NORM
-from prunus.graph.outputs import Outputs, select_outputs
+from prunus.graph.outputs import Outputs, check_paths, select_outputs
 from prunus.graph.sizes import Place
 from prunus.graph.solve import Claim, Solver, claims
 from prunus.graph.state import kept_tensors
@@ -42,8 +43,10 @@ class Passes:
         self.bare, self.layouts, self.chosen = bare, layouts, chosen
         self.integers = Integers(bare)
         self.known: dict[Place, Layout] = {}
+        self.read: set[Place] = set()  # the integers that some function was given
         self.met: set[str] = set()  # the parameters and buffers that an operator read
         self.outputs: list[Tag] = []  # of the first pass
+        self.returned: list[Any] = []  # by each traced mode
         self.modes: dict[str, Any] = {}  # the modes in which the model runs, with their examples
         self.traced: dict[str, Tracer] = {}  # those of them that had to be traced
         self._alike = False  # whether the first pass says what every mode does
@@ -70,9 +73,14 @@ class Passes:
             except Exception:  # code may insist on plain integers: then none of its integers follow
                 traced, output = tracer.run(self.bare, example, self.layouts, self.integers, terms=False)
         self._alike = not any(map(is_own, asked)) and not any(map(_sets_mode, self.bare.modules()))
+        self.returned.append(output)
         found = [tag for tag in map(tag_of, select_outputs(output, self.chosen)) if tag is not None]
         if not found:
             raise TraceError("no output of the model depends on its parameters and inputs.")
+        for op, (number, layout) in [(op, op.unread) for op in traced.ops if op.unread is not None]:
+            tag = op.results[number]
+            if tag is not None and (tag.met or tag in found):
+                axes.fix(layout, op)
         for tag in found:
             for layout in tag.dims:
                 axes.fix(layout, "an output of the model")
@@ -92,6 +100,7 @@ class Passes:
         solver = Solver(self.known)
         noted = [Claim(*each) for each in traced.origins.noted]
         solver.solve(claims(traced.ops) + noted, traced.origins.journal)
+        self.read |= traced.origins.places
         for op in traced.ops:
             for term in op.origins:
                 solver.fix(term, f"{op} computes with a number made from this size")
@@ -105,7 +114,10 @@ class Passes:
         """Run every traced mode at other widths, and fix what does not agree, until all agree.
 
         A mode that ran the same operators as the first is not run again: the code took the same way.
+
+        Raises UserError if no mode returns an output that the user named.
         """
+        check_paths(self.chosen, self.returned)
         first = next(iter(self.traced.values()))
         for mode, traced in self.traced.items():
             if traced is not first and same_way(first, traced):
@@ -118,6 +130,10 @@ class Passes:
         """The integers that follow an axis which may shrink."""
         return [Attribute(place, each) for place, each in self.known.items() if any(axes.leaves(each))]
 
+    def settled(self) -> dict[Place, Layout]:
+        """The layouts of all integers that the forward pass reads; those of which no operator says a size stay."""
+        return {place: place.value for place in self.read} | self.known
+
 
 def doubled(example: Any) -> Any:
     """An example with each of its tensors twice along the batch, which all share."""
@@ -129,11 +145,13 @@ def doubled(example: Any) -> Any:
 
 @contextmanager
 def asking_for_the_mode() -> Iterator[list[nn.Module]]:
-    """Collect the modules whose attribute `training` is read."""
+    """Collect the modules whose attribute `training` is read, in this thread; others may run models meanwhile."""
     asked: list[nn.Module] = []
+    own = get_ident()
 
     def read(module: nn.Module) -> bool:
-        asked.append(module)
+        if get_ident() == own:
+            asked.append(module)
         return vars(module)["training"]
 
     def write(module: nn.Module, mode: bool) -> None:

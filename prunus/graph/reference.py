@@ -19,7 +19,7 @@ from prunus.graph import axes
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.draws import Draw, Draws
 from prunus.graph.levels import Levels
-from prunus.graph.op import Op, Tag, new_generation, put_tag, tag_of, tensors_in
+from prunus.graph.op import Op, Tag, is_inexact, new_generation, put_tag, tag_of, tensors_in
 from prunus.graph.operators import NEW, Args, Kwargs, is_a, operands
 from prunus.graph.places import Places
 from prunus.graph.rules import registry
@@ -42,7 +42,8 @@ class Reference(TorchDispatchMode):
         super().__init__()
         self.places, self.thorough, self.levels = places, thorough, levels
         self.draws = Draws()
-        self._masked: set[int] = set()  # where the memory of the parameters begins
+        self.written: set[str] = set()  # the parameters that the forward pass wrote to
+        self._masked: dict[int, str] = {}  # where the memory of the parameters begins
 
     def run(
         self,
@@ -63,9 +64,8 @@ class Reference(TorchDispatchMode):
             The model's output.
         """
         new_generation()
-        self._masked = {
-            t.untyped_storage().data_ptr() for t in tensors.values() if isinstance(t, nn.Parameter)
-        }
+        parameters = {name: t for name, t in tensors.items() if isinstance(t, nn.Parameter)}
+        self._masked = {t.untyped_storage().data_ptr(): name for name, t in parameters.items()}
         fresh = _copy_layouts(layouts)
         for name, tensor in tensors.items():
             if name in fresh:
@@ -73,17 +73,22 @@ class Reference(TorchDispatchMode):
 
         def tagged(tensor: torch.Tensor) -> torch.Tensor:
             tensor = tensor.detach().clone()
-            if tensor.is_floating_point():
+            if is_inexact(tensor):
                 put_tag(tensor, Tag(tensor.shape))
             return tensor
 
         example = tree_map_only(torch.Tensor, tagged, example)
+        before = {name: t.data_ptr() for name, t in parameters.items()}
         with quiet_forward(), self:
-            return call(bare, example)
+            output = call(bare, example)
+        self.written |= {name for name, t in parameters.items() if t.data_ptr() != before[name]}
+        return output
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         draw, kwargs = self.draws.begin(func, args, kwargs or {})
         out = func(*args, **kwargs)
+        if func._schema.is_mutable:
+            self._note_written(func, args)
         if is_a(func, NEW) or any(map(tag_of, tensors_in(args) + tensors_in(kwargs.values()))):
             op = Op(func, "", out)
             op.inputs = list(args), kwargs  # rules look arguments up by name
@@ -96,6 +101,12 @@ class Reference(TorchDispatchMode):
                 if dims is not None and isinstance(tensor, torch.Tensor):
                     put_tag(tensor, Tag(dims))
         return out
+
+    def _note_written(self, func: Any, args: Args) -> None:
+        for given, argument in zip(args, func._schema.arguments, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                places = (t.untyped_storage().data_ptr() for t in tensors_in([given]))
+                self.written.update(self._masked[place] for place in places if place in self._masked)
 
     def _as_small(self, op: Op, draw: Draw | None, args: Args, kwargs: Kwargs) -> Any:
         """The result of an operation, whose rule has spoken, as the small model has it."""

@@ -46,7 +46,7 @@ def _reshape_nothing(dims: Sequence[Layout], shape: list[int], why: Any) -> list
         return [*reshape(dims[:i], before[1], why), dims[i], *reshape(dims[i + 1 :], behind[1], why)]
     for layout in dims:
         axes.fix(layout, why)
-    return shape
+    return [*shape]
 
 
 def _peel(layout: Layout, inner: int, why: Any) -> tuple[Layout, Layout]:

@@ -26,6 +26,7 @@ from prunus.graph.modules import list_modules
 from prunus.graph.op import put_tag, tag_of
 from prunus.graph.operators import SHAPE_KEEPING, Args, Kwargs
 from prunus.graph.outputs import quiet_config
+from prunus.graph.turns import one_at_a_time
 
 
 def make_skeleton(model: nn.Module, real: bool = False) -> nn.Module:
@@ -38,7 +39,7 @@ def make_skeleton(model: nn.Module, real: bool = False) -> nn.Module:
         real: Share the parameters' data and copy the buffers', for models that the meta device cannot run.
 
     Returns:
-        The copy, of the same class; unless `real`, its floating-point tensors are on the meta device.
+        The copy, of the same class; unless `real`, its floating-point and complex tensors are on the meta device.
 
     Raises:
         UserError: An attribute of the model cannot be copied.
@@ -49,7 +50,7 @@ def make_skeleton(model: nn.Module, real: bool = False) -> nn.Module:
         if isinstance(tensor, nn.Parameter):
             memo[id(tensor)] = nn.Parameter(data if real else data.to("meta"), requires_grad=False)
         else:
-            memo[id(tensor)] = data.to("meta") if data.is_floating_point() and not real else data.clone()
+            memo[id(tensor)] = data.to("meta") if op.is_inexact(data) and not real else data.clone()
     bare = copy_model(model, memo).eval()
     quiet_config(bare)
     resolved: dict[nn.Module, nn.Parameter] = {}
@@ -123,18 +124,21 @@ def quiet_forward() -> Iterator[None]:
 
     That is the fused kernels of transformers, and the batch norm of an empty batch (a detector that finds nothing).
 
+    Other threads that ask for the same wait.
+
     Returns:
         A context manager, after which torch is as it was.
     """
-    fast, batch_norm = torch.backends.mha.get_fastpath_enabled(), torch.batch_norm
-    torch.backends.mha.set_fastpath_enabled(False)
-    torch.batch_norm = _batch_norm_or_of_nothing(batch_norm)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        torch.batch_norm = batch_norm
+    with one_at_a_time():
+        fast, batch_norm = torch.backends.mha.get_fastpath_enabled(), torch.batch_norm
+        torch.backends.mha.set_fastpath_enabled(False)
+        torch.batch_norm = _batch_norm_or_of_nothing(batch_norm)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            torch.batch_norm = batch_norm
 
 
 def _batch_norm_or_of_nothing(batch_norm: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -180,7 +184,7 @@ def same_device(args: Args, kwargs: Kwargs, indices: bool = True) -> tuple[Args,
         if not all(abstract):
 
             def change(tensor: torch.Tensor) -> torch.Tensor:
-                counts = not (tensor.is_floating_point() or tensor.dtype == torch.bool)
+                counts = not (op.is_inexact(tensor) or tensor.dtype == torch.bool)
                 return tensor if counts and not indices else _to_meta(tensor)
 
             args, kwargs = tree_map_only(torch.Tensor, change, (args, kwargs))
@@ -283,7 +287,7 @@ def mixes_devices(bare: nn.Module, example: Any) -> bool:
     """Whether real tensors may meet abstract ones: integer inputs, and the first state of recurrent layers."""
     inputs = [t for t in tree_flatten(example)[0] if isinstance(t, torch.Tensor)]
     recurrent = (nn.RNNBase, nn.RNNCellBase)
-    return any(not t.is_floating_point() for t in inputs) or any(
+    return any(not op.is_inexact(t) for t in inputs) or any(
         isinstance(module, recurrent) for _, module in list_modules(bare)
     )
 

@@ -14,12 +14,13 @@ from torch import nn
 
 from prunus.graph.attributes import INTERNAL, set_integer
 from prunus.graph.modules import list_modules
+from prunus.graph.op import is_inexact
 
 Path = tuple[str, tuple[str | int, ...]]  # a module, and the steps from it
 
 
 def kept_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Find the floating-point tensors that modules keep in plain attributes, and in containers there.
+    """Find the floating-point and complex tensors that modules keep in plain attributes, and in containers there.
 
     Args:
         model: Any model.
@@ -57,7 +58,7 @@ def _walk(model: nn.Module) -> Iterator[tuple[Path, torch.Tensor]]:
 
 def _inside(where: Path, value: Any, seen: set[int]) -> Iterator[tuple[Path, torch.Tensor]]:
     if isinstance(value, torch.Tensor):
-        if value.is_floating_point() and id(value) not in seen:
+        if is_inexact(value) and id(value) not in seen:
             seen.add(id(value))
             yield where, value
     elif isinstance(value, (list, tuple, dict)) and len(where[1]) < 3:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 from prunus.graph.attributes import Integers
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.modules import list_modules
-from prunus.graph.op import Op, Tag, Untracked, new_generation, put_tag, tag_of, tensors_in
+from prunus.graph.op import Op, Tag, Untracked, is_inexact, new_generation, put_tag, tag_of, tensors_in
 from prunus.graph.operators import DATA_DEPENDENT, EMBEDDING, NEW, Args, Kwargs, flat, is_a
 from prunus.graph.origins import Origins, seen_through
 from prunus.graph.rules import indexing, registry
@@ -146,8 +146,8 @@ class Tracer(TorchDispatchMode):
         """Terms of integers that torch takes no symbols for, and of numbers, among those that a function was given."""
         given = list(flat(function.given))
         for _, place, element in op.follows:
-            takes_symbols = element is not None or "Sym" in str(op.func._schema.arguments[place].real_type)
-            if (place, element) not in op.terms and not takes_symbols and place < len(args):
+            known = (place, element) in op.terms or op.takes_symbol(place, element)
+            if not known and place < len(args):
                 same = [n.term for n in given if isinstance(n, Sized) and plain(n) == args[place]]
                 if same:
                     op.terms[place, element] = same[0]
@@ -207,8 +207,8 @@ def run(
     """Run a skeleton once under a tracer, its parameters and buffers tagged with the layouts `tags`.
 
     integers: those of the skeleton, whose state is put back after the pass. terms: give them terms for the pass.
-    Returns the tracer (operations, allocations) and the output. Floating-point inputs become abstract if the
-    skeleton is.
+    Returns the tracer (operations, allocations) and the output. Inputs of floating-point or complex numbers become
+    abstract if the skeleton is.
     """
     new_generation()
     tensors = named_tensors(bare)
@@ -221,7 +221,7 @@ def run(
             owners[tag] = name
 
     def abstract(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point():
+        if not is_inexact(tensor):
             return tensor.detach().clone()  # the forward may write to it
         tensor = tensor.detach().to("meta") if meta else tensor.detach().clone()
         dims: list[Layout] = list(tensor.shape)

@@ -19,11 +19,13 @@ from prunus.graph.graph import Graph, _short
 from prunus.graph.operators import Args, Kwargs
 from prunus.graph.outputs import Outputs
 from prunus.graph.parametrised import follow_steps
-from prunus.graph.passes import Passes
+from prunus.graph.passes import Passes, doubled
+from prunus.graph.turns import one_at_a_time
 
 MODES = ("eval", "train")
 
 
+@one_at_a_time()
 @torch.inference_mode(
     False
 )  # inference mode would hide the operators that convolutions and linear layers consist of
@@ -46,7 +48,8 @@ def trace(
             (targets): {"eval": images, "train": (images, targets)}. By default both; training is left out, with a
             warning, where it fails on the example.
         outputs: The outputs that count and keep their sizes: a path ("logits", "0.logits"), a list of paths, or a
-            function from the output to tensors; by default all. Others may come out smaller.
+            function from the output to tensors; by default all. Others may come out smaller. In a mode that returns
+            none of the paths, all outputs count.
 
     Returns:
         The graph, which serves every copy of the model.
@@ -54,7 +57,7 @@ def trace(
     Raises:
         TraceError: The model does not run on the example, or nothing in it may shrink.
         UserError: `model` is not an nn.Module, was compiled, wrapped, scripted or quantised, or cannot be copied, or
-            there is no such mode.
+            there is no such mode, or no mode returns an output under one of the paths.
     """
     check_traceable(model)
     examples = _examples(example, modes)
@@ -99,7 +102,7 @@ def _trace(
         except TraceError:
             raise
         except Exception as error:  # any error of the user's code
-            if passes.traced and not asked:
+            if passes.traced and not asked and (real or not _runs_with_data(model, mode, example)):
                 _warn_of_training(error)
             elif not real:
                 raise _NotOnMetaError(_words_for_real(error)) from error
@@ -108,7 +111,9 @@ def _trace(
                 raise TraceError(f"the model's forward pass failed {how}on the example: {error}") from error
     first = next(iter(passes.traced.values()))
     roles: dict[tuple[str, int], str] = {}
-    for layout, role in (role for each in passes.traced.values() for op in each.ops for role in op.roles):
+    stated_roles = [role for each in passes.traced.values() if each.origins for role in each.origins.roles]
+    stated_roles += [role for each in passes.traced.values() for op in each.ops for role in op.roles]
+    for layout, role in stated_roles:
         if id(layout) in owners:
             roles.setdefault(owners[id(layout)], role)
     parameters = dict(bare.named_parameters())
@@ -136,7 +141,7 @@ def _trace(
         tensors=first.tensors,
         outputs=passes.outputs,
         attributes=passes.attributes(),
-        stated=stated(model, layouts, passes.known),
+        stated=stated(model, layouts, passes.settled()),
         modes=passes.modes,
         traced=tuple(passes.traced),
         chosen=outputs,
@@ -144,6 +149,21 @@ def _trace(
         _classes={name: type(module).__name__ for name, module in model.named_modules()},
         behind=behind,
     )
+
+
+def _runs_with_data(model: nn.Module, mode: str, example: Any) -> bool:
+    """Whether a model runs with real tensors in a mode in which it failed without."""
+    bare = skeleton.make_skeleton(model, real=True).train(mode == "train")
+    for parameter in bare.parameters():  # which the forward pass may write to
+        parameter.data = parameter.data.clone()
+    for inputs in (example, doubled(example)):
+        try:
+            with skeleton.quiet_forward(), skeleton.seeded():
+                skeleton.call(bare, tree_map_only(torch.Tensor, torch.clone, inputs))
+            return True
+        except Exception:  # any error of the user's code
+            continue
+    return False
 
 
 class _NotOnMetaError(Exception):

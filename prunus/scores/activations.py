@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UserError
-from prunus.graph import Graph, Member, call, make_skeleton
-from prunus.scores.members import Batches, Normalize, Scores, _normalize, _to_device, _values
+from prunus.graph import Graph, Member, call, make_skeleton, read_tensor
+from prunus.scores.members import Batches, Normalize, Scores, _normalize, _to_device
 from prunus.scores.weights import _complete
 
 
@@ -65,7 +65,7 @@ class _Mean:
     def __init__(self, bare: nn.Module, member: Member):
         self.sums, self.count = torch.zeros(()), 0
         self.entering = member.role == "consumes"
-        weight = _values(bare, member)
+        weight = read_tensor(bare, member.tensor)
         self.size = weight.shape[member.dim]
         self.dim = (
             1 - weight.dim()

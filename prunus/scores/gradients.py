@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UserError
-from prunus.graph import Graph, call, make_skeleton
-from prunus.scores.members import ALL, Batches, Scores, _gather, _members, _to_device
+from prunus.graph import Graph, call, is_inexact, make_skeleton
+from prunus.scores.members import ALL, Batches, Scores, _as_float, _gather, _members, _to_device
 
 
 def taylor(
@@ -43,7 +43,7 @@ def taylor(
     count = 0
     with torch.inference_mode(False), torch.enable_grad():
         bare = make_skeleton(model, real=True)
-        weights = {n: p.requires_grad_() for n, p in bare.named_parameters() if p.is_floating_point()}
+        weights = {n: p.requires_grad_() for n, p in bare.named_parameters() if is_inexact(p)}
         for count, (inputs, targets) in enumerate(_to_device(bare, batches), 1):
             value = loss(call(bare, inputs), targets)
             if not value.isfinite():
@@ -55,7 +55,7 @@ def taylor(
                 value, list(weights.values()), allow_unused=True, materialize_grads=True
             )
             change = {
-                name: weight.detach().float() * gradient.float()
+                name: _as_float(weight) * _as_float(gradient)
                 for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
             }
             for axis in graph.axes:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from prunus.errors import UserError, unknown
-from prunus.graph import Graph, Member
+from prunus.graph import Graph, Member, read_tensor
 
 Scores = dict[str, Tensor]
 Batches = Iterable[tuple[Any, Any]]  # (inputs as the model takes them: tensor, tuple or dict; targets)
@@ -24,14 +24,19 @@ NORMALIZE = {"mean": torch.mean, "max": torch.amax, "none": torch.ones_like}
 
 
 def _read_tensor(model: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer; where the model has a parametrisation (weight norm), its result."""
-    path, _, attribute = name.rpartition(".")
-    return getattr(model.get_submodule(path), attribute).detach()
+    """A parameter or buffer as float32 (see `_as_float`); where the model has a parametrisation, its result."""
+    return _as_float(read_tensor(model, name))
+
+
+def _as_float(tensor: Tensor) -> Tensor:
+    """A tensor as float32, without gradients; complex numbers as pairs along a last dimension of their own."""
+    tensor = tensor.detach()
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).float()
 
 
 def _values(model: nn.Module, member: Member) -> Tensor:
     """The tensor of a member, as float32."""
-    return _read_tensor(model, member.tensor).float()
+    return _read_tensor(model, member.tensor)
 
 
 def _members(graph: Graph, axis: str, roles: Sequence[str], otherwise: Sequence[str] = ()) -> list[Member]:
@@ -62,7 +67,7 @@ def _powers(model: nn.Module, graph: Graph, p: float, roles: Sequence[str], comb
     @functools.cache
     def sums(tensor: str) -> dict[int, Tensor]:
         # the sums along the dimensions of a weight from one pass over it, however many axes run along them
-        values = _read_tensor(model, tensor).float()
+        values = _read_tensor(model, tensor)
         values = values.square() if p == 2 else values.abs() ** p
         if values.dim() == 1:
             return {0: values}

@@ -20,8 +20,5 @@ def effective_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """
     found = {n: t for n, t in skeleton.named_tensors(model).items() if ".parametrizations." not in f".{n}"}
     for weight in parametrised.weights_behind_steps(model):
-        training = weight.module.training
-        weight.steps.eval()  # spectral_norm would iterate, and so change the model
-        found[weight.name] = getattr(weight.module, weight.attribute)
-        weight.steps.train(training)
+        found[weight.name] = parametrised.read_tensor(model, weight.name)
     return found

@@ -18,21 +18,19 @@ from prunus.graph import (
     Places,
     Reference,
     SameDraws,
-    kept_tensors,
-    make_skeleton,
+    one_at_a_time,
     operators,
     parametrised,
     select_outputs,
-    set_kept,
     set_zero,
     skeleton,
-    slots,
     take,
 )
 from prunus.surgery.copies import checked_tensors, resize
 from prunus.surgery.effective import effective_tensors
 from prunus.surgery.sampling import Sampler, random_like
 from prunus.surgery.slicing import zeroed
+from prunus.surgery.vessel import Vessel
 
 # Allowed relative errors. Lower precisions are for devices and models that cannot compute in double.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -150,6 +148,7 @@ def _blame(model: nn.Module, graph: Graph, keep: Keep) -> str:
     return f"It fails on {names} alone; freeze it (freeze=[...]) and prune the rest.\n{graph.explain(failing[0])}"
 
 
+@one_at_a_time()
 @torch.inference_mode(False)  # see graph.trace
 def verify(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module | None = None) -> Proof:
     """Compare a small model with the original whose removed units are zero; see `prunus/surgery/apply.py`.
@@ -205,7 +204,11 @@ def verify(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module | None =
     raise PruningError(f"the small model and the original cannot be compared: {cause}") from cause
 
 
-Filled = tuple["Vessel", dict[str, torch.Tensor]]  # a vessel, and what it is to hold
+Filled = tuple[Vessel, dict[str, torch.Tensor]]  # a vessel, and what it is to hold
+
+
+class _WroteError(Exception):
+    """A forward pass wrote to parameters that both models hold."""
 
 
 class Pair:
@@ -230,6 +233,7 @@ class Pair:
         }
         self.sampler = Sampler(graph, tensors, sizes)
         self.on_own: set[str] = set()  # modes whose random inputs make the original fail
+        self.written: set[str] = set()  # parameters that the forward pass writes to, known once it has
         self.rounds = self._rounds(sizes)
 
     def _rounds(self, sizes: dict[str, list[int]]) -> int:
@@ -270,16 +274,22 @@ class Pair:
         """The largest error over rounds and modes; a quick attempt ends once it exceeds its tolerance."""
         worst = 0.0
         whole, small = Vessel(self.model), Vessel(self.small)
-        for seed in range(self.rounds):
+        seeds = list(range(self.rounds))
+        while seeds:
+            seed = seeds[0]
             full = self.sampler.draw(attempt.dtype, seed, attempt.near)
             part = self.cut(full)
             for name in self.graph.parameters:
                 if part[name] is not full[name]:
                     set_zero(full[name], self.places.go(zeroed(self.graph, name), full[name].device))
-            for mode in self.graph.traced:
-                worst = max(worst, self._in_mode(mode, (whole, full), (small, part), attempt, seed))
-                if attempt.quick and worst > attempt.tolerance:
-                    return worst
+            try:
+                for mode in self.graph.traced:
+                    worst = max(worst, self._in_mode(mode, (whole, full), (small, part), attempt, seed))
+                    if attempt.quick and worst > attempt.tolerance:
+                        return worst
+            except _WroteError:  # which is known now, so each gets its own
+                continue
+            seeds.pop(0)
         return worst
 
     def _in_mode(self, mode: str, whole: Filled, small: Filled, attempt: Attempt, seed: int) -> float:
@@ -292,7 +302,7 @@ class Pair:
         def difference(own: bool) -> float:
             generator = torch.Generator().manual_seed(seed)
             for vessel, tensors in (whole, small):
-                vessel.fill(tensors, mode)
+                vessel.fill(tensors, mode, copy=bool(self.written))
             inputs = tree_map_only(
                 torch.Tensor,
                 lambda tensor: random_like(tensor, attempt.dtype, device, generator, own),
@@ -303,7 +313,7 @@ class Pair:
         if mode not in self.on_own:
             try:
                 return difference(own=False)
-            except (PruningError, NothingFinite):
+            except (PruningError, NothingFinite, _WroteError):
                 raise
             except Exception:
                 pass  # the next line raises it again unless the inputs were at fault
@@ -312,17 +322,27 @@ class Pair:
         return found
 
     def _difference(self, whole: Vessel, small: Vessel, example: Any, attempt: Attempt) -> float:
-        """Largest difference of outputs and buffers, each over its largest value."""
+        """Largest difference of outputs, and of tensors that may have been written to, each over its largest value.
+
+        Raises _WroteError if the forward pass wrote to parameters that the two models may share.
+        """
         device = next(iter(self.tensors.values())).device
         mine, whole_tensors = small.tensors(), whole.tensors()
         pairs = ((whole_tensors[name], mine[name]) for name in self.graph.parameters)
         levels = Levels(pair if pair[0].data_ptr() != pair[1].data_ptr() else pair[:1] for pair in pairs)
+        if (
+            self.written
+        ):  # perhaps from weights that would be scaled before this in one model, after it in the other
+            levels = None
         reference = Reference(self.places, thorough=not attempt.quick, levels=levels)
         with skeleton.seeded(device):
             expected = select_outputs(
                 reference.run(whole.model, whole_tensors, example, self.graph.layouts | self.graph.state),
                 self.graph.chosen,
             )
+        if not reference.written <= self.written:
+            self.written |= reference.written
+            raise _WroteError
         own = tree_map_only(torch.Tensor, torch.clone, example)  # the forward pass may write to it
         with (
             skeleton.seeded(device),
@@ -336,6 +356,10 @@ class Pair:
             except Exception as error:  # where the original ran
                 raise PruningError(f"the small model does not run: {error}") from error
         draws.finish()
+        if len(got) != len(expected):
+            raise PruningError(
+                f"the small model returns {len(got)} tensors, where the original returns {len(expected)}."
+            )
         if not any(tensor.numel() for tensor in expected):
             raise NothingFound("the original returned tensors without a number, so nothing is proved.")
         if not any(tensor.isfinite().any() for tensor in expected):
@@ -343,41 +367,11 @@ class Pair:
         if attempt.quick and not all(tensor.isfinite().all() for tensor in expected):
             return float("inf")  # perhaps only in this precision
         mine = small.tensors()
-        for name, buffer in whole.tensors().items():  # which may have been written to
-            if name in self.stays and name not in self.graph.parameters:
+        for name, tensor in whole.tensors().items():
+            if name in self.stays and (name not in self.graph.parameters or name in self.written):
                 got.append(mine[name])
-                expected.append(take(buffer, self.stays[name]))
+                expected.append(take(tensor, self.stays[name]))
         return max(map(_relative_error, got, expected))
-
-
-class Vessel:
-    """A bare copy of a model, to hold other tensors."""
-
-    def __init__(self, model: nn.Module):
-        self.model = make_skeleton(model, real=True)
-        self.mode = "eval"
-        self.slots = slots(self.model)
-        self.state = {name: tensor.clone() for name, tensor in kept_tensors(self.model).items()}
-
-    def fill(self, tensors: dict[str, torch.Tensor], mode: str) -> None:
-        """Hold these parameters themselves, and copies of these buffers, in a mode."""
-        for name, held in self.slots.items():
-            tensor = tensors[name]
-            is_parameter = held[0][1] in held[0][0]._parameters
-            tensor = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor.clone()
-            for module, attribute in held:
-                vars(module)["_parameters" if is_parameter else "_buffers"][attribute] = tensor
-        if self.state:
-            dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), None)
-            set_kept(self.model, {name: tensor.to(dtype, copy=True) for name, tensor in self.state.items()})
-        if mode != self.mode:
-            self.model.train(mode == "train")
-            self.mode = mode
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """What it holds now, by name."""
-        held = {name: getattr(*places[0]) for name, places in self.slots.items()}
-        return held | kept_tensors(self.model) if self.state else held
 
 
 def _relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
@@ -386,6 +380,8 @@ def _relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
         return float("inf")
     if torch.equal(got, expected):
         return 0.0
+    if expected.is_complex():
+        got, expected = torch.view_as_real(got.resolve_conj()), torch.view_as_real(expected.resolve_conj())
     got, expected = got.double(), expected.double()
     finite = expected.isfinite()
     same_places = torch.equal(got.isfinite(), finite)

@@ -15,7 +15,7 @@ from math import prod, sqrt
 
 import torch
 
-from prunus.graph import CONSUMES, PRODUCES, SHIFTS, Graph
+from prunus.graph import CONSUMES, PRODUCES, SHIFTS, Graph, is_inexact
 
 LENGTH = 65_537  # of the list; prime
 GAIN = 1.1  # of weights: rectifiers take from a signal, residual sums and scales add to it
@@ -59,15 +59,18 @@ class Sampler:
             near: Whether all are to be near the user's own, for models that fail on others.
 
         Returns:
-            name -> tensor; those that are not floating-point are the model's own, detached.
+            name -> tensor; complex ones are of the complex type of that precision, those of integers are the model's
+            own, detached.
         """
         generator = torch.Generator().manual_seed(seed)
         starts = torch.randint(LENGTH, (len(self.tensors),), generator=generator).tolist()
         made: dict[str, torch.Tensor] = {}
         for (name, tensor), start in zip(self.tensors.items(), starts, strict=True):
             tensor, spread = tensor.detach(), None if near else self._spreads[name]
-            if tensor.is_floating_point() and tensor.numel():
-                numbers = _numbers(dtype, tensor.device)[start : start + min(LENGTH, tensor.numel())]
+            if is_inexact(tensor) and tensor.numel():
+                numbers = _numbers(type_like(tensor, dtype), tensor.device)[
+                    start : start + min(LENGTH, tensor.numel())
+                ]
                 if spread is None:
                     tensor = _beside(tensor, numbers)
                 else:
@@ -76,11 +79,26 @@ class Sampler:
         return made
 
 
+def type_like(tensor: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The type of a precision for the numbers of a tensor, which may be complex.
+
+    Args:
+        tensor: Any tensor of floating-point or complex numbers.
+        dtype: A floating-point type.
+
+    Returns:
+        `dtype`, or the complex type whose parts have it.
+    """
+    return dtype.to_complex() if tensor.is_complex() else dtype
+
+
 @cache
 def _numbers(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Normal draws within 3 deviations; twice as many as are used from any start."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(2 * LENGTH, generator=generator).clamp_(-3, 3).to(device, dtype)
+    count = 2 * LENGTH
+    numbers = torch.randn((count, 2) if dtype.is_complex else count, generator=generator).clamp_(-3, 3)
+    return (torch.view_as_complex(numbers) if dtype.is_complex else numbers).to(device, dtype)
 
 
 def _rows(flat: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,7 +121,7 @@ def _tiled(tensor: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
 def _beside(tensor: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     """A tensor whose numbers are multiplied by some near 1, and get a small offset."""
     made = torch.empty(tensor.shape, dtype=numbers.dtype, device=tensor.device)
-    factors, offsets = (numbers * NEAR).exp_(), numbers.abs() * OFFSET
+    factors, offsets = (numbers * NEAR).exp_(), (numbers.abs() * OFFSET).to(numbers.dtype)
     parts = zip(
         _rows(tensor.contiguous().view(-1), len(numbers)), _rows(made.view(-1), len(numbers)), strict=True
     )
@@ -119,7 +137,7 @@ def random_like(
     generator: torch.Generator,
     own: bool = False,
 ) -> torch.Tensor:
-    """Normal numbers in the place of an input; one that is not floating-point stays as it is.
+    """Normal numbers in the place of an input; one of integers stays as it is.
 
     Args:
         tensor: The input.
@@ -131,8 +149,9 @@ def random_like(
     Returns:
         The new input.
     """
-    if not tensor.is_floating_point():
+    if not is_inexact(tensor):
         return tensor.to(device)
+    dtype = type_like(tensor, dtype)
     if own:
         return tensor.to(device, dtype)
     return torch.randn(tensor.shape, generator=generator, dtype=dtype).to(device)

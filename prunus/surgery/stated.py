@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
+import torch
 from torch import nn
 
 from prunus.graph import Graph, axes, stated_sizes
@@ -19,7 +20,7 @@ _USUAL = frozenset(
 
 def update_stated_sizes(model: nn.Module, small: nn.Module) -> None:
     """Update the sizes that layers state about themselves (in_features, ...) to those of their weights, in place."""
-    old_tensors, new_tensors = effective_tensors(model), effective_tensors(small)
+    old_tensors, new_tensors = _by_all_names(model), _by_all_names(small)
     news = dict(small.named_modules())
     for path, old in model.named_modules():
         if path not in news:  # a step behind a weight, such as a mask
@@ -36,6 +37,12 @@ def update_stated_sizes(model: nn.Module, small: nn.Module) -> None:
             layer = cast(nn.Conv2d, new)  # or any other with these attributes
             layer.in_channels = after.shape[inner] * (layer.groups if inner else 1)
             layer.out_channels = after.shape[outer] * (layer.groups if outer else 1)
+
+
+def _by_all_names(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors that a model computes with; tied ones by each of their names."""
+    found = dict(model.named_parameters(remove_duplicate=False))
+    return found | dict(model.named_buffers(remove_duplicate=False)) | effective_tensors(model)
 
 
 def notes(model: nn.Module, small: nn.Module, graph: Graph, widths: Mapping[str, int]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from torch.distributions import Normal
 import prunus
 from prunus.errors import TraceError, UserError
 from prunus.graph import make_skeleton, output_tensors, quiet_config, select_outputs
+from prunus.graph.outputs import check_paths
 from tests.lib.models import torchvision_models
 
 A, B, C, D = torch.arange(12.0).view(4, 3).unbind()
@@ -121,9 +122,46 @@ def test_a_path_is_not_a_prefix_of_a_longer_name():
 
 def test_an_unknown_path_lists_those_that_there_are():
     with pytest.raises(UserError, match=r"unknown output '0.logit'. Did you mean 0.logits.*2.layers.0.keys"):
-        select_outputs(NESTED, "0.logit")
+        check_paths("0.logit", [NESTED])
     with pytest.raises(UserError, match="one tensor, without a name"):
-        select_outputs(A, "logits")
+        check_paths("logits", [A])
+
+
+def test_a_path_has_to_be_there_in_one_mode_alone():
+    check_paths(["logits", "loss"], [{"logits": A}, {"loss": B}])
+    assert len(select_outputs({"loss": B, "extra": C}, ["logits", "loss"])) == 1
+    assert len(select_outputs({"loss": B, "extra": C}, "logits")) == 2
+
+
+class Trained(nn.Module):
+    """Returns logits and features in evaluation, a loss and a count of features in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head, self.side = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 6)
+
+    def forward(self, x):
+        h = self.body(x).relu()
+        if not self.training:
+            return {"logits": self.head(h), "features": h}
+        return {"loss": self.head(h).square().mean(), "side": self.side(h)}
+
+
+def test_outputs_are_named_where_training_returns_others():
+    model, x = Trained(), torch.randn(2, 4)
+    with pytest.raises(TraceError, match="an output of the model"):
+        prunus.trace(model, x)
+    for named in ("logits", ["logits", "side"]):  # all that training returns counts, or what is named there
+        graph = prunus.trace(model, x, outputs=named)
+        assert list(graph.axes) == ["body"] and graph.traced == ("eval", "train")
+    graph = prunus.trace(model, x, outputs=["logits", "loss"])
+    assert list(graph.axes) == ["body", "side"]
+    assert prunus.shrink(model, graph, {"body": range(4), "side": range(2)}).side.weight.shape == (2, 4)
+
+
+def test_a_path_that_no_mode_returns_is_refused_with_all_that_there_are():
+    with pytest.raises(UserError, match=r"unknown output 'logit'.*features, logits, loss, side"):
+        prunus.trace(Trained(), torch.randn(2, 4), outputs=["logit", "loss"])
 
 
 def test_a_function_that_returns_no_tensor_is_told_what_there_is():

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import prunus
+from prunus.errors import TraceError
 from tests.lib.rules import check_shrinks, check_stays, halve
 
 ROWS = torch.tensor([2, 0, 1, 2])
@@ -66,6 +68,9 @@ SHRINK = {
     "unpooling": unpooled,
     "bucketize": lambda h: torch.bucketize(h, torch.tensor([-0.5, 0.0, 0.5])).to(h),
     "searchsorted": lambda h: torch.searchsorted(torch.tensor([-0.5, 0.0, 0.5]), h).to(h),
+    "the largest feature, not which": lambda h: (
+        h * h.max(2, keepdim=True)[0] - h.min(-1, keepdim=True).values
+    ),
     "one of some numbers": lambda h: torch.isin(h.round(), torch.tensor([0.0, 1.0])).to(h),
 }
 STAY = {
@@ -89,6 +94,24 @@ def test_units_beside_the_places_shrink(name):
 @pytest.mark.parametrize("name", STAY)
 def test_units_whose_places_count_stay(name):
     check_stays(*STAY[name])
+
+
+@pytest.mark.parametrize(("returned", "left"), [("values", ["a"]), ("indices", [])])
+def test_a_place_that_is_returned_counts(returned, left):
+    class Largest(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            h = self.a(x)
+            return self.b(h), getattr(h.max(1), returned)
+
+    if left:
+        assert list(prunus.trace(Largest(), torch.randn(2, 5)).axes) == left
+    else:
+        with pytest.raises(TraceError, match="max in the model itself"):
+            prunus.trace(Largest(), torch.randn(2, 5))
 
 
 class Bags(nn.Module):

@@ -110,6 +110,32 @@ class Noise(nn.Module):
         return self.down(h + self.draw(h.shape))
 
 
+class Spectral(nn.Module):
+    """A product with complex weights for the low frequencies of an image, as neural operators have."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width, self.weight = (
+            width,
+            nn.Parameter(torch.randn(width, width, 2, 2, dtype=torch.cfloat) / width),
+        )
+
+    def forward(self, x):
+        n, _, h, w = x.shape
+        low = torch.fft.rfft2(x)[:, :, :2, :2]
+        spectrum = torch.zeros(n, self.width, h, w // 2 + 1, dtype=torch.cfloat)
+        spectrum[:, :, :2, :2] = torch.einsum("nixy,ioxy->noxy", low, self.weight)
+        return torch.fft.irfft2(spectrum, s=(h, w))
+
+
+def test_complex_weights_shrink_on_both_sides():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 1), Spectral(8), nn.GELU(), nn.Conv2d(8, 1, 1))
+    graph, small = halve(model, torch.randn(2, 1, 6, 6))
+    assert small[1].weight.shape == (4, 4, 2, 2) and small[1].width == 4
+    assert [graph.role("1.weight", dim) for dim in range(2)] == ["consumes", "produces"]
+
+
 DRAWS = {
     "randn": torch.randn,
     "rand": torch.rand,

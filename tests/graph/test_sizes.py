@@ -5,6 +5,7 @@ from collections import namedtuple
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -217,6 +218,41 @@ def test_a_stated_size_follows_unless_a_number_is_made_from_it(scaled):
     assert small.width == small.config.width == (24 if scaled else 12)
 
 
+class Joined(nn.Module):
+    """Two layers side by side, normed in groups of which none is cut, and a layer normed in groups that may be."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.chosen, self.wide = config, config.groups, 3 * config.width
+        self.a, self.b = nn.Linear(7, 2 * config.width), nn.Linear(7, config.width)
+        self.first = nn.GroupNorm(config.groups, 3 * config.width)
+        self.c = nn.Linear(3 * config.width, config.width)
+        self.second = nn.GroupNorm(config.groups, config.width)
+        self.head = nn.Linear(config.width, 3)
+
+    def forward(self, x):
+        x = self.first(torch.cat([self.a(x), self.b(x)], -1).flatten(0, 1))
+        x = self.second(self.c(x))
+        return self.head(x), x.detach().amax(1).topk(self.chosen).values
+
+
+def test_integers_that_the_pass_reads_do_not_follow_by_the_construction():
+    """The groups of `second` may go; those of `first`, and the `chosen`, are made from the same integer and stay."""
+    model = Joined(SimpleNamespace(width=16, groups=4))
+    graph = prunus.trace(model, TOKENS)
+    small = prunus.shrink(model, graph, {"c#0": [0, 2]})
+    assert (small.first.num_groups, small.second.num_groups, small.chosen) == (4, 2, 4)
+
+
+def test_a_stated_size_follows_what_its_own_layers_say_of_it():
+    """`wide` is three times a width in the constructor, but the layers that it describes are as long as a sum."""
+    model = Joined(SimpleNamespace(width=16, groups=4))
+    graph = prunus.trace(model, TOKENS)
+    half = {name: range(axis.size // 2) for name, axis in graph.axes.items() if name.startswith("c#")}
+    small = prunus.shrink(model, graph, half)
+    assert small.c.out_features < 16 and small.wide == small.c.in_features == 48
+
+
 class Grouped(nn.Module):
     """Attention with fewer heads for keys; the ratio is stored, and read by other code than this pass runs."""
 
@@ -336,6 +372,29 @@ def test_a_mode_that_fails_is_left_out_with_its_reason():
         prunus.trace(Net(needs_targets), TOKENS, modes=("eval", "train"))
 
 
+class Measured(nn.Module):
+    """Reads a value off the data, in training alone."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.a, self.head, self.read = nn.Linear(7, 8), nn.Linear(8, 3), read
+
+    def forward(self, x):
+        if self.training and self.read(x) > 1e9:
+            raise OverflowError
+        return self.head(self.a(x))
+
+
+READS = {"item": lambda x: x.abs().sum().item(), "numpy": lambda x: x.numpy().max()}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_training_that_reads_data_is_traced_with_real_tensors(name):
+    with pytest.warns(UserWarning, match="traced with real tensors"):
+        graph = prunus.trace(Measured(READS[name]), TOKENS)
+    assert graph.traced == ("eval", "train") and list(graph.axes) == ["a"]
+
+
 def test_modes_are_checked():
     with pytest.raises(UserError, match="mode"):
         prunus.trace(Traced(), TOKENS, modes="training")
@@ -348,3 +407,58 @@ def test_one_trace_takes_two_passes(name, monkeypatch):
     function, attributes = FUNCTIONS[name]
     prunus.trace(Net(function, **attributes).eval(), TOKENS)
     assert len(passes) == 1
+
+
+class Weighed(nn.Module):
+    """A layer whose output is multiplied by a number that was made of it outside of torch, and another layer."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.a, self.b, self.head, self.number = nn.Linear(7, 8), nn.Linear(8, 6), nn.Linear(6, 3), number
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.head(self.b(x * self.number(x.detach())).tanh())
+
+
+NUMBERS = {
+    "numpy": lambda x: float(x.numpy().mean()),
+    "tolist": lambda x: sum(x[0, 0].tolist()),
+    "array": lambda x: float(np.asarray(x).mean()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:traced with real tensors")
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_leaves_torch_stays_and_the_rest_goes_on(name):
+    model = Weighed(NUMBERS[name])
+    graph = prunus.trace(model, TOKENS)
+    assert list(graph.axes) == ["b"]
+    assert any(
+        f"{each} in the model itself" in graph.explain("a") for each in ("numpy", "tolist", "__array__")
+    )
+    prunus.shrink(model, graph, {"b": [0, 2, 5]})
+
+
+class Tied(nn.Module):
+    """A head whose weight is the table's; it keeps a config, or nothing that it is made from."""
+
+    def __init__(self, config, keep):
+        super().__init__()
+        self.a, self.head = nn.Embedding(20, config.width), nn.Linear(config.width, 20, bias=False)
+        self.head.weight = self.a.weight
+        if keep:
+            self.config, self.keep = config, keep
+
+    def forward(self, x):
+        return self.head(self.a(x).tanh())
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_layers_with_a_tied_weight_state_its_size(keep):
+    model = Tied(SimpleNamespace(width=16), keep).eval()
+    graph = prunus.trace(model, torch.arange(6).view(1, 6))
+    small = prunus.shrink(model, graph, {name: range(8) for name in graph.axes})
+    assert small.head.in_features == small.a.embedding_dim == 8
+    assert small.head.weight is small.a.weight and not small.prunus_notes
+    assert not keep or small.config.width == 8

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from prunus import methods, scores, zoo
 from prunus.data import load_data
@@ -280,3 +280,45 @@ def test_every_score_is_a_method(task_and_run, name):
     assert found.keep == method.prune(task, Budget(macs=0.5), config, run).keep and found.weights is None
     assert all(value.equal(before[key]) for key, value in task.model.state_dict().items())
     assert "arXiv:" in method.doc
+
+
+WEIGHT_SCORES = ("magnitude", "lamp", "fpgm", "bn_scale")
+
+
+@pytest.mark.parametrize("name", WEIGHT_SCORES)
+def test_scoring_does_not_move_a_spectral_norm_in_training(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(spectral_norm(nn.Linear(4, 6)), nn.BatchNorm1d(6), nn.Linear(6, 3)).train()
+    graph = trace(model, torch.randn(5, 4))
+    before = copy.deepcopy(model.state_dict())
+    getattr(scores, name)(model, graph)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+class Complex(nn.Module):
+    """Two layers with complex weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6, dtype=torch.cfloat), nn.Linear(6, 3, dtype=torch.cfloat)
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(torch.complex(x, x.cos())))).abs()
+
+
+def test_both_parts_of_complex_weights_are_scored():
+    torch.manual_seed(0)
+    model, x = Complex(), torch.randn(5, 4)
+    graph = trace(model, x)
+    expected = model.a.weight.detach().abs().square().sum(1).sqrt()
+    found = scores.magnitude(model, graph, roles=("produces",), normalize="none")["a"]
+    torch.testing.assert_close(found, expected)
+    batches = [(x, torch.randint(3, (5,)))]
+    gate = torch.ones(6, requires_grad=True)
+    hidden = torch.tanh(model.a(torch.complex(x, x.cos()))) * gate
+    loss = F.cross_entropy(model.b(hidden).abs(), batches[0][1])
+    (slope,) = torch.autograd.grad(loss, gate)
+    torch.testing.assert_close(scores.taylor(model, graph, F.cross_entropy, batches)["a"], slope.square())
+    seen = scores.activation(model, graph, batches, normalize="none")["a"]
+    torch.testing.assert_close(seen, hidden.detach().abs().mean(0))

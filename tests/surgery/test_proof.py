@@ -219,3 +219,131 @@ def test_softmax_over_a_cut_axis_by_hand():
     small = prunus.shrink(model, prunus.trace(model, x), {"0": KEPT})
     hidden = model[0](x)[:, KEPT].softmax(-1)
     torch.testing.assert_close(small(x), F.linear(hidden, model[2].weight[:, KEPT], model[2].bias))
+
+
+class Complex(nn.Module):
+    """Layers of complex numbers, whose imaginary parts are multiplied by a number of the model's."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8, dtype=torch.cfloat), nn.Linear(8, 3, dtype=torch.cfloat)
+        self.register_buffer("phase", torch.polar(torch.ones(8), torch.arange(8.0)))
+        self.factor = 1.0
+
+    def forward(self, x):
+        y = self.b(torch.tanh(self.a(torch.complex(x, x.cos())) * self.phase))
+        return torch.complex(y.real, y.imag * self.factor)
+
+
+def test_complex_outputs_are_compared_in_both_parts():
+    torch.manual_seed(0)
+    model, x = Complex().eval(), torch.randn(4, 5)
+    graph, keep = prunus.trace(model, x), {"a": KEPT}
+    small = prunus.shrink(model, graph, keep)
+    assert small.phase.shape == (3,) and small.phase.is_complex()
+    torch.testing.assert_close(small(x), prunus.mask(model, graph, keep)(x))
+    small.factor = 1.1
+    assert not surgery.verify(model, graph, keep, small).holds
+
+
+class Several(nn.Module):
+    """Returns its result several times."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.times = nn.Linear(5, 8), nn.Linear(8, 3), 3
+
+    def forward(self, x):
+        return [self.b(self.a(x))] * self.times
+
+
+@pytest.mark.parametrize("times", [2, 4])
+def test_another_number_of_outputs_is_noticed(times):
+    model = Several()
+    graph, keep = prunus.trace(model, torch.randn(4, 5)), {"a": KEPT}
+    small = prunus.shrink(model, graph, keep)
+    small.times = times
+    with pytest.raises(PruningError, match=f"returns {times} tensors, where the original returns 3"):
+        surgery.verify(model, graph, keep, small)
+
+
+def moved(model):
+    """The teacher's weights, moved a little towards the student's, in place."""
+    for old, new in zip(model.teacher.parameters(), model.student.parameters(), strict=True):
+        old.mul_(0.9).add_(new, alpha=0.1)
+
+
+def replaced(model):
+    """The same by other data in the parameter."""
+    for old, new in zip(model.teacher.parameters(), model.student.parameters(), strict=True):
+        old.data = old.data * 0.9 + new.data * 0.1
+
+
+class Distilled(nn.Module):
+    """A student, whose average a teacher is; its forward pass in training writes to the teacher's weights."""
+
+    def __init__(self, update):
+        super().__init__()
+        self.student, self.teacher = (
+            nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(2)
+        )
+        self.predict = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4))
+        self.update, self.rate = update, 0.1
+
+    def forward(self, x):
+        if not self.training:
+            return self.student(x)
+        with torch.no_grad():
+            self.update(self)
+            target = self.teacher(x)
+        return (self.predict(self.student(x)) - target).square().mean()
+
+
+def measured(model):
+    """The same, as far as a number says that is read off a weight: traced with real tensors."""
+    if float(model.student[0].weight.abs().sum()) >= 0:
+        moved(model)
+
+
+@pytest.mark.filterwarnings("ignore:traced with real tensors")
+@pytest.mark.parametrize("update", [moved, replaced, measured])
+def test_a_forward_pass_may_write_to_parameters(update):
+    torch.manual_seed(0)
+    model = Distilled(update)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    graph = prunus.trace(model, torch.randn(4, 5))
+    keep = {"student.0": KEPT, "predict.0": [0, 2]}
+    small = prunus.shrink(model, graph, keep)
+    assert small.teacher[0].weight.shape == (3, 5) and small.predict[0].weight.shape == (2, 4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    small.update = lambda model: model.teacher[2].bias.mul_(0.9)
+    assert not surgery.verify(model, graph, keep, small).holds
+
+
+class Anchored(nn.Module):
+    """A detector's head, which makes its grid again when the shape of its features changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 4, 1)
+        self.grid, self.shape = torch.empty(0), None
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        y = self.head(x).flatten(2)
+        if self.training:
+            return y
+        if self.shape != x.shape:
+            self.grid, self.shape = torch.arange(y.shape[2]) + 0.5, x.shape
+        return y.sigmoid() + self.grid
+
+
+@pytest.mark.parametrize("sizes", [(), (8,), (16, 8)])
+def test_what_a_forward_pass_stores_is_put_back_with_what_says_that_it_did(sizes):
+    """The model has run on images of these sizes before it is traced on others."""
+    model = Anchored().eval()
+    for size in sizes:
+        model(torch.randn(1, 3, size, size))
+    graph = prunus.trace(model, torch.randn(2, 3, 12, 12))
+    small = prunus.shrink(model, graph, {"a": KEPT})
+    assert surgery.verify(model, graph, {"a": KEPT}, small).modes == ("eval", "train")

@@ -127,7 +127,7 @@ def reduction(op: Op, x: torch.Tensor, dim: Any = None, keepdim: bool = False, *
     if isinstance(dim, torch.Tensor):  # max(a, b)
         return pointwise(op, x, dim)
     if isinstance(op.out, tuple) and op.name in ("max", "min"):
-        return along(op, x, dim)  # the index of a unit would be another number in the small model
+        op.unread = 1, op.dims(x)[dim]  # the index of a unit would be another number in the small model
     out = _reduce(op, x, dim, keepdim)
     return (out, out) if isinstance(op.out, tuple) else out
 

@@ -1,0 +1,51 @@
+"""A copy of a model that is given other tensors again and again."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from prunus.graph import Integers, kept_tensors, make_skeleton, set_kept, slots
+from prunus.surgery.sampling import type_like
+
+
+class Vessel:
+    """A bare copy of a model, to hold other tensors.
+
+    Args:
+        model: The model; it is not changed.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = make_skeleton(model, real=True)
+        self.slots = slots(self.model)
+        self.integers = Integers(self.model, tensors=())
+        self.integers.mark(None)
+        self.state = {name: tensor.clone() for name, tensor in kept_tensors(self.model).items()}
+
+    def fill(self, tensors: dict[str, torch.Tensor], mode: str, copy: bool) -> None:
+        """Hold these parameters themselves, or copies of them, and copies of these buffers, in a mode.
+
+        All else is put back as it was at the start: what a forward pass stored goes by the tensors that it had.
+        """
+        self.integers.restore()
+        for name, held in self.slots.items():
+            tensor = tensors[name]
+            is_parameter = held[0][1] in held[0][0]._parameters
+            tensor = tensor.clone() if copy or not is_parameter else tensor
+            tensor = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
+            for module, attribute in held:
+                vars(module)["_parameters" if is_parameter else "_buffers"][attribute] = tensor
+        if self.state:
+            dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
+            state = {
+                name: tensor.to(type_like(tensor, dtype), copy=True) for name, tensor in self.state.items()
+            }
+            set_kept(self.model, state)
+        if mode == "train":
+            self.model.train()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What it holds now, by name."""
+        held = {name: getattr(*places[0]) for name, places in self.slots.items()}
+        return held | kept_tensors(self.model) if self.state else held
