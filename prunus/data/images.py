@@ -73,7 +73,7 @@ class Lazy:
         image = decode(*self.rows[index], self.how.channels)
         box = self.how.box(image) if numbers is None else random_box(image.size, numbers)
         x = self.how.resize(image, box)
-        return np.ascontiguousarray(x[:, ::-1]) if numbers is not None and numbers[4] < 0.5 else x
+        return x[:, ::-1] if numbers is not None and numbers[4] < 0.5 else x
 
 
 def random_box(size: tuple[int, int], numbers: np.ndarray) -> tuple[float, float, float, float]:

@@ -18,7 +18,7 @@ from prunus.data.fingerprint import Fingerprint, Part, hash_parts
 from prunus.data.preprocessing import CENTER, NORMS, Preprocessing
 from prunus.data.readers import READERS, Found, Rows, left_out_sentence, read_user
 from prunus.data.split import Split, hold_out, hold_out_by_content
-from prunus.data.survey import AFFORDABLE_BYTES, ALL, ENDS, NOTHING, Reading, Survey, survey
+from prunus.data.survey import AFFORDABLE_BYTES, ALL, NOTHING, SAMPLE, Reading, Survey, survey
 from prunus.errors import UserError
 from prunus.specs import user_object
 
@@ -154,7 +154,7 @@ def choose_reading(tables: dict[str, Rows], image_size: int | None) -> Reading:
     )
     stored = [table.encoded_bytes for table in tables.values()]
     total = sum(size for size in stored if size is not None)
-    hashed = NOTHING if None in stored else ENDS if lazy and total > AFFORDABLE_BYTES else ALL
+    hashed = NOTHING if None in stored else SAMPLE if lazy and total > AFFORDABLE_BYTES else ALL
     return Reading(how=how, in_memory=not lazy, hashed=hashed)
 
 

@@ -55,7 +55,7 @@ class Preprocessing:
         name = str(data) if isinstance(data, Path) else "(given)"
         decoded = decode(name, data, self.channels)
         # as a batch of one that is channels-last in memory, as batches of data sets are
-        return self.normalise(torch.from_numpy(self.resize(decoded, self.box(decoded)))[None])
+        return self.normalise(torch.from_numpy(self.resize(decoded, self.box(decoded))[None].copy()))
 
     def box(self, image: Image.Image) -> tuple[float, float, float, float] | None:
         """Return the box (left, top, right, bottom) that is cut out of an image; None: the whole image."""
@@ -67,7 +67,7 @@ class Preprocessing:
         if box is not None or image.size != side:
             way = Image.Resampling[self.interpolation.upper()]
             image = image.resize(side, way, box, reducing_gap=None if box is None else 2.0)
-        return np.array(pixels(image, self.channels))
+        return pixels(image, self.channels)
 
     def normalise(self, x: Tensor) -> Tensor:
         """Normalise pixels (B, H, W, C), 0..255, to float32 (B, C, H, W)."""

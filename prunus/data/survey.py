@@ -1,13 +1,16 @@
 """A survey of a table of images before anything is trained: their content, and which cannot be read.
 
 Every image is read, hashed and decoded where that is affordable: up to 2 GiB of encoded images, about three minutes
-on two cores, and always where they are decoded into memory. Of more, the first and last 4 KiB of each are hashed and
-its header is read; what is damaged between is found only when training reads it. Data sets that a user's own code
-returns are not read for this, because reading an item may take long or be random: they are known by their positions.
+on two cores, and always where they are decoded into memory. Of more, a sample of each image is hashed (all of up to
+64 KiB, otherwise its size and 16 blocks of 4 KiB spread evenly over it) and its header is read; damage elsewhere is
+found only when training reads it. Data sets that a user's own code returns are not read for this, because reading an
+item may take long or be random: their images are known by their positions.
+
+The sample alone decides where an image belongs when data are split, so that this does not depend on what is affordable.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -24,9 +27,9 @@ from prunus.data.split import Source
 from prunus.errors import UserError
 
 AFFORDABLE_BYTES = 2 * 2**30  # encoded images, of all splits together
-END_BYTES = 4096
-BLOCK = 256  # images that are in memory at once
-ALL, ENDS, NOTHING = "all bytes", f"size, first and last {END_BYTES} bytes", "not hashed"
+BLOCKS, BLOCK_BYTES = 16, 4096  # of the sample of an image
+AT_ONCE = 256  # images that are read together
+ALL, SAMPLE, NOTHING = "all bytes", f"size and {BLOCKS} blocks of {BLOCK_BYTES} bytes", "not hashed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class Reading:
     Args:
         how: Their preprocessing; None for tensors that a user has prepared.
         in_memory: Whether all are decoded once and kept.
-        hashed: What the digests cover: ALL, ENDS or NOTHING.
+        hashed: What the digests cover: ALL, SAMPLE or NOTHING.
     """
 
     how: Preprocessing | None
@@ -50,7 +53,7 @@ class Survey:
 
     Args:
         source: The source that reads them.
-        keys: A hash of each image's size and ends, uint64 (N,), which decides where it belongs.
+        keys: A hash of a sample of each image, uint64 (N,), which decides where it belongs.
         digests: A hash of each image's content, which shows whether it changed.
         broken: Why images cannot be read, by position.
     """
@@ -78,9 +81,8 @@ def survey(table: Rows, reading: Reading) -> Survey:
         if content is not None:
             keys[index], digests[index] = content.key, content.digest
         if image is not None:
-            pixels = pixels.astype(
-                np.result_type(pixels, image), copy=False
-            )  # float from the first deep image on
+            if image.dtype.itemsize > pixels.dtype.itemsize:  # the first of more than 8 bits
+                pixels = pixels.astype(image.dtype)
             pixels[index] = image
     return Survey(source=make_source(table, reading, pixels), keys=keys, digests=digests, broken=broken)
 
@@ -94,7 +96,7 @@ def make_source(table: Rows, reading: Reading, pixels: np.ndarray) -> Source:
 
 @dataclass(frozen=True)
 class Content:
-    """The hashes of an image: of its size and ends, and of all that is read."""
+    """The hashes of an image: of a sample of it, and of all that is read."""
 
     key: int
     digest: str
@@ -119,16 +121,17 @@ def look_at_all(rows: Iterable[tuple[str, Encoded]], reading: Reading) -> Iterat
         return
     with ThreadPoolExecutor(DECODERS) as pool:
         left = iter(rows)
-        while block := list(islice(left, BLOCK)):
+        while block := list(islice(left, AT_ONCE)):
             yield from pool.map(look, block)
 
 
 def look_at(name: str, data: Encoded, reading: Reading) -> tuple[Content | None, np.ndarray | None]:
     """Return an image's content, and its pixels if they are kept in memory. Raises UserError if it is damaged."""
     assert reading.how is not None  # tensors are not looked at
-    if reading.hashed == ENDS:
+    if reading.hashed == SAMPLE:
         header(name, data)
-        return content_of_ends(name, data), None
+        key = sample_file(data) if isinstance(data, Path) else content_of(read_bytes(name, data)).key
+        return Content(key, f"{key:016x}"), None
     data = read_bytes(name, data)
     content = content_of(data) if reading.hashed == ALL else None
     image = decode(name, data, reading.how.channels)
@@ -139,27 +142,28 @@ def content_of(data: bytes | Image.Image) -> Content:
     """Hash all of an image."""
     if isinstance(data, Image.Image):
         data = f"{data.mode} {data.size} ".encode() + data.tobytes()
-    key = hash_ends(len(data), data[:END_BYTES], data[-END_BYTES:])
+    key = hash_sample(len(data), lambda start, size: data[start : start + size])
     return Content(key, hashlib.blake2b(data, digest_size=8).hexdigest())
 
 
-def content_of_ends(name: str, data: Encoded) -> Content:
-    """Hash the size and the ends of an image; of a file no more is read."""
-    if not isinstance(data, Path):
-        found = content_of(read_bytes(name, data))
-        return Content(found.key, f"{found.key:016x}")
-    with data.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        head = file.read(END_BYTES)
-        file.seek(max(size - END_BYTES, 0))
-        key = hash_ends(size, head, file.read(END_BYTES))
-    return Content(key, f"{key:016x}")
+def sample_file(path: Path) -> int:
+    """Hash a sample of a file, of which no more is read."""
+    with path.open("rb") as file:
+
+        def read(start: int, size: int) -> bytes:
+            file.seek(start)
+            return file.read(size)
+
+        return hash_sample(path.stat().st_size, read)
 
 
-def hash_ends(size: int, head: bytes, tail: bytes) -> int:
-    """Hash a size in bytes, and the first and last of these bytes."""
-    return hash_bytes(size.to_bytes(8, "little") + head + tail)
+def hash_sample(size: int, read: Callable[[int, int], bytes]) -> int:
+    """Hash a sample of `size` bytes; read(start, size) returns a part of them."""
+    if size <= BLOCKS * BLOCK_BYTES:
+        blocks = [read(0, size)]
+    else:
+        blocks = [read(i * (size - BLOCK_BYTES) // (BLOCKS - 1), BLOCK_BYTES) for i in range(BLOCKS)]
+    return hash_bytes(size.to_bytes(8, "little") + b"".join(blocks))
 
 
 def hash_bytes(data: bytes) -> int:
