@@ -1,12 +1,15 @@
 """Prunus makes PyTorch networks smaller and faster by pruning, and proves every cut."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
+from torch import nn
+
+from prunus import export
 from prunus import latency as latency
 from prunus import scores as scores
 from prunus import sparse as sparse
-from prunus.export import load as load
 from prunus.export import load_masks as load_masks
 from prunus.export import save as save
 from prunus.graph import Graph as Graph
@@ -30,6 +33,7 @@ from prunus.surgery import verify as verify
 
 if TYPE_CHECKING:
     from prunus import testing as testing
+    from prunus.run import Saved
     from prunus.run import prune as prune
 
 __version__ = "0.1.0"
@@ -61,6 +65,33 @@ __all__ = [
     "trace",
     "verify",
 ]
+
+
+@overload
+def load(folder: str | Path) -> "Saved": ...
+@overload
+def load(folder: str | Path, model: nn.Module) -> nn.Module: ...
+def load(folder: str | Path, model: nn.Module | None = None) -> "Saved | nn.Module":
+    """Load a finished run by its folder alone, or a model that `save` wrote.
+
+    Args:
+        folder: The folder of a run, or the one that `save` wrote to.
+        model: The original class at its original size, with any weights; untouched. None: the folder is a run's, which
+            says how its model is built.
+
+    Returns:
+        Without `model`, the run: its smaller model, class names, and how it reads an image (`prunus.run.Saved`). With
+        it, the smaller model alone, on the device of `model`.
+
+    Raises:
+        UserError: The folder holds no finished run, or one whose model cannot be built from its name.
+        FileError: `model` is not the class that was pruned, or a file is missing or damaged.
+    """
+    if model is not None:
+        return export.load(folder, model)
+    from prunus.run import load_run  # brings the learning wing, see below
+
+    return load_run(folder)
 
 
 def __getattr__(name: str) -> Any:
