@@ -68,9 +68,15 @@ __all__ = [
 
 
 @overload
-def load(folder: str | Path) -> "Saved": ...
+def load(folder: str | Path) -> "Saved":
+    """Load a finished run."""
+
+
 @overload
-def load(folder: str | Path, model: nn.Module) -> nn.Module: ...
+def load(folder: str | Path, model: nn.Module) -> nn.Module:
+    """Load a model that `save` wrote."""
+
+
 def load(folder: str | Path, model: nn.Module | None = None) -> "Saved | nn.Module":
     """Load a finished run by its folder alone, or a model that `save` wrote.
 

@@ -1,5 +1,6 @@
 """What turns an image into a model's input, as data that is stored with a run."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,7 @@ from prunus.files import expand_home
 
 # Channels -> mean and standard deviation over 0..1. For colour ImageNet's, which published weights expect.
 NORMS = {1: ((0.3,), (0.35,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+LARGEST = 2**15  # pixels; a stored size beyond it is damage
 CENTER = 0.875  # of the shorter side: what is cut out of large images
 
 
@@ -75,18 +77,28 @@ class Preprocessing:
         # (pixel / 255 - mean) / std as one multiplication and one addition; a view, so channels-last in memory
         return (x * (1 / (255 * std)) + -mean / std).permute(0, 3, 1, 2)
 
+    def check(self) -> None:
+        """Raise ValueError or TypeError unless the fields fit together and can be used."""
+        fits = {
+            "channels": self.channels in NORMS,
+            "size": len(self.size) == 2 and all(type(n) is int and 0 < n <= LARGEST for n in self.size),
+            "mean": len(self.mean) == self.channels and all(map(math.isfinite, self.mean)),
+            "std": len(self.std) == self.channels and all(0 < s < math.inf for s in self.std),
+            "crop": self.crop is None or 0 < self.crop <= 1,
+            "interpolation": self.interpolation.upper() in Image.Resampling.__members__,
+        }
+        wrong = [f"{name} is {getattr(self, name)!r}" for name, good in fits.items() if not good]
+        if wrong:
+            raise ValueError(", ".join(wrong))
+
     @classmethod
     def from_json(cls, values: dict[str, Any], file: Path) -> Self:
         """Make it from what a file stores; FileError if that does not fit."""
         try:
-            known = {**values, **{key: tuple(values[key]) for key in ("size", "mean", "std")}}
-            made = cls(**known)
-            sizes = [made.channels, *made.size]
-            fits = len(made.mean) == len(made.std) == made.channels and len(made.size) == 2
-            if made.channels not in NORMS or not fits or not all(type(n) is int and n > 0 for n in sizes):
-                raise ValueError(f"{sizes} and {made.mean} do not fit together")
+            made = cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+            made.check()
             return made
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise FileError(
                 f"{file} holds no preprocessing of images ({error}); copy the run again."
             ) from error

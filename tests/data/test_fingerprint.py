@@ -21,6 +21,12 @@ def photos(tmp_path):
     return write_photos(tmp_path / "photos", {"cat": 40, "dog": 40, "owl": 40})
 
 
+@pytest.fixture
+def many_photos(tmp_path):
+    """So many that some of each class are below every share; see `hold_out_by_content`."""
+    return write_photos(tmp_path / "many", {"cat": 250, "owl": 250})
+
+
 def fingerprint(folder, **options):
     return load_data(f"imagefolder:{folder}", **options).fingerprint
 
@@ -102,7 +108,8 @@ def test_test_is_the_same_for_every_seed_and_val_is_not(photos):
     assert one.differences(two)
 
 
-def test_an_image_that_is_added_moves_no_other(photos):
+def test_an_image_that_is_added_moves_no_other(many_photos):
+    photos = many_photos
     before = {split: names_of(photos, split) for split in ("train", "val", "test")}
     assert all(before.values())
     Image.fromarray(np.full((8, 8), 77, np.uint8)).save(photos / "cat" / "000 first.png")
@@ -164,6 +171,20 @@ def tensors():
         {"preprocessing": {"channels": 3}},
         {"preprocessing": {"channels": 3, "size": [8], "mean": [0], "std": [1]}},
         {"preprocessing": 8},
+        *(
+            {"preprocessing": {"channels": 1, "size": [8, 8], "mean": [0.3], "std": [0.3]} | wrong}
+            for wrong in (
+                {"size": [8, 2**40]},
+                {"size": [8.5, 8]},
+                {"std": [0.0]},
+                {"mean": ["a"]},
+                {"crop": 2},
+                {"interpolation": "best"},
+                {"interpolation": 3},
+                {"channels": 2},
+                {"unknown": 1},
+            )
+        ),
     ],
 )
 def test_a_damaged_file_is_refused_by_name(photos, damage):
