@@ -31,7 +31,7 @@ def input_of(
 ) -> tuple[tuple[int, int, int], int]:
     """Shape of one image and number of classes: as given, otherwise the data's, otherwise the model's usual ones."""
     if data is not None:
-        loaded = load_data(data)
+        loaded = load_data(data, skip_broken=True)  # nothing is trained on them
         channels, height, width = loaded.example.shape[1:]
         if (number := classes or loaded.classes) is None:
             raise UserError(f"{data} has no classes; give their number with --classes.")

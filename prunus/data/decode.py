@@ -23,8 +23,15 @@ MODES = {1: "L", 3: "RGB"}
 DEEP = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes of one channel of more than 8 bits
 GRAY = {"1", "L", "LA", "La"} | DEEP
 ORIENTATION = 0x0112  # the tags of EXIF, and of TIFF below
-TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270"}
-TURNS |= {7: "TRANSVERSE", 8: "ROTATE_90"}
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 BITS, SAMPLE_FORMAT, SIGNED = 258, 339, 2
 
 
@@ -65,12 +72,11 @@ def decode(name: str, data: Encoded, channels: int) -> Image.Image:
     image = open_image(name, read_bytes(name, data))
     try:
         image.load()
-        image = upright(image)
-        if image.mode in DEEP:
-            return deep(image)
+        turn = TURNS.get(orientation(image))  # of a TIFF none: Pillow has turned it when it was decoded
         if image.mode in ("P", "PA"):
             image = image.convert("RGBA")  # whose alpha goes below: Pillow warns if it goes here
-        return image.convert(MODES[channels])
+        image = deep(image) if image.mode in DEEP else image.convert(MODES[channels])
+        return image if turn is None else image.transpose(turn)
     except Exception as error:
         raise damage_error(name, error) from error
 
@@ -81,16 +87,11 @@ def pixels(image: Image.Image, channels: int) -> np.ndarray:
     return values if values.shape[-1] == channels else values.repeat(channels, -1)
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF block says; Pillow has turned a TIFF when that was decoded."""
-    turn = TURNS.get(orientation(image))
-    return image.transpose(Image.Transpose[turn]) if turn else image
-
-
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return (width, height) of an image that is not decoded, as they are when it is upright."""
     turned = image.format != "TIFF" and orientation(image) in (5, 6, 7, 8)
-    return image.size[::-1] if turned else image.size
+    width, height = image.size
+    return (height, width) if turned else (width, height)
 
 
 def orientation(image: Image.Image) -> int:

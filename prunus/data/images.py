@@ -70,7 +70,8 @@ class Lazy:
 
     def read_one(self, index: int, numbers: np.ndarray | None) -> np.ndarray:
         """Decode, crop and resize an image: (H, W, C), 0..255. numbers: five in 0..1 choose the augmentation."""
-        image = decode(*self.rows[index], self.how.channels)
+        name, encoded = self.rows[index]
+        image = decode(name, encoded, self.how.channels)
         box = self.how.box(image) if numbers is None else random_box(image.size, numbers)
         x = self.how.resize(image, box)
         return x[:, ::-1] if numbers is not None and numbers[4] < 0.5 else x

@@ -140,14 +140,16 @@ def choose_reading(tables: dict[str, Rows], image_size: int | None) -> Reading:
     sizes, modes = inspect(train)
     channels = 1 if modes <= GRAY else 3
     sizes = {(image_size, image_size)} if image_size else sizes or {(LARGE_SIDE, LARGE_SIDE)}
-    size = next(iter(sizes))
-    bytes_each = size[0] * size[1] * channels
-    lazy = len(sizes) > 1 or max(size) > SMALL_SIDE or bytes_each * len(train.rows) > MEMORY_LIMIT_BYTES
+    width, height = next(iter(sizes))
+    bytes_each = width * height * channels
+    lazy = (
+        len(sizes) > 1 or max(width, height) > SMALL_SIDE or bytes_each * len(train.rows) > MEMORY_LIMIT_BYTES
+    )
     side = image_size or LARGE_SIDE
     mean, std = NORMS[channels]
     how = Preprocessing(
         channels=channels,
-        size=(side, side) if lazy else size[::-1],
+        size=(side, side) if lazy else (height, width),
         mean=mean,
         std=std,
         crop=CENTER if lazy else None,

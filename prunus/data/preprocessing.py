@@ -65,10 +65,10 @@ class Preprocessing:
 
     def resize(self, image: Image.Image, box: tuple[float, float, float, float] | None) -> np.ndarray:
         """Resize a box of a decoded image to (H, W, C), 0..255."""
-        side = self.size[::-1]
-        if box is not None or image.size != side:
+        height, width = self.size
+        if box is not None or image.size != (width, height):
             way = Image.Resampling[self.interpolation.upper()]
-            image = image.resize(side, way, box, reducing_gap=None if box is None else 2.0)
+            image = image.resize((width, height), way, box, reducing_gap=None if box is None else 2.0)
         return pixels(image, self.channels)
 
     def normalise(self, x: Tensor) -> Tensor:
@@ -95,7 +95,8 @@ class Preprocessing:
     def from_json(cls, values: dict[str, Any], file: Path) -> Self:
         """Make it from what a file stores; FileError if that does not fit."""
         try:
-            made = cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+            known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            made = cls(**known)
             made.check()
             return made
         except (AttributeError, TypeError, ValueError) as error:

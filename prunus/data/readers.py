@@ -114,14 +114,14 @@ def left_out_sentence(left_out: Mapping[str, int]) -> str:
     """Say which files are no images, and what to do if they should be; empty if there are none."""
     if not left_out:
         return ""
-    words = {
-        reason: "without a suffix" if reason == "no suffix" else reason.split()[1] for reason in left_out
-    }
+    words = {"no suffix": "without a suffix"}
     counts = ", ".join(
-        f"{count} {words[reason]}" for reason, count in sorted(left_out.items(), key=_most_first)
+        f"{count} {words.get(reason, reason.removeprefix('suffix '))}"
+        for reason, count in sorted(left_out.items(), key=_most_first)
     )
+    total = sum(left_out.values())
     return (
-        f"{sum(left_out.values())} files are left out, because of their suffix: {counts}. Images end in "
+        f"{total} {'file is' if total == 1 else 'files are'} left out, because of the suffix: {counts}. Images end in "
         f"{' '.join(sorted(ENDINGS))}; convert others, such as HEIC, to JPEG or PNG."
     )
 
@@ -165,9 +165,11 @@ class Column(Sequence):
     def row(self, index: int, value: dict | None) -> tuple[str, Encoded]:
         """A row's name, which says where it is, and its encoded image: bytes, a file, or None if it is missing."""
         name = f"{index} of {self.name}"
-        if value is None or value["bytes"] is not None or value["path"] is None:
-            return name, value and value["bytes"]
-        return value["path"], Path(value["path"])
+        if value is None:
+            return name, None
+        if value["bytes"] is None and value["path"] is not None:
+            return value["path"], Path(value["path"])
+        return name, value["bytes"]
 
 
 def read_parquet(place: str) -> Found:

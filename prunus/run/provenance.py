@@ -58,9 +58,10 @@ def settle(run: RunFolder, data: Data) -> None:
             )
         return
     if is_trained_on(run.path) and run.processes.is_main_process:
+        split = " They are split by position, as that version did." if now.split_by == "position" else ""
         warnings.warn(
             f"{run.path} was begun by a version that stored nothing about its data: whether they changed cannot be "
-            "known. They are split by position, as that version did.",
+            f"known.{split}",
             UserWarning,
             stacklevel=2,
         )

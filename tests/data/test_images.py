@@ -80,6 +80,15 @@ def test_a_photograph_is_turned_as_its_exif_says(format, orientation):
     assert difference.abs().max() < 0.05  # a JPEG is inexact; wrong orientations differ by 0.15 and more
 
 
+def test_a_deep_image_is_turned_too():
+    """Sixteen bits, a quarter turn: nothing of its depth is lost on the way."""
+    stored = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    x = GRAY.read(encoded(Image.fromarray(stored), "PNG", exif=exif))[0, 0].numpy()
+    assert np.abs(x - np.rot90(stored, -1) / 65535).max() < 1e-6
+
+
 def test_a_photograph_held_upright_counts_by_its_upright_size(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -156,7 +165,7 @@ def test_files_with_unknown_suffixes_are_named_and_counted(tmp_path):
     for name in ("1.heic", "2.HEIC", "notes.txt", "README"):
         (tmp_path / "a" / name).write_bytes(b"no image")
     with pytest.warns(
-        UserWarning, match=r"4 files.* 2 \.heic, 1 \.txt, 1 without a suffix.*pillow-heif|JPEG"
+        UserWarning, match=r"4 files are left out.* 2 \.heic, 1 \.txt, 1 without a suffix.*pillow-heif|JPEG"
     ):
         data = load_data(f"imagefolder:{tmp_path}")
     assert data.fingerprint.skipped == {"suffix .heic": 2, "suffix .txt": 1, "no suffix": 1}
@@ -239,3 +248,21 @@ def test_an_image_is_read_as_the_splits_read_it(tmp_path):
         x = data.test.source.read(data.test.members, None)
         for row, member in zip(x, data.test.members, strict=True):
             assert torch.equal(data.fingerprint.preprocessing.read(folder / names[member])[0], row)
+
+
+@pytest.mark.parametrize("format", ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"])
+def test_damaged_bytes_are_read_or_refused_and_nothing_else(format):
+    """Whatever a decoder raises on damaged bytes is a UserError that names the image."""
+    whole = encoded(Image.fromarray(RNG.integers(0, 256, (9, 7, 3)).astype(np.uint8)), format)
+    refused = 0
+    for trial in range(60):
+        data = np.frombuffer(whole, np.uint8).copy()
+        places = RNG.integers(0, min(len(data), 200), 4)
+        data[places] = RNG.integers(0, 256, 4)
+        try:
+            x = COLOUR.read(data[: len(data) - trial].tobytes())
+            assert x.shape == (1, 3, 8, 8) and bool(torch.isfinite(x).all())
+        except UserError as error:
+            assert "image (given) cannot be decoded" in str(error)
+            refused += 1
+    assert refused
