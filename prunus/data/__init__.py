@@ -12,7 +12,7 @@ Its files, in the order in which to read them:
     load            Data from a SPEC
 """
 
-from prunus.data.fingerprint import Fingerprint, fingerprint_of_splits
+from prunus.data.fingerprint import Fingerprint, fingerprint_of_splits, parts_of
 from prunus.data.load import Data, load_data
 from prunus.data.preprocessing import Preprocessing
 from prunus.data.split import Split, generator, hold_out
@@ -26,4 +26,5 @@ __all__ = [
     "generator",
     "hold_out",
     "load_data",
+    "parts_of",
 ]

@@ -1,12 +1,12 @@
 """The fingerprint of a data set: what it was when it was loaded, so that a change is noticed and named.
 
-It holds for each image its name, class and a hash of its content, and for each split how many images it has and a hash
-of which, in order. The split itself goes by content (see `hold_out_by_content`).
+It holds for each image in order its name, class and a hash of its content, and for each split how many images it has
+and a hash of which. The split itself goes by content (see `hold_out_by_content`).
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +24,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A split: how many images it has, and a hash of which, with their classes and in their order."""
+    """A split: how many images it has, and a hash of their classes and of their positions among all, in their order."""
 
     images: int
     digest: str
@@ -123,9 +123,11 @@ class Fingerprint:
             found.append(f"images were compared by {self.hashed}, are by {now.hashed}")
         if self.preprocessing != now.preprocessing:
             found.append(_changed_reading(self.preprocessing, now.preprocessing))
+        if not found and list(self.items.values()) != list(now.items.values()):
+            found.append("the images are the same, but their names give them another order")
         if not found:
             others = [name for name in splits if self.splits.get(name) != now.splits.get(name)]
-            found += [f"{name} holds other images, or the same in another order" for name in others]
+            found += [f"{name} holds other images, or in another order" for name in others]
         return found
 
     def _changed_items(self, now: "Fingerprint") -> list[str]:
@@ -141,21 +143,23 @@ class Fingerprint:
 
 def fingerprint_of_splits(classes: int | None, splits: Mapping[str, Split]) -> Fingerprint:
     """Make the fingerprint of data that a user's own code has split: numbers of images, their targets and order."""
-    parts = {
-        name: Part(
-            images=len(split),
-            digest=hash_parts([np.ascontiguousarray(split.labels).tobytes(), split.members.tobytes()]),
-        )
-        for name, split in splits.items()
+    return Fingerprint(hashed="not hashed", split_by="given", classes=classes, splits=parts_of(splits))
+
+
+def parts_of(splits: Mapping[str, Split]) -> dict[str, Part]:
+    """Make the fingerprints of splits, from the targets and positions of their images."""
+    return {
+        name: Part(images=len(splits[name]), digest=hash_split(splits[name]))
+        for name in SPLITS
+        if name in splits
     }
-    return Fingerprint(hashed="not hashed", split_by="given", classes=classes, splits=parts)
 
 
-def hash_parts(parts: Iterable[bytes]) -> str:
-    """Hash byte strings in their order."""
+def hash_split(split: Split) -> str:
+    """Hash the targets and positions of a split's images, in their order."""
     whole = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        whole.update(len(part).to_bytes(8, "little") + part)
+    for values in (split.labels, split.members):
+        whole.update(f"{values.dtype} {values.shape}".encode() + np.ascontiguousarray(values).tobytes())
     return whole.hexdigest()
 
 

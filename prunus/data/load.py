@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from prunus.data.decode import GRAY, header
-from prunus.data.fingerprint import Fingerprint, Part, hash_parts
+from prunus.data.fingerprint import Fingerprint, parts_of
 from prunus.data.preprocessing import CENTER, NORMS, Preprocessing
 from prunus.data.readers import READERS, Found, Rows, left_out_sentence, read_user
 from prunus.data.split import Split, hold_out, hold_out_by_content
@@ -109,7 +109,7 @@ def load_data(
         class_names=found.class_names,
         preprocessing=reading.how,
         skipped={**found.left_out, **({"unreadable": broken} if broken else {})},
-        splits={name: fingerprint_part(splits[name], surveys, found) for name in ("train", "val", "test")},
+        splits=parts_of(splits),
         items=list_items(found, surveys),
     )
     train = splits["train"]
@@ -225,14 +225,3 @@ def list_items(found: Found, surveys: dict[str, Survey]) -> dict[str, str]:
         )
         if index not in surveys[split].broken
     }
-
-
-def fingerprint_part(split: Split, surveys: dict[str, Survey], found: Found) -> Part:
-    """Make the fingerprint of a split from the classes and hashes of its images."""
-    (name,) = (name for name, each in surveys.items() if each.source is split.source)
-    names, digests = found.tables[name].names, surveys[name].digests
-    words = (
-        f"{label}:{digests[member] or names[member]}".encode()
-        for member, label in zip(split.members.tolist(), split.labels.tolist(), strict=True)
-    )
-    return Part(images=len(split), digest=hash_parts(words))

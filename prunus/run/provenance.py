@@ -2,9 +2,10 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from prunus.data import Data, Fingerprint, fingerprint_of_splits
+from prunus.data import Data, Fingerprint, fingerprint_of_splits, parts_of
 from prunus.errors import UserError
 from prunus.files import read_json, write_json
 from prunus.run.folder import RunFolder
@@ -14,9 +15,11 @@ SAME_FOR_EVERY_SEED = ("test",)  # splits
 
 
 def fingerprint_of(data: Data) -> Fingerprint:
-    """Return the fingerprint of data; of splits that a user has made, one without single images."""
+    """Return the fingerprint of data as they are split now; where a user has made them, one without single images."""
     splits = {"train": data.train, "val": data.val, "test": data.test}
-    return data.fingerprint or fingerprint_of_splits(data.classes, splits)
+    if data.fingerprint is None:
+        return fingerprint_of_splits(data.classes, splits)
+    return replace(data.fingerprint, splits=parts_of(splits))  # a user may have replaced one
 
 
 def read_fingerprint(folder: Path) -> Fingerprint | None:

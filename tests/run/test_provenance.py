@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,17 @@ def test_data_of_a_users_own_are_known_by_their_numbers(tmp_path):
     fewer = Data("mine", 10, data.example, data.train.take(np.arange(199)), data.val, data.test)
     with pytest.raises(UserError, match="train had 200 images, has 199"):
         prune(model, data=fewer, resume=True, **arguments)
+
+
+def test_a_split_that_a_user_has_replaced_is_noticed(photos, finished):
+    data = load_data(f"imagefolder:{photos}")
+    saved = prunus.load(finished)
+    saved.check(data)
+    with pytest.raises(UserError, match="test had"):
+        saved.check(replace(data, test=data.test.take(np.arange(3))))
+    order = np.arange(len(data.test))[::-1]
+    with pytest.raises(UserError, match="test holds other images, or in another order"):
+        saved.check(replace(data, test=data.test.take(order)))
 
 
 def test_a_saved_run_gives_back_classes_and_reading(photos, finished):
