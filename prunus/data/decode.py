@@ -14,7 +14,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from prunus.errors import UserError
 
@@ -124,4 +124,9 @@ def deep(image: Image.Image) -> Image.Image:
 
 def damage_error(name: str, error: Exception) -> UserError:
     """Make the error for an image that cannot be decoded."""
+    if isinstance(error, UnidentifiedImageError):  # whose own words name an address in memory
+        return UserError(
+            f"image {name} cannot be decoded (it begins like no format that Pillow reads); repair or remove it, or "
+            "convert it to JPEG or PNG if it is HEIC or raw."
+        )
     return UserError(f"image {name} cannot be decoded ({error}); repair or remove it.")

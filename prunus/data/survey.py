@@ -1,7 +1,7 @@
 """A survey of a table of images before anything is trained: their content, and which cannot be read.
 
-Every image is read, hashed and decoded where that is affordable: up to 2 GiB of encoded images, about three minutes
-on two cores, and always where they are decoded into memory. Of more, a sample of each image is hashed (all of up to
+Every image is read, hashed and decoded where that is affordable: up to 2 GiB of encoded images, about a minute on
+two cores, and always where they are decoded into memory. Of more, a sample of each image is hashed (all of up to
 64 KiB, otherwise its size and 16 blocks of 4 KiB spread evenly over it) and its header is read; damage elsewhere is
 found only when training reads it. Data sets that a user's own code returns are not read for this, because reading an
 item may take long or be random: their images are known by their positions.

@@ -212,6 +212,13 @@ def test_too_many_broken_images_end_in_the_usual_refusal(tmp_path):
         load_data(f"imagefolder:{tmp_path}", skip_broken=True)
 
 
+def test_what_is_no_image_is_named_and_heic_is_thought_of(tmp_path):
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(UserError, match=r"a\.heic cannot be decoded.*HEIC") as refused:
+        COLOUR.read(tmp_path / "a.heic")
+    assert "0x" not in str(refused.value)
+
+
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     fill(tmp_path / "photos", {"a": 6, "b": 6})
