@@ -229,19 +229,19 @@ def test_beyond_what_is_affordable_a_sample_is_hashed(tmp_path, monkeypatch):
     """The split is the same either way, because it goes by the sample alone."""
     fill(tmp_path, {"a": 30, "b": 30}, (90, 70))
     noise = RNG.integers(0, 256, (300, 500)).astype(np.uint8)
-    for index in range(30):  # of more than the sample, and alike but for the middle
+    for index in range(30):  # of more than the sample, and alike but for a band in the middle
         noise[140:160] = index
-        Image.fromarray(noise).save(tmp_path / "a" / f"{index}.png", compress_level=0)
+        Image.fromarray(noise).save(tmp_path / "a" / f"{index}.pgm")
     whole = load_data(f"imagefolder:{tmp_path}")
     monkeypatch.setattr("prunus.data.load.AFFORDABLE_BYTES", 1000)
     sample = load_data(f"imagefolder:{tmp_path}")
     assert whole.fingerprint.hashed == "all bytes" and "16 blocks" in sample.fingerprint.hashed
     for name in ("train", "val", "test"):
         assert np.array_equal(getattr(whole, name).members, getattr(sample, name).members)
-    assert len({sample.fingerprint.items[f"a/{i}.png"] for i in range(30)}) == 30
+    assert len({sample.fingerprint.items[f"a/{i}.pgm"] for i in range(30)}) == 30
     file = tmp_path / "a" / "0.png"
     file.write_bytes(b"no image at all")
-    with pytest.raises(UserError, match=r"(?s)1 of 60 images.*a/0\.png"):  # its header is read all the same
+    with pytest.raises(UserError, match=r"(?s)1 of 90 images.*a/0\.png"):  # its header is read all the same
         load_data(f"imagefolder:{tmp_path}")
 
 

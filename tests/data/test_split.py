@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunus.data.split import hold_out_by_content
@@ -16,6 +16,7 @@ def held(keys, labels, share=0.2, seed=0):
     return {keys[index] for index in out}
 
 
+@settings(deadline=None)
 @given(KEYS, st.randoms())
 def test_an_image_that_is_added_moves_no_other(keys, random):
     """Where the share holds out somebody of each class and leaves somebody, as in all but tiny classes."""
