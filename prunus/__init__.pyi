@@ -1,8 +1,12 @@
+import pathlib
+import typing
+
+import torch
+
 from . import latency as latency
 from . import scores as scores
 from . import sparse as sparse
 from . import testing as testing
-from .export import load as load
 from .export import load_masks as load_masks
 from .export import save as save
 from .graph import Graph as Graph
@@ -10,6 +14,7 @@ from .graph import part as part
 from .graph import rule as rule
 from .graph import trace as trace
 from .latency import latency_ms as latency_ms
+from .run import Saved as Saved
 from .run import prune as prune
 from .selection import Budget as Budget
 from .selection import Sparsity as Sparsity
@@ -30,6 +35,7 @@ __all__ = [
     "Budget",
     "Graph",
     "Proof",
+    "Saved",
     "Sparsity",
     "carry_over",
     "crop",
@@ -54,3 +60,8 @@ __all__ = [
     "trace",
     "verify",
 ]
+
+@typing.overload
+def load(folder: str | pathlib.Path) -> Saved: ...
+@typing.overload
+def load(folder: str | pathlib.Path, model: torch.nn.Module) -> torch.nn.Module: ...

@@ -12,6 +12,21 @@ import torch
 from prunus.errors import FileError, PrunusError
 
 
+def expand_home(path: str | Path) -> Path:
+    """Make a path in which a leading ~ is the user's home.
+
+    Args:
+        path: A path.
+
+    Returns:
+        The path; unchanged if it begins with no ~, or with that of a user that the system does not know.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file completely or not at all.
 

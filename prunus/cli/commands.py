@@ -1,4 +1,4 @@
-"""The commands: prunus demo | run | inspect | methods | compare | report | export | bench.
+"""The commands: prunus demo | run | predict | inspect | methods | compare | report | export | bench.
 
 tyro reads each command's options from its parameters, and their help from the docstring.
 """
@@ -15,11 +15,10 @@ from tyro.conf import Positional, UseAppendAction, arg
 from prunus import report
 from prunus.cli import describe
 from prunus.errors import UserError
-from prunus.files import read_json
 from prunus.graph import trace
 from prunus.methods import find
 from prunus.progress import bar
-from prunus.run import Settings, export_run, preview, prune
+from prunus.run import Settings, compare_data, export_run, load_run, preview, prune, read_result
 from prunus.run import bench as benching
 from prunus.selection import Budget, Sparsity
 from prunus.zoo import load_model
@@ -99,6 +98,7 @@ def run(
     distill_weight: Real = None,
     runtime: Runtime = None,
     image_size: Size = None,
+    skip_broken: bool = False,
     freeze: Patterns = (),
     round_to: Multiple = None,
     options: Pairs = (),
@@ -137,6 +137,7 @@ def run(
         runtime: The runtime that measures a budget of latency_ms: torch on the training device, or onnxruntime on
             the processor.
         image_size: The side in pixels to which all images are resized.
+        skip_broken: Leave out images that cannot be read; otherwise they are listed, and nothing begins.
         freeze: Patterns of layers that keep all units, such as 'head*' 'layer4.*'.
         round_to: The number of which all widths become multiples.
         options: An option of the method; may be given several times. `prunus methods NAME` lists them.
@@ -149,6 +150,7 @@ def run(
         seed=seed,
         weights=str(weights.resolve()) if weights else None,
         image_size=image_size,
+        skip_broken=skip_broken,
         base_epochs=base_epochs,
         base_lr=base_lr,
         epochs=epochs,
@@ -165,6 +167,35 @@ def run(
         return
     result = prune(model, data=data, budget=limit, out=out, settings=settings, resume=resume, progress=bar)
     show(result.values, out)
+
+
+def predict(
+    folder: Positional[Path],
+    files: Positional[tuple[Path, ...]],
+    top: int = 1,
+    json_output: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Classify images with a finished run's model, read as the run read its own; the data set is not needed.
+
+    Examples:
+      prunus predict runs/first cat.jpg dog.jpg
+      prunus predict runs/first photos/*.jpg --top 5 --json
+
+    Args:
+        folder: The run's folder.
+        files: The images.
+        top: The number of classes to show for each image, the likeliest first.
+        json_output: Print JSON: for each file its classes, each with its probability.
+    """
+    if not files:
+        raise UserError("name the images to classify, for example: prunus predict runs/first cat.jpg.")
+    if top < 1:
+        raise UserError(f"--top should be at least 1, not {top}.")
+    found = load_run(folder).predict(files, top)
+    if json_output:
+        OUT.print(describe.predictions_json(files, found), markup=False, soft_wrap=True)
+    else:
+        OUT.print(describe.predictions(files, found))
 
 
 def inspect(
@@ -220,6 +251,8 @@ def compare(folders: Positional[tuple[Path, ...]]) -> None:
     if not folders:
         raise UserError("name the run folders to compare, for example: prunus compare runs/a runs/b.")
     OUT.print(report.comparison({str(folder): read_result(folder) for folder in folders}))
+    for line in compare_data(folders):
+        OUT.print(line, markup=False, soft_wrap=True)
 
 
 def rewrite_report(folder: Positional[Path]) -> None:
@@ -272,6 +305,7 @@ def bench(folder: Positional[Path], seconds: float = 3.0) -> None:
 COMMANDS = {
     "demo": demo,
     "run": run,
+    "predict": predict,
     "inspect": inspect,
     "methods": methods,
     "compare": compare,
@@ -305,17 +339,6 @@ def show(values: dict, folder: Path) -> None:
         hint = f"Zeros make a file smaller, seldom a model faster: `prunus bench {folder}` measures it."
         OUT.print(hint, markup=False, soft_wrap=True)
     OUT.print(f"The smaller model and its report: {folder}/report.html", markup=False, soft_wrap=True)
-
-
-def read_result(folder: Path) -> dict:
-    """Read the result.json of a run; UserError if the run is not finished."""
-    if not (folder / "result.json").exists():
-        begun = (folder / "settings.json").exists()
-        found = (
-            "an unfinished run; continue it with --resume" if begun else "no run; begin one with `prunus run`"
-        )
-        raise UserError(f"{folder} holds {found}.")
-    return read_json(folder / "result.json")
 
 
 def unused_folder(wanted: Path) -> Path:

@@ -2,20 +2,23 @@
 
     digits   parquet:DIR   imagefolder:DIR   hub:NAME   package.module:callable
 
-Choices are made on `val`: the data set's own, or an equal share of each class, held out of train by the seed.
-No choice is made on `test`; if the data set has none, a fifth of train is held out, the same for every seed.
+Choices are made on `val`: the data set's own, or a share of each class, held out of train by the seed.
+No choice is made on `test`; if the data set has none, a fifth of train is held out, the same for every seed. What is
+held out is decided by the images' content, so it stays the same whatever is added to the data set.
 """
 
-from collections.abc import Callable
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
-from prunus.data.images import InMemory, Lazy, Tensors, decode, open_image
-from prunus.data.readers import READERS, Rows, read_user
-from prunus.data.split import Source, Split
+from prunus.data.decode import GRAY, header
+from prunus.data.fingerprint import Fingerprint, parts_of
+from prunus.data.preprocessing import CENTER, NORMS, Preprocessing
+from prunus.data.readers import READERS, Found, Rows, left_out_sentence, read_user
+from prunus.data.split import Split, hold_out, hold_out_by_content
+from prunus.data.survey import AFFORDABLE_BYTES, ALL, NOTHING, SAMPLE, Reading, Survey, survey
 from prunus.errors import UserError
 from prunus.specs import user_object
 
@@ -26,6 +29,7 @@ LARGE_SIDE = (
     224  # pixels; the size that larger images or mixed sizes are cropped to, unless `image_size` is given
 )
 INSPECTED = 64  # images that are opened to find a data set's image size and whether it is gray
+NAMED = 10  # unreadable images that an error names
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Data:
         train: The images to train on.
         val: The images that choices are made on.
         test: The images that no choice is made on.
+        fingerprint: What the data set is, with the names of the classes and how an image is read; None if a user has
+            made the splits.
     """
 
     name: str
@@ -47,6 +53,7 @@ class Data:
     train: Split
     val: Split
     test: Split
+    fingerprint: Fingerprint | None = None
 
 
 def load_data(
@@ -56,6 +63,8 @@ def load_data(
     image_size: int | None = None,
     classes: int | None = None,
     val_share: float = 0.05,
+    skip_broken: bool = False,
+    split_by: str = "content",
 ) -> Data:
     """Load the data set that a SPEC names.
 
@@ -65,33 +74,56 @@ def load_data(
         image_size: The side in pixels that all images are resized to; None: their own, or 224 if large or mixed.
         classes: The number of classes to expect; None: any.
         val_share: The share of each class to hold out as `val`, at least one image.
+        skip_broken: Whether to leave out images that cannot be read; otherwise they are an error.
+        split_by: "content", or "position" to hold out what versions up to 0.1.0 did, for a run that one of them began.
 
     Returns:
         The data set, split into train, val and test.
 
     Raises:
-        UserError: The spec is unknown, files are missing or damaged, the data is empty, or labels are out of range.
+        UserError: The spec is unknown, files are missing, images cannot be read (all are counted, the first are named),
+            the data is empty, or labels are out of range.
     """
     source, _, place = spec.partition(":")
     if source in READERS:
-        tables, found = READERS[source](place)
+        found = READERS[source](place)
     else:
         made = user_object(spec, "data source", [*READERS, "package.module"])()
         if isinstance(made, Data):
             return made
-        tables, found = read_user(spec, made)
-    found = found or 1 + int(max(tables["train"].labels, default=-1))
-    check_labels(spec, tables, found)
-    if classes not in (None, found):
-        raise UserError(f"{spec} has {found} classes, but {classes} were expected.")
-    return split_data(spec, tables, found, image_size, (val_share, seed))
+        found = read_user(spec, made)
+    number = len(found.class_names or ()) or 1 + int(max(found.tables["train"].labels, default=-1))
+    check_labels(spec, found, number)
+    if classes not in (None, number):
+        raise UserError(f"{spec} has {number} classes, but {classes} were expected.")
+    if found.left_out:
+        warnings.warn(left_out_sentence(found.left_out), UserWarning, stacklevel=2)
+    reading = choose_reading(found.tables, image_size)
+    surveys = {name: survey(table, reading) for name, table in found.tables.items()}
+    broken = check_broken(spec, found, surveys, skip_broken)
+    splits = split_data(spec, found, surveys, (val_share, seed), split_by)
+    fingerprint = Fingerprint(
+        hashed=reading.hashed,
+        split_by=split_by,
+        classes=number,
+        class_names=found.class_names,
+        preprocessing=reading.how,
+        skipped={**found.left_out, **({"unreadable": broken} if broken else {})},
+        splits=parts_of(splits),
+        items=list_items(found, surveys),
+    )
+    train = splits["train"]
+    example = train.source.read(train.members[:1], None)
+    return Data(spec, number, example, train, splits["val"], splits["test"], fingerprint)
 
 
-def check_labels(spec: str, tables: dict[str, Rows], classes: int) -> None:
+def check_labels(spec: str, found: Found, classes: int) -> None:
     """Raise UserError unless there are images, at least two classes, and every label is a class."""
-    for name, table in tables.items():
+    for name, table in found.tables.items():
         if not len(table.labels):
-            raise UserError(f"{spec} is empty: no images in {name!r}.")
+            raise UserError(
+                f"{spec} is empty: no images in {name!r}. {left_out_sentence(found.left_out)}".rstrip()
+            )
         wrong = np.flatnonzero((table.labels < 0) | (table.labels >= classes))
         if len(wrong):
             label, at = table.labels[wrong[0]], wrong[0]
@@ -100,45 +132,96 @@ def check_labels(spec: str, tables: dict[str, Rows], classes: int) -> None:
         raise UserError(f"{spec} has a single class; at least two are needed.")
 
 
-def split_data(spec: str, tables: dict, classes: int, image_size: int | None, val: tuple[float, int]) -> Data:
-    """Make a source for every table, and hold val and test out of train where they are missing."""
-    make_source = choose_source(tables["train"], image_size)
-    parts = {name: Split(make_source(t), t.labels, np.arange(len(t.labels))) for name, t in tables.items()}
+def choose_reading(tables: dict[str, Rows], image_size: int | None) -> Reading:
+    """Choose how all splits are read: from memory if train's images are small and of one size, otherwise lazily."""
+    train = tables["train"]
+    if isinstance(train.rows[0][1], Tensor):
+        return Reading(how=None, in_memory=False, hashed=NOTHING)
+    sizes, modes = inspect(train)
+    channels = 1 if modes <= GRAY else 3
+    sizes = {(image_size, image_size)} if image_size else sizes or {(LARGE_SIDE, LARGE_SIDE)}
+    width, height = next(iter(sizes))
+    bytes_each = width * height * channels
+    lazy = (
+        len(sizes) > 1 or max(width, height) > SMALL_SIDE or bytes_each * len(train.rows) > MEMORY_LIMIT_BYTES
+    )
+    side = image_size or LARGE_SIDE
+    mean, std = NORMS[channels]
+    how = Preprocessing(
+        channels=channels,
+        size=(side, side) if lazy else (height, width),
+        mean=mean,
+        std=std,
+        crop=CENTER if lazy else None,
+    )
+    stored = [table.encoded_bytes for table in tables.values()]
+    total = sum(size for size in stored if size is not None)
+    hashed = NOTHING if None in stored else SAMPLE if lazy and total > AFFORDABLE_BYTES else ALL
+    return Reading(how=how, in_memory=not lazy, hashed=hashed)
+
+
+def inspect(train: Rows) -> tuple[set[tuple[int, int]], set[str]]:
+    """Open some images, and return the sizes and modes of those that are not damaged."""
+    sizes, modes = set(), set()
+    for index in range(0, len(train.rows), -(-len(train.rows) // INSPECTED)):
+        try:
+            mode, size = header(*train.rows[index])
+        except UserError:
+            continue  # the survey lists it with all others
+        sizes.add(size)
+        modes.add(mode)
+    return sizes, modes
+
+
+def check_broken(spec: str, found: Found, surveys: dict[str, Survey], skip: bool) -> int:
+    """Return how many images cannot be read; UserError that names the first unless they are to be skipped."""
+    broken = [error for each in surveys.values() for error in each.broken.values()]
+    total = sum(len(table.rows) for table in found.tables.values())
+    if len(broken) == total:
+        raise UserError(f"none of the {total} images of {spec} can be read: {broken[0]}")
+    if broken and not skip:
+        more = [f"and {len(broken) - NAMED} more"] if len(broken) > NAMED else []
+        lines = "\n".join(f"  {line}" for line in [*map(str, broken[:NAMED]), *more])
+        raise UserError(
+            f"{len(broken)} of {total} images of {spec} cannot be read:\n{lines}\nRepair or remove them, or leave "
+            "them out with --skip-broken (skip_broken=True)."
+        )
+    return len(broken)
+
+
+def split_data(
+    spec: str, found: Found, surveys: dict[str, Survey], val: tuple[float, int], split_by: str
+) -> dict[str, Split]:
+    """Make the splits of the images that can be read, and hold val and test out of train where they are missing."""
+    parts, keys = {}, surveys["train"].keys
+    for name, table in found.tables.items():
+        whole = np.setdiff1d(np.arange(len(table.labels)), list(surveys[name].broken)).astype(np.int64)
+        parts[name] = Split(surveys[name].source, table.labels[whole], whole)
     # Data sets with only "train" and "val" publish results on val: it becomes test, and val is held out of train.
     if "test" not in parts and "val" in parts:
         parts["test"] = parts.pop("val")
     for name, share, seed in (("test", TEST_SHARE, TEST_SEED), ("val", *val)):
         if name not in parts:
-            parts["train"], parts[name] = parts["train"].hold_out(share, seed)
-            if not len(parts[name]):
+            train = parts["train"]
+            if split_by == "position":
+                rest, held = hold_out(train.labels, share, seed)
+            else:
+                rest, held = hold_out_by_content(keys[train.members], train.labels, share, (name, seed))
+            parts["train"], parts[name] = train.take(rest), train.take(held)
+            if not len(held):
                 raise UserError(
                     f"{spec} has one image per class; at least two are needed to hold out {name!r}."
                 )
-    train = parts["train"]
-    example = train.source.read(train.members[:1], None)
-    return Data(spec, classes, example, train, parts["val"], parts["test"])
+    return parts
 
 
-def choose_source(train: Rows, image_size: int | None) -> Callable[[Rows], Source]:
-    """Choose how all splits are read: from memory if train's images are small and of one size, otherwise lazily."""
-    if isinstance(train.rows[0][1], Tensor):
-        return lambda table: Tensors(table.rows)
-    inspected = range(0, len(train.rows), -(-len(train.rows) // INSPECTED))
-    images = [open_image(*train.rows[index]) for index in inspected]
-    channels = 1 if {image.mode for image in images} <= {"1", "L"} else 3
-    sizes = {(image_size, image_size)} if image_size else {image.size for image in images}
-    size = sizes.pop()
-    bytes_each = size[0] * size[1] * channels
-    if sizes or max(size) > SMALL_SIDE or bytes_each * len(train.rows) > MEMORY_LIMIT_BYTES:
-        return lambda table: Lazy(table.rows, image_size or LARGE_SIDE, channels)
-    return lambda table: decode_all(table, size, channels)
-
-
-def decode_all(table: Rows, size: tuple[int, int], channels: int) -> Source:
-    """Decode all images, about 20,000 per second; for images this small a second thread only costs time."""
-    pixels = np.empty((len(table.labels), size[1], size[0], channels), np.uint8)
-    for index, (name, data) in enumerate(table.rows):
-        image = decode(name, data, channels)
-        image = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
-        pixels[index] = np.asarray(image).reshape(pixels.shape[1:])
-    return InMemory(pixels)
+def list_items(found: Found, surveys: dict[str, Survey]) -> dict[str, str]:
+    """List the class and hash of every image that can be read, by name."""
+    return {
+        name: f"{label}:{digest}"
+        for split, table in found.tables.items()
+        for index, (name, label, digest) in enumerate(
+            zip(table.names, table.labels.tolist(), surveys[split].digests, strict=True)
+        )
+        if index not in surveys[split].broken
+    }

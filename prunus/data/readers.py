@@ -1,12 +1,13 @@
 """Reading images and labels: scikit-learn's digits, parquet files, folders, the hub, a user's own data set.
 
-A reader returns Rows by split ("train", and "test" and "val" if they exist) and the number of classes, None if only
-the labels show it. Nothing is decoded here.
+A reader returns what it found: Rows by split ("train", and "test" and "val" if they exist), and the classes' names if
+the data set states them. Nothing is decoded here.
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +15,41 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from prunus.data.decode import Encoded
 from prunus.errors import UserError
+from prunus.files import expand_home
 
 SPLITS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val", "eval": "val"}
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"}  # and all that begins with a dot
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")
 ROWS_AT_ONCE = 1000  # rows read from disk together
 
 
 @dataclass(frozen=True)
 class Rows:
-    """One split as stored. rows: (name, bytes or image or tensor) by index; labels: int64 (N,)."""
+    """One split as stored.
+
+    rows: (name in messages, encoded image or tensor) by index; labels: int64 (N,); names: what each image is called
+    wherever the data set lies; encoded_bytes: the size of all images, None if a user's own code returns them.
+    """
 
     rows: Sequence
     labels: np.ndarray
+    names: list[str]
+    encoded_bytes: int | None
 
 
-Splits = tuple[dict[str, Rows], int | None]
+@dataclass(frozen=True)
+class Found:
+    """What a reader found: tables by split, the classes' names (None: not stated), files left out by reason."""
+
+    tables: dict[str, Rows]
+    class_names: tuple[str, ...] | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
-def read_digits(place: str) -> Splits:
+def read_digits(place: str) -> Found:
     """Read the 1,797 gray 8x8 digits that come with scikit-learn."""
     if place:
         raise UserError(f"the SPEC of scikit-learn's digits is 'digits', without {place!r}.")
@@ -42,62 +58,91 @@ def read_digits(place: str) -> Splits:
     found: Any = load_digits()  # a Bunch, where scikit-learn's annotation allows for a tuple
     pixels = np.round(found.images * (255 / 16)).astype(np.uint8)
     rows = [(f"digit {index}", Image.fromarray(image)) for index, image in enumerate(pixels)]
-    return {"train": Rows(rows, found.target.astype(np.int64))}, 10
+    names = [name for name, _ in rows]
+    table = Rows(rows, found.target.astype(np.int64), names, pixels.nbytes)
+    return Found({"train": table}, tuple(map(str, found.target_names)))
 
 
-class Files(Sequence):
-    """Encoded images in files."""
-
-    def __init__(self, paths: list[Path]):
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[str, bytes]:  # pyright: ignore[reportIncompatibleMethodOverride]: rows are read one by one
-        try:
-            return str(self.paths[index]), self.paths[index].read_bytes()
-        except OSError as error:
-            raise UserError(f"image {self.paths[index]} cannot be read: {error}.") from error
-
-
-def read_folder(place: str) -> Splits:
+def read_folder(place: str) -> Found:
     """Read DIR/train/CLASS/IMAGE, and DIR/test or DIR/val alike; or DIR/CLASS/IMAGE, which is split later."""
     folder = find_folder("imagefolder", place)
     # A folder is a split only by its full name: a class called "train station" is not one.
     parts = {SPLITS[part.name]: part for part in subfolders(folder) if part.name in SPLITS}
     parts = parts if "train" in parts else {"train": folder}
-    classes = [path.name for path in subfolders(parts["train"])]
+    classes = tuple(path.name for path in subfolders(parts["train"]))
     if not classes:
         raise UserError(f"{parts['train']} is empty: it should hold a folder of images for each class.")
-    return {name: read_classes(part, classes) for name, part in parts.items()}, len(classes)
+    left_out: Counter[str] = Counter()
+    tables = {name: read_classes(part, classes, folder, left_out) for name, part in parts.items()}
+    return Found(tables, classes, left_out)
 
 
-def read_classes(folder: Path, classes: list[str]) -> Rows:
-    """Read every image below `folder`; its label is the position of its class's folder in `classes`."""
+def read_classes(folder: Path, classes: Sequence[str], root: Path, left_out: Counter[str]) -> Rows:
+    """Read every image below `folder`; its label is the position of its class's folder in `classes`.
+
+    root: the folder of the data set. left_out: the files that are no images are added to it, by reason.
+    """
     unknown = [path.name for path in subfolders(folder) if path.name not in classes]
     if unknown:
         raise UserError(f"{folder} has the class {unknown[0]!r}, which the training images lack.")
     paths, labels = [], []
     for label, name in enumerate(classes):
-        found = [path for path in sorted((folder / name).rglob("*")) if path.suffix.lower() in ENDINGS]
+        files = [path for path in sorted((folder / name).rglob("*")) if is_visible(path, folder)]
+        found = [path for path in files if path.suffix.lower() in ENDINGS]
+        suffixes = [path.suffix.lower() for path in files if path.suffix.lower() not in ENDINGS]
+        left_out.update(f"suffix {suffix}" if suffix else "no suffix" for suffix in suffixes)
         paths += found
         labels += [label] * len(found)
-    return Rows(Files(paths), np.array(labels, np.int64))
+    names = [path.relative_to(root).as_posix() for path in paths]
+    sizes = [path.stat().st_size for path in paths if path.exists()]
+    rows = [(str(path), path) for path in paths]
+    return Rows(rows, np.array(labels, np.int64), names, sum(sizes))
+
+
+def is_visible(path: Path, folder: Path) -> bool:
+    """Whether it is a file that neither is hidden, nor is kept by a system for itself, nor lies in such a folder."""
+    parts = path.relative_to(folder).parts
+    return not path.is_dir() and not any(is_of_system(part) for part in parts)
+
+
+def is_of_system(name: str) -> bool:
+    """Whether a file or folder is hidden, or kept by a system for itself: `._a.png`, `Thumbs.db`."""
+    return name.startswith(".") or name.lower() in SYSTEM_FILES
+
+
+def left_out_sentence(left_out: Mapping[str, int]) -> str:
+    """Say which files are no images, and what to do if they should be; empty if there are none."""
+    if not left_out:
+        return ""
+    words = {"no suffix": "without a suffix"}
+    counts = ", ".join(
+        f"{count} {words.get(reason, reason.removeprefix('suffix '))}"
+        for reason, count in sorted(left_out.items(), key=_most_first)
+    )
+    total = sum(left_out.values())
+    return (
+        f"{total} {'file is' if total == 1 else 'files are'} left out, because of the suffix: {counts}. Images end in "
+        f"{' '.join(sorted(ENDINGS))}; convert others, such as HEIC, to JPEG or PNG."
+    )
+
+
+def _most_first(entry: tuple[str, int]) -> tuple[int, bool, str]:
+    return -entry[1], entry[0] == "no suffix", entry[0]
 
 
 def subfolders(folder: Path) -> list[Path]:
     """List the visible folders in a folder, by name."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_of_system(path.name))
 
 
 def find_folder(source: str, place: str) -> Path:
-    """Find the folder `place`; UserError if it does not exist."""
-    if not place or not Path(place).is_dir():
+    """Find the folder `place`, in which ~ is the user's home; UserError if it does not exist."""
+    folder = expand_home(place)
+    if not place or not folder.is_dir():
         raise UserError(
             f"{source}:{place} should name a folder, but it is not there (looked for from {Path.cwd()})."
         )
-    return Path(place)
+    return folder
 
 
 class Column(Sequence):
@@ -109,25 +154,25 @@ class Column(Sequence):
     def __len__(self) -> int:
         return len(self.column)
 
-    def __getitem__(self, index: int) -> tuple[str, bytes]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, index: int) -> tuple[str, Encoded]:  # pyright: ignore[reportIncompatibleMethodOverride]: rows are read one by one
         return self.row(index, self.column[index])
 
-    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+    def __iter__(self) -> Iterator[tuple[str, Encoded]]:
         for start in range(0, len(self), ROWS_AT_ONCE):
             for index, value in enumerate(self.column[start : start + ROWS_AT_ONCE], start):
                 yield self.row(index, value)
 
-    def row(self, index: int, value: dict | None) -> tuple[str, bytes]:
-        """A row's name, which says where it is, and its image's bytes."""
+    def row(self, index: int, value: dict | None) -> tuple[str, Encoded]:
+        """A row's name, which says where it is, and its encoded image: bytes, a file, or None if it is missing."""
         name = f"{index} of {self.name}"
         if value is None:
-            raise UserError(f"image {name} is missing; repair or remove the row.")
-        if value["bytes"] is None:
-            return Files([Path(value["path"])])[0]
+            return name, None
+        if value["bytes"] is None and value["path"] is not None:
+            return value["path"], Path(value["path"])
         return name, value["bytes"]
 
 
-def read_parquet(place: str) -> Splits:
+def read_parquet(place: str) -> Found:
     """Read train*.parquet, test*.parquet, val*.parquet below DIR; files of other names are joined and split later."""
     import datasets
     from datasets.exceptions import DatasetsError
@@ -152,7 +197,7 @@ def read_parquet(place: str) -> Splits:
     return read_columns(place, found)
 
 
-def read_hub(place: str) -> Splits:
+def read_hub(place: str) -> Found:
     """Read a data set of the Hugging Face hub, which is downloaded once."""
     import datasets
     from datasets.exceptions import DatasetsError
@@ -167,8 +212,8 @@ def read_hub(place: str) -> Splits:
     return read_columns(place, found)
 
 
-def read_columns(place: str, found: dict) -> Splits:
-    """Read the columns of images and labels; the number of classes if the data set states it."""
+def read_columns(place: str, found: dict) -> Found:
+    """Read the columns of images and labels; the classes' names if the data set states them."""
     import datasets
 
     columns = found["train"].column_names
@@ -187,9 +232,15 @@ def read_columns(place: str, found: dict) -> Splits:
                 f"but holds {labels.dtype}."
             )
         encoded = part.cast_column(image, datasets.Image(decode=False))[image]
-        tables[name] = Rows(Column(f"{name!r} in {place}", encoded), labels.astype(np.int64))
+        rows = Column(f"{name!r} in {place}", encoded)
+        tables[name] = Rows(rows, labels.astype(np.int64), number(name, len(rows)), part.data.nbytes)
     names = getattr(found["train"].features[label], "names", None)
-    return tables, names and len(names)
+    return Found(tables, names and tuple(names))
+
+
+def number(split: str, count: int) -> list[str]:
+    """Name the rows of a split by their numbers."""
+    return [f"{split} {index}" for index in range(count)]
 
 
 class Items(Sequence):
@@ -212,7 +263,7 @@ class Items(Sequence):
         return f"number {index}", image
 
 
-def read_user(spec: str, made: Any) -> Splits:
+def read_user(spec: str, made: Any) -> Found:
     """Read the data sets (train, test) of (image, label) that a user's callable returned."""
     pair = isinstance(made, tuple | list) and len(made) == 2
     if not pair or not all(hasattr(part, "__getitem__") for part in made):
@@ -223,8 +274,11 @@ def read_user(spec: str, made: Any) -> Splits:
     tables = {}
     for name, part in zip(("train", "test"), made, strict=True):
         labels = part.targets if hasattr(part, "targets") else [part[index][1] for index in range(len(part))]
-        tables[name] = Rows(Items(part), np.array([int(label) for label in labels], np.int64))
-    return tables, None
+        rows = Items(part)
+        tables[name] = Rows(
+            rows, np.array([int(label) for label in labels], np.int64), number(name, len(rows)), None
+        )
+    return Found(tables)
 
 
 READERS = {"digits": read_digits, "parquet": read_parquet, "imagefolder": read_folder, "hub": read_hub}

@@ -1,5 +1,6 @@
 """A split of a data set: its order, its batches, and what is held out of it."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -109,6 +110,49 @@ def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, n
         held.append(members[: min(max(1, round(share * len(members))), len(members) - 1)])
     held = np.sort(np.concatenate(held))
     return np.setdiff1d(np.arange(len(labels)), held), held
+
+
+def hold_out_by_content(
+    keys: np.ndarray, labels: np.ndarray, share: float, by: tuple[str, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose which positions to hold out by content alone, so that an example that is added moves no other.
+
+    An example is held out if its place in 0..1, a hash of its content, is below the share. Given up for that: the
+    share is met only on average (of 100 images 20, with a standard deviation of 4). A class without any below the
+    share gives its lowest, and one without any above keeps its highest; only there can an example that is added
+    move another.
+
+    Args:
+        keys: A hash of each example's content, uint64 (N,); copies have the same and stay together.
+        labels: The classes, int64 (N,).
+        share: The share to hold out, 0 to 1.
+        by: A purpose and a seed; others choose others, independently.
+
+    Returns:
+        The positions that stay and the positions held out, each sorted.
+    """
+    at = places(keys, by)
+    held = at < share
+    for label in np.unique(labels):
+        own = labels == label
+        low, high = at[own].min(), at[own].max()
+        if low < high:
+            held |= own & (at == low)
+            held &= ~(own & (at == high))
+        else:  # a single image, or copies of one
+            held &= ~own
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def places(keys: np.ndarray, by: tuple[str, int]) -> np.ndarray:
+    """Hash keys, uint64 (N,), to numbers in 0..1 that depend on the keys, a purpose and a seed alone."""
+    salt = f"{by[0]} {by[1]}".encode()
+    numbers = (hashlib.blake2b(key + salt, digest_size=8).digest() for key in map(_bytes, keys.tolist()))
+    return np.array([int.from_bytes(number, "little") for number in numbers]) / 2.0**64
+
+
+def _bytes(key: int) -> bytes:
+    return key.to_bytes(8, "little")
 
 
 def read_ahead(read: Callable, jobs: list[tuple]) -> Iterator:

@@ -10,7 +10,14 @@ from plotly.offline import get_plotlyjs
 from prunus.files import write_atomic
 from prunus.metrics import Metric, format_number
 from prunus.report.figures import figure
-from prunus.report.rows import budget_text, latency_sentence, metric_of, proof_sentence, rows
+from prunus.report.rows import (
+    budget_text,
+    data_sentence,
+    latency_sentence,
+    metric_of,
+    proof_sentence,
+    rows,
+)
 from prunus.report.style import BASE, GRID, KEPT, REMOVED, layout, named_rows, plain
 
 SECTIONS = {"config": "options of the method", "base": "training before pruning", "recovery": "recovery"}
@@ -38,6 +45,7 @@ def write_page(path: Path, result: dict[str, Any]) -> None:
         rows=rows(result),
         proof=proof_sentence(result),
         kept=latency_sentence(result),
+        data=data_sentence(result),
         proved=result["verified"].get("max_abs_error") is not None,
         score=metric.text(after[metric.key]),
         charts=charts,

@@ -124,6 +124,18 @@ def proof_sentence(result: dict[str, Any]) -> str:
     )
 
 
+def data_sentence(result: dict[str, Any]) -> str:
+    """Say how many images were found and used, and why others were not; empty for results of version 0.1.0."""
+    if "data" not in result:
+        return ""
+    data = result["data"]
+    counts = ", ".join(f"{name} {part['images']}" for name, part in data["splits"].items())
+    skipped = ", ".join(f"{count} {reason}" for reason, count in data["skipped"].items())
+    return f"Data: {data['found']} images found, {data['used']} used ({counts})" + (
+        f"; left out: {skipped}." if skipped else "."
+    )
+
+
 def budget_text(result: dict[str, Any]) -> str:
     """Return the limit as text, such as `macs <= 50 %` or `sparsity 80 %`."""
     ((name, limit),) = result["budget"].items()

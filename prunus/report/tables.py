@@ -9,11 +9,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from prunus.report.rows import budget_text, latency_sentence, metric_of, proof_sentence, rows
+from prunus.report.rows import budget_text, data_sentence, latency_sentence, metric_of, proof_sentence, rows
 
 
 def summary(result: dict[str, Any]) -> Group:
-    """Make the table of one run, and the proof in one line below it.
+    """Make the table of one run, and below it a line each on the proof, the latency and the data.
 
     Args:
         result: The run's result.json.
@@ -26,7 +26,8 @@ def summary(result: dict[str, Any]) -> Group:
         table.add_column(heading, justify="left" if not heading else "right")
     for row in rows(result):
         table.add_row(row.label, row.before, row.pruned, row.after, row.change)
-    return Group(table, *(Text(line) for line in (proof_sentence(result), latency_sentence(result)) if line))
+    lines = proof_sentence(result), latency_sentence(result), data_sentence(result)
+    return Group(table, *(Text(line) for line in lines if line))
 
 
 def comparison(results: Mapping[str, dict[str, Any]]) -> Group:

@@ -6,9 +6,11 @@ Its files, in the order in which to read them:
     folder      a run's folder: its settings, finished stages and log, so that a killed run can be resumed
     checks      checks that a method's choice meets the limit
     stages      the five stages, each from files to files
+    provenance  data.json: what the data of a run were
     prepare     loading and checking everything before anything is trained
     result      result.json
     pipeline    prune, preview
+    saved       a finished run, ready to use
     bench       the milliseconds that a finished run gains
     export      exporting a finished run
 """
@@ -16,12 +18,19 @@ Its files, in the order in which to read them:
 from prunus.run.export import export_run
 from prunus.run.folder import RunFolder
 from prunus.run.pipeline import preview, prune
+from prunus.run.provenance import compare_data
+from prunus.run.saved import Prediction, Saved, load_run, read_result
 from prunus.run.settings import Settings
 
 __all__ = [
+    "Prediction",
     "RunFolder",
+    "Saved",
     "Settings",
+    "compare_data",
     "export_run",
+    "load_run",
     "preview",
     "prune",
+    "read_result",
 ]

@@ -21,15 +21,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import PruningError, UserError
+from prunus.errors import PruningError
 from prunus.export import RELATIVE_TOLERANCE, export_program, missing_for_onnx, open_session, store, to_onnx
 from prunus.files import write_json
 from prunus.latency import take_turns
 from prunus.progress import silent
+from prunus.run.saved import original_model
 from prunus.run.stages import BASE as BASE_FILE
 from prunus.run.stages import load_into
 from prunus.sparse import formats
-from prunus.zoo import load_model
 
 BATCHES = (1, 64)
 FASTER = 0.9  # of the base's time; a smaller gain is not reported as one
@@ -75,16 +75,9 @@ def bench_run(folder: Path, result: dict, *, seconds: float = 3.0, progress: Cal
         UserError: The model was not given by a SPEC, so it cannot be built again.
         PruningError: A program computes something else than torch.
     """
-    spec, shape = result["settings"]["model"], tuple(result["input"]["shape"])
-    if ":" not in spec:
-        raise UserError(
-            f"{spec} cannot be built from its name; call prunus.run.bench.bench with the two models."
-        )
-
-    def original() -> nn.Module:
-        return load_model(spec, classes=result["input"]["classes"], in_shape=shape)
-
-    base, pruned = load_into(original(), folder / BASE_FILE), store.load(folder, original())
+    original = original_model(result, "call prunus.run.bench.bench with the two models")
+    base, pruned = load_into(original, folder / BASE_FILE), store.load(folder, original)
+    shape = tuple(result["input"]["shape"])
     zeros, macs = result["after"].get("sparsity", 0.0), result["after"]["macs"] / result["before"]["macs"]
     record = bench(base, pruned, shape, zeros=zeros, macs=macs, seconds=seconds, progress=progress)
     write_json(folder / "bench.json", record)

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from prunus.errors import UserError
 from prunus.export import export_model, store
-from prunus.zoo import load_model
+from prunus.run.saved import original_model
 
 
 def export_run(folder: Path, result: dict[str, Any]) -> list[str]:
@@ -22,10 +21,5 @@ def export_run(folder: Path, result: dict[str, Any]) -> list[str]:
         UserError: The model was not given by a SPEC, so it cannot be built again.
         PruningError: An exported model computes something else than the model.
     """
-    spec, shape = result["settings"]["model"], tuple(result["input"]["shape"])
-    if ":" not in spec:
-        raise UserError(
-            f"{spec} cannot be built from its name; call prunus.export.export_model with the model."
-        )
-    model = store.load(folder, load_model(spec, classes=result["input"]["classes"], in_shape=shape))
-    return export_model(folder, model, shape)
+    original = original_model(result, "call prunus.export.export_model with the model")
+    return export_model(folder, store.load(folder, original), tuple(result["input"]["shape"]))

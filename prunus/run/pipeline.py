@@ -23,6 +23,7 @@ from prunus.files import write_json
 from prunus.graph import Graph
 from prunus.methods import Pruned
 from prunus.progress import silent
+from prunus.run import provenance
 from prunus.run.folder import RunFolder
 from prunus.run.prepare import make_classification, make_pipeline
 from prunus.run.result import make_result
@@ -92,6 +93,7 @@ def prune(
     )
     pipeline = _make_pipeline(run, model, example, task, data, budget, settings)
     run.begin()
+    provenance.settle(run, pipeline.task.data)
     records = {name: run.stage(name, getattr(pipeline, name)) for name in STAGES}
     values = make_result(pipeline, records)
     run.write(lambda: write_json(run.path / "result.json", values))
@@ -155,7 +157,10 @@ def _collect_settings(
                 "give either a task, or a model and data; a task has a model and data of its own."
             )
         things = {"model": label(task.model), "data": label(task.data), "task": type(task).__qualname__}
-    return things | {"budget": {budget.name: budget.value}} | asdict(settings)
+    stored = asdict(settings)
+    if not settings.skip_broken:  # stored only if it is on, because runs of version 0.1.0 lack it
+        del stored["skip_broken"]
+    return things | {"budget": {budget.name: budget.value}} | stored
 
 
 def _make_pipeline(
@@ -170,7 +175,7 @@ def _make_pipeline(
     is_trained = not isinstance(model, str)
     if task is None:
         assert model is not None and data is not None
-        task = make_classification(model, example, data, settings)
+        task = make_classification(model, example, data, settings, provenance.split_of(run.path))
     else:
         task = copy.copy(task)  # the user's own task keeps its recipe fields
     return make_pipeline(run, task, budget, settings, is_trained=is_trained)

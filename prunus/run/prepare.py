@@ -18,11 +18,17 @@ from prunus.zoo import load_model, load_weights
 
 
 def make_classification(
-    model: nn.Module | str, example: Tensor | None, data: Data | str, settings: Settings
+    model: nn.Module | str, example: Tensor | None, data: Data | str, settings: Settings, split_by: str
 ) -> Classification:
-    """Return the task of classifying `data` with `model`; either may be a SPEC."""
+    """Return the task of classifying `data` with `model`; either may be a SPEC. split_by: see `load_data`."""
     if isinstance(data, str):
-        data = load_data(data, seed=settings.seed, image_size=settings.image_size)
+        data = load_data(
+            data,
+            seed=settings.seed,
+            image_size=settings.image_size,
+            skip_broken=settings.skip_broken,
+            split_by=split_by,
+        )
     if example is not None:
         data = replace(data, example=example)
     if isinstance(model, str):

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from prunus.machine import machine, versions
+from prunus.run.provenance import fingerprint_of
 from prunus.run.stages import Pipeline
 
 
@@ -22,6 +23,7 @@ def make_result(pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> di
         "metric": metric.key,
         "metric_shown": asdict(metric),
         "input": {"shape": list(pipeline.task.example.shape[1:])} | built_with,
+        "data": fingerprint_of(pipeline.task.data).summary(),
         "before": evaluate["before"] | base["test"],
         "pruned": shrink["test"],
         "after": evaluate["after"] | evaluate["test"],

@@ -6,10 +6,11 @@ Its files, in the order in which to read them:
     classification    image classification: cross-entropy and top-1 accuracy
 """
 
-from prunus.tasks.classification import Classification
+from prunus.tasks.classification import Classification, logits
 from prunus.tasks.task import Task
 
 __all__ = [
     "Classification",
     "Task",
+    "logits",
 ]

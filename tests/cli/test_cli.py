@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from rich.console import Console
 
 from prunus import cli, methods
 from prunus.cli import commands, describe
-from prunus.files import read_json
+from prunus.files import read_json, write_json
+from tests.lib.photos import write_photos
 
 SPARSE = ["run", "--model", "zoo:digits_resnet", "--data", "digits", "--out", "OUT", "--method", "lookahead"]
 
@@ -217,3 +219,75 @@ def test_every_option_of_a_method_is_explained(name):
     console.print(describe.option_meanings(found.config_class))
     explained = {line.split()[0] for line in console.export_text().splitlines() if line[:1].isalpha()}
     assert not [option for option, _ in methods.option_types(found.config_class) if option not in explained]
+
+
+@pytest.fixture(scope="module")
+def photos_run(tmp_path_factory):
+    """Photos of two classes, and a short finished run on them."""
+    folder = tmp_path_factory.mktemp("photos")
+    photos = write_photos(folder / "photos", {"[b]cat": 40, "dog": 40})
+    arguments = ["--model", "zoo:digits_resnet", "--data", f"imagefolder:{photos}", "--method", "magnitude"]
+    assert (
+        cli.main(["run", *arguments, "--base-epochs", "1", "--epochs", "1", "--out", str(folder / "run")])
+        == 0
+    )
+    return photos, folder / "run"
+
+
+def test_predict_shows_a_table_of_files_classes_and_probabilities(capsys, photos_run, monkeypatch):
+    photos, run = photos_run
+    monkeypatch.chdir(photos)
+    files = [f"dog/{index}.png" for index in range(3)]
+    text = "".join(said(capsys, "predict", str(run), *files, "--top", "2").split())
+    assert "class" in text and "probability" in text
+    assert text.count("[b]cat") == text.count("%") / 2 == 3  # a class's name is no markup
+    assert "dog/2.png" in text
+
+
+def test_predict_prints_json_that_a_program_reads(capsys, photos_run):
+    photos, run = photos_run
+    assert cli.main(["predict", str(run), str(photos / "dog" / "0.png"), "--json", "--top", "5"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["file"].endswith("dog/0.png") and len(row["classes"]) == 2
+    assert sum(each["probability"] for each in row["classes"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["RUN"], "name the images"),
+        (["RUN", "nowhere.png", "missing.png"], "missing.png"),
+        (["RUN", "nowhere.png", "--top", "0"], "--top should be at least 1, not 0"),
+        (["nowhere", "a.png"], "nowhere holds no run"),
+    ],
+)
+def test_mistakes_with_predict_end_in_one_message(capsys, photos_run, arguments, words):
+    arguments = [str(photos_run[1]) if argument == "RUN" else argument for argument in arguments]
+    assert words in said(capsys, "predict", *arguments, status=2)
+
+
+def test_compare_says_where_runs_had_other_data(capsys, photos_run, digits_run, tmp_path):
+    run = photos_run[1]
+    copy = shutil.copytree(run, tmp_path / "copy")
+    assert "other data" not in said(capsys, "compare", str(run), str(copy))
+    stored = read_json(copy / "data.json")
+    del stored["items"]["dog/3.png"]
+    write_json(copy / "data.json", stored)
+    text = said(capsys, "compare", str(run), str(copy))
+    assert "other data" in text and "1 image gone: dog/3.png" in text
+    (copy / "data.json").unlink()
+    assert "Stored nothing about their data" in said(capsys, "compare", str(run), str(copy))
+    assert "classes gone: [b]cat, dog" in said(capsys, "compare", str(run), str(digits_run))
+
+
+def test_a_runs_table_says_how_many_images_were_used(capsys, photos_run):
+    assert "80 images found, 80 used" in " ".join(said(capsys, "report", str(photos_run[1])).split())
+
+
+def test_skip_broken_leaves_out_what_cannot_be_read(capsys, tmp_path):
+    photos = write_photos(tmp_path / "photos", {"cat": 20, "dog": 20})
+    (photos / "cat" / "3.png").write_bytes(b"no image")
+    arguments = ["run", "--model", "zoo:digits_resnet", "--data", f"imagefolder:{photos}"]
+    arguments += ["--method", "magnitude", "--dry-run", "--out", str(tmp_path / "run")]
+    assert "cat/3.png" in said(capsys, *arguments, status=2)
+    assert "macs" in said(capsys, *arguments, "--skip-broken")

@@ -6,8 +6,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from prunus.data import Data, Split
+from prunus.data.images import Tensors
 from prunus.files import read_tensors
 from prunus.train import checkpoint
 
@@ -26,8 +29,11 @@ torch.distributed.destroy_process_group()
 def image_items():
     """As data, a SPEC of which is tests.lib.two_processes:image_items."""
     torch.manual_seed(0)
-    items = [(torch.randn(1, 8, 8), i % 10) for i in range(210)]  # 200 to train on: batches of an even size
-    return items, items[:50]
+    source = Tensors([(str(index), torch.randn(1, 8, 8)) for index in range(210)])
+    whole = Split(source, np.arange(210) % 10, np.arange(210))
+    train, val = whole.take(np.arange(200)), whole.take(np.arange(200, 210))  # batches of an even size
+    example = source.read(np.arange(1), None)
+    return Data("image items", 10, example, train, val, whole.take(np.arange(50)))
 
 
 def launched(arguments: list[str]) -> None:

@@ -151,7 +151,7 @@ def test_a_score_is_what_a_plain_evaluation_of_the_renewed_network_says(trained)
     assert torch.cat(some).double().mean().item() == pytest.approx(accuracy, abs=1e-12)
     assert accuracy > trained.evaluate(network(widths), parts.search)["accuracy"]  # without
     assert torch.equal(
-        torch.cat(some), torch.cat([trial.score(widths, 0, 70), trial.score(widths, 70, 150)][:2])
+        torch.cat(some), torch.cat([trial.score(widths, 0, 70), trial.score(widths, 70, trial.images)])
     )
 
 
