@@ -34,9 +34,15 @@ class Config(Options):
         """Return half the multiply-adds."""
         return HALF
 
+    def check_together(self, limit: Budget | Sparsity) -> None:
+        """Raise UserError if no folder is given."""
+        if not self.of:
+            raise UserError("structure needs the folder of another run; give it as --set of=FOLDER.")
+
     def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
-        """Raise the errors of `keep`."""
+        """Raise the errors of `check_together` and `keep`."""
         assert isinstance(limit, Budget)  # see Method.check
+        self.check_together(limit)
         self.keep(graph, limit)
 
     def keep(self, graph: Graph, budget: Budget) -> dict[str, list[int]]:
@@ -50,12 +56,9 @@ class Config(Options):
             axis -> kept indices.
 
         Raises:
-            UserError: No folder is given.
             FileError: The keep belongs to another architecture.
             BudgetError: The keep costs more than the budget.
         """
-        if not self.of:
-            raise UserError("structure needs the folder of another run; give it as --set of=FOLDER.")
         keep = load_keep(self.of, graph)
         if isinstance(budget, Metered):
             figures = budget.meter.figures(keep)
