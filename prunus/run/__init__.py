@@ -2,7 +2,8 @@
 
 Its files, in the order in which to read them:
 
-    settings    the settings of a run
+    settings    the settings of a run, and the stage that reads each first
+    lock        one writer a folder
     folder      a run's folder: its settings, finished stages and log, so that a killed run can be resumed
     checks      checks that a method's choice meets the limit
     stages      the five stages, each from files to files
@@ -15,6 +16,7 @@ Its files, in the order in which to read them:
 
 from prunus.run.export import export_run
 from prunus.run.folder import RunFolder
+from prunus.run.lock import sole_writer
 from prunus.run.pipeline import preview, prune
 from prunus.run.settings import Settings
 
@@ -24,4 +26,5 @@ __all__ = [
     "export_run",
     "preview",
     "prune",
+    "sole_writer",
 ]

@@ -5,6 +5,7 @@ from typing import Any
 
 from prunus.errors import UserError
 from prunus.export import export_model, store
+from prunus.run.lock import sole_writer
 from prunus.zoo import load_model
 
 
@@ -19,7 +20,8 @@ def export_run(folder: Path, result: dict[str, Any]) -> list[str]:
         A sentence for each file that was written.
 
     Raises:
-        UserError: The model was not given by a SPEC, so it cannot be built again.
+        UserError: The model was not given by a SPEC, so it cannot be built again, or another process writes into the
+            folder.
         PruningError: An exported model computes something else than the model.
     """
     spec, shape = result["settings"]["model"], tuple(result["input"]["shape"])
@@ -27,5 +29,6 @@ def export_run(folder: Path, result: dict[str, Any]) -> list[str]:
         raise UserError(
             f"{spec} cannot be built from its name; call prunus.export.export_model with the model."
         )
-    model = store.load(folder, load_model(spec, classes=result["input"]["classes"], in_shape=shape))
-    return export_model(folder, model, shape)
+    with sole_writer(folder):
+        model = store.load(folder, load_model(spec, classes=result["input"]["classes"], in_shape=shape))
+        return export_model(folder, model, shape)
