@@ -78,11 +78,11 @@ class Range(Allowed):
         """Name the nearest number in the range, if there is one."""
         if self.hint is not None:
             return f"; {self.hint}"
-        if not isinstance(value, Real) or math.isnan(value):
+        if not isinstance(value, Real) or value != value:  # as nan is
             return ""
-        nearest = min(max(value, self.least), self.most)
+        nearest = min(max(typing.cast(float, value), self.least), self.most)
         nearest = math.floor(nearest + 0.5) if whole and math.isfinite(nearest) else nearest
-        return f"; the nearest is {nearest:.10g}" if self._holds(nearest) else ""
+        return f"; the nearest is {nearest if whole else f'{nearest:.10g}'}" if self._holds(nearest) else ""
 
 
 Count = Annotated[int, Range(1)]

@@ -5,7 +5,7 @@ tyro reads each command's options from its parameters, and their help from the d
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from rich.console import Console
 from rich.text import Text
@@ -29,9 +29,10 @@ OUT = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")
 ADVISED = "(default: the task's recommendation)"
 Whole = Annotated[int | None, arg(metavar="INT", help_behavior_hint=ADVISED)]
 Real = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint=ADVISED)]
-Precision = Annotated[str | None, arg(metavar="bf16|no", help_behavior_hint=ADVISED)]
+Precision = Annotated[Literal["bf16", "no"] | None, arg(metavar="bf16|no", help_behavior_hint=ADVISED)]
 Runtime = Annotated[
-    str | None, arg(metavar="torch|onnxruntime", help_behavior_hint="(default: torch, with latency_ms)")
+    Literal["torch", "onnxruntime"] | None,
+    arg(metavar="torch|onnxruntime", help_behavior_hint="(default: torch, with latency_ms)"),
 ]
 Size = Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: their own size)")]
 Threads = Annotated[
@@ -142,7 +143,7 @@ def run(
         runtime: The runtime that measures a budget of latency_ms: torch on the training device, or onnxruntime on
             the processor.
         image_size: The side in pixels to which all images are resized.
-        threads: The number of threads that torch computes with; the same number gives the same bits.
+        threads: The number of threads that torch computes with; on one machine the same number gives the same bits.
         freeze: Patterns of layers that keep all units, such as 'head*' 'layer4.*'.
         round_to: The number of which all widths become multiples.
         options: An option of the method; may be given several times. `prunus methods NAME` lists them.

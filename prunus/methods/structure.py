@@ -40,9 +40,8 @@ class Config(Options):
             raise UserError("structure needs the folder of another run; give it as --set of=FOLDER.")
 
     def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
-        """Raise the errors of `check_together` and `keep`."""
+        """Raise the errors of `keep`."""
         assert isinstance(limit, Budget)  # see Method.check
-        self.check_together(limit)
         self.keep(graph, limit)
 
     def keep(self, graph: Graph, budget: Budget) -> dict[str, list[int]]:
@@ -56,9 +55,11 @@ class Config(Options):
             axis -> kept indices.
 
         Raises:
+            UserError: No folder is given.
             FileError: The keep belongs to another architecture.
             BudgetError: The keep costs more than the budget.
         """
+        self.check_together(budget)
         keep = load_keep(self.of, graph)
         if isinstance(budget, Metered):
             figures = budget.meter.figures(keep)

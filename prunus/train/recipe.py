@@ -8,7 +8,7 @@ import torch
 from torch.optim import Optimizer
 
 from prunus.errors import unknown
-from prunus.options import Checked, Count, Epochs, Range, Rate, Share
+from prunus.options import Checked, Count, Range, Rate, Share
 
 NotNegative = Annotated[float, Range(0)]
 
@@ -32,7 +32,7 @@ class Recipe(Checked):
         UserError: An optimiser or precision is unknown, or a number is out of its range.
     """
 
-    epochs: Epochs
+    epochs: NotNegative  # begun ones count as whole; a search that ends by itself may have a part
     batch_size: Count = 128  # over all processes together
     optimizer: str = "sgd"  # or "adamw"
     lr: Rate = 0.1  # the highest, reached after the warm-up, from which a cosine leads to 0
