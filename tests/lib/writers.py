@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from prunus.errors import UserError
@@ -13,30 +14,33 @@ SPAWN = multiprocessing.get_context("spawn")
 
 def compete(folders: list[Path], *, resume: bool) -> list[list[tuple[int, str]]]:
     """Let two processes begin a run in each folder at once; returns, by folder, what became of each: (pid, words)."""
-    start, met, queue = SPAWN.Barrier(2), SPAWN.Barrier(2), SPAWN.Queue()
-    processes = [
-        SPAWN.Process(target=begin_in_each, args=(folders, resume, start, met, queue)) for _ in range(2)
-    ]
-    for process in processes:
-        process.start()
-    said = [queue.get() for _ in range(2 * len(folders))]
-    for process in processes:
-        process.join()
-    return [[(pid, words) for pid, folder, words in said if folder == each] for each in folders]
+    with SPAWN.Manager() as manager, ProcessPoolExecutor(2, SPAWN) as pool:
+        barriers = manager.Barrier(2), manager.Barrier(2)
+        both = [pool.submit(begin_in_each, folders, resume, *barriers) for _ in range(2)]
+        return [list(each) for each in zip(*(one.result() for one in both), strict=True)]
 
 
-def begin_in_each(folders, resume, start, met, queue) -> None:
-    """Begin a run in each folder when the other process does, and end it when both know what became of them."""
-    for folder in folders:
-        start.wait()
-        try:
-            with RunFolder(folder, {"seed": 0}, resume=resume) as run:
-                met.wait()
-                run.stage("base", lambda: {"by": os.getpid()})
-                queue.put((os.getpid(), folder, "won"))
-        except UserError as error:
+def begin_in_each(folders: list[Path], resume: bool, start, met) -> list[tuple[int, str]]:
+    """Begin a run in each folder when the other process does; end it when both know what became of them."""
+    try:
+        return [(os.getpid(), begin(folder, resume, start, met)) for folder in folders]
+    except BaseException:  # the other process does not wait for this one
+        start.abort()
+        met.abort()
+        raise
+
+
+def begin(folder: Path, resume: bool, start, met) -> str:
+    """Begin a run; returns "won", or the words with which it was refused."""
+    start.wait()
+    try:
+        with RunFolder(folder, {"seed": 0}, resume=resume) as run:
             met.wait()
-            queue.put((os.getpid(), folder, str(error)))
+            run.stage("base", lambda: {"by": os.getpid()})
+            return "won"
+    except UserError as error:
+        met.wait()
+        return str(error)
 
 
 def leave_locks(folders: list[Path]) -> int:
