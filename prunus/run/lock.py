@@ -121,9 +121,10 @@ def take(path: Path) -> Holder:
 
 
 def release(path: Path, mine: Holder) -> None:
-    """Remove the lock in file `path` if it is still `mine`."""
-    if read(path) == mine:
-        path.unlink(missing_ok=True)
+    """Remove the lock in file `path` if it is still `mine`; one that somebody damaged stays."""
+    with contextlib.suppress(FileError):
+        if read(path) == mine:
+            path.unlink(missing_ok=True)
 
 
 def create(path: Path, holder: Holder) -> bool:

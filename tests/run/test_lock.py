@@ -75,6 +75,18 @@ def test_the_lock_is_there_as_long_as_it_is_held(tmp_path):
     assert only_file(tmp_path / "run") == []
 
 
+def damage(folder):
+    (folder / lock.NAME).write_text("")
+
+
+@pytest.mark.parametrize("replace_lock", [damage, put])
+def test_a_lock_that_is_no_longer_its_own_is_left_and_hides_no_error(tmp_path, replace_lock):
+    with pytest.raises(ValueError, match="the run's own"), sole_writer(tmp_path):
+        replace_lock(tmp_path)
+        raise ValueError("the run's own")
+    assert only_file(tmp_path) == [lock.NAME]
+
+
 def test_a_lock_whose_process_has_ended_is_taken_over(tmp_path):
     gone = leave_locks([tmp_path])
     assert lock.read(tmp_path / lock.NAME).pid == gone
