@@ -278,7 +278,9 @@ def test_a_lazy_parameter_is_named():
 
 def test_modules_are_listed_as_torch_lists_them():
     shared = nn.Linear(2, 2)
-    model = nn.Sequential(shared, nn.Sequential(nn.ReLU(), shared, nn.ModuleDict({"b": nn.Tanh()})), nn.ReLU())
+    model = nn.Sequential(
+        shared, nn.Sequential(nn.ReLU(), shared, nn.ModuleDict({"b": nn.Tanh()})), nn.ReLU()
+    )
     model.register_module("none", None)
     model[1].add_module("back", model[2])
     assert list_modules(model) == list(model.named_modules())
