@@ -22,7 +22,7 @@ class Example(Record, frozen=True, kw_only=True):
     remedy: ClassVar[str] = "Make it again."
     axes: dict[str, Axis]
     loss: Real = 0.0
-    limit: Annotated[dict[str, Real], Meta(max_length=1)] = {}
+    limit: Annotated[dict[str, Real], Meta(max_length=1)] = msgspec.field(default_factory=dict)
     more: Any = None
 
 
@@ -69,7 +69,7 @@ def test_damage_is_named_with_its_place_and_what_to_do(tmp_path, old, new, words
 
 def test_text_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "file.json").write_bytes(b'{"axes": {"\xff": 1}}')
-    with pytest.raises(FileError, match="not readable as JSON .*invalid start byte"):
+    with pytest.raises(FileError, match=r"not readable as JSON .*invalid start byte"):
         read_json(tmp_path / "file.json")
 
 
@@ -87,7 +87,7 @@ def test_a_file_that_is_too_large_missing_or_a_folder_is_refused(tmp_path, monke
         read_json(tmp_path / "file.json", Example)
     with pytest.raises(FileError, match=r"none.json does not exist."):
         read_json(tmp_path / "none.json")
-    with pytest.raises(FileError, match="could not be read: .*directory"):
+    with pytest.raises(FileError, match=r"could not be read: .*directory"):
         read_json(tmp_path)
 
 

@@ -23,6 +23,7 @@ from prunus.methods.pass_ import hypernetwork
 from prunus.methods.pass_.config import Config
 from prunus.methods.pass_.hypernetwork import MaskNetwork
 from prunus.methods.pass_.prompt import Prompt, Prompted
+from prunus.methods.pass_.state import check_state
 from prunus.methods.pass_.statistics import STATISTICS, network_inputs, standardise
 from prunus.selection import Budget, Metered, min_units, price_of
 
@@ -394,7 +395,8 @@ class PASS(nn.Module):
         return {name: getattr(self, name) for name in CHANGES}
 
     def restore(self, state: dict) -> None:
-        """Restore a `state`."""
+        """Restore a `state`; FileError if it is damaged."""
+        check_state(state, len(self.statistics), len(self.names))
         for name in CHANGES:
             setattr(self, name, state[name])
 
