@@ -5,6 +5,7 @@ says what it has to hold: a frozen `Record` beside its reader, or any type that 
 large or of another version is a FileError that names the place in the file.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -239,6 +240,25 @@ def shorten(value: Any) -> str:
     """Return a value as text of limited length, in which control characters are escaped."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} ... {text[-SHOWN // 4 :]}"
+
+
+def hash_file(path: Path) -> str:
+    """Compute the SHA-256 of a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        FileError: The file is missing or not readable.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise FileError(f"{path} could not be read: {error}.") from error
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict | None = None) -> None:

@@ -15,7 +15,6 @@ from tyro.conf import Positional, UseAppendAction, arg
 from prunus import report
 from prunus.cli import describe
 from prunus.errors import UserError
-from prunus.files import read_json
 from prunus.graph import trace
 from prunus.methods import find
 from prunus.progress import bar
@@ -315,7 +314,7 @@ def read_result(folder: Path) -> dict:
             "an unfinished run; continue it with --resume" if begun else "no run; begin one with `prunus run`"
         )
         raise UserError(f"{folder} holds {found}.")
-    return read_json(folder / "result.json")
+    return report.read_result(folder / "result.json")
 
 
 def unused_folder(wanted: Path) -> Path:

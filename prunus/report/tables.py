@@ -25,14 +25,15 @@ def summary(result: dict[str, Any]) -> Group:
     for heading in ("", "before", "pruned", "recovered", "of before"):
         table.add_column(heading, justify="left" if not heading else "right")
     for row in rows(result):
-        table.add_row(row.label, row.before, row.pruned, row.after, row.change)
+        table.add_row(*map(Text, (row.label, row.before, row.pruned, row.after, row.change)))
     return Group(table, *(Text(line) for line in (proof_sentence(result), latency_sentence(result)) if line))
 
 
 def comparison(results: Mapping[str, dict[str, Any]]) -> Group:
     """Make a table of runs side by side.
 
-    Runs that differ only in their seed are followed by their mean and spread. If some runs set weights to zero, the
+    Runs that differ only in their seed are followed by their mean and spread; copies of a run are named, and count
+    once. If some runs set weights to zero, the
     share of zeros replaces parameters and milliseconds, because `prunus bench` measures what zeros save.
 
     Args:
@@ -50,8 +51,22 @@ def comparison(results: Mapping[str, dict[str, Any]]) -> Group:
         table.add_column(heading, justify="right", no_wrap=True)
     for label, result in results.items():
         table.add_row(*map(Text, _cells(label, result, sparse)))
-    notes = [Text(line) for line in _means(list(results.values()))]
-    return Group(table, *notes)
+    copies = _copies(results)
+    own = [result for label, result in results.items() if label not in copies]
+    notes = [
+        f"{label} is a copy of {original}: both hold the same result." for label, original in copies.items()
+    ]
+    return Group(table, *map(Text, [*notes, *_means(own)]))
+
+
+def _copies(results: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """Return the labels of results that equal an earlier one, also in their clocks, with the label of that one."""
+    first: dict[str, str] = {}
+    originals = {
+        label: first.setdefault(json.dumps(result, sort_keys=True), label)
+        for label, result in results.items()
+    }
+    return {label: original for label, original in originals.items() if label != original}
 
 
 def bench_table(record: dict[str, Any]) -> Table:
@@ -77,7 +92,7 @@ def bench_table(record: dict[str, Any]) -> Table:
                 f"{row['median_ms']:.3g}",
                 f"{row['of_base']['median']:.2f}" if "of_base" in row else "",
             ]
-        table.add_row(name, *cells)
+        table.add_row(*map(Text, (name, *cells)))
     return table
 
 
@@ -108,6 +123,8 @@ def _means(results: list[dict[str, Any]]) -> list[str]:
         if len(group) > 1:
             metric = metric_of(group[0])
             values = [result["after"][metric.key] for result in group]
+            if None in values:
+                continue
             mean = sum(values) / len(values)
             spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
             lines.append(

@@ -4,6 +4,7 @@ Its files, in the order in which to read them:
 
     settings    the settings of a run
     folder      a run's folder: its settings, finished stages and log, so that a killed run can be resumed
+    records     the schemas of the stages' records
     checks      checks that a method's choice meets the limit
     stages      the five stages, each from files to files
     prepare     loading and checking everything before anything is trained

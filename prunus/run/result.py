@@ -5,11 +5,18 @@ from dataclasses import asdict
 from typing import Any
 
 from prunus.machine import machine, versions
+from prunus.run.records import check_files, check_record
 from prunus.run.stages import Pipeline
 
 
 def make_result(pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the contents of result.json. records: the record of every stage, by its name."""
+    """Return the contents of result.json. records: the record of every stage, by its name.
+
+    Raises FileError if a record is damaged, or a file of the result has changed since its stage wrote it.
+    """
+    for name, record in records.items():
+        check_record(pipeline.run.path, name, record)
+    check_files(pipeline.run.path, records)
     metric = pipeline.task.metric
     built_with = {name: value for name, value in pipeline.task.asked_of_model().items() if name != "in_shape"}
     base, shrink, evaluate = records["base"], records["shrink"], records["evaluate"]

@@ -103,7 +103,9 @@ def read_pt(file: Path) -> dict[str, Tensor]:
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise FileError(f"{file} should hold a dict from names to tensors; save model.state_dict().")
     if not all(isinstance(name, str) for name in found):
-        raise FileError(f"{file} should hold tensors by name, but a name is no text; save model.state_dict().")
+        raise FileError(
+            f"{file} should hold tensors by name, but a name is no text; save model.state_dict()."
+        )
     parallel = all(name.startswith("module.") for name in found)
     return {name.removeprefix("module."): value for name, value in found.items()} if parallel else found
 

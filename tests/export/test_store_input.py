@@ -55,7 +55,10 @@ def test_files_cut_short(saved, file, left):
         ({"axes": {"0": {"size": 6, "keep": [2, 1]}}}, r"\$.axes\['0'\]: Expected ascending indices below 6"),
         ({"axes": {"0": {"size": 6, "keep": [1, 6]}}}, r"\$.axes\['0'\]: Expected ascending indices below 6"),
         ({"original_shapes": None}, r"\$.original_shapes: Expected object, got null"),
-        ({"original_shapes": {"0.weight": "ab"}}, r"\$.original_shapes\['0.weight'\]: Expected array, got str"),
+        (
+            {"original_shapes": {"0.weight": "ab"}},
+            r"\$.original_shapes\['0.weight'\]: Expected array, got str",
+        ),
         ({"shapes": {"0.weight": [2**63, 7]}}, r"\$.shapes\['0.weight'\]\[0\]: Expected int <="),
         ({"masks": {"nope": 3}}, "it masks 'nope', which has no shape"),
         ({"attributes": []}, r"\$.attributes: Expected object, got array"),
