@@ -7,6 +7,7 @@ reader how many trials were refused, how many read all the same, and every other
 """
 
 import argparse
+import copy
 import json
 import random
 import resource
@@ -168,7 +169,7 @@ def trees(draw: Callable[..., Any], tree: Any) -> str:
     for _ in range(draw(st.integers(1, 3))):
         places = [(None, None), *list_places(tree)]
         parent, key = places[draw(st.integers(0, len(places) - 1))]
-        value = draw(st.sampled_from([*VALUES, DEEP]))
+        value = copy.deepcopy(draw(st.sampled_from([*VALUES, DEEP])))  # later places may lie in it
         what = draw(st.sampled_from(["replace", "replace", "delete", "add", "repeat"]))
         if parent is None:
             tree = value if what == "replace" and draw(st.booleans()) else tree
@@ -320,7 +321,7 @@ class Tally:
         return self
 
 
-def grown_mb() -> float:
+def peak_mb() -> float:
     """Return the most memory that this process has had, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -336,7 +337,7 @@ def main() -> int:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    before, failed, total = grown_mb(), False, Counter[str]()
+    before, failed, total = peak_mb(), False, Counter[str]()
     names = [name for name in READERS if asked.only in name]
     for name in names:
         began = time.monotonic()
@@ -348,8 +349,8 @@ def main() -> int:
         for fault, data in tally.faults.items():
             print(f"    {fault}\n        {data[:SHOWN]!r}")
         failed |= bool(tally.faults)
-    print(f"{total.total()} trials: {dict(total)}; memory grew by {grown_mb() - before:.0f} MB")
-    return int(failed or grown_mb() - before > MOST_MB)
+    print(f"{total.total()} trials: {dict(total)}; memory grew by {peak_mb() - before:.0f} MB")
+    return int(failed or peak_mb() - before > MOST_MB)
 
 
 if __name__ == "__main__":
