@@ -208,19 +208,21 @@ def find_place(value: Any, kind: Any, message: str) -> tuple[str, Any]:
         The place, such as `$.axes['conv1'].size`, and what stands there.
     """
     place, node = "$", value
-    for step in re.findall(r"\.\w+|\[\d+\]|\[\.\.\.\]", message.rpartition(" - at `$")[2]):
+    for step in re.findall(r"\.\w+|\[\d+\]|\[\.\.\.\]", message.partition(" - at `$")[2]):
         if step == "[...]":
             name = keep_faulty(value, kind, node, message)
+            if name is None:
+                return f"{place}[...]", node
             place, node = f"{place}[{shorten(name)}]", node[name]
         else:
             place, node = place + step, node[step[1:] if step[0] == "." else int(step[1:-1])]
     return place, node
 
 
-def keep_faulty(value: Any, kind: Any, entries: dict[str, Any], message: str) -> str:
-    """Remove all entries of a part of `value` but the first that causes an error; returns its name."""
-    everything = dict(entries)
-    for name, inner in everything.items():
+def keep_faulty(value: Any, kind: Any, entries: dict[str, Any], message: str) -> str | None:
+    """Remove all entries of a part of `value` but the first that causes an error; return its name, None if none does
+    alone."""
+    for name, inner in dict(entries).items():
         entries.clear()
         entries[name] = inner
         try:
@@ -228,7 +230,7 @@ def keep_faulty(value: Any, kind: Any, entries: dict[str, Any], message: str) ->
         except msgspec.ValidationError as error:
             if str(error) == message:
                 return name
-    raise AssertionError(f"no entry alone causes: {message}")
+    return None
 
 
 def remedy_of(kind: Any) -> str:
@@ -290,6 +292,19 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """
     with explain_tensors(path):
         return safetensors.torch.load_file(path)
+
+
+def same_kind(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Compare the types of two tensors.
+
+    Args:
+        one: A tensor, for example from a file.
+        other: Another one, for example of a model.
+
+    Returns:
+        Whether both are of the same type, or both floating-point.
+    """
+    return one.dtype == other.dtype or (one.is_floating_point() and other.is_floating_point())
 
 
 def read_header(path: Path, name: str, kind: type[T]) -> T:

@@ -18,11 +18,21 @@ class Axis(msgspec.Struct, frozen=True):
     keep: list[Count]
 
 
+class Pair(msgspec.Struct, frozen=True):
+    low: Count
+    high: Count
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ValueError("Expected .low below .high [0]")
+
+
 class Example(Record, frozen=True, kw_only=True):
     remedy: ClassVar[str] = "Make it again."
     axes: dict[str, Axis]
     loss: Real = 0.0
     limit: Annotated[dict[str, Real], Meta(max_length=1)] = msgspec.field(default_factory=dict)
+    pairs: list[Pair] = msgspec.field(default_factory=list)
     more: Any = None
 
 
@@ -53,6 +63,11 @@ def test_a_whole_file_is_read_and_unknown_entries_are_ignored(tmp_path):
         ("0.5", '0.5, "more": ' + "[" * 65 + "]" * 65, "more than 64 lists inside each other"),
         ("0.5", '0.5, "more": ' + "[" * 9999 + "]" * 9999, "not readable as JSON (maximum recursion"),
         ("0.5}", "0.5", "not readable as JSON (Input data was truncated)"),
+        (
+            "0.5",
+            '0.5, "pairs": [{"low": 2, "high": 1}]',
+            "$.pairs[0]: Expected .low below .high [0]. Make it",
+        ),
         (WHOLE, "", "not readable as JSON (Input data was truncated)"),
         (WHOLE, "[1]", "$: Expected object, got array. Make it again."),
         (WHOLE, "3", "$: Expected object, got int, there is 3. Make it again."),

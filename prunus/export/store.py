@@ -21,7 +21,7 @@ from msgspec import Meta
 from torch import nn
 
 from prunus.errors import FileError, UserError
-from prunus.files import Count, Record, read_json, read_tensors, write_json, write_tensors
+from prunus.files import Count, Record, read_json, read_tensors, same_kind, write_json, write_tensors
 from prunus.graph import Graph, Keep, get_integer, kept_tensors, named_tensors, tensors_behind
 from prunus.sparse import Masks, packed, survivors, unpacked
 from prunus.surgery import changed_attributes, effective_tensors, shape_differences, with_tensors
@@ -221,6 +221,13 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         raise FileError(
             f"{folder}/model.safetensors does not match keep.json: {'; '.join(wrong[:3])}; save the model again."
         )
+    own = effective_tensors(model) | tensors_behind(model) | kept_tensors(model)
+    wrong = [name for name, tensor in tensors.items() if name in own and not same_kind(tensor, own[name])]
+    if wrong:
+        words = (
+            f"{name} is {tensors[name].dtype} there, {own[name].dtype} in the model" for name in wrong[:3]
+        )
+        raise FileError(f"{folder}/model.safetensors is damaged: {'; '.join(words)}. {KeepFile.remedy}")
     _check_attributes(folder, model, record.attributes)
     device = next((t.device for t in named_tensors(model).values()), torch.device("cpu"))
     return with_tensors(

@@ -22,7 +22,7 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: Amount
     memory_mb: Amount | None = None
     file_mb: Amount | None = None
-    sparsity: Amount | None = None
+    sparsity: Amount | msgspec.UnsetType = msgspec.UNSET
     packed_mb: Amount | None = None
     compressed_mb: Amount | None = None
 
@@ -173,8 +173,12 @@ class ResultFile(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.survivors is not msgspec.UNSET and self.left_dense is msgspec.UNSET:
             raise ValueError("Expected left_dense beside survivors")
-        if self.after.sparsity is not None:
-            if self.before.sparsity is None or self.after.packed_mb is None or not self.before.file_mb:
+        if self.after.sparsity is not msgspec.UNSET:
+            if (
+                self.before.sparsity is msgspec.UNSET
+                or self.after.packed_mb is None
+                or not self.before.file_mb
+            ):
                 raise ValueError(
                     "Expected before.sparsity, before.file_mb and after.packed_mb beside after.sparsity"
                 )
@@ -196,7 +200,7 @@ def read_result(path: Path) -> dict[str, Any]:
     found = check_json(values, ResultFile, str(path))
     metric = found.metric_shown.key if found.metric_shown else found.metric
     keys = [("before", metric), ("pruned", metric), ("after", metric)]
-    keys += [("pruned", "sparsity")] if found.after.sparsity is not None else []
+    keys += [("pruned", "sparsity")] if found.after.sparsity is not msgspec.UNSET else []
     for part, key in keys:
         where = f"{path}, {part}.{key},"
         if key not in values[part]:

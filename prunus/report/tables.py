@@ -51,22 +51,32 @@ def comparison(results: Mapping[str, dict[str, Any]]) -> Group:
         table.add_column(heading, justify="right", no_wrap=True)
     for label, result in results.items():
         table.add_row(*map(Text, _cells(label, result, sparse)))
-    copies = _copies(results)
+    copies = find_copies(results)
     own = [result for label, result in results.items() if label not in copies]
-    notes = [
-        f"{label} is a copy of {original}: both hold the same result." for label, original in copies.items()
-    ]
-    return Group(table, *map(Text, [*notes, *_means(own)]))
+    return Group(table, *map(Text, [*copies.values(), *_means(own)]))
 
 
-def _copies(results: Mapping[str, dict[str, Any]]) -> dict[str, str]:
-    """Return the labels of results that equal an earlier one, also in their clocks, with the label of that one."""
-    first: dict[str, str] = {}
-    originals = {
-        label: first.setdefault(json.dumps(result, sort_keys=True), label)
-        for label, result in results.items()
-    }
-    return {label: original for label, original in originals.items() if label != original}
+def find_copies(results: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """Find the results of copies of one folder: runs of the same settings that share the very seconds of a stage.
+
+    Args:
+        results: label, such as the folder -> result.json.
+
+    Returns:
+        By the label of each copy, a sentence that says which earlier one it is a copy of.
+    """
+    found: dict[str, str] = {}
+    labels = list(results)
+    for number, label in enumerate(labels):
+        for earlier in labels[:number]:
+            one, other = results[earlier], results[label]
+            shared = [stage for stage, took in one["seconds"].items() if other["seconds"].get(stage) == took]
+            if shared and one["settings"] == other["settings"] and label not in found:
+                stages = f"stage{'s' * (len(shared) > 1)} {', '.join(shared)}"
+                found[label] = (
+                    f"{label} is a copy of {earlier}: {stages} ran once for both. They count as one run."
+                )
+    return found
 
 
 def bench_table(record: dict[str, Any]) -> Table:
@@ -129,6 +139,13 @@ def _means(results: list[dict[str, Any]]) -> list[str]:
             spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
             lines.append(
                 f"{group[0]['method']}, {budget_text(group[0])}: {metric.key} {metric.text(mean)} on average over "
-                f"{len(group)} seeds, standard deviation {metric.spread(spread)}"
+                f"{_count_runs(group)}, standard deviation {metric.spread(spread)}"
             )
     return lines
+
+
+def _count_runs(group: list[dict[str, Any]]) -> str:
+    seeds = len({result["seed"] for result in group})
+    return (
+        f"{seeds} seeds" if seeds == len(group) else f"{len(group)} runs of {seeds} seed{'s' * (seeds > 1)}"
+    )

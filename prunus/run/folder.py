@@ -22,7 +22,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, set_seed
 
 from prunus.errors import PrunusError, UserError
-from prunus.files import read_json, write_json
+from prunus.files import read_json, shorten, write_json
 from prunus.progress import silent
 
 SETTINGS = "settings.json"
@@ -172,7 +172,7 @@ def list_differences(before: dict[str, Any], now: dict[str, Any], prefix: str = 
         if isinstance(was, dict) and isinstance(new, dict):
             found += list_differences(was, new, f"{prefix}{key}.")
         elif was != new:
-            found.append(f"{prefix}{key} was {was!r}, is now {new!r}")
+            found.append(f"{prefix}{key} was {shorten(was)}, is now {shorten(new)}")
     return found
 
 

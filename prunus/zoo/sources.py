@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from prunus import zoo
 from prunus.errors import FileError, UserError
-from prunus.files import read_json, read_tensors, shorten
+from prunus.files import read_json, read_tensors, same_kind, shorten
 from prunus.specs import user_object
 
 SHOWN = 3  # differences that an error names
@@ -71,7 +71,13 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
         for name in own
         if name in tensors and tensors[name].shape != own[name].shape
     ]
+    kind = [
+        f"{name} is {tensors[name].dtype} in the file, {own[name].dtype} in the model"
+        for name in own
+        if name in tensors and not same_kind(tensors[name], own[name])
+    ]
     found = {"missing in the file": missing, "unknown to the model": extra, "of another shape": other}
+    found |= {"of another type": kind}
     differences = [f"{what}: {list_first(names)}" for what, names in found.items() if names]
     if differences:
         raise FileError(

@@ -15,6 +15,7 @@ import shutil
 import struct
 import tempfile
 import time
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -66,11 +67,11 @@ def read_stage(file: Path) -> None:
 
 
 def read_saved(file: Path) -> None:
-    """Load a pruned model, its keep and its masks, and use the model."""
+    """Load a pruned model, its keep and its masks."""
     model = examples.perceptron()
     load_keep(file.parent, trace(model, examples.X))
     load_masks(file.parent)
-    load(file.parent, model)(examples.X)
+    load(file.parent, model)
 
 
 def read_checkpoint(file: Path) -> None:
@@ -284,14 +285,10 @@ class Tally:
             if not str(error).isprintable():
                 self.note(f"not printable: {error!r}", data)
         except Exception as error:
-            at = error.__traceback__
-            while (
-                at is not None
-                and at.tb_next is not None
-                and "/prunus/" in at.tb_next.tb_frame.f_code.co_filename
-            ):
-                at = at.tb_next
-            where = f"{Path(at.tb_frame.f_code.co_filename).name}:{at.tb_lineno}" if at else "?"
+            frames = [
+                each for each in traceback.extract_tb(error.__traceback__) if "/prunus/" in each.filename
+            ]
+            where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "this file"
             self.note(f"{type(error).__name__} in {where}: {str(error)[:100]}", data)
         finally:
             shutil.rmtree(place)

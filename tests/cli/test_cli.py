@@ -15,7 +15,7 @@ from rich.console import Console
 
 from prunus import cli, methods
 from prunus.cli import commands, describe
-from prunus.cli.terminal import UNSAFE
+from prunus.errors import UNSAFE
 from prunus.files import read_json, write_json
 
 SPARSE = ["run", "--model", "zoo:digits_resnet", "--data", "digits", "--out", "OUT", "--method", "lookahead"]
@@ -166,9 +166,22 @@ def test_copies_of_one_run_are_recognised(capsys, digits_run, tmp_path):
     values = read_json(digits_run / "result.json")
     other = values | {"seed": 1, "settings": values["settings"] | {"seed": 1}}
     write_json(tmp_path / "other" / "result.json", other)
-    text = " ".join(said(capsys, "compare", str(digits_run), str(copy), str(tmp_path / "other")).split())
-    assert f"{copy} is a copy of {digits_run}: both hold the same result." in text
+    folders = list(map(str, (digits_run, copy, tmp_path / "other")))
+    text = " ".join(said(capsys, "compare", *folders).split())
+    assert (
+        f"{copy} is a copy of {digits_run}: stages base, prune, shrink, recover, evaluate ran once for both"
+        in text
+    )
     assert "on average over 2 seeds" in text and text.count("is a copy of") == 1
+    apart = values | {"seconds": {stage: took + 1 for stage, took in values["seconds"].items()}}
+    write_json(
+        copy / "result.json", apart | {"seconds": apart["seconds"] | {"base": values["seconds"]["base"]}}
+    )
+    text = " ".join(said(capsys, "compare", *folders).split())
+    assert f"{copy} is a copy of {digits_run}: stage base ran once for both" in text  # copied, then continued
+    write_json(copy / "result.json", apart)
+    text = " ".join(said(capsys, "compare", *folders).split())
+    assert "is a copy of" not in text and "on average over 3 runs of 2 seeds" in text
 
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J[bold red]x[/nothing] :smile: \u202e\x9b"

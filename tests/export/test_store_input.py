@@ -9,6 +9,7 @@ from torch import nn
 import prunus
 from prunus.errors import FileError
 from prunus.export import load_keep
+from prunus.files import read_tensors, write_tensors
 
 X = torch.linspace(-1, 1, 70).view(2, 5, 7)
 
@@ -74,6 +75,16 @@ def test_a_keep_file_with_wrong_content(saved, wrong, words):
     record = json.loads((folder / "keep.json").read_text())
     (folder / "keep.json").write_text(json.dumps(record | wrong))
     with pytest.raises(FileError, match=words):
+        prunus.load(folder, model)
+
+
+def test_tensors_of_another_type_are_refused_and_half_precision_is_not(saved):
+    model, _, folder = saved
+    whole = read_tensors(folder / "model.safetensors")
+    write_tensors(folder / "model.safetensors", {name: tensor.half() for name, tensor in whole.items()})
+    assert prunus.load(folder, model)[0].weight.dtype == torch.float16
+    write_tensors(folder / "model.safetensors", {name: tensor.int() for name, tensor in whole.items()})
+    with pytest.raises(FileError, match=r"0.bias is torch.int32 there, torch.float32 in the model"):
         prunus.load(folder, model)
 
 

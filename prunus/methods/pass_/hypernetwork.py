@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import FileError
-from prunus.files import Count, Record, read_header, read_tensors, write_tensors
+from prunus.files import Count, Record, read_header, read_tensors, shorten, write_tensors
 from prunus.methods.pass_.statistics import EXTRA
 
 FORMAT = 1
@@ -127,9 +127,10 @@ def load(path: str | Path, described: Mapping) -> dict[str, Tensor]:
     """
     tensors = read_tensors(Path(path))
     there = msgspec.to_builtins(read_header(Path(path), HEADER, Described))
-    not_finite = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if not_finite:
-        raise FileError(f"{path} holds NaN or infinity in {not_finite[0]}; train a new hypernetwork.")
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+            what = "NaN or infinity" if tensor.dtype == torch.float32 else f"{tensor.dtype}, not float32,"
+            raise FileError(f"{path} holds {what} in {shorten(name)}; train a new hypernetwork.")
     wanted = json.loads(json.dumps(dict(described)))
     ours, theirs = wanted.pop("axes"), [list(axis) for axis in there.pop("axes")]
     wrong = [
