@@ -30,9 +30,10 @@ RESTORE = "Restore the file from a copy, or write it again."
 
 T = TypeVar("T")
 Count = Annotated[int, Meta(ge=0, le=2**62)]
-Real = Annotated[float, Meta(ge=-1e300, le=1e300)]  # finite, also when shown as per cent
-Amount = Annotated[float, Meta(ge=0, le=1e300)]
-Positive = Annotated[float, Meta(ge=1e-300, le=1e300)]
+LIMIT = 1e300  # of numbers, so that they stay finite when they are shown as per cent
+Real = Annotated[float, Meta(ge=-LIMIT, le=LIMIT)]
+Amount = Annotated[float, Meta(ge=0, le=LIMIT)]
+Positive = Annotated[float, Meta(ge=1 / LIMIT, le=LIMIT)]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,17 @@ Its files, in the order in which to read them:
     page       report.html, one file
 """
 
-from prunus.report.contents import AnyChart, Costs, Kept, Latency, Row, Verified, read_result
+from prunus.report.contents import (
+    AnyChart,
+    Costs,
+    Kept,
+    Latency,
+    Row,
+    Verified,
+    check_number,
+    check_sparse,
+    read_result,
+)
 from prunus.report.page import write_page
 from prunus.report.tables import bench_table, comparison, summary
 
@@ -22,6 +32,8 @@ __all__ = [
     "Row",
     "Verified",
     "bench_table",
+    "check_number",
+    "check_sparse",
     "comparison",
     "read_result",
     "summary",

@@ -1,13 +1,13 @@
 """The schema of result.json, and its reader."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
 
 from prunus.errors import FileError
-from prunus.files import Amount, Count, Positive, Real, Record, check_json, read_json, shorten
+from prunus.files import LIMIT, Amount, Count, Positive, Real, Record, check_json, read_json, shorten
 
 Gap = Real | None  # None where the number was NaN or infinite
 Point = tuple[Gap, Gap]
@@ -25,6 +25,15 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     sparsity: Amount | msgspec.UnsetType = msgspec.UNSET
     packed_mb: Amount | None = None
     compressed_mb: Amount | None = None
+
+
+def check_sparse(before: Costs, after: Costs) -> None:
+    """Raise ValueError unless what is shown beside the share of zeros is there too."""
+    if after.sparsity is not msgspec.UNSET:
+        if before.sparsity is msgspec.UNSET or after.packed_mb is None or not before.file_mb:
+            raise ValueError(
+                "Expected before.sparsity, before.file_mb and after.packed_mb beside after.sparsity"
+            )
 
 
 class Shown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -173,15 +182,7 @@ class ResultFile(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.survivors is not msgspec.UNSET and self.left_dense is msgspec.UNSET:
             raise ValueError("Expected left_dense beside survivors")
-        if self.after.sparsity is not msgspec.UNSET:
-            if (
-                self.before.sparsity is msgspec.UNSET
-                or self.after.packed_mb is None
-                or not self.before.file_mb
-            ):
-                raise ValueError(
-                    "Expected before.sparsity, before.file_mb and after.packed_mb beside after.sparsity"
-                )
+        check_sparse(self.before, self.after)
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -199,13 +200,33 @@ def read_result(path: Path) -> dict[str, Any]:
     values = read_json(path)
     found = check_json(values, ResultFile, str(path))
     metric = found.metric_shown.key if found.metric_shown else found.metric
-    keys = [("before", metric), ("pruned", metric), ("after", metric)]
-    keys += [("pruned", "sparsity")] if found.after.sparsity is not msgspec.UNSET else []
-    for part, key in keys:
-        where = f"{path}, {part}.{key},"
-        if key not in values[part]:
-            raise FileError(
-                f"{path} is damaged at $.{part}: it should hold {shorten(key)}. {ResultFile.remedy}"
-            )
-        check_json(values[part][key], cast(type[float], Gap), where)
+    for part in ("before", "pruned", "after"):
+        check_number(values[part], metric, f"{path}, {part},", ResultFile, or_none=True)
+    if found.after.sparsity is not msgspec.UNSET:
+        check_number(values["pruned"], "sparsity", f"{path}, pruned,", ResultFile)
     return values
+
+
+def check_number(
+    values: dict[str, Any], key: str, where: str, kind: type[Record], *, or_none: bool = False
+) -> None:
+    """Check that a part of a file holds a number.
+
+    Args:
+        values: The part.
+        key: The number's name.
+        where: The file and the part, for errors.
+        kind: The schema of the file.
+        or_none: Whether it may be None, because it was NaN or infinite.
+
+    Raises:
+        FileError: The number is missing, or is none.
+    """
+    number = values.get(key, "absent")
+    if number is None and or_none:
+        return
+    if type(number) not in (int, float) or not abs(number) <= LIMIT:
+        seen = shorten(number) if key in values else "none"
+        raise FileError(
+            f"{where} should hold {shorten(key)}, a finite number, but holds {seen}. {kind.remedy}"
+        )

@@ -8,7 +8,7 @@ import msgspec
 
 from prunus.errors import FileError
 from prunus.files import Amount, Count, Record, check_json, hash_file
-from prunus.report import AnyChart, Costs, Kept, Latency, Row, Verified
+from prunus.report import AnyChart, Costs, Kept, Latency, Row, Verified, check_number, check_sparse
 
 
 class StageRecord(Record, frozen=True, kw_only=True):
@@ -67,6 +67,9 @@ class EvaluateRecord(StageRecord, frozen=True, kw_only=True):
     survivors: dict[str, Kept] | msgspec.UnsetType = msgspec.UNSET
     left_dense: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
 
+    def __post_init__(self) -> None:
+        check_sparse(self.before, self.after)
+
 
 RECORDS: dict[str, type[StageRecord]] = {
     "base": BaseRecord,
@@ -91,8 +94,35 @@ def check_record(folder: Path, name: str, record: dict[str, Any]) -> dict[str, A
     Raises:
         FileError: The record is damaged.
     """
-    check_json(record, RECORDS[name], str(folder / "stages" / f"{name}.json"))
+    check_json(record, RECORDS[name], str(file_of(folder, name)))
     return record
+
+
+def check_records(folder: Path, records: Mapping[str, dict[str, Any]], metric: str) -> None:
+    """Check all records and the files of the result.
+
+    Args:
+        folder: The run's folder.
+        records: The record of every stage, by its name.
+        metric: The key of the task's metric.
+
+    Raises:
+        FileError: A record is damaged, or a file of the result is not the one that its stage wrote.
+    """
+    for name, record in records.items():
+        check_record(folder, name, record)
+        if "test" in record:
+            where = f"{file_of(folder, name)}, test,"
+            check_number(record["test"], metric, where, RECORDS[name], or_none=True)
+    if "sparsity" in records["evaluate"]["after"]:
+        where = f"{file_of(folder, 'shrink')}, test,"
+        check_number(records["shrink"]["test"], "sparsity", where, ShrinkRecord)
+    check_files(folder, records)
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """Return the file of a stage's record."""
+    return folder / "stages" / f"{name}.json"
 
 
 def hash_files(folder: Path, names: list[str]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from prunus.machine import machine, versions
-from prunus.run.records import check_files, check_record
+from prunus.run.records import check_records
 from prunus.run.stages import Pipeline
 
 
@@ -14,10 +14,8 @@ def make_result(pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> di
 
     Raises FileError if a record is damaged, or a file of the result has changed since its stage wrote it.
     """
-    for name, record in records.items():
-        check_record(pipeline.run.path, name, record)
-    check_files(pipeline.run.path, records)
     metric = pipeline.task.metric
+    check_records(pipeline.run.path, records, metric.key)
     built_with = {name: value for name, value in pipeline.task.asked_of_model().items() if name != "in_shape"}
     base, shrink, evaluate = records["base"], records["shrink"], records["evaluate"]
     weights = {key: evaluate[key] for key in ("survivors", "left_dense") if key in evaluate}

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus import zoo
-from prunus.errors import FileError, UserError
-from prunus.files import read_json, read_tensors, same_kind, shorten
+from prunus.errors import FileError, UserError, one_line
+from prunus.files import read_json, read_tensors, same_kind
 from prunus.specs import user_object
 
 SHOWN = 3  # differences that an error names
@@ -100,7 +100,7 @@ def read_pt(file: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise FileError(f"{file} does not exist.") from error
     except Exception as error:  # torch's reader raises of every kind on damaged files; it executes nothing
-        cause = shorten(error)
+        cause = one_line(error)
         message = f"{file} is not a file of tensors only ({cause}); save model.state_dict()."
         raise FileError(message) from error
     for key in ("state_dict", "model"):
@@ -147,7 +147,7 @@ def from_config(folder: str, classes: int, in_shape: tuple[int, int, int]) -> nn
         return transformers.AutoModelForImageClassification.from_config(made)
     except Exception as error:  # whatever a library raises about a config that does not fit its class
         raise UserError(
-            f"{folder}/config.json describes no image classifier that transformers can build: {shorten(error)}."
+            f"{folder}/config.json describes no image classifier that transformers can build ({one_line(error)})."
         ) from error
 
 

@@ -31,6 +31,7 @@ from rich.console import Console
 from prunus import report
 from prunus.errors import UserError
 from prunus.export import load, load_keep, load_masks
+from prunus.files import read_json
 from prunus.graph import trace
 from prunus.latency.cache import Timings
 from prunus.run import RunFolder
@@ -99,13 +100,12 @@ def read_weights(file: Path) -> None:
 
 def read_dhp(file: Path) -> None:
     """Restore a DHP search."""
-    search = examples.dhp_search()
-    search.restore(json.loads(file.read_bytes()))
+    examples.dhp_search().restore(read_json(file))
 
 
 def read_pass(file: Path) -> None:
     """Restore a PASS search."""
-    examples.pass_search().restore(json.loads(file.read_bytes()))
+    examples.pass_search().restore(read_json(file))
 
 
 def read_hypernetwork(file: Path) -> None:

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
 from prunus import gates, surgery
-from prunus.errors import FileError, TrainingError, UserError
+from prunus.errors import FileError, TrainingError, UserError, one_line
 from prunus.gates import Thresholds
 from prunus.graph import Graph, copy_model, trace
 from prunus.methods.pass_ import hypernetwork
@@ -387,7 +387,7 @@ class PASS(nn.Module):
             self.hypernetwork.load_state_dict(own)
         except (KeyError, RuntimeError) as error:
             raise FileError(
-                f"{path} lacks tensors or holds others than its header says ({error}); train a new hypernetwork."
+                f"{path} lacks tensors or holds others than its header says ({one_line(error)}). Train a new one."
             ) from error
 
     def state(self) -> dict:
