@@ -1,5 +1,6 @@
 """Files are read through schemas: any damage is a FileError that names the file, the place, and what was expected."""
 
+import pickle
 import re
 from typing import Annotated, Any, ClassVar
 
@@ -118,3 +119,9 @@ def test_a_header_is_read_through_a_schema_and_may_hold_nan(tmp_path):
     for read in (read_tensors, lambda path: read_header(path, "state", Example)):
         with pytest.raises(FileError, match="not a whole safetensors file"):
             read(file)
+
+
+def test_our_errors_escape_what_would_act_on_a_terminal_also_after_a_journey_between_processes():
+    error = FileError("no run in \x1b[2Ja\u202eb\udcff\x9bc\td\ne")
+    again = pickle.loads(pickle.dumps(error))
+    assert str(error) == str(again) == "no run in \\x1b[2Ja\\u202eb\\udcff\\x9bc\td\ne"

@@ -2,13 +2,15 @@
 
 import pytest
 
+from prunus.errors import UserError
 from tests.campaign import examples, fuzz
+from tests.campaign.tally import MOST_MB, Tally, peak_mb
 
 
 @pytest.mark.parametrize("name", fuzz.READERS)
 @pytest.mark.filterwarnings("ignore")
 def test_the_files_of_version_0_1_0_are_read(name, tmp_path):
-    tally = fuzz.Tally(name)
+    tally = fuzz.tally_of(name)
     tally.trial(fuzz.example_of(name).read_bytes(), tmp_path)
     assert tally.counts == {"read": 1}
 
@@ -16,23 +18,22 @@ def test_the_files_of_version_0_1_0_are_read(name, tmp_path):
 @pytest.mark.parametrize("name", fuzz.READERS)
 @pytest.mark.filterwarnings("ignore")
 def test_only_errors_of_ours_come_of_damage_and_little_memory_is_used(name):
-    before = fuzz.peak_mb()
-    tally = fuzz.Tally(name).run(trials=12, number=0)
+    before = peak_mb()
+    tally = fuzz.tally_of(name).run(trials=8, number=0)
     assert not tally.faults
-    assert tally.counts.total() >= 12
-    assert fuzz.peak_mb() - before < fuzz.MOST_MB
+    assert tally.counts.total() >= 8
+    assert peak_mb() - before < MOST_MB
 
 
-def test_the_fuzzer_notices_errors_of_other_kinds_and_control_characters(tmp_path, monkeypatch):
-    acting = fuzz.UserError()
+def test_the_fuzzer_notices_errors_of_other_kinds_and_control_characters():
+    acting = UserError()
     acting.args = ("damaged at \x1b[2J",)  # past the escaping of our errors
     for error in (KeyError("axes"), acting):
 
         def read(file, error=error):
             raise error
 
-        monkeypatch.setitem(fuzz.READERS, "dhp.json", read)
-        tally = fuzz.Tally("dhp.json").run(trials=3, number=0)
+        tally = Tally("read", read, fuzz.example_of("dhp.json")).run(trials=3, number=0)
         assert len(tally.faults) == 1 and tally.counts["faults"] == 3
 
 
