@@ -225,7 +225,8 @@ def check_number(
     number = values.get(key, "absent")
     if number is None and or_none:
         return
-    if type(number) not in (int, float) or not abs(number) <= LIMIT:
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    if number is None or not is_number or not abs(number) <= LIMIT:
         seen = shorten(number) if key in values else "none"
         raise FileError(
             f"{where} should hold {shorten(key)}, a finite number, but holds {seen}. {kind.remedy}"
