@@ -43,7 +43,14 @@ RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "reliability.jso
 METHODS = {
     "taylor": ("batches=2",),
     "dhp": (),
-    "metapruning": ("images=8", "calibration=32", "generations=2", "population=6", "mutants=3", "crossovers=2"),
+    "metapruning": (
+        "images=8",
+        "calibration=32",
+        "generations=2",
+        "population=6",
+        "mutants=3",
+        "crossovers=2",
+    ),
     "pass": ("steps=24", "snapshots=2"),
     "lookahead": (),
 }
