@@ -27,9 +27,10 @@ from prunus.data.preprocessing import Preprocessing
 from prunus.data.randomness import own_randomness, reseed
 from prunus.data.split import Split, generator, hold_out
 from prunus.data.stream import StreamSplit
-from prunus.data.unpacking import unpack, with_targets
+from prunus.data.unpacking import TARGETS, unpack, with_targets
 
 __all__ = [
+    "TARGETS",
     "Data",
     "Examples",
     "Fingerprint",

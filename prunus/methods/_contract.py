@@ -37,6 +37,9 @@ class Options(ABC):
     def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
         """Raise UserError, BudgetError or FileError if the method cannot run; called before anything is trained."""
 
+    def check_task(self, task: Task) -> None:  # noqa: B027 (most methods work on any data)
+        """Raise UserError if the method cannot work on the task's data; called before anything is trained."""
+
     def preview(self) -> Self:
         """Return options that train nothing, for `--dry-run`; UserError if the method decides only by training."""
         return self

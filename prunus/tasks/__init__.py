@@ -4,6 +4,9 @@ Its files, in the order in which to read them:
 
     _contract         Task, the contract of every task; what a task is made from
     _registry         finding a task by its name
+    _losses           the losses of a user's own task
+    _measures         the metric of a user's own task
+    _own              prunus.Task, a task of a user's own
     classification    image classification: cross-entropy and top-1 accuracy
 """
 

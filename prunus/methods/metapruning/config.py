@@ -3,13 +3,16 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.methods import Units
 from prunus.methods.metapruning.pruning_net import HIDDEN, Form, check_memory
 from prunus.options import check_choices, no_preview, reject_unused
-from prunus.search import Evolution, Greedy, Random, Sampling, Space, Strategy
+from prunus.search import Evolution, Greedy, Random, Sampling, Space, Strategy, split_training
 from prunus.selection import Budget, Sparsity
+from prunus.tasks import Task
 
 Search = Literal["evolution", "greedy", "random"]
 Order = Literal["taylor", "magnitude", "none"]
@@ -161,6 +164,10 @@ class Config(Units):
         if self.weights == "hypernet":
             check_memory(graph, space.names, self.form, self.hidden)
         super().check(graph, limit)
+
+    def check_task(self, task: Task) -> None:
+        """Raise UserError if examples cannot be held out of the training set, or chosen from it, to search with."""
+        split_training(task.data.train, self.images, 0).train.take(np.arange(1))
 
     def space(self, graph: Graph) -> Space:
         """Return the space of widths."""

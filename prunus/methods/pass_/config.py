@@ -16,6 +16,7 @@ from prunus.methods.pass_.prompt import How, Kind, fit_size, image_shape
 from prunus.methods.pass_.statistics import STATISTICS
 from prunus.options import check_choices, no_preview, reject_unused
 from prunus.selection import Budget, Sparsity
+from prunus.tasks import Task
 
 Prompt = Literal[Kind, "none"]
 Masking = Literal["consumer", "product", "product_norms"]
@@ -28,6 +29,7 @@ ROLES = {  # roles of the dimensions of parameters that masks act on
     "product": ("produces", "consumes"),
     "product_norms": ("produces", "consumes", "scales", "shifts"),
 }
+MOST_HELD_OUT = 0.15  # of the training examples
 assert set(STATISTICS) == set(get_args(Statistic))
 
 
@@ -118,6 +120,14 @@ class Config(Units):
         BudgetError if no widths meet the limit."""
         self.check_options(graph)
         super().check(graph, limit)
+
+    def check_task(self, task: Task) -> None:
+        """Raise UserError if examples cannot be held out of the training set to choose a snapshot with."""
+        if self.snapshots and self.steps:
+            try:
+                task.data.train.hold_out(MOST_HELD_OUT, 0)
+            except UserError as error:
+                raise UserError(f"{error} Or keep pass, with snapshots=0.") from error
 
     def check_options(self, graph: Graph) -> None:
         """Raise the errors of `check` that do not depend on the limit."""

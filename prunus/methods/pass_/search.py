@@ -171,15 +171,9 @@ class PASS(nn.Module):
         kept = self.choose_units(found)
         if self.training:
             self.kept_now = kept
-        given = list(args)
-        if self.prompt:
-            places: list[tuple[Any, int | str]] = [(given, place) for place in range(len(given))]
-            places += [(kwargs, name) for name in kwargs]
-            for held, key in places:
-                if isinstance(held[key], Tensor):
-                    held[key] = self.with_prompt(held[key])
-                    break
-        return self.run(self.straight_through(found, kept), *given, **kwargs)
+        on = self.with_prompt if self.prompt else None
+        args, kwargs = change_first(on, args, kwargs)
+        return self.run(self.straight_through(found, kept), *args, **kwargs)
 
     def learned(self) -> list[nn.Parameter]:
         """The parameters that an optimiser should hold."""
@@ -334,9 +328,14 @@ class PASS(nn.Module):
             kept = self.choose_units(found)
         else:
             kept = self.as_mask(self.config.select(self.graph, self.split_by_axis(found), self.budget))
-        masks, on = kept.to(found.dtype), self.prompt if self.keep_prompt else nn.Identity()
-        assert self._score is not None and on is not None  # snapshots need a score, keep_prompt a prompt
-        value = float(self._score(lambda x: self.run(masks, on(x))))
+        masks, on = kept.to(found.dtype), self.prompt if self.keep_prompt else None
+
+        def network(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = change_first(on, args, kwargs)
+            return self.run(masks, *args, **kwargs)
+
+        assert self._score is not None  # snapshots need a score
+        value = float(self._score(network))
         if not isfinite(value):
             raise TrainingError(
                 f"the score of the masked network is {value} after {self.done} steps; lower the learning rate, or "
@@ -406,3 +405,18 @@ def parameters_of(model: nn.Module, name: str) -> list[nn.Parameter]:
     if parametrize.is_parametrized(module, attribute):
         return list(surgery.lists_of(module)[attribute].parameters())
     return [module.get_parameter(attribute)]
+
+
+def change_first(
+    change: Callable[[Tensor], Tensor] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with the first tensor among them changed; as they are without a change."""
+    if change is None:
+        return args, kwargs
+    for place, value in enumerate(args):
+        if isinstance(value, Tensor):
+            return (*args[:place], change(value), *args[place + 1 :]), kwargs
+    for name, value in kwargs.items():
+        if isinstance(value, Tensor):
+            return args, kwargs | {name: change(value)}
+    return args, kwargs
