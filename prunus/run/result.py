@@ -49,6 +49,7 @@ def make_result(pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> di
         "seconds": {name: record["seconds"] for name, record in records.items()},
         "versions": versions(),
         "machine": machine(pipeline.run.device, pipeline.run.processes.num_processes),
+        "environments": pipeline.run.environments,
         "settings": pipeline.run.settings
         | {"config": asdict(pipeline.config), "base": asdict(pipeline.base_recipe)}
         | {"recovery": asdict(pipeline.recovery_recipe)},

@@ -22,7 +22,7 @@ from prunus.graph import Graph, copy_model, trace
 from prunus.methods.pass_ import hypernetwork
 from prunus.methods.pass_.config import Config
 from prunus.methods.pass_.hypernetwork import MaskNetwork
-from prunus.methods.pass_.prompt import Prompt, Prompted
+from prunus.methods.pass_.prompt import Prompt, Prompted, change_first
 from prunus.methods.pass_.statistics import STATISTICS, network_inputs, standardise
 from prunus.selection import Budget, Metered, min_units, price_of
 
@@ -405,18 +405,3 @@ def parameters_of(model: nn.Module, name: str) -> list[nn.Parameter]:
     if parametrize.is_parametrized(module, attribute):
         return list(surgery.lists_of(module)[attribute].parameters())
     return [module.get_parameter(attribute)]
-
-
-def change_first(
-    change: Callable[[Tensor], Tensor] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a call with the first tensor among them changed; as they are without a change."""
-    if change is None:
-        return args, kwargs
-    for place, value in enumerate(args):
-        if isinstance(value, Tensor):
-            return (*args[:place], change(value), *args[place + 1 :]), kwargs
-    for name, value in kwargs.items():
-        if isinstance(value, Tensor):
-            return args, kwargs | {name: change(value)}
-    return args, kwargs
