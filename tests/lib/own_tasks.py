@@ -174,3 +174,9 @@ def language_model() -> prunus.Task:
         metric_name="accuracy",
         recipe=RECIPE,
     )
+
+
+def random_weights() -> prunus.Task:
+    """A layer whose weights are drawn when the task is made."""
+    batches = [(drawn(0, 4, 3), drawn(1, 4, 2))]
+    return prunus.Task(nn.Linear(3, 2), train=batches, val=batches, loss=F.mse_loss)
