@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import prunus
+from tests.lib.models import imported_beside_torchvision
 
 RECIPE = {"epochs": 2, "lr": 1e-2}
 
@@ -84,8 +85,9 @@ class Tagger(nn.Module):
 
 def multilabel() -> prunus.Task:
     """Two inputs, four labels that may all be true, two losses with weights, no test set; batches are a list."""
-    from torchmetrics.classification import MultilabelAccuracy  # takes seconds, which other tasks need not
-
+    metrics = imported_beside_torchvision(
+        "torchmetrics"
+    ).classification  # takes seconds, which others need not
     one, other = drawn(0, 96, 8), drawn(1, 96, 8)
     labels = ((one + other)[:, :4] > 0).float()
     batches = [(one[at : at + 16], other[at : at + 16], labels[at : at + 16]) for at in range(0, 96, 16)]
@@ -97,7 +99,7 @@ def multilabel() -> prunus.Task:
             "labels": lambda output, target: F.binary_cross_entropy_with_logits(output[0], target),
             "sparsity": (lambda output, target: output[1].mean(), 0.1),
         },
-        metric=MultilabelAccuracy(4),
+        metric=metrics.MultilabelAccuracy(4),
         prediction=lambda output: output[0].sigmoid(),
         outputs="0",
         recipe=RECIPE,
@@ -121,7 +123,7 @@ IGNORED = 255
 
 def segmentation() -> prunus.Task:
     """Pixels of three classes by their brightness, some of which count for nothing."""
-    from torchmetrics.classification import MulticlassJaccardIndex
+    metrics = imported_beside_torchvision("torchmetrics").classification
 
     def loader(rows: int, seed: int, shuffle: bool = False) -> DataLoader:
         images = drawn(seed, rows, 1, 8, 8)
@@ -135,7 +137,7 @@ def segmentation() -> prunus.Task:
         val=loader(16, 1),
         test=loader(16, 2),
         loss=lambda output, target: F.cross_entropy(output, target, ignore_index=IGNORED),
-        metric=MulticlassJaccardIndex(3, ignore_index=IGNORED),
+        metric=metrics.MulticlassJaccardIndex(3, ignore_index=IGNORED),
         metric_name="mean_iou",
         distill=lambda output, teacher: F.mse_loss(output.softmax(1), teacher.softmax(1)),
         recipe=RECIPE,

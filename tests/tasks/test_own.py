@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from torchmetrics import MeanMetric, MetricCollection
 
 import prunus
 from prunus import report
@@ -19,6 +18,7 @@ from prunus.run import Settings
 from prunus.selection import Budget, Sparsity
 from prunus.train import loop
 from tests.lib import own_tasks
+from tests.lib.models import imported_beside_torchvision
 from tests.lib.programs import figures, kill_when_there, program
 
 SETTINGS = Settings(base_epochs=2)
@@ -241,8 +241,6 @@ def test_what_is_wrong_is_said_before_anything_is_written(options, sentence, tmp
         ({"loss": 3}, "loss: expected a function"),
         ({"loss": {}}, "loss: expected a loss by name"),
         ({"metric": 3}, "metric: expected a function"),
-        ({"metric": MetricCollection([MeanMetric()])}, "judged by one metric"),
-        ({"metric": MeanMetric()}, "does not say whether higher is better"),
         ({"metric": F.l1_loss, "metric_name": "loss"}, "is the name of something else"),
         ({"recipe": {"rate": 1}}, "recipe: .*rate"),
     ],
@@ -250,6 +248,15 @@ def test_what_is_wrong_is_said_before_anything_is_written(options, sentence, tmp
 def test_wrong_arguments_are_refused(options, sentence):
     with pytest.raises(UserError, match=sentence):
         task(**options)
+
+
+def test_a_torchmetric_that_does_not_fit_is_refused():
+    metrics = imported_beside_torchvision("torchmetrics")
+    with pytest.raises(UserError, match="judged by one metric"):
+        task(metric=metrics.MetricCollection([metrics.MeanMetric()]))
+    with pytest.raises(UserError, match="does not say whether higher is better"):
+        task(metric=metrics.MeanMetric())
+    assert task(metric=metrics.MeanSquaredError()).metric.higher_is_better is False
 
 
 def test_a_loader_that_ends_after_one_epoch_is_refused():
