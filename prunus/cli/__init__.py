@@ -2,10 +2,11 @@
 
 Its files, in the order in which to read them:
 
-    terminal    a console for text from files and folder names
-    describe    tables for `inspect` and `methods`
-    commands    one function per command
-    program     main: exit status, and errors as one sentence
+    terminal        a console for text from files and folder names
+    describe        tables for `inspect`, `methods` and `tasks`
+    task_options    the options of a task as options of the command
+    commands        one function per command
+    program         main: exit status, and errors as one sentence
 """
 
 from prunus.cli.program import main

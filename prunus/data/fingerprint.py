@@ -4,17 +4,14 @@ It holds for each image in order its name, class and a hash of its content, and 
 and a hash of which. The split itself goes by content (see `hold_out_by_content`).
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-
+from prunus.data.examples import Examples
 from prunus.data.preprocessing import Preprocessing
-from prunus.data.split import Split
 from prunus.errors import FileError
 
 FORMAT = 1
@@ -116,7 +113,8 @@ class Fingerprint:
         if not found and (self.classes, self.class_names) != (now.classes, now.class_names):
             found.append(f"the classes were {_classes(self)}, are {_classes(now)}")
         sizes = [(name, _size(self, name), _size(now, name)) for name in splits]
-        found += [f"{name} had {old} images, has {new}" for name, old, new in sizes if old != new]
+        things = "examples" if self.classes is None else "images"
+        found += [f"{name} had {old} {things}, has {new}" for name, old, new in sizes if old != new]
         if self.hashed == now.hashed:
             found += self._changed_items(now)
         elif self.items.keys() != now.items.keys() or self.hashed not in now.hashed:
@@ -127,7 +125,7 @@ class Fingerprint:
             found.append("the images are the same, but their names give them another order")
         if not found:
             others = [name for name in splits if self.splits.get(name) != now.splits.get(name)]
-            found += [f"{name} holds other images, or in another order" for name in others]
+            found += [f"{name} holds other {things}, or in another order" for name in others]
         return found
 
     def _changed_items(self, now: "Fingerprint") -> list[str]:
@@ -141,26 +139,18 @@ class Fingerprint:
         ]
 
 
-def fingerprint_of_splits(classes: int | None, splits: Mapping[str, Split]) -> Fingerprint:
+def fingerprint_of_splits(classes: int | None, splits: Mapping[str, Examples]) -> Fingerprint:
     """Make the fingerprint of data that a user's own code has split: numbers of images, their targets and order."""
     return Fingerprint(hashed="not hashed", split_by="given", classes=classes, splits=parts_of(splits))
 
 
-def parts_of(splits: Mapping[str, Split]) -> dict[str, Part]:
-    """Make the fingerprints of splits, from the targets and positions of their images."""
+def parts_of(splits: Mapping[str, Examples]) -> dict[str, Part]:
+    """Make the fingerprints of splits, with the digest of each."""
     return {
-        name: Part(images=len(splits[name]), digest=hash_split(splits[name]))
+        name: Part(images=len(splits[name]), digest=splits[name].digest())
         for name in SPLITS
         if name in splits
     }
-
-
-def hash_split(split: Split) -> str:
-    """Hash the targets and positions of a split's images, in their order."""
-    whole = hashlib.blake2b(digest_size=8)
-    for values in (split.labels, split.members):
-        whole.update(f"{values.dtype} {values.shape}".encode() + np.ascontiguousarray(values).tobytes())
-    return whole.hexdigest()
 
 
 def _without_common(items: Mapping[str, str], others: Mapping[str, str]) -> list[str]:

@@ -1,6 +1,5 @@
 """The contract of a method: its options, its use of a run, and its result."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +48,9 @@ class Options(Checked, ABC):
 
         A run calls this before anything is trained, and after `check_together`.
         """
+
+    def check_task(self, task: Task) -> None:
+        """Raise UserError if the method cannot work on the task's data; called before anything is trained."""
 
     def preview(self) -> Self:
         """Return options that train nothing, for `--dry-run`; UserError if the method decides only by training."""
@@ -129,20 +131,20 @@ class Pruned:
     charts: Sequence[Chart] = ()
 
 
-def shown_batches(task: Task, run: Run, batches: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def shown_batches(task: Task, run: Run, batches: int, batch_size: int) -> Iterator[tuple[Any, Any]]:
     """Iterate over batches of training examples in random order, and show the progress.
 
     Args:
         task: The task.
         run: The run, which gives the seed of the order.
         batches: The number of batches; fewer if the training set is smaller.
-        batch_size: The batch size.
+        batch_size: The batch size; a loader of the user's own has another.
 
     Yields:
         Inputs (B, ...) and targets (B, ...).
     """
     order = task.data.train.batches(batch_size, seed=run.seed)
-    with run.progress("scoring", min(batches, math.ceil(len(task.data.train) / batch_size))) as step:
+    with run.progress("scoring", min(batches, task.data.train.steps(batch_size))) as step:
         for batch in islice(order, batches):
             yield batch
             step(1)

@@ -1,13 +1,15 @@
 """The settings of a run, and the stage that reads each first."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from prunus.data import Data
+from prunus.errors import UserError
 from prunus.methods import Method, Options, configure, find
 from prunus.options import Checked, Count, Epochs, Pixels, Rate, Seed, Share
 from prunus.selection import Budget, Sparsity
+from prunus.tasks import DEFAULT, Task, own_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +19,8 @@ class Settings(Checked):
     A run resumes only with the same settings, but those that no stage has read yet may change (`READ_BY`).
 
     Args:
+        task: The task's name, or "package.module:callable", which returns one that has a model and data of its own.
+        task_options: The options of a built-in task, each "name=value".
         method: The method's name, or "package.module:prune".
         options: The method's options, each "name=value".
         seed: The seed of weights, order and random choices.
@@ -40,6 +44,8 @@ class Settings(Checked):
         UserError: A number is out of its range, or a word unknown.
     """
 
+    task: str = DEFAULT
+    task_options: tuple[str, ...] = ()
     method: str = "taylor"
     options: tuple[str, ...] = ()
     seed: Seed = 0
@@ -60,7 +66,7 @@ class Settings(Checked):
 # The settings that each stage is the first to read: until it has begun, they may be corrected when a run is resumed.
 READ_BY = {
     "base": (
-        *("model", "data", "task", "seed", "weights", "image_size", "skip_broken"),
+        *("model", "data", "task", "task_options", "seed", "weights", "image_size", "skip_broken"),
         *("base_epochs", "base_lr", "batch_size", "precision"),
     ),
     "prune": ("method", "options", "budget", "runtime"),
@@ -79,6 +85,26 @@ def resolve_budget(settings: Settings, budget: Budget | Sparsity | None) -> Budg
     method.check(budget)
     config.check_together(budget)
     return budget
+
+
+def resolve_task(settings: Settings, task: Task | str | None) -> tuple[Settings, Task | None]:
+    """Return the settings with the task's name, and the task if it is the user's own; None for a built-in one.
+
+    task: As in `prune`. Raises UserError if it is named twice, or the user's own cannot be made.
+    """
+    if isinstance(task, str):
+        if settings.task not in (DEFAULT, task):
+            raise UserError(f"the task is {task!r}, but the settings say {settings.task!r}; name it once.")
+        settings, task = replace(settings, task=task), None
+    elif task is not None and settings.task != DEFAULT:
+        raise UserError(f"give either a task or its name; the settings say {settings.task!r}.")
+    if task is None and ":" in settings.task:
+        task = own_task(settings.task, settings.seed)
+    if settings.task_options and task is not None:
+        raise UserError(
+            f"{' '.join(settings.task_options)}: a task of your own takes no options; set them where it is made."
+        )
+    return settings, task
 
 
 def resolve_method(settings: Settings) -> tuple[Method, Options]:

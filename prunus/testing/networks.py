@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -111,8 +112,7 @@ def tiny_task(network: str, seed: int = 0) -> Classification:
     pixels = patterns[labels] + torch.randn(count, 1, SIDE, SIDE, generator=generator)
     source = images.Tensors([(str(number), image) for number, image in enumerate(pixels)])
     ends = np.cumsum([0, *SIZES.values()])
-    splits = {
-        name: Split(source, labels[start:stop].numpy(), np.arange(start, stop))
-        for name, start, stop in zip(SIZES, ends[:-1], ends[1:], strict=True)
-    }
-    return TinyClassification(model, Data("tiny images", CLASSES, pixels[:1], **splits))
+    train, val, test = (
+        Split(source, labels[start:stop].numpy(), np.arange(start, stop)) for start, stop in pairwise(ends)
+    )
+    return TinyClassification(model, Data("tiny images", CLASSES, pixels[:1], train, val, test))

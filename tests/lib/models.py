@@ -1,4 +1,4 @@
-"""Models of torchvision, where it is there."""
+"""Models of torchvision, where it is there, and packages that import it."""
 
 import sys
 from pathlib import Path
@@ -9,6 +9,11 @@ SHIM = Path(__file__).parents[3] / "shared" / "tools"
 
 
 def torchvision_models():
+    return imported_beside_torchvision("torchvision").models
+
+
+def imported_beside_torchvision(name: str):
+    """A package that is torchvision, or imports it where it is there, such as torchmetrics."""
     if SHIM.exists():
         sys.path.insert(0, str(SHIM))
         try:
@@ -16,6 +21,6 @@ def torchvision_models():
         except ImportError:
             pass
     try:
-        return pytest.importorskip("torchvision").models
+        return pytest.importorskip(name)
     except RuntimeError as error:  # torchvision built for another torch
-        pytest.skip(f"torchvision does not import: {error}")
+        pytest.skip(f"{name} does not import: {error}")

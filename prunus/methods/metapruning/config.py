@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.methods import Units
@@ -19,8 +21,10 @@ from prunus.search import (
     Sampling,
     Space,
     Strategy,
+    split_training,
 )
 from prunus.selection import Budget, Sparsity
+from prunus.tasks import Task
 
 Search = Literal["evolution", "greedy", "random"]
 Order = Literal["taylor", "magnitude", "none"]
@@ -168,6 +172,10 @@ class Config(Units):
         if self.weights == "hypernet":
             check_memory(graph, space.names, self.form, self.hidden)
         super().check(graph, limit)
+
+    def check_task(self, task: Task) -> None:
+        """Raise UserError if examples cannot be held out of the training set, or chosen from it, to search with."""
+        split_training(task.data.train, self.images, 0).train.take(np.arange(1))
 
     def space(self, graph: Graph) -> Space:
         """Return the space of widths."""

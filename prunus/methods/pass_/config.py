@@ -15,6 +15,7 @@ from prunus.methods.pass_.prompt import How, Kind, fit_size, image_shape
 from prunus.methods.pass_.statistics import STATISTICS
 from prunus.options import Count, Range, Rate, Share, no_preview, reject_unused
 from prunus.selection import Budget, Sparsity
+from prunus.tasks import Task
 
 Prompt = Literal[Kind, "none"]
 Masking = Literal["consumer", "product", "product_norms"]
@@ -29,6 +30,7 @@ ROLES = {  # roles of the dimensions of parameters that masks act on
     "product": ("produces", "consumes"),
     "product_norms": ("produces", "consumes", "scales", "shifts"),
 }
+MOST_HELD_OUT = 0.15  # of the training examples
 assert set(STATISTICS) == set(get_args(Statistic))
 
 
@@ -101,6 +103,14 @@ class Config(Units):
     def preview(self) -> "Config":
         """Raise UserError, because units are chosen by training."""
         raise no_preview("pass", "training", "the magnitudes that it begins with: --method magnitude")
+
+    def check_task(self, task: Task) -> None:
+        """Raise UserError if examples cannot be held out of the training set to choose a snapshot with."""
+        if self.snapshots and self.steps:
+            try:
+                task.data.train.hold_out(MOST_HELD_OUT, 0)
+            except UserError as error:
+                raise UserError(f"{error} Or keep pass, with snapshots=0.") from error
 
     def check_together(self, limit: Budget | Sparsity) -> None:
         """Raise UserError if options conflict or have no effect."""
