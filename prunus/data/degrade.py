@@ -1,0 +1,83 @@
+"""Degradations: what an image loses before a network restores it.
+
+A degradation has a part that is the same every time (`shrink`), and a part that is drawn (`disturb`).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunus.data.bicubic import resize, to_bytes
+from prunus.errors import UserError
+
+SIGMAS, SCALES = (0.0, 255.0), (2, 8)  # the least and the most
+
+
+class Degradation:
+    """The base of all degradations; it changes nothing.
+
+    scale: the side of the clean image over that of the degraded one.
+    """
+
+    scale: int = 1
+
+    def shrink(self, clean: np.ndarray) -> np.ndarray:
+        """Return the degraded image uint8 (H / scale, W / scale, C) of a clean one uint8 (H, W, C)."""
+        return clean
+
+    def disturb(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return images float32 (..., C, H, W) in 0..1 with what `rng` draws."""
+        return x
+
+
+@dataclass(frozen=True)
+class Noise(Degradation):
+    """Additive white Gaussian noise, neither cut off at 0 and 255 nor rounded, as DnCNN and DHP add it.
+
+    Args:
+        sigma: Its standard deviation on the scale 0..255.
+
+    Raises:
+        UserError: sigma does not lie between 0 and 255.
+    """
+
+    sigma: float
+
+    def __post_init__(self) -> None:
+        low, high = SIGMAS
+        if not low < self.sigma <= high:
+            raise UserError(
+                f"sigma is the standard deviation of the noise on the scale 0..255; expected above {low:g} and at "
+                f"most {high:g}, not {self.sigma:g}. Usual values are 15, 25, 50 and 70."
+            )
+
+    def disturb(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Add noise."""
+        return x + np.float32(self.sigma / 255) * rng.standard_normal(x.shape, np.float32)
+
+
+@dataclass(frozen=True)
+class Downscaling(Degradation):
+    """Bicubic downscaling with antialiasing, rounded to 8 bits as image files are; see bicubic.py.
+
+    Args:
+        scale: The side before over the side after.
+
+    Raises:
+        UserError: scale does not lie between 2 and 8.
+    """
+
+    scale: int
+
+    def __post_init__(self) -> None:
+        low, high = SCALES
+        if not low <= self.scale <= high:
+            raise UserError(
+                f"scale is how many times larger the sides become; expected a whole number from {low} to {high}, "
+                f"not {self.scale}. Usual values are 2, 3 and 4."
+            )
+
+    def shrink(self, clean: np.ndarray) -> np.ndarray:
+        """Downscale an image whose sides are multiples of `scale`."""
+        height, width = clean.shape[:2]
+        return to_bytes(resize(clean, height // self.scale, width // self.scale))
