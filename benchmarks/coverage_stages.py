@@ -32,7 +32,8 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 import prunus
-from prunus.graph import axes, call, named_tensors, output_tensors, quiet_forward
+from prunus.graph import axes, named_tensors, output_tensors, quiet_forward
+from prunus.inputs import call
 
 EXACT = 1e-6  # relative, in double precision
 SAME = 1e-4  # relative, in single precision: the same weights through another program

@@ -1,8 +1,14 @@
-"""Data: images from a SPEC, with labels or degraded, in splits that give batches.
+"""Data: examples in splits that give batches, from a SPEC or of the user's own.
 
 Its files, in the order in which to read them:
 
-    split           a split: its order, its batches, what is held out
+    examples        the contract of a split
+    randomness      global random states, set and restored
+    split           a split of images: its order, its batches, what is held out
+    unpacking       a batch of a user's loader as inputs and targets
+    loader          a split around a DataLoader
+    stream          a split around any iterable of batches
+    given           the split of whatever a user gives
     decode          encoded images as upright gray or colour ones
     preprocessing   what turns an image into a model's input, as data
     images          sources of images, and augmenting
@@ -19,30 +25,44 @@ Its files, in the order in which to read them:
 
 from prunus.data.bicubic import resize, to_bytes
 from prunus.data.degrade import Degradation, Downscaling, Noise
+from prunus.data.examples import Examples
 from prunus.data.fingerprint import Fingerprint, fingerprint_of_splits, parts_of
+from prunus.data.given import split_given
 from prunus.data.load import Data, load_data
+from prunus.data.loader import LoaderSplit
 from prunus.data.pairs import Pairs, PairSource, Patches
 from prunus.data.preprocessing import Preprocessing
+from prunus.data.randomness import own_randomness, reseed
 from prunus.data.restoration import load_pairs
 from prunus.data.split import Split, generator, hold_out
+from prunus.data.stream import StreamSplit
+from prunus.data.unpacking import unpack, with_targets
 
 __all__ = [
     "Data",
     "Degradation",
     "Downscaling",
+    "Examples",
     "Fingerprint",
+    "LoaderSplit",
     "Noise",
     "PairSource",
     "Pairs",
     "Patches",
     "Preprocessing",
     "Split",
+    "StreamSplit",
     "fingerprint_of_splits",
     "generator",
     "hold_out",
     "load_data",
     "load_pairs",
+    "own_randomness",
     "parts_of",
+    "reseed",
     "resize",
+    "split_given",
     "to_bytes",
+    "unpack",
+    "with_targets",
 ]

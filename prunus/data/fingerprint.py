@@ -4,17 +4,14 @@ It holds for each image in order its name, class and a hash of its content, and 
 and a hash of which. The split itself goes by content (see `hold_out_by_content`).
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-
+from prunus.data.examples import Examples
 from prunus.data.preprocessing import Preprocessing
-from prunus.data.split import Split
 from prunus.errors import FileError
 
 FORMAT = 1
@@ -141,26 +138,18 @@ class Fingerprint:
         ]
 
 
-def fingerprint_of_splits(classes: int | None, splits: Mapping[str, Split]) -> Fingerprint:
+def fingerprint_of_splits(classes: int | None, splits: Mapping[str, Examples]) -> Fingerprint:
     """Make the fingerprint of data that a user's own code has split: numbers of images, their targets and order."""
     return Fingerprint(hashed="not hashed", split_by="given", classes=classes, splits=parts_of(splits))
 
 
-def parts_of(splits: Mapping[str, Split]) -> dict[str, Part]:
-    """Make the fingerprints of splits, from the targets and positions of their images."""
+def parts_of(splits: Mapping[str, Examples]) -> dict[str, Part]:
+    """Make the fingerprints of splits, with the digest of each."""
     return {
-        name: Part(images=len(splits[name]), digest=hash_split(splits[name]))
+        name: Part(images=len(splits[name]), digest=splits[name].digest())
         for name in SPLITS
         if name in splits
     }
-
-
-def hash_split(split: Split) -> str:
-    """Hash the targets and positions of a split's images, in their order."""
-    whole = hashlib.blake2b(digest_size=8)
-    for values in (split.labels, split.members):
-        whole.update(f"{values.dtype} {values.shape}".encode() + np.ascontiguousarray(values).tobytes())
-    return whole.hexdigest()
 
 
 def _without_common(items: Mapping[str, str], others: Mapping[str, str]) -> list[str]:

@@ -9,11 +9,13 @@ held out is decided by the images' content, so it stays the same whatever is add
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from prunus.data.decode import GRAY, header
+from prunus.data.examples import Examples
 from prunus.data.fingerprint import Fingerprint, parts_of
 from prunus.data.preprocessing import CENTER, NORMS, Preprocessing
 from prunus.data.readers import READERS, Found, Rows, left_out_sentence, read_user
@@ -34,26 +36,38 @@ NAMED = 10  # unreadable images that an error names
 
 @dataclass(frozen=True)
 class Data:
-    """A data set of labelled images.
+    """A data set in splits.
 
     Args:
         name: The SPEC, or a name for messages.
         classes: The number of classes; None if the targets are not classes.
-        example: One image as a model reads it, float (1, C, H, W).
-        train: The images to train on.
-        val: The images that choices are made on.
-        test: The images that no choice is made on.
+        example: One input as a model reads it, with a batch dimension of 1: an image float (1, C, H, W), or any tensor,
+            tuple or dict of them.
+        train: The examples to train on.
+        val: The examples that choices are made on.
+        test: The examples that no choice is made on; None: there are none, and results are those on val.
         fingerprint: What the data set is, with the names of the classes and how an image is read; None if a user has
             made the splits.
     """
 
     name: str
     classes: int | None
-    example: Tensor
-    train: Split
-    val: Split
-    test: Split
+    example: Any
+    train: Examples
+    val: Examples
+    test: Examples | None
     fingerprint: Fingerprint | None = None
+
+    @property
+    def splits(self) -> dict[str, Examples]:
+        """The splits that are there, by name."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: split for name, split in named.items() if split is not None}
+
+    @property
+    def judged(self) -> Examples:
+        """The split that models are judged on: test, or val if there is no test."""
+        return self.val if self.test is None else self.test
 
 
 def load_data(

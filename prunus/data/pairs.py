@@ -121,13 +121,36 @@ class Pairs:
         return len(self.members) * (self.patches.each if self.patches else 1)
 
     def take(self, chosen: np.ndarray) -> Self:
-        """Take the images at the positions `chosen`, in that order."""
-        return replace(self, members=self.members[chosen])
+        """Take the examples at the positions `chosen`, in that order; of a patch its image, from which one is cut."""
+        patches = self.patches and replace(self.patches, each=1)
+        return replace(self, members=self._images(chosen), patches=patches)
 
     def hold_out(self, share: float, seed: int) -> tuple[Self, Self]:
         """Split the images in two at random: those that stay, and those held out, at least one."""
-        rest, held = hold_out(np.zeros(len(self.members), np.int64), share, seed)
-        return self.take(rest), self.take(held)
+        parts = hold_out(np.zeros(len(self.members), np.int64), share, seed)
+        rest, held = (replace(self, members=self.members[part]) for part in parts)
+        return rest, held
+
+    def digest(self) -> str:
+        """Hash the images' indices in their order, and how they are degraded and cut."""
+        whole = hashlib.blake2b(f"{self.source.degradation} {self.patches}".encode(), digest_size=8)
+        whole.update(np.ascontiguousarray(self.members).tobytes())
+        return whole.hexdigest()
+
+    def read(self, positions: np.ndarray, draw: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor]:
+        """Read one batch: patches, turned and mirrored if `draw` is given; of whole images only one at once."""
+        if self.patches is None:
+            (index,) = self._images(positions).tolist()
+            return self.source.whole(index)
+        return self._cut(positions, draw or (SEED, *positions.tolist()), draw is not None)
+
+    def _images(self, positions: np.ndarray) -> np.ndarray:
+        """The images' indices of the examples at positions; the patches of an image are as many positions apart."""
+        return self.members[positions % max(len(self.members), 1)]
+
+    def _cut(self, positions: np.ndarray, draw: tuple[int, ...], turn: bool) -> tuple[Tensor, Tensor]:
+        assert self.patches is not None
+        return self.source.patches(self._images(positions), self.patches.side, generator(*draw), turn)
 
     def steps(self, batch_size: int) -> int:
         """The number of batches of an epoch."""
@@ -157,17 +180,13 @@ class Pairs:
             Degraded images float32 (B, C, h, w) and clean ones (B, C, scale * h, scale * w), in 0..1; noise exceeds it.
         """
         order = np.arange(len(self)) if seed is None else generator(seed, epoch).permutation(len(self))
-        order = order % max(len(self.members), 1)
         rank, processes = share
-        patches = self.patches
-        if patches is None:
-            jobs = [(index,) for index in self.members[order[start:]][rank::processes].tolist()]
-            return read_ahead(self.source.whole, jobs)
+        if self.patches is None:
+            jobs = [(np.array([position]),) for position in order[start:][rank::processes]]
+            return read_ahead(self.read, jobs)
 
-        def read(number: int, positions: np.ndarray) -> tuple[Tensor, Tensor]:
-            indices = self.members[positions[rank::processes]]
-            rng = generator(seed or 0, epoch, number + 1, rank)
-            return self.source.patches(indices, patches.side, rng, augment)
+        def cut(number: int, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+            return self._cut(positions[rank::processes], (seed or 0, epoch, number + 1, rank), augment)
 
         parts = np.array_split(order, max(self.steps(batch_size), 1))
-        return read_ahead(read, list(enumerate(parts))[start:])
+        return read_ahead(cut, list(enumerate(parts))[start:])

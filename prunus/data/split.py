@@ -38,6 +38,18 @@ class Split:
     def __len__(self) -> int:
         return len(self.members)
 
+    def read(self, positions: np.ndarray, draw: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor]:
+        """Read the images at positions, augmented at random if `draw` is given, and their targets."""
+        rng = None if draw is None else generator(*draw)
+        return self.source.read(self.members[positions], rng), torch.from_numpy(self.labels[positions])
+
+    def digest(self) -> str:
+        """Hash the targets and the images' indices, in their order."""
+        whole = hashlib.blake2b(digest_size=8)
+        for values in (self.labels, self.members):
+            whole.update(f"{values.dtype} {values.shape}".encode() + np.ascontiguousarray(values).tobytes())
+        return whole.hexdigest()
+
     def take(self, chosen: np.ndarray) -> "Split":
         """Take the images at the positions `chosen`, in that order, as a split."""
         return replace(self, labels=self.labels[chosen], members=self.members[chosen])
@@ -80,15 +92,13 @@ class Split:
         order = np.arange(len(self)) if seed is None else generator(seed, epoch).permutation(len(self))
         rank, processes = share
 
-        def read(number: int, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+        def read_part(number: int, positions: np.ndarray) -> tuple[Tensor, Tensor]:
             positions = positions[rank::processes]
-            rng = generator(seed or 0, epoch, number + 1, rank) if augment else None
-            x = self.source.read(self.members[positions], rng)
-            return x, torch.from_numpy(self.labels[positions])
+            return self.read(positions, (seed or 0, epoch, number + 1, rank) if augment else None)
 
         parts = np.array_split(order, max(self.steps(batch_size), 1))
         jobs = list(enumerate(parts))[start:]
-        return read_ahead(read, jobs) if self.source.slow else (read(*job) for job in jobs)
+        return read_ahead(read_part, jobs) if self.source.slow else (read_part(*job) for job in jobs)
 
 
 def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

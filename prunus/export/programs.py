@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from prunus.errors import PrunusError, UserError
-from prunus.graph import skeleton
+from prunus.graph import named_tensors
+from prunus.inputs import call, move
 
 ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
 
@@ -27,7 +28,7 @@ def synchronize(device: torch.device) -> None:
 
 def device_of(model: nn.Module) -> torch.device:
     """The device of a model's weights."""
-    return next((tensor.device for tensor in skeleton.named_tensors(model).values()), torch.device("cpu"))
+    return next((tensor.device for tensor in named_tensors(model).values()), torch.device("cpu"))
 
 
 def prepare_torch(model: nn.Module, example: Any) -> Call:
@@ -37,15 +38,15 @@ def prepare_torch(model: nn.Module, example: Any) -> Call:
     caches could not be trained on later.
     """
     device = device_of(model)
-    example = tree_map_only(Tensor, lambda tensor: tensor.to(device), example)
+    example = move(example, device)
 
-    def call() -> object:
+    def run() -> object:
         with torch.no_grad():
-            output = skeleton.call(model, example)
+            output = call(model, example)
         synchronize(device)
         return output
 
-    return call
+    return run
 
 
 def missing_for_onnx() -> str:
@@ -132,7 +133,7 @@ def prepare_onnxruntime(model: nn.Module, example: Any) -> Call:
     if missing := missing_for_onnx():
         raise UserError(f"onnxruntime cannot run here: {missing}.")
     model = model if device_of(model).type == "cpu" else copy.deepcopy(model).cpu()
-    example = tree_map_only(Tensor, Tensor.cpu, example)
+    example = move(example, torch.device("cpu"))
     onnx = to_onnx(export_program(model, example)).model_proto.SerializeToString()
     session = open_session(onnx)
     leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]

@@ -55,7 +55,7 @@ from prunus.graph.parametrised import OwnStep, read_tensor, tensors_behind
 from prunus.graph.places import Keep, Places, set_zero, take
 from prunus.graph.reference import Reference
 from prunus.graph.rules import rule
-from prunus.graph.skeleton import call, make_skeleton, named_tensors, quiet_forward
+from prunus.graph.skeleton import make_skeleton, named_tensors, quiet_forward
 from prunus.graph.state import kept_tensors, set_kept
 from prunus.graph.tracer import Storage
 from prunus.graph.tracing import part, trace
@@ -84,7 +84,6 @@ __all__ = [
     "Storage",
     "Tag",
     "Untracked",
-    "call",
     "check_traceable",
     "copy_model",
     "get_integer",

@@ -26,7 +26,6 @@ from prunus.graph.operators import COPY, ELEMENTWISE, FRESH, Args, Kwargs
 from prunus.graph.rules import registry
 from prunus.graph.skeleton import (
     SameDevice,
-    call,
     compute,
     mixes_devices,
     named_tensors,
@@ -36,6 +35,7 @@ from prunus.graph.skeleton import (
 )
 from prunus.graph.state import kept_tensors, set_kept
 from prunus.graph.tracer import Tracer
+from prunus.inputs import call
 
 MOST_PASSES = 8
 

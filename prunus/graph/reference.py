@@ -23,7 +23,8 @@ from prunus.graph.op import Op, Tag, is_inexact, new_generation, put_tag, tag_of
 from prunus.graph.operators import NEW, Args, Kwargs, is_a, operands
 from prunus.graph.places import Places
 from prunus.graph.rules import registry
-from prunus.graph.skeleton import call, quiet_forward
+from prunus.graph.skeleton import quiet_forward
+from prunus.inputs import call
 
 
 class Reference(TorchDispatchMode):

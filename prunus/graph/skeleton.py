@@ -103,21 +103,6 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return parameters | buffers
 
 
-def call(model: nn.Module, example: Any) -> Any:
-    """Run a model on an example.
-
-    Args:
-        model: The model.
-        example: A tensor, a tuple or list of arguments, or a dict of keyword arguments.
-
-    Returns:
-        The model's output.
-    """
-    if isinstance(example, dict):
-        return model(**example)
-    return model(*example) if isinstance(example, (tuple, list)) else model(example)
-
-
 @contextmanager
 def quiet_forward() -> Iterator[None]:
     """Turn off gradients, and what torch has in the place of some operators, which would hide them.

@@ -27,7 +27,6 @@ from prunus.graph.rules import indexing, registry
 from prunus.graph.sizes import Journal, Sized, number_text, origins, plain
 from prunus.graph.skeleton import (
     SameDevice,
-    call,
     compute,
     mixes_devices,
     named_tensors,
@@ -37,6 +36,7 @@ from prunus.graph.skeleton import (
 )
 from prunus.graph.state import kept_tensors
 from prunus.graph.symbols import concrete, terms_of
+from prunus.inputs import call
 
 
 class Storage:

@@ -21,6 +21,7 @@ from prunus.graph.outputs import Outputs
 from prunus.graph.parametrised import follow_steps
 from prunus.graph.passes import Passes, doubled
 from prunus.graph.turns import one_at_a_time
+from prunus.inputs import call
 
 MODES = ("eval", "train")
 
@@ -159,7 +160,7 @@ def _runs_with_data(model: nn.Module, mode: str, example: Any) -> bool:
     for inputs in (example, doubled(example)):
         try:
             with skeleton.quiet_forward(), skeleton.seeded():
-                skeleton.call(bare, tree_map_only(torch.Tensor, torch.clone, inputs))
+                call(bare, tree_map_only(torch.Tensor, torch.clone, inputs))
             return True
         except Exception:  # any error of the user's code
             continue
@@ -258,7 +259,7 @@ def part(model: nn.Module, name: str, inputs: Any) -> tuple[nn.Module, Any]:
     mode = model.training
     try:
         with torch.no_grad():
-            skeleton.call(model.eval(), inputs)
+            call(model.eval(), inputs)
     finally:
         handle.remove()
         model.train(mode)

@@ -1,6 +1,5 @@
 """The contract of a method: its options, its use of a run, and its result."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -117,20 +116,20 @@ class Pruned:
     charts: Sequence[Chart] = ()
 
 
-def shown_batches(task: Task, run: Run, batches: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def shown_batches(task: Task, run: Run, batches: int, batch_size: int) -> Iterator[tuple[Any, Any]]:
     """Iterate over batches of training examples in random order, and show the progress.
 
     Args:
         task: The task.
         run: The run, which gives the seed of the order.
         batches: The number of batches; fewer if the training set is smaller.
-        batch_size: The batch size.
+        batch_size: The batch size; a loader of the user's own has another.
 
     Yields:
         Inputs (B, ...) and targets (B, ...).
     """
     order = task.data.train.batches(batch_size, seed=run.seed)
-    with run.progress("scoring", min(batches, math.ceil(len(task.data.train) / batch_size))) as step:
+    with run.progress("scoring", min(batches, task.data.train.steps(batch_size))) as step:
         for batch in islice(order, batches):
             yield batch
             step(1)

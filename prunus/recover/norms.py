@@ -9,29 +9,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunus.data import Examples
+from prunus.inputs import call, model_device, move
 from prunus.train import in_mode
 
 RENEW_BATCHES, RENEW_BATCH_SIZE = 16, 256  # 4,096 images
 
 
-def calibration_batches(train: Any, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def calibration_batches(train: Examples, seed: int) -> Iterator[tuple[Any, Any]]:
     """Take the batches with which norms are renewed; they are the same for the same seed.
 
     They are augmented, because the weights were trained under the statistics of augmented images; under those
     of plain images even an unpruned network may lose accuracy (benchmarks/dhp.py measures it).
 
     Args:
-        train: The training split, a `data.Split`.
+        train: The training split.
         seed: The seed of the order and the augmentation.
 
     Returns:
-        16 batches (x, y) of 256 images, fewer if the split is smaller.
+        16 batches (x, y) of 256 examples, or of the loader's own size; fewer if the split is smaller.
     """
     return islice(train.batches(RENEW_BATCH_SIZE, seed=seed, augment=True), RENEW_BATCHES)
 
 
 @torch.no_grad()
-def renew_norms(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+def renew_norms(model: nn.Module, batches: Iterable[tuple[Any, Any]]) -> None:
     """Set the running mean and variance of each batch norm to those of its input over all batches.
 
     They are pooled exactly, in float64: the mean of the batches' means, and by the law of total variance the
@@ -51,11 +53,12 @@ def renew_norms(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> N
         variance = (x - mean).square_().mean(1).double()  # torch.var takes four times as long
         pooled[norm] = pool(pooled.get(norm), (x.shape[1], mean[:, 0].double(), variance * x.shape[1]))
 
+    device = model_device(model)
     with batch_statistics(model, norms), ExitStack() as hooks:
         for norm in norms:
             hooks.callback(norm.register_forward_pre_hook(watch).remove)
         for x, _ in batches if norms else ():
-            model(x.to(next(model.parameters()).device))
+            call(model, move(x, device))
     for norm, (count, mean, squares) in pooled.items():
         assert norm.running_mean is not None and norm.running_var is not None
         norm.running_mean.copy_(mean)

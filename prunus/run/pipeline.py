@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from prunus import report
 from prunus.data import Data
@@ -25,14 +25,19 @@ from prunus.methods import Pruned
 from prunus.progress import silent
 from prunus.run import provenance
 from prunus.run.folder import RunFolder
-from prunus.run.prepare import make_classification, make_pipeline
+from prunus.run.prepare import make_pipeline, make_task
 from prunus.run.result import make_result
-from prunus.run.settings import Settings, label, resolve_budget
+from prunus.run.settings import Settings, label, resolve_budget, resolve_task
 from prunus.run.stages import Pipeline
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import Task
 
 STAGES = ("base", "prune", "shrink", "recover", "evaluate")
+LATER = (
+    "skip_broken",
+    "task",
+    "task_options",
+)  # settings stored unless usual, because runs of version 0.1.0 lack them
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,9 @@ class Result:
 
 def prune(
     model: nn.Module | str | None = None,
-    example: Tensor | None = None,
+    example: Any = None,
     *,
-    task: Task | None = None,
+    task: Task | str | None = None,
     budget: Budget | Sparsity | None = None,
     data: Data | str | None = None,
     out: str | Path,
@@ -67,8 +72,9 @@ def prune(
 
     Args:
         model: The model, or its SPEC. A module stays unchanged and is taken as trained.
-        example: One input (1, C, H, W); data.example if None.
-        task: A task, which has a model and data of its own; None: `model` classifies the images of `data`.
+        example: One input with a batch dimension of 1, such as an image (1, C, H, W); data.example if None.
+        task: A task, such as a `prunus.Task`, which has a model and data of its own; or the name of one, as in
+            settings.task, which is taken if None.
         budget: A Budget for methods that remove units, a Sparsity for those that set single weights to zero; None:
             half the multiply-adds, or the method's default sparsity.
         data: The data, or its SPEC.
@@ -87,6 +93,7 @@ def prune(
         TrainingError: A loss is not finite.
     """
     settings = replace(settings or Settings(), **({"method": method} if method else {}))
+    settings, task = resolve_task(settings, task)
     budget = resolve_budget(settings, budget)
     run = RunFolder(
         out, _collect_settings(model, task, data, budget, settings), resume=resume, progress=progress
@@ -104,9 +111,9 @@ def prune(
 
 def preview(
     model: nn.Module | str | None = None,
-    example: Tensor | None = None,
+    example: Any = None,
     *,
-    task: Task | None = None,
+    task: Task | str | None = None,
     budget: Budget | Sparsity | None = None,
     data: Data | str | None = None,
     settings: Settings | None = None,
@@ -129,7 +136,7 @@ def preview(
     Raises:
         UserError: An argument is wrong, or the method decides only by training or searching.
     """
-    settings = settings or Settings()
+    settings, task = resolve_task(settings or Settings(), task)
     budget = resolve_budget(settings, budget)
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(folder, asdict(settings), progress=progress)
@@ -150,23 +157,24 @@ def _collect_settings(
         if model is None or data is None:
             missing = "model" if model is None else "data"
             raise UserError(f"prune needs a model and data, or a task that has both; {missing} is None.")
-        things = {"model": label(model), "data": label(data)}
+        things: dict[str, Any] = {"model": label(model), "data": label(data)}
     else:
         if model is not None or data is not None:
             raise UserError(
                 "give either a task, or a model and data; a task has a model and data of its own."
             )
         things = {"model": label(task.model), "data": label(task.data), "task": type(task).__qualname__}
-    stored = asdict(settings)
-    if not settings.skip_broken:  # stored only if it is on, because runs of version 0.1.0 lack it
-        del stored["skip_broken"]
+    stored, usual = asdict(settings), asdict(Settings())
+    for name in LATER:
+        if stored[name] == usual[name]:
+            del stored[name]
     return things | {"budget": {budget.name: budget.value}} | stored
 
 
 def _make_pipeline(
     run: RunFolder,
     model: nn.Module | str | None,
-    example: Tensor | None,
+    example: Any,
     task: Task | None,
     data: Data | str | None,
     budget: Budget | Sparsity,
@@ -175,7 +183,7 @@ def _make_pipeline(
     is_trained = not isinstance(model, str)
     if task is None:
         assert model is not None and data is not None
-        task = make_classification(model, example, data, settings, provenance.split_of(run.path))
+        task = make_task(model, example, data, settings, provenance.split_of(run.path))
     else:
         task = copy.copy(task)  # the user's own task keeps its recipe fields
     return make_pipeline(run, task, budget, settings, is_trained=is_trained)

@@ -2,45 +2,38 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
-from accelerate.utils import set_seed
-from torch import Tensor, nn
+from torch import nn
 
 from prunus import latency
-from prunus.data import Data, load_data
+from prunus.data import Data
 from prunus.errors import UserError
+from prunus.methods import configure
 from prunus.run.folder import RunFolder
 from prunus.run.settings import Settings, resolve_method, without_none
 from prunus.run.stages import Pipeline
 from prunus.selection import Budget, Metered, Sparsity
-from prunus.tasks import Classification, Task
-from prunus.zoo import load_model, load_weights
+from prunus.tasks import Given, Task, find_kind
+from prunus.zoo import load_weights
 
 
-def make_classification(
-    model: nn.Module | str, example: Tensor | None, data: Data | str, settings: Settings, split_by: str
-) -> Classification:
-    """Return the task of classifying `data` with `model`; either may be a SPEC. split_by: see `load_data`."""
-    if isinstance(data, str):
-        data = load_data(
-            data,
-            seed=settings.seed,
-            image_size=settings.image_size,
-            skip_broken=settings.skip_broken,
-            split_by=split_by,
-        )
-    if example is not None:
-        data = replace(data, example=example)
-    if isinstance(model, str):
-        if data.classes is None:
-            raise UserError(
-                f"{data.name} has no classes, so {model} cannot be built to classify it. Give a task with a model of "
-                "its own."
-            )
-        set_seed(settings.seed)
-        channels, height, width = data.example.shape[1:]
-        model = load_model(model, classes=data.classes, in_shape=(channels, height, width))
-    return Classification(model, data)
+def make_task(
+    model: nn.Module | str, example: Any, data: Data | str, settings: Settings, split_by: str
+) -> Task:
+    """Return the built-in task that the settings name; model and data may be SPECs. split_by: see `load_data`."""
+    kind = find_kind(settings.task)
+    options = configure(kind.options_class, settings.task_options, f"option of task {kind.name}")
+    given = Given(
+        model=model,
+        data=data,
+        example=example,
+        seed=settings.seed,
+        image_size=settings.image_size,
+        skip_broken=settings.skip_broken,
+        split_by=split_by,
+    )
+    return kind.make(given, options)
 
 
 def make_pipeline(

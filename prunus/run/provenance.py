@@ -16,10 +16,9 @@ SAME_FOR_EVERY_SEED = ("test",)  # splits
 
 def fingerprint_of(data: Data) -> Fingerprint:
     """Return the fingerprint of data as they are split now; where a user has made them, one without single images."""
-    splits = {"train": data.train, "val": data.val, "test": data.test}
     if data.fingerprint is None:
-        return fingerprint_of_splits(data.classes, splits)
-    return replace(data.fingerprint, splits=parts_of(splits))  # a user may have replaced one
+        return fingerprint_of_splits(data.classes, data.splits)
+    return replace(data.fingerprint, splits=parts_of(data.splits))  # a user may have replaced one
 
 
 def read_fingerprint(folder: Path) -> Fingerprint | None:

@@ -1,12 +1,14 @@
 """The settings of a run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prunus.data import Data
+from prunus.errors import UserError
 from prunus.methods import Method, Options, configure, find
 from prunus.selection import Budget, Sparsity
+from prunus.tasks import DEFAULT, Task, own_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +16,8 @@ class Settings:
     """How a run proceeds. All settings are stored with the result, and a run resumes only with the same settings.
 
     Args:
+        task: The task's name, or "package.module:callable", which returns one that has a model and data of its own.
+        task_options: The options of a built-in task, each "name=value".
         method: The method's name, or "package.module:prune".
         options: The method's options, each "name=value".
         seed: The seed of weights, order and random choices.
@@ -33,6 +37,8 @@ class Settings:
             "onnxruntime" on the processor.
     """
 
+    task: str = DEFAULT
+    task_options: tuple[str, ...] = ()
     method: str = "taylor"
     options: tuple[str, ...] = ()
     seed: int = 0
@@ -55,6 +61,26 @@ def resolve_budget(settings: Settings, budget: Budget | Sparsity | None) -> Budg
     budget = config.default_limit() if budget is None else budget
     method.check(budget)
     return budget
+
+
+def resolve_task(settings: Settings, task: Task | str | None) -> tuple[Settings, Task | None]:
+    """Return the settings with the task's name, and the task if it is the user's own; None for a built-in one.
+
+    task: As in `prune`. Raises UserError if it is named twice, or the user's own cannot be made.
+    """
+    if isinstance(task, str):
+        if settings.task not in (DEFAULT, task):
+            raise UserError(f"the task is {task!r}, but the settings say {settings.task!r}; name it once.")
+        settings, task = replace(settings, task=task), None
+    elif task is not None and settings.task != DEFAULT:
+        raise UserError(f"give either a task or its name; the settings say {settings.task!r}.")
+    if task is None and ":" in settings.task:
+        task = own_task(settings.task, settings.seed)
+    if settings.task_options and task is not None:
+        raise UserError(
+            f"{' '.join(settings.task_options)}: a task of your own takes no options; set them where it is made."
+        )
+    return settings, task
 
 
 def resolve_method(settings: Settings) -> tuple[Method, Options]:

@@ -18,16 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from prunus import charts, surgery
-from prunus.data import Split
+from prunus.data import Examples
 from prunus.errors import PruningError
 from prunus.export import store
 from prunus.files import read_tensors, write_tensors
 from prunus.graph import Graph
+from prunus.inputs import call, count_examples, move, tensors_in
 from prunus.latency import milliseconds
 from prunus.methods import Method, Options, Pruned
 from prunus.progress import Step
@@ -221,11 +222,10 @@ class Pipeline:
         return {"sparsity": 1 - left / there}
 
     def test(self, model: nn.Module) -> dict[str, float]:
-        """Return the metric and the loss on the test set."""
-        split = self.task.data.test
+        """Return the metric and the loss on the test set, or on val if there is none."""
+        split = self.task.data.judged
         with self.run.progress("testing", len(split)) as step:
-            watched = WatchedSplit(split.source, split.labels, split.members, split=split, step=step)
-            return self.task.evaluate(model, watched)
+            return self.task.evaluate(model, WatchedSplit(split, step))
 
     def output_difference(self, masked: nn.Module, small: nn.Module) -> float:
         """Return the largest difference of the two models' outputs on a batch of val, relative to the largest output.
@@ -234,8 +234,8 @@ class Pipeline:
         """
         x, _ = next(iter(self.task.data.val.batches(COMPARED)))
         with torch.no_grad(), in_mode(masked, False), in_mode(small, False):
-            outputs = (tree_leaves(model(x.to(self.run.device))) for model in (masked, small))
-            pairs = [pair for pair in zip(*outputs, strict=True) if isinstance(pair[0], Tensor)]
+            inputs = move(x, self.run.device)
+            pairs = list(zip(*(tensors_in(call(model, inputs)) for model in (masked, small)), strict=True))
         largest = max(float((ours.double() - theirs.double()).abs().max()) for ours, theirs in pairs)
         return largest / max(1e-12, *(float(ours.double().abs().max()) for ours, _ in pairs))
 
@@ -243,7 +243,7 @@ class Pipeline:
         self, model: nn.Module, graph: Graph, keep: dict[str, list[int]] | None, file: str
     ) -> dict[str, float]:
         """Return the costs of one input, and the size of the file in MB."""
-        latency = milliseconds.latency_ms(model, self.task.example.to(self.run.device))
+        latency = milliseconds.latency_ms(model, move(self.task.example, self.run.device))
         return {
             "macs": cost.macs(graph, keep),
             "params": cost.params(graph, keep),
@@ -263,23 +263,46 @@ class Pipeline:
             self.run.log("epoch", stage=stage, **row)
 
 
-@dataclass(frozen=True, kw_only=True)
-class WatchedSplit(Split):
+@dataclass(frozen=True)
+class WatchedSplit:
     """A split that reports how much of it has been read.
 
     Args:
-        split: The split that is read, with whatever its class overrides.
+        split: The split that is read.
         step: step(number) is called with the number of examples of each batch, after its use.
     """
 
-    split: Split
+    split: Examples
     step: Step
 
-    def batches(self, batch_size: int, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over the batches of `split`; see `Split.batches`."""
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def steps(self, batch_size: int) -> int:
+        """Return the number of batches of `split`."""
+        return self.split.steps(batch_size)
+
+    def batches(self, batch_size: int, **options: Any) -> Iterator[tuple[Any, Any]]:
+        """Iterate over the batches of `split`; see `Examples.batches`."""
         for x, y in self.split.batches(batch_size, **options):
             yield x, y
-            self.step(len(y))
+            self.step(count_examples(x))
+
+    def hold_out(self, share: float, seed: int) -> tuple[Examples, Examples]:
+        """Hold examples out of `split`."""
+        return self.split.hold_out(share, seed)
+
+    def take(self, chosen: np.ndarray) -> Examples:
+        """Take examples of `split`."""
+        return self.split.take(chosen)
+
+    def read(self, positions: np.ndarray, draw: tuple[int, ...] | None = None) -> tuple[Any, Any]:
+        """Read examples of `split`."""
+        return self.split.read(positions, draw)
+
+    def digest(self) -> str:
+        """Return the digest of `split`."""
+        return self.split.digest()
 
 
 def count_removed(graph: Graph, keep: dict[str, list[int]]) -> int:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UserError
-from prunus.graph import Graph, Member, call, make_skeleton, read_tensor
+from prunus.graph import Graph, Member, make_skeleton, read_tensor
+from prunus.inputs import call
 from prunus.scores.members import Batches, Normalize, Scores, _normalize, _to_device
 from prunus.scores.weights import _complete
 

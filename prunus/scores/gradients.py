@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UserError
-from prunus.graph import Graph, call, is_inexact, make_skeleton
+from prunus.graph import Graph, is_inexact, make_skeleton
+from prunus.inputs import call
 from prunus.scores.members import ALL, Batches, Scores, _as_float, _gather, _members, _to_device
 
 

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from prunus.errors import UserError, unknown
 from prunus.graph import Graph, Member, read_tensor
+from prunus.inputs import model_device, move
 
 Scores = dict[str, Tensor]
 Batches = Iterable[tuple[Any, Any]]  # (inputs as the model takes them: tensor, tuple or dict; targets)
@@ -91,6 +91,6 @@ def _normalize(score: Tensor, how: str) -> Tensor:
 
 def _to_device(model: nn.Module, batches: Batches) -> Iterator[tuple[Any, Any]]:
     """The batches, on the model's device."""
-    device = next(model.parameters()).device
+    device = model_device(model)
     for batch in batches:
-        yield tree_map_only(Tensor, lambda tensor: tensor.to(device), tuple(batch))
+        yield move(tuple(batch), device)

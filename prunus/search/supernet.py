@@ -16,9 +16,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from prunus import surgery
-from prunus.data import Split
+from prunus.data import Examples
 from prunus.graph import Graph
 from prunus.search.proposals import Feasible, sample
 from prunus.search.space import Orders, Widths
@@ -92,12 +93,13 @@ class Supernet(nn.Module):
             genes = self.room.mend(genes, rng) if self.sampling == "budget" else genes
         return [space.widths(each) for each in genes]
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return [self.output(widths, x) for widths in self.sample(self.step)]
+    def forward(self, *args: Any, **kwargs: Any) -> list[Any]:
+        return [self.output(widths, *args, **kwargs) for widths in self.sample(self.step)]
 
-    def output(self, widths: Widths, x: Any) -> Any:
-        """Compute the output of the network of these widths for x; gradients reach all parameters of its weights."""
-        return surgery.crop(self.net, self.graph, self.keep(widths), x, weights=self.make_weights(widths))
+    def output(self, widths: Widths, *args: Any, **kwargs: Any) -> Any:
+        """Compute the output of the network of these widths; gradients reach all parameters of its weights."""
+        weights = self.make_weights(widths)
+        return surgery.crop(self.net, self.graph, self.keep(widths), *args, weights=weights, **kwargs)
 
     def keep(self, widths: Widths) -> dict[str, list[int]]:
         """Return the kept units of the network of these widths."""
@@ -153,25 +155,26 @@ class SupernetTask(Task):
         ready: ready(widths) makes a network for evaluation; see `Builder`.
     """
 
-    def __init__(self, task: Task, train: Split, ready: Callable[[Widths], nn.Module]):
+    def __init__(self, task: Task, train: Examples, ready: Callable[[Widths], nn.Module]):
         super().__init__(task.model, replace(task.data, train=train), task.recipe_fields)
         self.task, self.ready = task, ready
         self.metric = task.metric
 
-    def loss(self, output: list[Tensor], target: Tensor) -> Tensor:
+    def loss(self, output: list[Any], target: Any) -> Tensor:
         """Return the mean of the networks' losses."""
         return self._mean(self.task.loss(output[0], target), output)
 
-    def training_loss(self, output: list[Tensor], target: Tensor, recipe: Recipe) -> Tensor:
+    def training_loss(self, output: list[Any], target: Any, recipe: Recipe) -> Tensor:
         """Return the mean of the networks' training losses."""
         return self._mean(self.task.training_loss(output[0], target, recipe), output)
 
-    def _mean(self, of_largest: Tensor, outputs: list[Tensor]) -> Tensor:
+    def _mean(self, of_largest: Tensor, outputs: list[Any]) -> Tensor:
         largest, *others = outputs
-        losses = [of_largest, *(self.task.distil(each, largest.detach(), TEMPERATURE) for each in others)]
+        largest = tree_map_only(Tensor, Tensor.detach, largest)
+        losses = [of_largest, *(self.task.distil(each, largest, TEMPERATURE) for each in others)]
         return sum(losses[1:], losses[0]) / len(losses)
 
-    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, split: Examples) -> dict[str, float]:
         """Evaluate the uniform network at the budget with recalibrated norms, because the supernet's fit no network."""
         assert isinstance(model, Supernet)
         room = model.room

@@ -10,14 +10,16 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunus.data import Split, generator
+from prunus.data import Examples, generator
 from prunus.errors import UserError
+from prunus.inputs import call, model_device, move, tensors_in
 from prunus.recover import renew_norms
 from prunus.search.evaluation import Score
 from prunus.search.space import Widths
@@ -33,7 +35,7 @@ KEPT_BYTES = (
 Network = Callable[
     [Widths], nn.Module
 ]  # makes a separate module of these widths, its norms not yet recalibrated
-Renew = Callable[[nn.Module, Iterable[tuple[Tensor, Tensor]]], None]
+Renew = Callable[[nn.Module, Iterable[tuple[Any, Any]]], None]
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,12 @@ class SearchSplits:
         confirm: The images that the last few networks are compared on.
     """
 
-    train: Split
-    search: Split
-    confirm: Split
+    train: Examples
+    search: Examples
+    confirm: Examples
 
 
-def split_training(train: Split, images: int, seed: int) -> SearchSplits:
+def split_training(train: Examples, images: int, seed: int) -> SearchSplits:
     """Hold out two parts of the training images, with an equal share of each class.
 
     Args:
@@ -85,32 +87,28 @@ class FixedImages:
         seed: The seed of augmentation, as in training; None: images as they are.
     """
 
-    def __init__(self, split: Split, seed: int | None = None):
+    def __init__(self, split: Examples, seed: int | None = None):
         self.split, self.seed = split, seed
-        self._kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        one = split.source.read(split.members[:1], None)
-        self._keeps = one.numel() * one.element_size() * len(split) <= KEPT_BYTES
+        self._kept: dict[tuple[int, int], tuple[Any, Any]] = {}
+        one, _ = split.read(np.arange(1))
+        self._keeps = sum(t.numel() * t.element_size() for t in tensors_in(one)) * len(split) <= KEPT_BYTES
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def between(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def between(self, start: int, stop: int) -> Iterator[tuple[Any, Any]]:
         """Iterate over the images from `start` to before `stop` in batches (x, y); sizes differ by at most one."""
         count = -(-(stop - start) // BATCH)
         ends = [start + round((stop - start) * number / count) for number in range(count + 1)]
         for first, end in pairwise(ends):
-            found = self._kept.get((first, end)) or self._read(first, end)
+            draw = None if self.seed is None else (self.seed, first, end)
+            found = self._kept.get((first, end)) or self.split.read(np.arange(first, end), draw)
             if self._keeps:
                 self._kept[first, end] = found
             yield found
 
-    def _read(self, first: int, end: int) -> tuple[Tensor, Tensor]:
-        draw = None if self.seed is None else generator(self.seed, first, end)
-        x = self.split.source.read(self.split.members[first:end], draw)
-        return x, torch.from_numpy(self.split.labels[first:end])
 
-
-def calibration_set(train: Split, images: int, seed: int) -> FixedImages:
+def calibration_set(train: Examples, images: int, seed: int) -> FixedImages:
     """Choose random images to recalibrate norms with.
 
     Args:
@@ -152,7 +150,7 @@ class ImageEvaluator:
         split: The images to score on.
     """
 
-    def __init__(self, task: Task, maker: Builder, split: Split):
+    def __init__(self, task: Task, maker: Builder, split: Examples):
         self.task, self.maker, self.held_out = task, maker, FixedImages(split)
         self.images = len(split)
         self._last: tuple[dict[str, int], nn.Module] | None = None
@@ -163,16 +161,14 @@ class ImageEvaluator:
         if self._last is None or self._last[0] != widths:
             self._last = dict(widths), self.maker(widths)
         model = self._last[1]
-        device = next(model.parameters()).device
+        device = model_device(model)
         with in_mode(model, False):
-            found = [
-                self.task.verdicts(model(x.to(device)), y.to(device)).cpu()
-                for x, y in self.held_out.between(images_from, images_to)
-            ]
+            batches = (move(batch, device) for batch in self.held_out.between(images_from, images_to))
+            found = [self.task.verdicts(call(model, x), y).cpu() for x, y in batches]
         return torch.cat(found)
 
 
-def scorer(task: Task, maker: Builder, split: Split) -> Score:
+def scorer(task: Task, maker: Builder, split: Examples) -> Score:
     """Return the function, or evaluator, that scores networks on a split; higher is better.
 
     Args:
@@ -191,7 +187,7 @@ def scorer(task: Task, maker: Builder, split: Split) -> Score:
 
 
 @torch.no_grad()
-def moving_norms(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+def moving_norms(model: nn.Module, batches: Iterable[tuple[Any, Any]]) -> None:
     """Recalibrate norms as the paper's code does, for comparison; `recover.renew_norms` is exact.
 
     The statistics are moving averages of momentum 0.1 that start at mean 0 and variance 1, so with few batches the
@@ -199,20 +195,21 @@ def moving_norms(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> 
 
     Args:
         model: The model, changed in place.
-        batches: Images (B, C, H, W) and targets (B, ...).
+        batches: Pairs (inputs, targets), of which only the inputs are used.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     for norm in norms:
         norm.reset_running_stats()
+    device = model_device(model)
     with in_mode(model, False):
         for norm in norms:
             norm.training, norm.momentum = True, 0.1
         for x, _ in batches if norms else ():
-            model(x.to(next(model.parameters()).device))
+            call(model, move(x, device))
 
 
-def labels_hash(*splits: Split) -> str:
-    """Compute a hash of the images in some splits, from their indices and labels.
+def labels_hash(*splits: Examples) -> str:
+    """Compute a hash of the examples in some splits.
 
     Args:
         splits: The splits.
@@ -220,12 +217,8 @@ def labels_hash(*splits: Split) -> str:
     Returns:
         16 hexadecimal digits.
     """
-    digest = hashlib.sha256()
-    for split in splits:
-        digest.update(
-            np.ascontiguousarray(split.members).tobytes() + np.ascontiguousarray(split.labels).tobytes()
-        )
-    return digest.hexdigest()[:16]
+    digests = " ".join(split.digest() for split in splits)
+    return hashlib.sha256(digests.encode()).hexdigest()[:16]
 
 
 def tensors_hash(tensors: dict[str, Tensor]) -> str:

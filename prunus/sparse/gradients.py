@@ -19,7 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunus.errors import UserError
-from prunus.graph import Graph, call, make_skeleton
+from prunus.graph import Graph, make_skeleton
+from prunus.inputs import call, move
 from prunus.scores import Batches
 from prunus.sparse.ranking import highest
 from prunus.sparse.scores import WeightScores, maskable
@@ -118,7 +119,7 @@ def synflow(
     with _differentiable(model, graph, torch.float64) as (bare, weights):
         weights = {name: weights[name] for name in (weights if names is None else names)}
         device = next(iter(weights.values())).device
-        example = tree_map_only(Tensor, lambda t: t.to(device), example)
+        example = move(example, device)
         with torch.no_grad():
             for parameter in bare.parameters():
                 parameter.abs_()
@@ -188,7 +189,7 @@ def _gradients(
     total: list[Tensor] | None = None
     count = 0
     for count, batch in enumerate(batches, 1):
-        inputs, targets = tree_map_only(Tensor, lambda tensor: tensor.to(device), tuple(batch))
+        inputs, targets = move(tuple(batch), device)
         output = tree_map_only(
             Tensor, lambda t: t / temperature if _is_floating(t) else t, call(bare, inputs)
         )

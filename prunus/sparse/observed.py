@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.errors import UserError
-from prunus.graph import Graph, Tag, call, make_skeleton, named_tensors, operators, quiet_forward
+from prunus.graph import Graph, Tag, make_skeleton, named_tensors, operators, quiet_forward
+from prunus.inputs import call
 from prunus.sparse.neighbours import Flow, memory
 
 See = Callable[[Any, tuple[Any, ...], Any], Tensor | None]  # of an operator, its arguments and its output

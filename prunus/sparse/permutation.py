@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 
 from prunus.errors import PruningError, UserError
 from prunus.graph import Graph, make_skeleton, output_tensors, skeleton
+from prunus.inputs import call
 from prunus.sparse.patterns import NofM, Pattern, contracted, matrix, parse, unfit
 from prunus.surgery import TOLERANCES, checked_tensors, clone, slice_tensor
 
@@ -252,5 +253,5 @@ def _outputs(model: nn.Module, graph: Graph, dtype: torch.dtype) -> list[Tensor]
         return tensor.to(device)
 
     with skeleton.quiet_forward():
-        output = skeleton.call(model.eval(), tree_map_only(Tensor, sample, graph.example))
+        output = call(model.eval(), tree_map_only(Tensor, sample, graph.example))
     return output_tensors(output)

@@ -26,6 +26,7 @@ from prunus.graph import (
     skeleton,
     take,
 )
+from prunus.inputs import call
 from prunus.surgery.copies import checked_tensors, resize
 from prunus.surgery.effective import effective_tensors
 from prunus.surgery.sampling import Sampler, random_like
@@ -350,7 +351,7 @@ class Pair:
             SameDraws(reference.draws, self.places) as draws,
         ):
             try:
-                got = select_outputs(skeleton.call(small.model, own), self.graph.chosen)
+                got = select_outputs(call(small.model, own), self.graph.chosen)
             except PruningError:
                 raise
             except Exception as error:  # where the original ran

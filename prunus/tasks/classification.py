@@ -1,20 +1,40 @@
 """Image classification: cross-entropy, top-1 accuracy, and distillation from a teacher's outputs."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunus.data import Split
+from prunus.data import Examples
 from prunus.errors import UserError
+from prunus.inputs import call, model_device, move
 from prunus.metrics import ACCURACY
-from prunus.tasks.task import Task
+from prunus.tasks import _contract
+from prunus.tasks._contract import Given, Task
 from prunus.train import Recipe, in_mode
 
 EVALUATION_BATCH = 256  # images
 SMALL_SET = 5_000  # images; with fewer, an epoch is so short that many are affordable and needed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(_contract.Options):
+    """Image classification has no options of its own."""
+
+
+def make(given: Given, options: Options) -> "Classification":
+    """Make the task of classifying labelled images."""
+    data = given.load_data()
+    if data.classes is None and isinstance(given.model, str):
+        raise UserError(
+            f"{data.name} has no classes, so {given.model} cannot be built to classify it. Give a task with a model of "
+            "its own."
+        )
+    return Classification(
+        given.build_model(classes=data.classes, in_shape=tuple(data.example.shape[1:])), data
+    )
 
 
 class Classification(Task):
@@ -49,13 +69,14 @@ class Classification(Task):
         return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, split: Examples) -> dict[str, float]:
         """Return {"accuracy": 0..1, "loss": nats} over all of `split`, in evaluation mode and full precision."""
-        device = next(model.parameters()).device
+        device = model_device(model)
         correct, loss_sum = 0, 0.0
         with in_mode(model, False):
             for x, y in split.batches(EVALUATION_BATCH):
-                output, y = logits(model(x.to(device))).float(), y.to(device)
+                x, y = move((x, y), device)
+                output = logits(call(model, x)).float()
                 correct += int(self.verdicts(output, y).sum())
                 loss_sum += float(F.cross_entropy(output, y, reduction="sum"))
         return {self.metric.key: correct / len(split), "loss": loss_sum / len(split)}
@@ -72,10 +93,10 @@ class Classification(Task):
     def check(self, model: nn.Module) -> None:
         """Raise UserError if the model cannot read the images, or has outputs for another number of classes."""
         data = self.data
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        example = move(data.example, model_device(model))
         try:
             with in_mode(model, False), torch.no_grad():
-                shape = tuple(logits(model(data.example.to(device))).shape)
+                shape = tuple(logits(call(model, example)).shape)
         except RuntimeError as error:
             seen = tuple(data.example.shape)
             raise UserError(

@@ -17,7 +17,9 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from prunus.data import own_randomness, reseed
 from prunus.errors import TrainingError, UserError
+from prunus.inputs import call, model_device, move
 from prunus.metrics import Metric
 from prunus.progress import Step, silent
 from prunus.train import checkpoint
@@ -28,8 +30,6 @@ from prunus.train.contexts import (
     channels_last,
     exchange,
     in_mode,
-    own_randomness,
-    reseed,
     swap_in,
 )
 from prunus.train.recipe import OPTIMIZERS, Recipe, learning_rate
@@ -176,19 +176,19 @@ def next_batches(at: Training, accelerator: Accelerator) -> dict[str, Any]:
 
 def make_objective(
     task: Trainable, model: nn.Module, teacher: nn.Module | None, recipe: Recipe
-) -> Callable[[Tensor, Tensor], Tensor]:
+) -> Callable[[Any, Any], Tensor]:
     """Make the function from a batch (x, y) to the loss that is minimised."""
-    device = next(model.parameters()).device
+    device = model_device(model)
 
-    def loss_of(x: Tensor, y: Tensor) -> Tensor:
-        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+    def loss_of(x: Any, y: Any) -> Tensor:
+        x, y = move((x, y), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            output = model(x)
+            output = call(model, x)
             loss = task.training_loss(output, y, recipe)
             if teacher is None:
                 return loss
             with torch.no_grad():
-                answers = teacher(x)
+                answers = call(teacher, x)
             distilled = task.distil(output, answers, recipe.distill_temperature)
         return torch.lerp(loss, distilled, recipe.distill_weight)
 

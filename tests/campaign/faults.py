@@ -134,7 +134,7 @@ FAULTS = (
     Fault(
         "test on the images that choices are made on",
         "run/stages.py",
-        "split = self.task.data.test",
+        "split = self.task.data.judged",
         "split = self.task.data.val",
         "tests/run/test_run.py",
     ),

@@ -110,6 +110,20 @@ def test_noise_is_new_in_training_and_fixed_in_evaluation(folder):
     assert not torch.equal(first[0][0] - first[0][1], first[1][0] - first[1][1])
 
 
+def test_single_examples_are_read_and_taken(folder):
+    data = load(folder)
+    count = len(data.train.members)
+    x, y = data.train.read(np.array([0, count, 2]))
+    assert same([(x, y)], [data.train.read(np.array([0, count, 2]))]) and not torch.equal(x[0], x[1])
+    assert not same([(x, y)], [data.train.read(np.array([0, count, 2]), (1, 2))])
+    taken = data.train.take(np.array([1, count + 1, 0]))
+    assert len(taken) == 3 and taken.members.tolist() == data.train.members[[1, 1, 0]].tolist()
+    whole = [data.test.read(np.array([at])) for at in range(len(data.test))]
+    assert same(whole, everything(data.test))
+    assert len({part.digest() for part in (data.train, data.test, taken, load(folder, Noise(9)).train)}) == 4
+    assert data.train.digest() == load(folder).train.digest()
+
+
 def test_low_resolution_images_are_downscaled_whole_and_rounded(tmp_path):
     folder = write_pictures(tmp_path, 6, height=43, width=38)
     data = load(folder, Downscaling(4))

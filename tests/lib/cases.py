@@ -6,7 +6,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import prunus
-from prunus.graph import call
+from prunus.inputs import call
 from tests.lib.graphs import counted_macs
 
 

@@ -6,14 +6,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunus.gates import Gate, inexact_axes
-from prunus.graph import skeleton
+from prunus.inputs import call
 from prunus.surgery import steps
 
 
 def counted_macs(model, example):
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        skeleton.call(model, example)
+        call(model, example)
     return counter.get_total_flops() // 2
 
 

@@ -8,7 +8,7 @@ from prunus import report
 from prunus.errors import UserError
 from prunus.run import Settings
 from prunus.selection import Budget, Sparsity
-from prunus.tasks import task as tasks
+from prunus.tasks import _contract as tasks
 from tests.lib.denoising import Denoising, denoiser, noisy_waves
 
 LIMITS = {"magnitude": Budget(macs=0.5), "dhp": Budget(macs=0.5), "lookahead": Sparsity(0.5)}

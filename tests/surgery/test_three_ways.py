@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from prunus import surgery
 from prunus.graph import Places, Reference, skeleton
+from prunus.inputs import call
 from prunus.recover import renew_norms
 from prunus.surgery import cut, effective_tensors, slice_tensor
 from prunus.surgery.slicing import mask_tensors, zero_tensor
@@ -168,7 +169,7 @@ def test_cut_masked_and_made_small_answer_alike(name):
         widths = some_widths(net, seed)
         with torch.no_grad():
             expected, ours = model(example), net.output(widths, example)
-            small = skeleton.call(net.network(widths), example)
+            small = call(net.network(widths), example)
             whole = masked_answers(model, net.graph, net.keep(widths), example)
         assert ours.shape == expected.shape and not alike(ours, expected, 0.01)
         assert alike(ours, small) and alike(ours, whole)
@@ -203,7 +204,7 @@ def test_gradients_are_those_of_the_small_network_in_their_places(name):
         return {name: torch.zeros_like(t) if each is None else each for name, t, each in pairs}
 
     ours = gradients(net.output(widths, example), net.net)
-    theirs = gradients(skeleton.call(small, example), small)
+    theirs = gradients(call(small, example), small)
     assert ours.keys() == theirs.keys()
     for name, part in cut(ours, net.graph, keep).items():
         assert alike(part, theirs[name]), name

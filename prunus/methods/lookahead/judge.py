@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from prunus.graph import Graph
+from prunus.inputs import model_device, move
 from prunus.methods import Run, shown_batches
 from prunus.methods.lookahead.config import Config
 from prunus.selection import Sparsity
@@ -109,11 +110,11 @@ class Judge:
             return None
         return weight_scores.active(model, self.graph, self.examples(model))
 
-    def examples(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    def examples(self, model: nn.Module) -> Iterator[tuple[Any, Any]]:
         """Iterate over batches to score with, on the device of the model."""
-        device = next(model.parameters()).device
-        for x, y in shown_batches(self.task, self.run, self.config.batches, self.config.batch_size):
-            yield x.to(device), y.to(device)
+        device = model_device(model)
+        for batch in shown_batches(self.task, self.run, self.config.batches, self.config.batch_size):
+            yield move(batch, device)
 
     def recipe(self) -> Recipe:
         """Return the recipe of the schedules: the task's for tuning, with the epochs of the options."""

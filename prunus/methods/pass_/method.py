@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from prunus.data import Split
+from prunus.data import Examples
+from prunus.inputs import call, count_examples, model_device, move
 from prunus.methods import Pruned, Run
 from prunus.methods.pass_.charts import charts
 from prunus.methods.pass_.config import Config
@@ -96,15 +97,15 @@ def search_recipe(task: Task, config: Config) -> Recipe:
     return replace(recipe, epochs=epochs, warmup_epochs=0.0, ema_decay=0.0, distill_weight=0.0, **adam)
 
 
-def scorer(task: Task, split: Split, recipe: Recipe) -> Callable[[Callable[..., Any]], float]:
+def scorer(task: Task, split: Examples, recipe: Recipe) -> Callable[[Callable[..., Any]], float]:
     """Return the function that scores a network on a split: minus the mean loss, in batches as in training."""
 
     def score(network: Callable[..., Any]) -> float:
-        device, total = next(task.model.parameters()).device, 0.0
+        device, total = model_device(task.model), 0.0
         for x, y in split.batches(recipe.batch_size, seed=0):
-            x, y = x.to(device), y.to(device)
+            x, y = move((x, y), device)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                total += task.loss(network(x), y).item() * len(y)
+                total += task.loss(call(network, x), y).item() * count_examples(x)
         return -total / len(split)
 
     return score

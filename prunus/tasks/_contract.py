@@ -1,17 +1,72 @@
-"""The contract of a task: a model, data, and the loss and metric on them."""
+"""The contract of a task: a model, data, and the loss and metric on them; and what it is made from."""
 
 import copy
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch.nn.functional as F
+from accelerate.utils import set_seed
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from prunus.data import Data, Split
+from prunus.data import Data, Examples, load_data
 from prunus.graph import Graph, trace
+from prunus.inputs import tensors_in
 from prunus.metrics import Metric
 from prunus.train import Recipe
+from prunus.zoo import load_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of a task: a frozen, keyword-only dataclass, whose fields are set by `--NAME VALUE`.
+
+    A task's file in prunus/tasks defines `Options`, which derives from this class, and `make(given, options)`. Its
+    docstring explains the options; `prunus tasks NAME` shows it.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a user gives a built-in task.
+
+    Args:
+        model: The model, or its SPEC, which `build_model` builds.
+        data: The data, or their SPEC.
+        example: One input with a batch dimension of 1; None: as the data say.
+        seed: The seed of the choice of val, and of a new model's weights.
+        image_size: The side in pixels to which images are resized; None: their own size.
+        skip_broken: Whether to leave out images that cannot be read; otherwise they are an error.
+        split_by: "content" or "position"; see `data.load_data`.
+    """
+
+    model: nn.Module | str
+    data: Data | str
+    example: Any = None
+    seed: int = 0
+    image_size: int | None = None
+    skip_broken: bool = False
+    split_by: str = "content"
+
+    def load_data(self) -> Data:
+        """Load labelled images, unless the data are given as an object, with the example that was given."""
+        data = self.data
+        if isinstance(data, str):
+            data = load_data(
+                data,
+                seed=self.seed,
+                image_size=self.image_size,
+                skip_broken=self.skip_broken,
+                split_by=self.split_by,
+            )
+        return data if self.example is None else replace(data, example=self.example)
+
+    def build_model(self, **asked: Any) -> nn.Module:
+        """Return the model, or build it from its SPEC with what the task asks of it, its weights by the seed."""
+        if not isinstance(self.model, str):
+            return self.model
+        set_seed(self.seed)
+        return load_model(self.model, **asked)
 
 
 class Task(ABC):
@@ -35,8 +90,8 @@ class Task(ABC):
         self._graph: Graph | None = None
 
     @property
-    def example(self) -> Tensor:
-        """One input as the model reads it, with a batch dimension of 1."""
+    def example(self) -> Any:
+        """One input as the model reads it, with a batch dimension of 1: a tensor, a tuple or a dict."""
         return self.data.example
 
     @property
@@ -87,7 +142,7 @@ class Task(ABC):
         return sum(losses[1:], losses[0])
 
     @abstractmethod
-    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, split: Examples) -> dict[str, float]:
         """Evaluate `model` in evaluation mode on all of `split`, and put its mode back afterwards (`train.in_mode`).
 
         Args:
@@ -121,5 +176,5 @@ class Task(ABC):
 
 
 def _floating(output: Any) -> list[Tensor]:
-    """The floating tensors of an output, in order."""
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    """The floating tensors of an output, in order; scalars, such as a loss that a model returns, are left out."""
+    return [tensor for tensor in tensors_in(output) if tensor.is_floating_point() and tensor.dim()]

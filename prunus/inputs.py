@@ -1,0 +1,75 @@
+"""Inputs and targets of any kind: trees of tensors, how a model is called on them, and how many examples they hold."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+
+def call(model: Callable[..., Any], inputs: Any) -> Any:
+    """Call a model on inputs.
+
+    Args:
+        model: The model, or another function.
+        inputs: A tensor, a tuple or list of arguments by position, or a dict of arguments by keyword.
+
+    Returns:
+        The model's output.
+    """
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def move(tree: Any, device: torch.device) -> Any:
+    """Move the tensors of a tree to a device.
+
+    Args:
+        tree: Tensors in tuples, lists and dicts; other leaves stay as they are.
+        device: The device.
+
+    Returns:
+        The tree on the device.
+    """
+    ahead = device.type != "cpu"  # a copy to the processor that is not waited for could be read too early
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=ahead), tree)
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """List the tensors of a tree, in order."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def count_examples(tree: Any) -> int:
+    """Count the examples of a batch.
+
+    Args:
+        tree: The inputs or targets of a batch.
+
+    Returns:
+        The size of the first dimension of the first tensor that has one; 1 if none has.
+    """
+    return next((len(tensor) for tensor in tensors_in(tree) if tensor.dim()), 1)
+
+
+def take_examples(tree: Any, which: slice) -> Any:
+    """Take examples of a batch: of every tensor that has a first dimension, that part of it."""
+    return tree_map_only(Tensor, lambda tensor: tensor[which] if tensor.dim() else tensor, tree)
+
+
+def hash_tensors(tree: Any, *more: object) -> str:
+    """Hash the types, shapes and values of the tensors of a tree, and `more` as text, to 16 hexadecimal digits."""
+    whole = hashlib.blake2b(" ".join(map(str, more)).encode(), digest_size=8)
+    for tensor in tensors_in(tree):
+        data = tensor.detach().cpu().contiguous()
+        whole.update(f"{data.dtype} {tuple(data.shape)}".encode())
+        whole.update(data.flatten().view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Return the device of a model's parameters; the processor if it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
