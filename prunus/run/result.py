@@ -22,6 +22,7 @@ def make_result(pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> di
         "budget": {pipeline.budget.name: pipeline.budget.value},
         "metric": metric.key,
         "metric_shown": asdict(metric),
+        "further_metrics": [asdict(each) for each in pipeline.task.further_metrics],
         "input": {"shape": list(pipeline.task.example.shape[1:])} | built_with,
         "data": fingerprint_of(pipeline.task.data).summary(),
         "before": evaluate["before"] | base["test"],
@@ -32,6 +33,7 @@ def make_result(pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> di
         **weights,
         **timed,
         "charts": records["prune"].get("charts", []),  # folders of earlier versions have none
+        "examples": evaluate.get("examples", []),
         "history": {"base": base["history"], "recover": records["recover"]["history"]},
         "seconds": {name: record["seconds"] for name, record in records.items()},
         "versions": versions(),
