@@ -8,6 +8,7 @@ Source: ours, an example. Run it with `python examples/own_method.py`; from the 
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import prunus
 from prunus.graph import Graph
 from prunus.methods import Pruned, Run, Units
+from prunus.options import Range
 from prunus.run import Settings
 from prunus.tasks import Task
 from prunus.testing import check_method
@@ -27,7 +29,7 @@ class Config(Units):
     correction: 1 for the unbiased standard deviation, 0 for the plain one.
     """
 
-    correction: int = 1
+    correction: Annotated[int, Range(0, 1)] = 1
 
 
 def spread(model: nn.Module, graph: Graph, correction: int) -> dict[str, Tensor]:

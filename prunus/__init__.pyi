@@ -29,6 +29,7 @@ from .surgery import crop as crop
 from .surgery import mask as mask
 from .surgery import shrink as shrink
 from .surgery import verify as verify
+from .tasks._own import Task as Task
 
 __version__: str
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Proof",
     "Saved",
     "Sparsity",
+    "Task",
     "carry_over",
     "crop",
     "latency",

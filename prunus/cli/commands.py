@@ -5,9 +5,8 @@ tyro reads each command's options from its parameters, and their help from the d
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import torch
 from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional, UseAppendAction, arg
@@ -18,7 +17,7 @@ from prunus.errors import UserError
 from prunus.graph import trace
 from prunus.methods import find
 from prunus.progress import bar
-from prunus.run import Settings, compare_data, export_run, load_run, preview, prune, read_result
+from prunus.run import Settings, compare_data, export_run, load_run, preview, prune, read_result, sole_writer
 from prunus.run import bench as benching
 from prunus.selection import Budget, Sparsity
 from prunus.zoo import load_model
@@ -29,11 +28,15 @@ OUT = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")
 ADVISED = "(default: the task's recommendation)"
 Whole = Annotated[int | None, arg(metavar="INT", help_behavior_hint=ADVISED)]
 Real = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint=ADVISED)]
-Precision = Annotated[str | None, arg(metavar="bf16|no", help_behavior_hint=ADVISED)]
+Precision = Annotated[Literal["bf16", "no"] | None, arg(metavar="bf16|no", help_behavior_hint=ADVISED)]
 Runtime = Annotated[
-    str | None, arg(metavar="torch|onnxruntime", help_behavior_hint="(default: torch, with latency_ms)")
+    Literal["torch", "onnxruntime"] | None,
+    arg(metavar="torch|onnxruntime", help_behavior_hint="(default: torch, with latency_ms)"),
 ]
 Size = Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: their own size)")]
+Threads = Annotated[
+    int | None, arg(metavar="INT", help_behavior_hint="(default: one for each core, or OMP_NUM_THREADS)")
+]
 Multiple = Annotated[
     int | None, arg(metavar="INT", help_behavior_hint="(default: multiples that are fast on the hardware)")
 ]
@@ -71,9 +74,10 @@ def demo(
         seed: The seed of weights, order and random choices; the same seed gives the same numbers.
         resume: Continue the run that was begun in --out.
     """
-    torch.set_num_threads(1)  # more threads do not help a network this small, and slow it on a busy machine
     out = out or unused_folder(Path("runs/demo"))
-    settings, model = Settings(method=method, seed=seed), "zoo:digits_resnet"
+    # More threads do not help a network this small, and slow it on a busy machine.
+    settings = Settings(method=method, seed=seed, threads=1)
+    model = "zoo:digits_resnet"
     result = prune(model, data="digits", out=out, settings=settings, resume=resume, progress=bar)
     show(result.values, out)
 
@@ -99,6 +103,7 @@ def run(
     runtime: Runtime = None,
     image_size: Size = None,
     skip_broken: bool = False,
+    threads: Threads = None,
     freeze: Patterns = (),
     round_to: Multiple = None,
     options: Pairs = (),
@@ -124,7 +129,8 @@ def run(
             a model faster: measure it with `prunus bench`.
         weights: A .safetensors file, or a .pt file of tensors, to fine-tune from.
         seed: The seed of weights, order and random choices; the same seed gives the same numbers on the same CPU.
-        resume: Continue the run in --out, which must have been begun with the same settings.
+        resume: Continue the run in --out, which must have been begun with the same settings; those that nothing in it
+            depends on yet may be corrected.
         dry_run: Show what would be removed from the model as it is, and stop; nothing is trained or written. Methods
             that decide by training or searching have nothing to show.
         base_epochs: The number of epochs of training before pruning; 0 uses the weights as they are.
@@ -138,12 +144,13 @@ def run(
             the processor.
         image_size: The side in pixels to which all images are resized.
         skip_broken: Leave out images that cannot be read; otherwise they are listed, and nothing begins.
+        threads: The number of threads that torch computes with; on one machine the same number gives the same bits.
         freeze: Patterns of layers that keep all units, such as 'head*' 'layer4.*'.
         round_to: The number of which all widths become multiples.
         options: An option of the method; may be given several times. `prunus methods NAME` lists them.
     """
     options += (f"freeze={','.join(freeze)}",) if freeze else ()
-    options += (f"round_to={round_to}",) if round_to else ()
+    options += (f"round_to={round_to}",) if round_to is not None else ()
     settings = Settings(
         method=method,
         options=options,
@@ -159,6 +166,7 @@ def run(
         precision=precision,
         distill_weight=distill_weight,
         runtime=runtime,
+        threads=threads,
     )
     limit = parse_limit(budget, sparsity)
     if dry_run:
@@ -265,7 +273,8 @@ def rewrite_report(folder: Positional[Path]) -> None:
         folder: The run's folder.
     """
     values = read_result(folder)
-    report.write_page(folder / "report.html", values)
+    with sole_writer(folder):
+        report.write_page(folder / "report.html", values)
     show(values, folder)
 
 

@@ -18,6 +18,7 @@ from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.methods import Method, Pruned, find, names, option_types, type_in_words
 from prunus.metrics import format_number
+from prunus.options import Count, Pixels, check_value
 from prunus.run import Prediction
 from prunus.selection import Budget, cost
 from prunus.sparse import masks
@@ -30,6 +31,9 @@ def input_of(
     model: str, data: str | None, shape: tuple[int, int, int] | None, classes: int | None
 ) -> tuple[tuple[int, int, int], int]:
     """Shape of one image and number of classes: as given, otherwise the data's, otherwise the model's usual ones."""
+    check_value("classes", classes, Count | None)
+    for size in shape or ():
+        check_value("input_shape", size, Pixels)
     if data is not None:
         loaded = load_data(data, skip_broken=True)  # nothing is trained on them
         channels, height, width = loaded.example.shape[1:]

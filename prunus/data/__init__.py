@@ -24,7 +24,7 @@ Its files, in the order in which to read them:
 """
 
 from prunus.data.bicubic import resize, to_bytes
-from prunus.data.degrade import Degradation, Downscaling, Noise
+from prunus.data.degrade import Degradation, Downscaling, Noise, Scale, Sigma
 from prunus.data.examples import Examples
 from prunus.data.fingerprint import Fingerprint, fingerprint_of_splits, parts_of
 from prunus.data.given import split_given
@@ -36,9 +36,10 @@ from prunus.data.randomness import own_randomness, reseed
 from prunus.data.restoration import load_pairs
 from prunus.data.split import Split, generator, hold_out
 from prunus.data.stream import StreamSplit
-from prunus.data.unpacking import unpack, with_targets
+from prunus.data.unpacking import TARGETS, unpack, with_targets
 
 __all__ = [
+    "TARGETS",
     "Data",
     "Degradation",
     "Downscaling",
@@ -50,6 +51,8 @@ __all__ = [
     "Pairs",
     "Patches",
     "Preprocessing",
+    "Scale",
+    "Sigma",
     "Split",
     "StreamSplit",
     "fingerprint_of_splits",

@@ -4,13 +4,15 @@ A degradation has a part that is the same every time (`shrink`), and a part that
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from prunus.data.bicubic import resize, to_bytes
-from prunus.errors import UserError
+from prunus.options import Checked, Range
 
-SIGMAS, SCALES = (0.0, 255.0), (2, 8)  # the least and the most
+Sigma = Annotated[float, Range(0, 255, above=True, hint="usual values are 15, 25, 50 and 70, of 0..255")]
+Scale = Annotated[int, Range(2, 8, hint="usual values are 2, 3 and 4, the clean side over the degraded one")]
 
 
 class Degradation:
@@ -31,7 +33,7 @@ class Degradation:
 
 
 @dataclass(frozen=True)
-class Noise(Degradation):
+class Noise(Checked, Degradation):
     """Additive white Gaussian noise, neither cut off at 0 and 255 nor rounded, as DnCNN and DHP add it.
 
     Args:
@@ -41,15 +43,7 @@ class Noise(Degradation):
         UserError: sigma does not lie between 0 and 255.
     """
 
-    sigma: float
-
-    def __post_init__(self) -> None:
-        low, high = SIGMAS
-        if not low < self.sigma <= high:
-            raise UserError(
-                f"sigma is the standard deviation of the noise on the scale 0..255; expected above {low:g} and at "
-                f"most {high:g}, not {self.sigma:g}. Usual values are 15, 25, 50 and 70."
-            )
+    sigma: Sigma
 
     def disturb(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Add noise."""
@@ -57,7 +51,7 @@ class Noise(Degradation):
 
 
 @dataclass(frozen=True)
-class Downscaling(Degradation):
+class Downscaling(Checked, Degradation):
     """Bicubic downscaling with antialiasing, rounded to 8 bits as image files are; see bicubic.py.
 
     Args:
@@ -67,15 +61,7 @@ class Downscaling(Degradation):
         UserError: scale does not lie between 2 and 8.
     """
 
-    scale: int
-
-    def __post_init__(self) -> None:
-        low, high = SCALES
-        if not low <= self.scale <= high:
-            raise UserError(
-                f"scale is how many times larger the sides become; expected a whole number from {low} to {high}, "
-                f"not {self.scale}. Usual values are 2, 3 and 4."
-            )
+    scale: Scale  # pyright: ignore[reportIncompatibleVariableOverride]: frozen, where the base has a constant
 
     def shrink(self, clean: np.ndarray) -> np.ndarray:
         """Downscale an image whose sides are multiples of `scale`."""

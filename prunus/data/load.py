@@ -22,6 +22,7 @@ from prunus.data.readers import READERS, Found, Rows, left_out_sentence, read_us
 from prunus.data.split import Split, hold_out, hold_out_by_content
 from prunus.data.survey import AFFORDABLE_BYTES, ALL, NOTHING, SAMPLE, Reading, Survey, survey
 from prunus.errors import UserError
+from prunus.options import Pixels, check_value
 from prunus.specs import user_object
 
 TEST_SHARE, TEST_SEED = 0.2, 0
@@ -98,6 +99,7 @@ def load_data(
         UserError: The spec is unknown, files are missing, images cannot be read (all are counted, the first are named),
             the data is empty, or labels are out of range.
     """
+    check_value("image_size", image_size, Pixels | None)
     source, _, place = spec.partition(":")
     if source in READERS:
         found = READERS[source](place)

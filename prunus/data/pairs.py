@@ -13,13 +13,14 @@ from prunus.data.bicubic import to_bytes
 from prunus.data.decode import Encoded, decode, pixels
 from prunus.data.degrade import Degradation
 from prunus.data.split import generator, hold_out, read_ahead
+from prunus.options import Checked, Count, Pixels
 
 SEED = 0  # of what is drawn for evaluation: the same for every run, so that their figures can be compared
 WAYS = 8  # in which a square can be turned and mirrored
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patches:
+class Patches(Checked):
     """How patches are cut out of images.
 
     Args:
@@ -27,8 +28,8 @@ class Patches:
         each: The number of patches that an epoch takes from each image.
     """
 
-    side: int
-    each: int
+    side: Pixels
+    each: Count
 
 
 class PairSource:

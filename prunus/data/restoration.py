@@ -98,15 +98,13 @@ def with_test(found: Found, other: Found) -> Found:
 
 
 def check_patches(patches: Patches, degradation: Degradation) -> None:
-    """Raise UserError unless patches have a side that the scale divides, and there is one at least."""
+    """Raise UserError unless patches have a side that the scale divides."""
     scale = degradation.scale
     if patches.side < scale or patches.side % scale:
         near = max(1, round(patches.side / scale)) * scale
         raise UserError(
             f"the side of a patch, {patches.side}, should be a multiple of the scale, {scale}; give {near}."
         )
-    if patches.each < 1:
-        raise UserError(f"an epoch should take at least 1 patch from each image, not {patches.each}.")
 
 
 def check_count(spec: str, found: Found) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from prunus import scores
 from prunus.charts import Chart
 from prunus.graph import Graph
+from prunus.options import Checked
 from prunus.selection import Budget, Selection, Sparsity
 from prunus.tasks import Task
 
@@ -20,8 +21,10 @@ HALF, MOST_ZERO = Budget(macs=0.5), Sparsity(0.8)  # the default limits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(ABC):
+class Options(Checked, ABC):
     """The options of a method: a frozen, keyword-only dataclass whose fields are set by `--set name=value`.
+
+    Types say which values a field takes (prunus/options.py), such as `Count` for whole numbers from 1.
 
     A method's `Config` derives from `Units` or `Weights`, or from this class if it selects in its own way. Its
     docstring explains the options; `prunus methods NAME` shows it. `removes` is "units" or "weights".
@@ -33,9 +36,21 @@ class Options(ABC):
     def default_limit(self) -> Budget | Sparsity:
         """Return the limit that applies if none is given."""
 
+    def check_together(self, limit: Budget | Sparsity) -> None:
+        """Raise UserError if options conflict or have no effect, with each other or with the limit.
+
+        A run calls this before it reads or writes anything.
+        """
+
     @abstractmethod
     def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
-        """Raise UserError, BudgetError or FileError if the method cannot run; called before anything is trained."""
+        """Raise UserError, BudgetError or FileError if the method cannot prune this network.
+
+        A run calls this before anything is trained, and after `check_together`.
+        """
+
+    def check_task(self, task: Task) -> None:
+        """Raise UserError if the method cannot work on the task's data; called before anything is trained."""
 
     def preview(self) -> Self:
         """Return options that train nothing, for `--dry-run`; UserError if the method decides only by training."""

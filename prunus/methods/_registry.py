@@ -23,6 +23,7 @@ import tyro
 from prunus import methods
 from prunus.errors import UserError, unknown
 from prunus.methods._contract import Options, Pruned, Run
+from prunus.options import choices, is_optional
 from prunus.selection import Budget, Sparsity
 from prunus.specs import user_object
 from prunus.tasks import Task
@@ -135,6 +136,9 @@ def configure(config_class: type[T], pairs: Iterable[str], kind: str) -> T:
             raise UserError(f"expected name=value for {kind}, got {pair!r}.")
         if name not in known:
             raise unknown(kind, name, known)
+        words = [str(word) for word in choices(known[name])]
+        if words and value not in words and not (value == "None" and is_optional(known[name])):
+            raise unknown(name, value, words)
         many = typing.get_origin(known[name]) is tuple
         argument = [f"--{name}", *(value.split(",") if many else [value])]
         read(config_class, argument, f"{kind}: {name} should be {type_in_words(known[name])}, not {value!r}")

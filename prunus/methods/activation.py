@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from prunus import scores
 from prunus.methods import Pruned, Run, Units, shown_batches
+from prunus.options import Count
 from prunus.selection import Budget
 from prunus.tasks import Task
 
@@ -22,8 +23,8 @@ class Config(Units):
         batch_size: The batch size.
     """
 
-    batches: int = 32
-    batch_size: int = 64
+    batches: Count = 32
+    batch_size: Count = 64
 
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:

@@ -7,9 +7,11 @@ Departs: one threshold for the whole network meets the budget, whereas Li et al.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from prunus import scores
 from prunus.methods import Pruned, Run, Units
+from prunus.options import Range
 from prunus.selection import Budget
 from prunus.tasks import Task
 
@@ -19,12 +21,12 @@ class Config(Units):
     """The options of magnitude.
 
     Args:
-        p: The norm, 1 or 2.
+        p: The norm, 1 to 2.
         combine: The combination of a unit's weights in several tensors: sum, mean or max.
         normalize: The normalisation of the scores of an axis; see `scores.magnitude`.
     """
 
-    p: float = 2
+    p: Annotated[float, Range(1, 2)] = 2
     combine: scores.Combine = "sum"
     normalize: scores.Normalize = "mean"
 

@@ -34,6 +34,11 @@ class Config(Options):
         """Return half the multiply-adds."""
         return HALF
 
+    def check_together(self, limit: Budget | Sparsity) -> None:
+        """Raise UserError if no folder is given."""
+        if not self.of:
+            raise UserError("structure needs the folder of another run; give it as --set of=FOLDER.")
+
     def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
         """Raise the errors of `keep`."""
         assert isinstance(limit, Budget)  # see Method.check
@@ -54,8 +59,7 @@ class Config(Options):
             FileError: The keep belongs to another architecture.
             BudgetError: The keep costs more than the budget.
         """
-        if not self.of:
-            raise UserError("structure needs the folder of another run; give it as --set of=FOLDER.")
+        self.check_together(budget)
         keep = load_keep(self.of, graph)
         if isinstance(budget, Metered):
             figures = budget.meter.figures(keep)

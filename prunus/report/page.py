@@ -161,11 +161,16 @@ def _ticks(metric: Metric) -> dict[str, str]:
 
 
 def _facts(result: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Return the details by section, as text: settings that are set, seconds, versions, machine."""
+    """Return the details by section, as text: settings that are set, seconds, versions, machine, and the environments,
+    if the run was continued in another."""
     settings = result["settings"]
     inner = {key: value for key, value in settings.items() if isinstance(value, dict)}
     sections = {"settings": {key: value for key, value in settings.items() if key not in inner}, **inner}
     sections |= {title: result[title] for title in ("seconds", "versions", "machine")}
+    environments = result.get("environments", [])  # results of earlier versions have none
+    if len(environments) > 1:
+        texts = [", ".join(f"{name} {value}" for name, value in each.items()) for each in environments]
+        sections["environments, one after the other"] = {str(n): text for n, text in enumerate(texts, 1)}
     return {
         SECTIONS.get(title, title): {
             key: _text(value) for key, value in values.items() if value is not None and value != []

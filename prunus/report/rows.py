@@ -43,7 +43,7 @@ def rows(result: dict[str, Any]) -> list[Row]:
         was, now = before[metric.key], after[metric.key]
         table.append(
             Row(
-                label=f"{metric.key} on the test set",
+                label=f"{metric.key} on {judged_on(result)}",
                 before=metric.text(was),
                 pruned=metric.text(pruned[metric.key]),
                 after=metric.text(now),
@@ -51,6 +51,11 @@ def rows(result: dict[str, Any]) -> list[Row]:
             )
         )
     return table
+
+
+def judged_on(result: dict[str, Any]) -> str:
+    """Return in words which examples the metric is of: the test set, or val for data without one."""
+    return "val (there is no test set)" if result.get("judged_on") == "val" else "the test set"
 
 
 def metric_of(result: dict[str, Any]) -> Metric:
@@ -125,15 +130,22 @@ def proof_sentence(result: dict[str, Any]) -> str:
 
 
 def data_sentence(result: dict[str, Any]) -> str:
-    """Say how many images were found and used, and why others were not; empty for results of version 0.1.0."""
+    """Say how many examples were found and used, and why others were not; empty for results of version 0.1.0.
+
+    Without a test set it says that the choices were made on the examples that the metric is of.
+    """
     if "data" not in result:
         return ""
     data = result["data"]
+    things = "examples" if data["classes"] is None else "images"
     counts = ", ".join(f"{name} {part['images']}" for name, part in data["splits"].items())
     skipped = ", ".join(f"{count} {reason}" for reason, count in data["skipped"].items())
-    return f"Data: {data['found']} images found, {data['used']} used ({counts})" + (
-        f"; left out: {skipped}." if skipped else "."
-    )
+    out = f"; left out: {skipped}." if skipped else "."
+    if result.get("judged_on") == "val":
+        out += (
+            " There is no test set: the metric is of val, on which choices were made, and may look too good."
+        )
+    return f"Data: {data['found']} {things} found, {data['used']} used ({counts}){out}"
 
 
 def budget_text(result: dict[str, Any]) -> str:

@@ -102,7 +102,8 @@ def _cells(label: str, result: dict[str, Any], sparse: bool) -> list[str]:
 def _means(results: list[dict[str, Any]]) -> list[str]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
-        asked = {key: value for key, value in result["settings"].items() if key != "seed"}
+        settings = result["settings"].items()
+        asked = {key: value for key, value in settings if key not in ("seed", "threads")}
         groups.setdefault(json.dumps(asked, sort_keys=True), []).append(result)
     lines: list[str] = []
     for group in groups.values():

@@ -2,7 +2,8 @@
 
 Its files, in the order in which to read them:
 
-    settings    the settings of a run
+    settings    the settings of a run, and the stage that reads each first
+    lock        one writer a folder
     folder      a run's folder: its settings, finished stages and log, so that a killed run can be resumed
     checks      checks that a method's choice meets the limit
     stages      the five stages, each from files to files
@@ -17,6 +18,7 @@ Its files, in the order in which to read them:
 
 from prunus.run.export import export_run
 from prunus.run.folder import RunFolder
+from prunus.run.lock import sole_writer
 from prunus.run.pipeline import preview, prune
 from prunus.run.provenance import compare_data
 from prunus.run.saved import Prediction, Saved, load_run, read_result
@@ -33,4 +35,5 @@ __all__ = [
     "preview",
     "prune",
     "read_result",
+    "sole_writer",
 ]

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,9 @@ from prunus.errors import PruningError
 from prunus.export import RELATIVE_TOLERANCE, export_program, missing_for_onnx, open_session, store, to_onnx
 from prunus.files import write_json
 from prunus.latency import take_turns
+from prunus.options import Range, check_value
 from prunus.progress import silent
+from prunus.run.lock import sole_writer
 from prunus.run.saved import original_model
 from prunus.run.stages import BASE as BASE_FILE
 from prunus.run.stages import load_into
@@ -36,6 +39,7 @@ FASTER = 0.9  # of the base's time; a smaller gain is not reported as one
 CSR_FROM = 0.7  # share of zeros from which torch's sparse matrices can be faster
 PARTS = 5  # parts of the rounds, each evaluated separately
 BASE, AGAIN, PRUNED = "base", "base again", "pruned"
+Seconds = Annotated[float, Range(0, 24 * 3600, above=True)]
 UNITS = "To gain time, remove units instead: prunus run --budget macs=0.5."
 
 
@@ -72,15 +76,18 @@ def bench_run(folder: Path, result: dict, *, seconds: float = 3.0, progress: Cal
         The record; see `bench`.
 
     Raises:
-        UserError: The model was not given by a SPEC, so it cannot be built again.
+        UserError: The model was not given by a SPEC, so it cannot be built again; or another process writes into the
+            folder; or `seconds` is out of range.
         PruningError: A program computes something else than torch.
     """
+    check_value("seconds", seconds, Seconds)
     original = original_model(result, "call prunus.run.bench.bench with the two models")
-    base, pruned = load_into(original, folder / BASE_FILE), store.load(folder, original)
     shape = tuple(result["input"]["shape"])
     zeros, macs = result["after"].get("sparsity", 0.0), result["after"]["macs"] / result["before"]["macs"]
-    record = bench(base, pruned, shape, zeros=zeros, macs=macs, seconds=seconds, progress=progress)
-    write_json(folder / "bench.json", record)
+    with sole_writer(folder):
+        base, pruned = load_into(original, folder / BASE_FILE), store.load(folder, original)
+        record = bench(base, pruned, shape, zeros=zeros, macs=macs, seconds=seconds, progress=progress)
+        write_json(folder / "bench.json", record)
     return record
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.export import export_model, store
+from prunus.run.lock import sole_writer
 from prunus.run.saved import original_model
 
 
@@ -18,8 +19,10 @@ def export_run(folder: Path, result: dict[str, Any]) -> list[str]:
         A sentence for each file that was written.
 
     Raises:
-        UserError: The model was not given by a SPEC, so it cannot be built again.
+        UserError: The model was not given by a SPEC, so it cannot be built again, or another process writes into the
+            folder.
         PruningError: An exported model computes something else than the model.
     """
     original = original_model(result, "call prunus.export.export_model with the model")
-    return export_model(folder, store.load(folder, original), tuple(result["input"]["shape"]))
+    with sole_writer(folder):
+        return export_model(folder, store.load(folder, original), tuple(result["input"]["shape"]))

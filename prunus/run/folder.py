@@ -1,21 +1,24 @@
 """A run's folder: its settings, the records of its finished stages, and its log.
 
-    settings.json       the settings; a run resumes only with the same ones
+    settings.json       the settings, and the environments that computed; written before any data is read
     stages/NAME.json    the record of stage NAME; written last, so it marks a finished stage
     log.jsonl           one JSON line for each event
     NAME/               the checkpoints of stage NAME
+    .lock               the process that writes, as long as it does (lock.py)
 
 A stage starts from files and the run's seed alone, never from what an earlier stage left in memory. So a run that was
-killed and resumed computes the same as an uninterrupted one.
+killed and resumed computes the same as an uninterrupted one, in the same environment; in another it warns.
 """
 
 import datetime
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -23,15 +26,23 @@ from accelerate.utils import broadcast_object_list, set_seed
 
 from prunus.errors import PrunusError, UserError
 from prunus.files import read_json, write_json
+from prunus.machine import environment, explain_change
 from prunus.progress import silent
+from prunus.run import lock
+from prunus.run.settings import OF_ENVIRONMENT, READ_BY
 
-SETTINGS = "settings.json"
+SETTINGS, LOG, ENVIRONMENTS = "settings.json", "log.jsonl", "environments"
 T = TypeVar("T")
 SHOWN = 3  # differences named in an error
 
 
 class RunFolder:
     """A run's folder, and the `Run` that methods are called with. Nothing is written before `begin`.
+
+        with RunFolder(path, settings) as run:      # begins, and is the only writer until the end
+            ...
+
+    A run that is refused before its first stage leaves a folder as it found it.
 
     Args:
         path: The folder.
@@ -40,7 +51,8 @@ class RunFolder:
         progress: How to show the progress of long stages; such as `prunus.progress.bar`.
 
     Raises:
-        UserError: The folder is not empty and `resume` is off, or its run was begun with other settings.
+        UserError: The folder is not empty and `resume` is off, its run was begun with other settings that finished
+            work depends on, or another process writes there.
     """
 
     def __init__(
@@ -57,7 +69,10 @@ class RunFolder:
         # On a machine without an accelerator, Accelerate joins processes only if this is requested.
         self.processes = PartialState(cpu=not torch.accelerator.is_available())
         self.progress = progress if self.processes.is_main_process else silent
-        self.write(lambda: check_folder(self.path, self.settings, resume))
+        self.resume = resume
+        self.environments: list[dict[str, Any]] = []  # those that computed, in order
+        self._held = ExitStack()  # the lock, in the process that has it
+        self.compute_once(self.check)
 
     @property
     def device(self) -> torch.device:
@@ -66,10 +81,51 @@ class RunFolder:
         assert device is not None  # set by PartialState's constructor
         return device
 
+    def check(self) -> None:
+        """Raise UserError unless the folder is free, or holds a run that can continue with these settings."""
+        lock.check_free(self.path)
+        check_folder(self.path, self.settings, self.resume)
+
+    def __enter__(self) -> Self:
+        self.environments = self.compute_once(self._enter)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._held.close()
+
+    def _enter(self) -> list[dict[str, Any]]:
+        """Take the lock, check again, because another run may just have ended, and begin."""
+        with ExitStack() as stack:
+            if not self.path.exists():
+                stack.callback(remove_empty, self.path)
+            stack.enter_context(lock.sole_writer(self.path))
+            check_folder(self.path, self.settings, self.resume)
+            if not (self.path / SETTINGS).exists():
+                stack.callback(remove_unused, self.path)
+            found = self._begin()
+            self._held = stack.pop_all()
+            return found
+
     def begin(self) -> None:
-        """Write the settings: the folder now belongs to this run."""
-        self.write(lambda: remove_torn(self.path))
-        self.write(lambda: write_json(self.path / SETTINGS, self.settings))
+        """Write the settings: the folder now belongs to this run. Only `with` also keeps other writers away."""
+        self.environments = self.compute_once(self._begin)
+
+    def _begin(self) -> list[dict[str, Any]]:
+        remove_torn(self.path)
+        file = self.path / SETTINGS
+        found = read_json(file).get(ENVIRONMENTS, []) if file.exists() else []
+        write_json(file, self.settings | {ENVIRONMENTS: found})
+        return found
+
+    def _note_environment(self) -> None:
+        """Store the environment that computes from now on, and warn if it is another than before."""
+        now = environment(self.device, self.processes.num_processes)
+        if self.environments and self.environments[-1] != now and self.processes.is_main_process:
+            warnings.warn(f"{self.path} {explain_change(self.environments[-1], now)}", stacklevel=1)
+        if self.environments[-1:] != [now]:
+            self.environments.append(now)
+            stored = self.settings | {ENVIRONMENTS: self.environments}
+            self.write(lambda: write_json(self.path / SETTINGS, stored))
 
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Run a stage, unless it is finished.
@@ -84,6 +140,7 @@ class RunFolder:
         record = self.path / "stages" / f"{name}.json"
         if self.is_finished(name):
             return read_json(record)
+        self._note_environment()
         set_seed(self.seed)
         self.log("begin", stage=name)
         began = time.perf_counter()
@@ -134,7 +191,7 @@ class RunFolder:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = json.dumps(replace_nonfinite({"time": now, "event": event, **values})) + "\n"
         try:
-            with (self.path / "log.jsonl").open("a") as file:
+            with (self.path / LOG).open("a") as file:
                 file.write(line)
         except OSError as error:
             raise PrunusError(
@@ -155,13 +212,44 @@ def check_folder(path: Path, settings: dict[str, Any], resume: bool) -> None:
         return
     if not (path / SETTINGS).exists():
         raise UserError(f"{path} holds no run to resume (no {SETTINGS}); choose another folder.")
-    different = list_differences(read_json(path / SETTINGS), settings)
+    check_settings(path, read_json(path / SETTINGS), settings)
+
+
+def check_settings(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise UserError if a setting differs that a stage has read which is finished or begun.
+
+    A setting is read by the stage that `READ_BY` names, those that it does not name by the first.
+    """
+    stages = list(READ_BY)
+    begun = [stage for stage in stages if is_begun(path, stage)]
+    if not begun:
+        return
+    later = {name for stage in stages[stages.index(begun[-1]) + 1 :] for name in READ_BY[stage]}
+    free = {*later, *OF_ENVIRONMENT, ENVIRONMENTS}
+    kept, asked = ({key: value[key] for key in value if key not in free} for value in (before, now))
+    different = list_differences(kept, asked)
     if different:
-        more = f", and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+        more = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
         raise UserError(
-            f"{path} was begun with other settings: {'; '.join(different[:SHOWN])}{more}. "
-            "Resume with the same ones, or choose another folder."
+            f"{path} was begun with other settings: {'; '.join(different[:SHOWN])}{more}. What is done depends on "
+            f"them (stages {', '.join(begun)}): resume with the same ones, or choose another folder."
+            + suggest_removal(path, before, now, begun)
         )
+
+
+def suggest_removal(path: Path, before: dict[str, Any], now: dict[str, Any], begun: list[str]) -> str:
+    """Say how to begin the last stage again, if it is unfinished, and no other has read what differs."""
+    last = begun[-1]
+    unfinished = not (path / "stages" / f"{last}.json").exists()
+    changed = {key for key in {**before, **now} if before.get(key) != now.get(key)}
+    if unfinished and changed <= {*READ_BY[last], *OF_ENVIRONMENT, ENVIRONMENTS}:
+        return f" To compute stage {last} anew with the new ones, remove {path / last} and resume."
+    return ""
+
+
+def is_begun(path: Path, stage: str) -> bool:
+    """Return whether a stage is finished, or has left a checkpoint."""
+    return (path / "stages" / f"{stage}.json").exists() or any((path / stage).glob("*"))
 
 
 def list_differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
@@ -181,11 +269,23 @@ def remove_torn(path: Path) -> None:
     for pattern in (".*.json.????????", ".*.safetensors.????????"):
         for file in path.rglob(pattern):
             file.unlink()
-    log = path / "log.jsonl"
+    log = path / LOG
     if log.exists():
         whole, newline, torn = log.read_bytes().rpartition(b"\n")
         if torn:
             log.write_bytes(whole + newline)
+
+
+def remove_unused(path: Path) -> None:
+    """Remove the settings of a run that has begun no stage."""
+    if not (path / LOG).exists():
+        (path / SETTINGS).unlink(missing_ok=True)
+
+
+def remove_empty(path: Path) -> None:
+    """Remove a folder, unless it holds something."""
+    with suppress(OSError):
+        path.rmdir()
 
 
 def replace_nonfinite(value: Any) -> Any:

@@ -21,23 +21,20 @@ from prunus.errors import UserError
 from prunus.export import store
 from prunus.files import write_json
 from prunus.graph import Graph
+from prunus.machine import use_threads
 from prunus.methods import Pruned
 from prunus.progress import silent
 from prunus.run import provenance
 from prunus.run.folder import RunFolder
 from prunus.run.prepare import make_pipeline, make_task
 from prunus.run.result import make_result
-from prunus.run.settings import Settings, label, resolve_budget, resolve_task
+from prunus.run.settings import READ_BY, Settings, label, resolve_budget, resolve_task
 from prunus.run.stages import Pipeline
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import Task
 
-STAGES = ("base", "prune", "shrink", "recover", "evaluate")
-LATER = (
-    "skip_broken",
-    "task",
-    "task_options",
-)  # settings stored unless usual, because runs of version 0.1.0 lack them
+# Settings that are stored unless they are the usual ones, because runs of version 0.1.0 lack them.
+LATER = ("skip_broken", "task", "task_options")
 
 
 @dataclass(frozen=True)
@@ -88,25 +85,24 @@ def prune(
         The finished run: its folder, result.json and the smaller model.
 
     Raises:
-        UserError: An argument is wrong.
+        UserError: An argument is wrong, or another process writes into the folder.
         PruningError: The smaller model is not proved, or the method exceeds the budget.
         TrainingError: A loss is not finite.
     """
     settings = replace(settings or Settings(), **({"method": method} if method else {}))
     settings, task = resolve_task(settings, task)
     budget = resolve_budget(settings, budget)
-    run = RunFolder(
-        out, _collect_settings(model, task, data, budget, settings), resume=resume, progress=progress
-    )
-    pipeline = _make_pipeline(run, model, example, task, data, budget, settings)
-    run.begin()
-    provenance.settle(run, pipeline.task.data)
-    records = {name: run.stage(name, getattr(pipeline, name)) for name in STAGES}
-    values = make_result(pipeline, records)
-    run.write(lambda: write_json(run.path / "result.json", values))
-    run.write(lambda: report.write_page(run.path / "report.html", values))
-    run.log("done", **{key: values[key] for key in ("before", "pruned", "after")})
-    return Result(run.path, values, store.load(run.path, pipeline.fresh_model()))
+    stored = _collect_settings(model, task, data, budget, settings)
+    run = RunFolder(out, stored, resume=resume, progress=progress)
+    with use_threads(settings.threads), run:
+        pipeline = _make_pipeline(run, model, example, task, data, budget, settings)
+        provenance.settle(run, pipeline.task.data)
+        records = {name: run.stage(name, getattr(pipeline, name)) for name in READ_BY}
+        values = make_result(pipeline, records)
+        run.write(lambda: write_json(run.path / "result.json", values))
+        run.write(lambda: report.write_page(run.path / "report.html", values))
+        run.log("done", **{key: values[key] for key in ("before", "pruned", "after")})
+        return Result(run.path, values, store.load(run.path, pipeline.fresh_model()))
 
 
 def preview(
@@ -138,7 +134,7 @@ def preview(
     """
     settings, task = resolve_task(settings or Settings(), task)
     budget = resolve_budget(settings, budget)
-    with tempfile.TemporaryDirectory() as folder:
+    with use_threads(settings.threads), tempfile.TemporaryDirectory() as folder:
         run = RunFolder(folder, asdict(settings), progress=progress)
         pipeline = _make_pipeline(run, model, example, task, data, budget, settings)
         pipeline = replace(pipeline, config=pipeline.config.preview())

@@ -49,6 +49,7 @@ def make_pipeline(
     fields = without_none({"batch_size": settings.batch_size, "precision": settings.precision})
     task.recipe_fields = task.recipe_fields | fields
     task.check(task.model)
+    config.check_task(task)
     budget = with_meter(run, task, budget, settings)
     # A budget of milliseconds that was met might not be met if it were measured again.
     if not (isinstance(budget, Metered) and run.is_finished("prune")):

@@ -1,19 +1,22 @@
-"""The settings of a run."""
+"""The settings of a run, and the stage that reads each first."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from prunus.data import Data
 from prunus.errors import UserError
 from prunus.methods import Method, Options, configure, find
+from prunus.options import Checked, Count, Epochs, Pixels, Rate, Seed, Share
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import DEFAULT, Task, own_task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a run proceeds. All settings are stored with the result, and a run resumes only with the same settings.
+class Settings(Checked):
+    """How a run proceeds. All settings are stored with the result.
+
+    A run resumes only with the same settings, but those that no stage has read yet may change (`READ_BY`).
 
     Args:
         task: The task's name, or "package.module:callable", which returns one that has a model and data of its own.
@@ -35,31 +38,52 @@ class Settings:
             advises.
         runtime: The runtime that measures a budget of milliseconds: "torch" on the training device (None: torch), or
             "onnxruntime" on the processor.
+        threads: The number of threads that torch computes with; None: as many as it is set to.
+
+    Raises:
+        UserError: A number is out of its range, or a word unknown.
     """
 
     task: str = DEFAULT
     task_options: tuple[str, ...] = ()
     method: str = "taylor"
     options: tuple[str, ...] = ()
-    seed: int = 0
+    seed: Seed = 0
     weights: str | None = None
-    image_size: int | None = None
+    image_size: Pixels | None = None
     skip_broken: bool = False
-    base_epochs: int | None = None
-    base_lr: float | None = None
-    epochs: int | None = None
-    lr: float | None = None
-    batch_size: int | None = None
-    precision: str | None = None
-    distill_weight: float | None = None
-    runtime: str | None = None
+    base_epochs: Epochs | None = None
+    base_lr: Rate | None = None
+    epochs: Epochs | None = None
+    lr: Rate | None = None
+    batch_size: Count | None = None
+    precision: Literal["bf16", "no"] | None = None
+    distill_weight: Share | None = None
+    runtime: Literal["torch", "onnxruntime"] | None = None
+    threads: Count | None = None
+
+
+# The settings that each stage is the first to read: until it has begun, they may be corrected when a run is resumed.
+READ_BY = {
+    "base": (
+        *("model", "data", "task", "task_options", "seed", "weights", "image_size", "skip_broken"),
+        *("base_epochs", "base_lr", "batch_size", "precision"),
+    ),
+    "prune": ("method", "options", "budget", "runtime"),
+    "shrink": (),
+    "recover": ("epochs", "lr", "distill_weight"),
+    "evaluate": (),
+}
+OF_ENVIRONMENT = ("threads",)  # of the environment that computes, which may change with a warning
 
 
 def resolve_budget(settings: Settings, budget: Budget | Sparsity | None) -> Budget | Sparsity:
-    """Return the budget, or the method's default; UserError if the method does not take such a limit."""
+    """Return the budget, or the method's default; UserError if the method does not take such a limit, or if its options
+    do not go together."""
     method, config = resolve_method(settings)
     budget = config.default_limit() if budget is None else budget
     method.check(budget)
+    config.check_together(budget)
     return budget
 
 

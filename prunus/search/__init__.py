@@ -19,8 +19,8 @@ from prunus.search.evaluation import CHUNKS, Evaluator, Ranks, Score
 from prunus.search.journal import Candidate
 from prunus.search.proposals import Feasible, sample
 from prunus.search.providers import Inherit, reinitialise, scatter
-from prunus.search.space import Orders, Space, Widths, best_first
-from prunus.search.strategies import Evolution, Greedy, Random, Strategy
+from prunus.search.space import LeastRatio, Orders, Ratios, Space, Widths, best_first
+from prunus.search.strategies import Chance, Children, Evolution, Greedy, Random, Strategy
 from prunus.search.supernet import Sampling, StepCounter, Supernet, SupernetTask
 from prunus.search.trial import (
     Builder,
@@ -38,15 +38,19 @@ __all__ = [
     "CHUNKS",
     "Builder",
     "Candidate",
+    "Chance",
+    "Children",
     "Evaluator",
     "Evolution",
     "Feasible",
     "Greedy",
     "ImageEvaluator",
     "Inherit",
+    "LeastRatio",
     "Orders",
     "Random",
     "Ranks",
+    "Ratios",
     "Result",
     "Sampling",
     "Score",

@@ -9,6 +9,7 @@ Shapes: C candidates, A axes in the order of `graph.axes`, G genes, one for each
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from prunus.errors import UserError, unknown
 from prunus.graph import Graph
+from prunus.options import Count, Range, check_value
 from prunus.selection import CAP, FLOOR, GRIDS, Bound, blocks, min_units
 
 RATIOS = 31  # 0.10, 0.13, ... 1.00, the paper's
@@ -23,6 +25,8 @@ LEAST_RATIO = 0.1
 NEAR = 1e-9  # rounding error: a product of floats may be this much below the whole number it stands for
 
 Widths = Mapping[str, int]  # axis -> units
+Ratios = Annotated[int, Range(2)]
+LeastRatio = Annotated[float, Range(0, 1, below=True)]
 Orders = Mapping[str, Sequence[int] | Tensor]  # axis -> its units, best first
 
 
@@ -56,12 +60,9 @@ class Space:
         cap: Bound = CAP,
         freeze: Sequence[str] = (),
     ):
-        if ratios is not None and (not isinstance(ratios, int) or ratios < 2):
-            raise UserError(
-                f"ratios should be a whole number from 2, or None for every width, but is {ratios!r}."
-            )
-        if not 0 <= least_ratio < 1:
-            raise UserError(f"least_ratio should be a share from 0 to below 1, but is {least_ratio!r}.")
+        check_value("ratios", ratios, Ratios | None)
+        check_value("least_ratio", least_ratio, LeastRatio)
+        check_value("round_to", round_to, Count | None)
         self.graph = graph
         self.floor, self.cap, self.freeze = floor, cap, freeze
         self.least = {name: units for name, (units, _) in min_units(graph, floor, cap, freeze).items()}

@@ -12,16 +12,19 @@ processes. Its samples depend only on the seed and the number of the batch.
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 
 from prunus.errors import UserError
+from prunus.options import Checked, Count, Range
 from prunus.search.journal import Candidate, Proposal, rank
 from prunus.search.proposals import Feasible, cross, mutate
 
 RIVAL = 10  # the rank that a network must be able to reach, otherwise it is dropped from the race
 STEPS = 0.5  # share of the mutants that move by single steps; the others move anywhere
+Children = Annotated[int, Range(0)]
+Chance = Annotated[float, Range(0, 1, above=True)]
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def propose(feasible: Feasible, genes: Sequence[np.ndarray], origin: str, genera
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evolution:
+class Evolution(Checked):
     """Evolution over widths, with the paper's numbers as defaults; the first generation is random.
 
     Source: MetaPruning, Liu et al., ICCV 2019, arXiv:1903.10258.
@@ -90,26 +93,20 @@ class Evolution:
         UserError: A number is out of range, or there are more children than the population.
     """
 
-    generations: int = 20
-    population: int = 50
-    parents: int = 10
-    mutants: int = 25
-    crossovers: int = 25
-    chance: float = 0.1
+    generations: Count = 20
+    population: Count = 50
+    parents: Count = 10
+    mutants: Children = 25
+    crossovers: Children = 25
+    chance: Chance = 0.1
 
     def __post_init__(self):
-        if min(self.generations, self.population, self.parents) < 1 or min(self.mutants, self.crossovers) < 0:
-            raise UserError(
-                "generations, population and parents should be at least 1, mutants and crossovers at least 0, but "
-                f"are {self}."
-            )
+        super().__post_init__()
         if self.mutants + self.crossovers > self.population:
             raise UserError(
                 f"{self.mutants} mutants and {self.crossovers} crossovers are more than the population of "
                 f"{self.population}; give fewer, or a larger population."
             )
-        if not 0 < self.chance <= 1:
-            raise UserError(f"chance should be above 0 and at most 1, but is {self.chance}.")
 
     def evaluations(self, feasible: Feasible) -> int:
         """All generations, if the space has that many networks."""
@@ -150,7 +147,7 @@ class Evolution:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random:
+class Random(Checked):
     """Random networks within the budget, in batches; from the second on, networks far worse than the best are dropped.
 
     Source: Li et al., Revisiting Random Channel Pruning, CVPR 2022.
@@ -163,12 +160,8 @@ class Random:
         UserError: A number is below 1.
     """
 
-    networks: int = 1000
-    batch: int = 50
-
-    def __post_init__(self):
-        if min(self.networks, self.batch) < 1:
-            raise UserError(f"networks and batch should be at least 1, but are {self}.")
+    networks: Count = 1000
+    batch: Count = 50
 
     def evaluations(self, feasible: Feasible) -> int:
         """All networks, if the space has that many."""
@@ -191,7 +184,7 @@ class Random:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Greedy:
+class Greedy(Checked):
     """Greedy descent from the whole network; a step narrows one axis.
 
     Steps that lose nothing are taken before all others, the one that saves most first. Nothing is sampled, so the seed
@@ -204,11 +197,7 @@ class Greedy:
         UserError: `stride` is below 1.
     """
 
-    stride: int = 1
-
-    def __post_init__(self):
-        if self.stride < 1:
-            raise UserError(f"stride should be a whole number from 1, but is {self.stride}.")
+    stride: Count = 1
 
     def evaluations(self, feasible: Feasible) -> int:
         """About as many as on a straight path to the uniform network."""

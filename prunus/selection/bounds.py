@@ -9,12 +9,32 @@ import difflib
 import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Annotated
 from weakref import WeakKeyDictionary
 
 from prunus.errors import UserError
 from prunus.graph import Graph
+from prunus.options import Allowed, check_value
 
-Bound = int | float | dict[str, int | float]
+
+class CountOrShare(Allowed):
+    """The numbers of units: an int counts them, a float is a share of the axis; or a dict of these by pattern."""
+
+    def check(self, name: str, value: object, kind: type) -> None:
+        """Raise UserError, with the nearest number, for a negative count or a share that is none."""
+        for number in value.values() if isinstance(value, dict) else [value]:
+            is_share = isinstance(number, float)
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise UserError(f"{name} should be a number, or a dict of them, but is {number!r}.")
+            if not 0 <= number <= (1 if is_share else math.inf):
+                nearest = "" if math.isnan(number) else f"; the nearest is {1.0 if number > 0 else 0}"
+                raise UserError(
+                    f"{name} should be an int from 0 (units) or a float from 0 to 1 (a share), but is "
+                    f"{number!r}{nearest}."
+                )
+
+
+Bound = Annotated[int | float | dict[str, int | float], CountOrShare()]
 FLOOR = 0.1  # as in PruningBench (2024): a layer without units breaks the network, and a tenth costs little
 CAP = 1.0
 
@@ -59,15 +79,11 @@ def _counts(
     graph: Graph, names: dict[str, set[str]], what: str, bound: Bound, default: float
 ) -> dict[str, float]:
     """The units of each axis, not yet rounded."""
+    check_value(what, bound, Bound)
     counts: dict[str, float] = {}
     for pattern, number in ({"*": default} | (bound if isinstance(bound, dict) else {"*": bound})).items():
-        is_share = isinstance(number, float)
-        if not 0 <= number <= (1 if is_share else math.inf):
-            raise UserError(
-                f"{what} {number!r}: expected an int from 0 (units) or a float from 0 to 1 (a share)."
-            )
         for axis in _matching(graph, names, what, pattern):
-            counts[axis] = number * graph.axes[axis].size if is_share else number
+            counts[axis] = number * graph.axes[axis].size if isinstance(number, float) else number
     return counts
 
 

@@ -52,7 +52,7 @@ class Budget:
         if is_count and (self.value == 1 or self.value % 1):
             raise UserError(
                 f"budget {given[0]} is ambiguous: write a float of at most 1.0 for a fraction, "
-                f"or a whole number of {self.name} above 1."
+                f"or a whole number of {self.name} above 1; the nearest is {max(2, round(self.value))}."
             )
 
     @classmethod

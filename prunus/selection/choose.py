@@ -19,14 +19,15 @@ Shapes: A axes, N blocks in the queue, C candidates.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from prunus.errors import BudgetError, UserError, unknown
+from prunus.errors import BudgetError, UserError
 from prunus.graph import Graph
 from prunus.metrics import format_number
+from prunus.options import Checked, Count, check_value
 from prunus.selection import cost
 from prunus.selection.bounds import CAP, FLOOR, Bound, min_units
 from prunus.selection.budget import Budget, Metered
@@ -41,7 +42,7 @@ FREE = 1e-9  # of the original's cost: a cheaper unit counts as free (peak memor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
+class Selection(Checked):
     """The options of `select`, as part of a method's options.
 
     Args:
@@ -54,7 +55,7 @@ class Selection:
     """
 
     how: How = "global"
-    round_to: int | None = None
+    round_to: Count | None = None
     floor: Bound = FLOOR
     cap: Bound = CAP
     freeze: tuple[str, ...] = ()
@@ -114,7 +115,8 @@ def select(
         BudgetError: The budget cannot be met; the message says what can be reached.
         UserError: An argument is wrong.
     """
-    _check(how, round_to)
+    check_value("how", how, How)
+    check_value("round_to", round_to, Count | None)
     if price is None and isinstance(budget, Metered):
 
         def propose(price: Price) -> dict[str, list[int]]:
@@ -204,13 +206,6 @@ def price_of(graph: Graph, budget: Budget) -> Price:
             "    keep, figures = prunus.latency.select_measured(model, graph, scores, budget, table)"
         )
     return partial(cost.of, graph, budget.name)
-
-
-def _check(how: str, round_to: int | None) -> None:
-    if how not in get_args(How):
-        raise unknown("way of ranking", how, get_args(How))
-    if round_to is not None and (not isinstance(round_to, int) or round_to < 1):
-        raise UserError(f"round_to {round_to!r}: expected a whole number from 1, or None.")
 
 
 def _sort_units(

@@ -8,6 +8,9 @@ Its files, in the order in which to read them:
     _quality          PSNR and SSIM
     _panels           images side by side
     _restoration      what the tasks of restoration share
+    _losses           the losses of a user's own task
+    _measures         the metric of a user's own task
+    _own              prunus.Task, a task of a user's own
     classification    image classification: cross-entropy and top-1 accuracy
     denoise           images freed of noise
     sr                images made larger

@@ -15,12 +15,13 @@ from prunus.data import Data, Examples, load_data
 from prunus.graph import Graph, trace
 from prunus.inputs import tensors_in
 from prunus.metrics import Metric
+from prunus.options import Checked
 from prunus.train import Recipe
 from prunus.zoo import load_model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Checked):
     """The options of a task: a frozen, keyword-only dataclass, whose fields are set by `--NAME VALUE`.
 
     A task's file in prunus/tasks defines `Options`, which derives from this class, and `make(given, options)`. Its

@@ -18,6 +18,7 @@ from prunus.data import Data, Degradation, Examples, Patches, load_pairs
 from prunus.errors import UserError
 from prunus.inputs import model_device, move
 from prunus.metrics import Metric
+from prunus.options import Count, Pixels
 from prunus.tasks import _contract
 from prunus.tasks._contract import Given, Task
 from prunus.tasks._panels import choose_examples, panel
@@ -39,8 +40,8 @@ class Options(_contract.Options):
         test: The SPEC of other images to test on: imagefolder:DIR or parquet:FILE.
     """
 
-    patch: int = 64
-    patches: int = 16
+    patch: Pixels = 64
+    patches: Count = 16
     test: str | None = None
 
 
@@ -170,15 +171,15 @@ class Restoration(Task):
 
     @torch.no_grad()
     def examples(self, original: nn.Module, small: nn.Module) -> list[Panels]:
-        """Return test images side by side: input, both answers and truth, each with its PSNR.
+        """Return images of the test set side by side: input, both answers and truth, each with its PSNR.
 
         Of the first 16 images they are those that lose most, least, and the median of PSNR by pruning.
         """
         device, found = model_device(small), []
         restorers = [Restorer(model, self.scale) for model in (original, small)]
         with in_mode(original, False), in_mode(small, False):
-            for number in range(min(JUDGED, len(self.data.test))):
-                x, y = move(self.data.test.read(np.array([number])), device)
+            for number in range(min(JUDGED, len(self.data.judged))):
+                x, y = move(self.data.judged.read(np.array([number])), device)
                 images = [self.enlarged(x), *(restore(x) for restore in restorers)]
                 found.append((number, y, images, [float(self.judge(each, y)["psnr"]) for each in images]))
         names = "input", "answer of the original", "answer of the smaller model"

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunus.data import Noise
+from prunus.data import Noise, Sigma
 from prunus.tasks import _restoration
 from prunus.tasks._contract import Given
 from prunus.tasks._restoration import Restoration, load_given
@@ -29,7 +29,7 @@ class Options(_restoration.Options):
         test: The SPEC of other images to test on: imagefolder:DIR or parquet:FILE.
     """
 
-    sigma: float = 25.0
+    sigma: Sigma = 25.0
 
 
 def make(given: Given, options: Options) -> "Denoising":

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunus.data import Data, Downscaling, resize
+from prunus.data import Data, Downscaling, Scale, resize
+from prunus.options import Pixels
 from prunus.tasks import _restoration
 from prunus.tasks._contract import Given
 from prunus.tasks._restoration import Restoration, as_stored, load_given
@@ -34,8 +35,8 @@ class Options(_restoration.Options):
         test: The SPEC of other images to test on: imagefolder:DIR or parquet:FILE.
     """
 
-    scale: int = 4
-    patch: int = 96
+    scale: Scale = 4
+    patch: Pixels = 96
 
 
 def make(given: Given, options: Options) -> "SuperResolution":

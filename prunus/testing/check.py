@@ -44,6 +44,7 @@ def check_method(
     config = configure(method.config_class, options, f"option of method {name}")
     asked = config.default_limit() if limit is None else limit
     method.check(asked)
+    config.check_together(asked)
     doc = method.doc or ""
     assert doc.strip(), f"{name}: its module needs a docstring, which `prunus methods` shows."
     named = any(word in doc for word in ("arXiv", "doi", "Source: ours"))

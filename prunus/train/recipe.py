@@ -1,16 +1,19 @@
 """A recipe: the settings of a training."""
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 import torch
 from torch.optim import Optimizer
 
-from prunus.errors import UserError, unknown
+from prunus.errors import unknown
+from prunus.options import Checked, Count, Range, Rate, Share
+
+NotNegative = Annotated[float, Range(0)]
 
 
-def choose_precision() -> str:
+def choose_precision() -> Literal["bf16", "no"]:
     """Choose the faster precision on this machine: "bf16" if the hardware computes in it, otherwise "no".
 
     A processor without bf16 instructions emulates them: on one with AVX2 alone a step under autocast takes 8 to 12
@@ -22,42 +25,34 @@ def choose_precision() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Checked):
     """The settings of a training.
 
     Raises:
         UserError: An optimiser or precision is unknown, or a number is out of its range.
     """
 
-    epochs: int
-    batch_size: int = 128  # over all processes together
+    epochs: NotNegative  # begun ones count as whole; a search that ends by itself may have a part
+    batch_size: Count = 128  # over all processes together
     optimizer: str = "sgd"  # or "adamw"
-    lr: float = 0.1  # the highest, reached after the warm-up, from which a cosine leads to 0
-    momentum: float = 0.9  # Nesterov's; of sgd
-    weight_decay: float = 5e-4  # of weights, not of biases and norms
-    warmup_epochs: float = 0.0
-    label_smoothing: float = 0.0
-    ema_decay: float = 0.0  # the weights end as their moving average with this decay; 0 is off
-    clip_norm: float | None = None  # largest norm of the gradient
-    precision: str = field(default_factory=choose_precision)  # "bf16" (autocast) or "no" (full precision)
+    lr: Rate = 0.1  # the highest, reached after the warm-up, from which a cosine leads to 0
+    momentum: Share = 0.9  # Nesterov's; of sgd
+    weight_decay: NotNegative = 5e-4  # of weights, not of biases and norms
+    warmup_epochs: NotNegative = 0.0
+    label_smoothing: Share = 0.0
+    ema_decay: Share = 0.0  # the weights end as their moving average with this decay; 0 is off
+    clip_norm: NotNegative | None = None  # largest norm of the gradient
+    precision: Literal["bf16", "no"] = field(default_factory=choose_precision)  # autocast, or full precision
     channels_last: bool = True  # memory layout
-    distill_weight: float = (
+    distill_weight: Share = (
         0.0  # share of the distance to the teacher's answers in the loss, if there is a teacher
     )
-    distill_temperature: float = 4.0
+    distill_temperature: NotNegative = 4.0
 
     def __post_init__(self):
+        super().__post_init__()
         if self.optimizer not in OPTIMIZERS:
             raise unknown("optimizer", self.optimizer, OPTIMIZERS)
-        if self.precision not in ("bf16", "no"):
-            raise unknown("precision", self.precision, ("bf16", "no"))
-        most = {"ema_decay": 1, "label_smoothing": 1, "distill_weight": 1, "momentum": 1}
-        for name, value in asdict(self).items():
-            least = 1 if name == "batch_size" else 0
-            if isinstance(value, int | float) and not least <= value <= most.get(name, math.inf):
-                raise UserError(
-                    f"recipe: {name} should lie in {least}..{most.get(name, '')}, but is {value}."
-                )
 
 
 def sgd(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:

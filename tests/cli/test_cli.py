@@ -100,6 +100,54 @@ def test_the_users_mistakes_end_in_one_message_and_status_2(capsys, tmp_path, ar
     assert words in text and "Traceback" not in text
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--seed -1", "seed should be a whole number from 0 to 4294967295, but is -1; the nearest is 0"),
+        ("--lr inf", "lr should be a number from 0 to 100, but is inf; the nearest is 100"),
+        ("--base-lr -0.1", "base_lr should be a number from 0 to 100, but is -0.1; the nearest is 0"),
+        ("--image-size 0", "image_size should be a whole number from 1 to 16384, but is 0; the nearest is 1"),
+        ("--round-to 0", "round_to should be a whole number from 1, but is 0; the nearest is 1"),
+        ("--batch-size 0", "batch_size should be a whole number from 1, but is 0; the nearest is 1"),
+        ("--epochs -3", "epochs should be a whole number from 0, but is -3; the nearest is 0"),
+        ("--threads 0", "threads should be a whole number from 1, but is 0; the nearest is 1"),
+        (
+            "--distill-weight 1.5",
+            "distill_weight should be a number from 0 to 1, but is 1.5; the nearest is 1",
+        ),
+        ("--set batch_size=0", "batch_size should be a whole number from 1, but is 0; the nearest is 1"),
+        ("--set batches=-1", "batches should be a whole number from 1, but is -1; the nearest is 1"),
+        ("--budget macs=1.5", "the nearest is 2"),
+        ("--budget macs=0", "expected a fraction such as 0.5, or a number above 1"),
+        ("--budget macs=nan", "expected something like macs=0.5"),
+        ("--budget params=many", "expected something like params=0.5"),
+        ("--budget watts=0.5", "unknown cost in a budget 'watts'"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_what_is_out_of_range_is_refused_before_anything_is_read_or_written(
+    capsys, tmp_path, arguments, words, more
+):
+    named = ["--model", "zoo:digits_resnet", "--data", "parquet:absent", "--out", str(tmp_path / "run")]
+    text = said(capsys, "run", *named, *arguments.split(), *more, status=2)
+    assert words in text and "Traceback" not in text and "absent" not in text
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("demo --seed -1", "the nearest is 0"),
+        ("inspect --model zoo:resnet20 --classes 0", "classes should be a whole number from 1"),
+        ("inspect --model zoo:resnet20 --input-shape 3 0 8", "input_shape should be a whole number from 1"),
+        ("bench RUN --seconds 0", "seconds should be a number above 0"),
+        ("bench RUN --seconds inf", "the nearest is 86400"),
+    ],
+)
+def test_other_commands_refuse_what_is_out_of_range(capsys, digits_run, arguments, words):
+    assert words in said(capsys, *arguments.replace("RUN", str(digits_run)).split(), status=2)
+
+
 def test_unknown_arguments_end_in_status_2():
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", "--modle", "zoo:resnet20"])

@@ -72,9 +72,16 @@ def program(arguments: list[str]) -> None:
 
 def kill_when_there(arguments: list[str], file: Path) -> None:
     """SIGKILL the program when it has written `file`, and before it has written another."""
+    with held_at(arguments, file) as process:
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+
+
+@contextmanager
+def held_at(arguments: list[str], file: Path) -> Iterator[subprocess.Popen]:
+    """The program, which has written `file`, and waits before it writes another."""
     with ended(start(arguments, until=file)) as process:
         while not file.exists():
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.01)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
+        yield process

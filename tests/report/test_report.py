@@ -73,6 +73,14 @@ def test_comparison_gives_mean_and_spread_over_seeds():
     assert text.count("average") == 1
 
 
+def test_page_says_where_a_run_was_continued_in_another_environment(tmp_path):
+    one, other = {"threads": 1, "torch": "2.13.0"}, {"threads": 2, "torch": "2.13.0"}
+    for environments, shown in (([one], False), ([one, other], True)):
+        report.write_page(tmp_path / "report.html", result() | {"environments": environments})
+        page = (tmp_path / "report.html").read_text()
+        assert ("one after the other" in page) == ("threads 2, torch 2.13.0" in page) == shown
+
+
 def test_page_is_one_file_without_network(tmp_path):
     report.write_page(tmp_path / "report.html", result())
     page = (tmp_path / "report.html").read_text()

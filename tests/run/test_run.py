@@ -148,11 +148,46 @@ def test_differences_are_named_with_their_path():
         ({"options": ("freeze=nowhere*",)}, "nowhere"),
         ({"weights": "absent.safetensors"}, "absent.safetensors does not exist"),
         ({"precision": "fp8"}, "precision"),
+        ({"seed": -1}, "seed should be a whole number from 0 to 4294967295, but is -1; the nearest is 0"),
+        ({"lr": float("inf")}, "lr should be a number from 0 to 100, but is inf; the nearest is 100"),
+        ({"base_lr": float("nan")}, "base_lr should be a number from 0 to 100, but is nan"),
+        ({"image_size": 0}, "image_size should be a whole number from 1 to 16384, .* nearest is 1"),
+        ({"batch_size": 0}, "batch_size should be a whole number from 1, but is 0; the nearest is 1"),
+        ({"epochs": 1.5}, "epochs should be a whole number from 0, but is 1.5; the nearest is 2"),
+        ({"base_epochs": -1}, "base_epochs should be a whole number from 0, .* nearest is 0"),
+        ({"distill_weight": 2}, "distill_weight should be a number from 0 to 1, but is 2; the nearest is 1"),
+        ({"threads": 0}, "threads should be a whole number from 1, but is 0; the nearest is 1"),
+        ({"runtime": "onxruntime"}, "Did you mean onnxruntime"),
+        ({"options": ("round_to=0",)}, "round_to should be a whole number from 1, .* nearest is 1"),
+        ({"options": ("floor=-1",)}, "floor should be an int from 0 .* nearest is 0"),
+        ({"options": ("cap=1.5",)}, "a float from 0 to 1 .* nearest is 1.0"),
+        ({"options": ("how=unifrom",)}, "unknown how 'unifrom'. Did you mean uniform"),
+        (
+            {"method": "dhp", "options": ("ramp=7",)},
+            "ramp should be a number from 0.05 to 1, .* nearest is 1",
+        ),
     ],
 )
 def test_bad_settings_are_refused_before_any_training(tmp_path, settings, words):
     with pytest.raises(UserError, match=words):
         run_in(tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        ("dhp", ("pressure=least", "strength=1"), "pressure=least sets the strength itself"),
+        ("pass", ("snapshots=0", "held_out=9"), "no use for held_out"),
+        ("metapruning", ("population=3", "mutants=5"), "more than the population"),
+        ("lookahead", ("permute=True",), "permute=True goes with a pattern"),
+        ("structure", (), "needs the folder of another run"),
+    ],
+)
+def test_options_that_conflict_are_refused_before_data_is_read(tmp_path, method, options, words):
+    settings = Settings(method=method, options=options)
+    with pytest.raises(UserError, match=words):
+        prune("zoo:digits_resnet", data="parquet:absent", out=tmp_path / "run", settings=settings)
     assert not (tmp_path / "run").exists()
 
 

@@ -377,10 +377,10 @@ def test_scores_that_do_not_fit_are_refused_by_name(change, message):
     ("options", "message"),
     [
         ({"how": "globally"}, "Did you mean global"),
-        ({"round_to": 0}, "round_to 0"),
-        ({"round_to": 2.5}, "round_to 2.5"),
-        ({"floor": 1.5}, "floor 1.5"),
-        ({"cap": {"side": -1}}, "cap -1"),
+        ({"round_to": 0}, "round_to should be a whole number from 1, but is 0; the nearest is 1"),
+        ({"round_to": 2.5}, "round_to should be a whole number from 1, but is 2.5; the nearest is 3"),
+        ({"floor": 1.5}, "floor should be an int .* but is 1.5; the nearest is 1.0"),
+        ({"cap": {"side": -1}}, "cap should be an int .* but is -1; the nearest is 0"),
         ({"freeze": "stem"}, "expected a list of patterns"),
     ],
 )

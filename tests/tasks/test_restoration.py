@@ -189,11 +189,11 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(model, 
 @pytest.mark.parametrize(
     ("task", "changes", "message"),
     [
-        ("sr", {"task_options": ("scale=1",)}, "expected a whole number from 2 to 8, not 1"),
+        ("sr", {"task_options": ("scale=1",)}, "scale should be a whole number from 2 to 8, but is 1"),
         ("sr", {"task_options": ("scale=three",)}, "option of task sr: scale should be int, not 'three'"),
         ("sr", {"task_options": ("scale=2", "patch=15")}, "should be a multiple of the scale, 2; give 16"),
         ("sr", {"task_options": ("scale=2", "patch=64")}, "smaller than a patch, 64x64 pixels"),
-        ("denoise", {"task_options": ("sigma=-1",)}, "expected above 0 and at most 255, not -1"),
+        ("denoise", {"task_options": ("sigma=-1",)}, "sigma should be a number above 0 and at most 255, but is -1"),
         ("denoise", {"task_options": ("scale=2",)}, "unknown option of task denoise 'scale'"),
         ("denoise", {"image_size": 32}, "restoration reads images at their own size, so image_size=32"),
     ],

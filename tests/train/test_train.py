@@ -401,9 +401,9 @@ def test_digits_are_learnt_to_97_percent(digits):
     [
         ({"optimizer": "adam"}, "unknown optimizer 'adam'. Did you mean adamw"),
         ({"precision": "fp16"}, "unknown precision 'fp16'"),
-        ({"lr": -1.0}, "lr should lie in 0.., but is -1"),
-        ({"ema_decay": 1.5}, "ema_decay should lie in 0..1"),
-        ({"batch_size": 0}, "batch_size should lie in 1.."),
+        ({"lr": -1.0}, "lr should be a number from 0 to 100, but is -1.0; the nearest is 0"),
+        ({"ema_decay": 1.5}, "ema_decay should be a number from 0 to 1, but is 1.5; the nearest is 1"),
+        ({"batch_size": 0}, "batch_size should be a whole number from 1, but is 0; the nearest is 1"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(wrong, words):

@@ -1,9 +1,8 @@
 """The options of DHP, and the rules that follow from them."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.methods import Units
 from prunus.methods.dhp.hypernetwork import Latents, Start
-from prunus.options import check_choices, no_preview, reject_unused
+from prunus.options import Count, Range, no_preview, reject_unused
 from prunus.selection import Budget, Price, Sparsity, Unreachable
 
 Mode = Literal["exact", "paper"]
@@ -49,25 +48,13 @@ class Config(Units):
     pressure: Pressure | None = None
     start: Start | None = None
     latents: Latents | None = None
-    strength: float | None = None
+    strength: Annotated[float, Range(0, above=True, hint="give None to follow the plan")] | None = None
     cost_aware: bool | None = None
-    ramp: float = 0.7
+    ramp: Annotated[float, Range(0.05, 1)] = 0.7
     compact: bool = True
     mixed: bool = False
-    epochs: int | None = None
-    factors: int = 8
-
-    def __post_init__(self):
-        check_choices(self)
-        ranges = {"ramp": (0.05, 1.0), "epochs": (1, math.inf), "factors": (1, math.inf)}
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise UserError(f"{name} should lie in {low}..{high}, but is {value}.")
-        if self.strength is not None and not 0 < self.strength < math.inf:
-            raise UserError(
-                f"strength should be above 0, but is {self.strength}; give None to follow the plan."
-            )
+    epochs: Count | None = None
+    factors: Count = 8
 
     def preview(self) -> "Config":
         """Raise UserError, because units are chosen by training."""
@@ -100,9 +87,13 @@ class Config(Units):
         """Return the axes that stay whole because removing their units would not be exact, and the reasons."""
         return {} if self.mixed or self.mode == "paper" else gates.inexact_axes(graph)
 
+    def check_together(self, limit: Budget | Sparsity) -> None:
+        """Raise UserError if options conflict."""
+        self.resolved()
+
     def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
         """Raise UserError if options conflict, Unreachable if the budget cannot be met."""
-        self.resolved()
+        self.check_together(limit)
         super().check(graph, limit)
 
     def rules(self, graph: Graph) -> dict[str, Any]:

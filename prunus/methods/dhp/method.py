@@ -24,6 +24,7 @@ grouped weights need no latents of their own; classifiers are read through laten
 """
 
 import copy
+import math
 from dataclasses import replace
 
 from prunus.errors import UserError
@@ -59,7 +60,7 @@ def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
     )  # an average has fixed shapes
     if not recipe.lr:
         raise UserError("the learning rate is 0, so no latent would change; give one above 0.")
-    steps = recipe.epochs * task.data.train.steps(recipe.batch_size)
+    steps = math.ceil(recipe.epochs) * task.data.train.steps(recipe.batch_size)
     search = DHP(model, task.example, budget, steps=steps, config=config, seed=run.seed, graph=task.graph)
     history = fit(
         model,

@@ -9,6 +9,7 @@ from torch import Tensor
 from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.methods import Weights
+from prunus.options import Count
 from prunus.selection import Budget, Sparsity
 from prunus.sparse import Allocation, choose, eligible, patterns
 from prunus.sparse import scores as weight_scores
@@ -59,12 +60,12 @@ class Config(Weights):
     pattern: str | None = None
     permute: bool = False
     schedule: Literal["one_shot", "iterative", "gradual"] = "one_shot"
-    rounds: int = 5
-    epochs: int | None = None
-    every: int = 50
+    rounds: Count = 5
+    epochs: Count | None = None
+    every: Count = 50
     freeze: tuple[str, ...] = ()
-    batches: int = 8
-    batch_size: int = 64
+    batches: Count = 8
+    batch_size: Count = 64
 
     def default_limit(self) -> Sparsity:
         """Return the sparsity of the pattern, otherwise 80 %."""
@@ -75,13 +76,9 @@ class Config(Weights):
         """Return the options without training between prunings."""
         return replace(self, schedule="one_shot")
 
-    def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
-        """Raise UserError if options conflict, or if the pattern or the sparsity cannot be met."""
+    def check_together(self, limit: Budget | Sparsity) -> None:
+        """Raise UserError if options conflict with each other or with the sparsity."""
         assert isinstance(limit, Sparsity)  # see Method.check
-        for name in ("rounds", "epochs", "every", "batches", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} should be at least 1, but is {value}.")
         share = patterns.share(self.pattern)
         if share is not None and abs(limit.value - share) > 1e-9:
             raise UserError(
@@ -102,6 +99,11 @@ class Config(Weights):
                 f"order={self.order} goes with score=lookahead or activity, conv=norm and no pattern, but here are "
                 f"score={self.score}, conv={self.conv}, pattern={self.pattern}; leave order=once."
             )
+
+    def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
+        """Raise UserError if options conflict, or if the pattern or the sparsity cannot be met."""
+        assert isinstance(limit, Sparsity)  # see Method.check
+        self.check_together(limit)
         scores = weight_scores.random(graph)
         self.choose(graph, {name: scores[name] for name in eligible(graph, self.freeze)}, limit)
 

@@ -3,21 +3,34 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.methods import Units
 from prunus.methods.metapruning.pruning_net import HIDDEN, Form, check_memory
-from prunus.options import check_choices, no_preview, reject_unused
-from prunus.search import Evolution, Greedy, Random, Sampling, Space, Strategy
+from prunus.options import Count, no_preview, reject_unused
+from prunus.search import (
+    Chance,
+    Children,
+    Evolution,
+    Greedy,
+    LeastRatio,
+    Random,
+    Ratios,
+    Sampling,
+    Space,
+    Strategy,
+    split_training,
+)
 from prunus.selection import Budget, Sparsity
+from prunus.tasks import Task
 
 Search = Literal["evolution", "greedy", "random"]
 Order = Literal["taylor", "magnitude", "none"]
 Weights = Literal["inherit", "shared", "hypernet"]
 Start = Literal["given", "scratch"]
 Winner = Literal["base", "provider", "anew"]
-
-COUNTS = "images calibration top generations population parents stride epochs hidden".split()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,33 +77,26 @@ class Config(Units):
     weights: Weights = "inherit"
     start: Start | None = None
     form: Form = "paper"
-    hidden: int = HIDDEN
+    hidden: Count = HIDDEN
     sampling: Sampling | None = None
-    epochs: int | None = None
+    epochs: Count | None = None
     winner: Winner | None = None
     search: Search = "evolution"
     order: Order | None = None
-    generations: int = 8
-    population: int = 25
-    parents: int = 8
-    mutants: int | None = None
-    crossovers: int | None = None
-    chance: float = 0.1
-    stride: int = 2
-    ratios: int | None = 31
-    least_ratio: float = 0.1
-    images: int = 5000
-    calibration: int = 1000
-    top: int = 5
+    generations: Count = 8
+    population: Count = 25
+    parents: Count = 8
+    mutants: Children | None = None
+    crossovers: Children | None = None
+    chance: Chance = 0.1
+    stride: Count = 2
+    ratios: Ratios | None = 31
+    least_ratio: LeastRatio = 0.1
+    images: Count = 5000
+    calibration: Count = 1000
+    top: Count = 5
     strict_paper: bool = False
-    round_to: int | None = 1
-
-    def __post_init__(self):
-        check_choices(self)
-        for name in COUNTS:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} should be at least 1, but is {value}.")
+    round_to: Count | None = 1
 
     def preview(self) -> "Config":
         """Raise UserError, because units are chosen by the search."""
@@ -153,14 +159,23 @@ class Config(Units):
             chance=self.chance,
         )
 
+    def check_together(self, limit: Budget | Sparsity) -> None:
+        """Raise UserError if options conflict or have no effect."""
+        self.reject_unused()
+        self.resolved()
+
     def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
         """Raise UserError if options conflict or have no effect, or if the PruningNet does not fit into memory,
         BudgetError if no widths meet the limit."""
-        self.reject_unused()
+        self.check_together(limit)
         space = self.resolved().space(graph)
         if self.weights == "hypernet":
             check_memory(graph, space.names, self.form, self.hidden)
         super().check(graph, limit)
+
+    def check_task(self, task: Task) -> None:
+        """Raise UserError if examples cannot be held out of the training set, or chosen from it, to search with."""
+        split_training(task.data.train, self.images, 0).train.take(np.arange(1))
 
     def space(self, graph: Graph) -> Space:
         """Return the space of widths."""

@@ -1,10 +1,9 @@
 """The options of PASS, and the rules that follow from them."""
 
 import glob
-import math
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from prunus import gates
 from prunus.errors import UserError
@@ -14,8 +13,9 @@ from prunus.methods.pass_ import statistics
 from prunus.methods.pass_.hypernetwork import load
 from prunus.methods.pass_.prompt import How, Kind, fit_size, image_shape
 from prunus.methods.pass_.statistics import STATISTICS
-from prunus.options import check_choices, no_preview, reject_unused
+from prunus.options import Count, Range, Rate, Share, no_preview, reject_unused
 from prunus.selection import Budget, Sparsity
+from prunus.tasks import Task
 
 Prompt = Literal[Kind, "none"]
 Masking = Literal["consumer", "product", "product_norms"]
@@ -23,11 +23,14 @@ Scope = Literal["global", "per_axis"]
 Init = Literal["magnitude", "random"]
 Straight = Literal["identity", "clipped"]
 Statistic = Literal["rms", "magnitude", "fpgm", "bn_scale"]
+Speed = Annotated[float, Range(0, above=True, hint="to go without a prompt, say prompt=none")]
+Times = Annotated[int, Range(0)]
 ROLES = {  # roles of the dimensions of parameters that masks act on
     "consumer": ("consumes",),
     "product": ("produces", "consumes"),
     "product_norms": ("produces", "consumes", "scales", "shifts"),
 }
+MOST_HELD_OUT = 0.15  # of the training examples
 assert set(STATISTICS) == set(get_args(Statistic))
 
 
@@ -73,54 +76,44 @@ class Config(Units):
     """
 
     prompt: Prompt = "pad"
-    prompt_size: int | None = None
+    prompt_size: Count | None = None
     prompt_how: How = "add"
-    prompt_speed: float = 100.0
-    prompted: float = 1.0
+    prompt_speed: Speed = 100.0
+    prompted: Share = 1.0
     statistic: Statistic = "rms"
     recurrent: bool = True
-    hidden: int = 64
+    hidden: Count = 64
     init: Init = "magnitude"
     masking: Masking = "consumer"
     scope: Scope = "global"
     straight_through: Straight = "identity"
-    steps: int = 300
-    lr: float = 1e-4
-    batch_size: int | None = None
-    snapshots: int = 10
-    held_out: int = 2000
+    steps: Times = 300
+    lr: Rate = 1e-4
+    batch_size: Count | None = None
+    snapshots: Times = 10
+    held_out: Count = 2000
     train_also: tuple[str, ...] = ()
     hypernetwork: str | None = None
 
     def __post_init__(self):
         if self.prompt is None:
             object.__setattr__(self, "prompt", "none")
-        check_choices(self)
-        ranges = {"prompt_size": 1, "prompt_speed": 0, "prompted": 0, "hidden": 1, "steps": 0, "lr": 0}
-        ranges |= {"batch_size": 1, "snapshots": 0, "held_out": 1}
-        for name, low in ranges.items():
-            value, most = getattr(self, name), 1 if name == "prompted" else math.inf
-            kind = (int, float) if name in ("prompt_speed", "prompted", "lr") else int
-            if value is not None and not (isinstance(value, kind) and low <= value <= most):
-                what = f"a {'whole ' if kind is int else ''}number in {low}..{'' if most > 1 else most}"
-                raise UserError(f"{name} should be {what}, but is {value!r}.")
-        if not self.prompt_speed:
-            raise UserError("prompt_speed should be above 0; to go without a prompt, say prompt=none.")
-        if isinstance(self.train_also, str):
-            raise UserError(f"train_also: expected a list of patterns, got the text {self.train_also!r}.")
+        super().__post_init__()
 
     def preview(self) -> "Config":
         """Raise UserError, because units are chosen by training."""
         raise no_preview("pass", "training", "the magnitudes that it begins with: --method magnitude")
 
-    def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
-        """Raise UserError if options conflict or do not suit the network, FileError if the hypernetwork does not fit,
-        BudgetError if no widths meet the limit."""
-        self.check_options(graph)
-        super().check(graph, limit)
+    def check_task(self, task: Task) -> None:
+        """Raise UserError if examples cannot be held out of the training set to choose a snapshot with."""
+        if self.snapshots and self.steps:
+            try:
+                task.data.train.hold_out(MOST_HELD_OUT, 0)
+            except UserError as error:
+                raise UserError(f"{error} Or keep pass, with snapshots=0.") from error
 
-    def check_options(self, graph: Graph) -> None:
-        """Raise the errors of `check` that do not depend on the limit."""
+    def check_together(self, limit: Budget | Sparsity) -> None:
+        """Raise UserError if options conflict or have no effect."""
         if not self.steps and not self.hypernetwork:
             raise UserError("steps=0 learns nothing: give steps, or a hypernetwork that was learned before.")
         if self.how != "global":
@@ -137,10 +130,16 @@ class Config(Units):
                 ("steps=0", not self.steps, of_search),
             ],
         )
+
+    def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
+        """Raise UserError if options conflict or do not suit the network, FileError if the hypernetwork does not fit,
+        BudgetError if no widths meet the limit."""
+        self.check_together(limit)
         self.learning(graph)
         described = self.described(graph)
         if self.hypernetwork:
             load(self.hypernetwork, described)
+        super().check(graph, limit)
 
     def pictures(self, graph: Graph) -> tuple[int, int, int] | None:
         """Return the shape (C, H, W) of the images that get a prompt; None without a prompt. UserError if the network

@@ -28,13 +28,11 @@ from prunus.data import Examples
 from prunus.inputs import call, count_examples, model_device, move
 from prunus.methods import Pruned, Run
 from prunus.methods.pass_.charts import charts
-from prunus.methods.pass_.config import Config
+from prunus.methods.pass_.config import MOST_HELD_OUT, Config
 from prunus.methods.pass_.search import PASS
 from prunus.selection import Budget
 from prunus.tasks import Task
 from prunus.train import Beside, Recipe, fit, named_tensors
-
-MOST_HELD_OUT = 0.15  # of the training images
 
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:

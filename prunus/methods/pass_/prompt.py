@@ -8,6 +8,7 @@ The prompt is added to normalised images, as the network reads them. Shapes: ima
 """
 
 import io
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
@@ -142,3 +143,18 @@ def fit_size(shape: tuple[int, int, int], kind: Kind, size: int | None) -> int:
             "images (image_size), or prompt=none."
         )
     return size
+
+
+def change_first(
+    change: Callable[[Tensor], Tensor] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with the first tensor among them changed; as they are without a change."""
+    if change is None:
+        return args, kwargs
+    for place, value in enumerate(args):
+        if isinstance(value, Tensor):
+            return (*args[:place], change(value), *args[place + 1 :]), kwargs
+    for name, value in kwargs.items():
+        if isinstance(value, Tensor):
+            return args, kwargs | {name: change(value)}
+    return args, kwargs

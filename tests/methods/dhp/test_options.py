@@ -271,12 +271,12 @@ def test_weights_behind_a_norm_are_searched_without_cutting():
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"ramp": 0.0}, r"ramp should lie in 0\.05"),
-        ({"ramp": 1.5}, "ramp should lie in"),
-        ({"epochs": 0}, "epochs should lie in 1"),
-        ({"factors": 0}, "factors should lie in 1"),
-        ({"strength": 0.0}, "strength should be above 0"),
-        ({"strength": float("inf")}, "strength should be above 0"),
+        ({"ramp": 0.0}, r"ramp should be a number from 0\.05 to 1, but is 0\.0; the nearest is 0\.05"),
+        ({"ramp": 1.5}, "the nearest is 1"),
+        ({"epochs": 0}, "epochs should be a whole number from 1"),
+        ({"factors": 0}, "factors should be a whole number from 1"),
+        ({"strength": 0.0}, "strength should be a finite number above 0"),
+        ({"strength": float("inf")}, "give None to follow the plan"),
         ({"mode": "papr"}, "mode"),
         ({"start": "pretrained"}, "start"),
         ({"latents": "zeros"}, "latents"),

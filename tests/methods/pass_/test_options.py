@@ -120,12 +120,12 @@ def test_budgets_that_cannot_be_met_are_refused_at_once():
         ({"steps": 0}, "steps"),
         ({"prompted": 2}, "prompted"),
         ({"how": "isomorphic"}, "scope"),
-        ({"hidden": 2.5}, "hidden should be a whole number in 1.., but is 2.5"),
+        ({"hidden": 2.5}, "hidden should be a whole number from 1, but is 2.5; the nearest is 3"),
         ({"lr": "x"}, "lr should be a number"),
         ({"prompt_speed": 0}, "prompt_speed"),
         ({"prompt": "none", "prompt_size": 3, "prompted": 0.5}, "no use for prompt_size, prompted;"),
         ({"snapshots": 0, "held_out": 30}, "no use for held_out"),
-        ({"train_also": "head.*"}, "list of patterns"),
+        ({"train_also": "head.*"}, "train_also should be a list"),
     ],
 )
 def test_options_that_make_no_sense(options, said):
