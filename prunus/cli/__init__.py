@@ -2,9 +2,10 @@
 
 Its files, in the order in which to read them:
 
-    describe    tables for `inspect` and `methods`
-    commands    one function per command
-    program     main: exit status, and errors as one sentence
+    describe        tables for `inspect`, `methods` and `tasks`
+    task_options    the options of a task as options of the command
+    commands        one function per command
+    program         main: exit status, and errors as one sentence
 """
 
 from prunus.cli.program import main

@@ -1,4 +1,4 @@
-"""The commands: prunus demo | run | predict | inspect | methods | compare | report | export | bench.
+"""The commands: prunus demo | run | predict | inspect | methods | tasks | compare | report | export | bench.
 
 tyro reads each command's options from its parameters, and their help from the docstring.
 """
@@ -20,6 +20,7 @@ from prunus.progress import bar
 from prunus.run import Settings, compare_data, export_run, load_run, preview, prune, read_result, sole_writer
 from prunus.run import bench as benching
 from prunus.selection import Budget, Sparsity
+from prunus.tasks import DEFAULT, find_kind
 from prunus.zoo import load_model
 
 # Of several processes only the first prints.
@@ -51,6 +52,8 @@ Share = Annotated[
     arg(metavar="FLOAT", help_behavior_hint="(default: 0.8, for methods that remove single weights)"),
 ]
 Pairs = Annotated[tuple[str, ...], UseAppendAction, arg(name="set", metavar="NAME=VALUE")]
+TaskPairs = Annotated[tuple[str, ...], UseAppendAction, arg(name="task-set", metavar="NAME=VALUE")]
+Spec = Annotated[str | None, arg(metavar="SPEC", help_behavior_hint="(the task's own, if it has one)")]
 
 
 def demo(
@@ -83,9 +86,10 @@ def demo(
 
 
 def run(
-    model: str,
-    data: str,
     out: Path,
+    model: Spec = None,
+    data: Spec = None,
+    task: str = DEFAULT,
     method: str = "taylor",
     budget: Limit = None,
     sparsity: Share = None,
@@ -107,6 +111,7 @@ def run(
     freeze: Patterns = (),
     round_to: Multiple = None,
     options: Pairs = (),
+    task_options: TaskPairs = (),
 ) -> None:
     """Make a model smaller: train or fine-tune it, prune it to a budget, prove, recover, test and report.
     A run that was killed continues with the same command and --resume, and ends in the same numbers.
@@ -119,9 +124,11 @@ def run(
       prunus run --model my.net:Net --data hub:cifar10 --budget latency_ms=0.6 --runtime onnxruntime --out runs/fast
 
     Args:
+        out: The folder for the smaller model, the report and everything that resuming needs.
         model: zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG_DIR or package.module:callable.
         data: digits, parquet:DIR, imagefolder:DIR, hub:NAME or package.module:callable.
-        out: The folder for the smaller model, the report and everything that resuming needs.
+        task: The purpose of the model; `prunus tasks` lists them. package.module:callable returns a prunus.Task, which
+            has a model and data of its own.
         method: The pruning method; `prunus methods` lists them.
         budget: The upper limit on macs, params, memory_mb or latency_ms: a share of the original's (macs=0.5) or a
             number. Milliseconds of one input are measured here, which takes a minute or two the first time.
@@ -148,10 +155,13 @@ def run(
         freeze: Patterns of layers that keep all units, such as 'head*' 'layer4.*'.
         round_to: The number of which all widths become multiples.
         options: An option of the method; may be given several times. `prunus methods NAME` lists them.
+        task_options: An option of the task, also given as --NAME VALUE. `prunus tasks NAME` lists them.
     """
     options += (f"freeze={','.join(freeze)}",) if freeze else ()
     options += (f"round_to={round_to}",) if round_to is not None else ()
     settings = Settings(
+        task=task,
+        task_options=task_options,
         method=method,
         options=options,
         seed=seed,
@@ -247,6 +257,19 @@ def methods(name: Positional[str | None] = None) -> None:
     OUT.print(describe.method(find(name)) if name else describe.methods())
 
 
+def tasks(name: Positional[str | None] = None) -> None:
+    """List the built-in tasks; with a name, show that task's options.
+
+    Examples:
+      prunus tasks
+      prunus tasks classification
+
+    Args:
+        name: The task to show in full.
+    """
+    OUT.print(describe.task(find_kind(name)) if name else describe.tasks())
+
+
 def compare(folders: Positional[tuple[Path, ...]]) -> None:
     """Show finished runs side by side; runs that differ only in their seed get a mean and a spread.
 
@@ -317,6 +340,7 @@ COMMANDS = {
     "predict": predict,
     "inspect": inspect,
     "methods": methods,
+    "tasks": tasks,
     "compare": compare,
     "report": rewrite_report,
     "export": export,

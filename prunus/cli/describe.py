@@ -22,6 +22,7 @@ from prunus.options import Count, Pixels, check_value
 from prunus.run import Prediction
 from prunus.selection import Budget, cost
 from prunus.sparse import masks
+from prunus.tasks import Kind, find_kind, kinds
 
 DEFAULT_SHAPE, DEFAULT_CLASSES, ZOO_CLASSES = (3, 224, 224), 1000, 10  # ImageNet's; the zoo is for CIFAR-10
 REASONS = 12  # reasons that are shown
@@ -133,16 +134,39 @@ def methods() -> Table:
 
 def method(found: Method) -> Group:
     """One method: its docstring, and its options with types, defaults and meanings."""
-    table = Table(title=f"options of {found.name}, each given as --set NAME=VALUE", title_justify="left")
+    return documented(
+        found.doc, found.config_class, f"options of {found.name}, each given as --set NAME=VALUE"
+    )
+
+
+def tasks() -> Table:
+    """A table of all built-in tasks, each with its docstring's first line."""
+    table = Table()
+    table.add_column("task", no_wrap=True)
+    table.add_column("what it is")
+    for name in kinds():
+        table.add_row(name, Text(find_kind(name).doc.splitlines()[0]))
+    return table
+
+
+def task(found: Kind) -> Group:
+    """One task: its docstring, and its options with types, defaults and meanings."""
+    return documented(found.doc, found.options_class, f"options of {found.name}, each given as --NAME VALUE")
+
+
+def documented(doc: str, config_class: type, title: str) -> Group:
+    """A docstring, and the options of a class with types, defaults and meanings."""
+    table = Table(title=title, title_justify="left")
     for heading in ("option", "type", "default"):
         table.add_column(heading)
-    defaults = found.config_class()
-    for name, hint in option_types(found.config_class):
+    defaults = config_class()
+    for name, hint in option_types(config_class):
         value = defaults
         for part in name.split("."):
             value = getattr(value, part)
         table.add_row(name, Text(type_in_words(hint)), Text(str(value)))
-    return Group(Text(join_lines(found.doc)), Text(), table, Text(), option_meanings(found.config_class))
+    options = [table] if table.row_count else []
+    return Group(Text(join_lines(doc)), Text(), *options, Text(), option_meanings(config_class))
 
 
 def option_meanings(config_class: type) -> Group:

@@ -14,6 +14,7 @@ from tyro.conf import FlagCreatePairsOff
 from tyro.extras import subcommand_cli_from_dict
 
 from prunus.cli.commands import COMMANDS, DESCRIPTION
+from prunus.cli.task_options import gather_task_options
 from prunus.errors import PrunusError, UserError
 
 ERR = Console(stderr=True, highlight=False)
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 COMMANDS, prog="prunus", description=DESCRIPTION, args=arguments, config=config
             )
             return 0
+        if arguments[0] == "run":
+            arguments = gather_task_options(arguments)
         # Called directly, so that its help shows the examples: tyro takes "Examples:" for a section to leave out.
         description = (getdoc(command) or "").partition("\nArgs:")[0]
         with warnings.catch_warnings():

@@ -49,7 +49,7 @@ def split_given(source: Any, name: str, unpack: Unpack) -> Examples:
     else:
         split = StreamSplit(source, name, unpack)
         if name == "train":
-            warnings.warn(f"{name} {PROMISE}", UserWarning, stacklevel=4)
+            warnings.warn(f"{name} {PROMISE}", UserWarning, stacklevel=1)
     if not split.steps(1):
         raise UserError(
             f"{name} gives no batch: it is empty, or was read to its end before. Give one with examples."

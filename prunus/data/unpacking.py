@@ -67,7 +67,7 @@ def with_targets(batch: Any) -> tuple[Any, Any]:
 
 def check_unpacked(pair: Any, what: str) -> tuple[Any, Any]:
     """Return the result of a user's `unpack`; UserError unless it is (inputs, targets) with tensors to read."""
-    if not (isinstance(pair, tuple) and len(pair) == 2):
+    if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
         raise UserError(f"{what}: unpack should return (inputs, targets), but returned {_in_words(pair)}.")
     inputs, targets = pair
     if isinstance(inputs, Mapping) and not isinstance(inputs, dict):

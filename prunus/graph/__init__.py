@@ -50,7 +50,7 @@ from prunus.graph.op import (
     is_inexact,
     tensors_in,
 )
-from prunus.graph.outputs import output_tensors, quiet_config, select_outputs
+from prunus.graph.outputs import Outputs, output_tensors, quiet_config, select_outputs
 from prunus.graph.parametrised import OwnStep, read_tensor, tensors_behind
 from prunus.graph.places import Keep, Places, set_zero, take
 from prunus.graph.reference import Reference
@@ -76,6 +76,7 @@ __all__ = [
     "Levels",
     "Member",
     "Op",
+    "Outputs",
     "OwnStep",
     "Places",
     "Reference",

@@ -27,8 +27,8 @@ from prunus.data import Examples
 from prunus.errors import PruningError
 from prunus.export import store
 from prunus.files import read_tensors, write_tensors
-from prunus.graph import Graph
-from prunus.inputs import call, count_examples, move, tensors_in
+from prunus.graph import Graph, select_outputs
+from prunus.inputs import call, count_examples, move
 from prunus.latency import milliseconds
 from prunus.methods import Method, Options, Pruned
 from prunus.progress import Step
@@ -236,7 +236,8 @@ class Pipeline:
         x, _ = next(iter(self.task.data.val.batches(COMPARED)))
         with torch.no_grad(), in_mode(masked, False), in_mode(small, False):
             inputs = move(x, self.run.device)
-            pairs = list(zip(*(tensors_in(call(model, inputs)) for model in (masked, small)), strict=True))
+            outputs = (select_outputs(call(model, inputs), self.graph.chosen) for model in (masked, small))
+            pairs = list(zip(*outputs, strict=True))
         largest = max(float((ours.double() - theirs.double()).abs().max()) for ours, theirs in pairs)
         return largest / max(1e-12, *(float(ours.double().abs().max()) for ours, _ in pairs))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunus.charts import Chart
 from prunus.data import Data, Examples, load_data
-from prunus.graph import Graph, trace
+from prunus.graph import Graph, Outputs, trace
 from prunus.inputs import tensors_in
 from prunus.metrics import Metric
 from prunus.options import Checked
@@ -87,6 +87,7 @@ class Task(ABC):
     metric: Metric
     further_metrics: ClassVar[tuple[Metric, ...]] = ()  # others that `evaluate` returns and the report shows
     judges_examples: ClassVar[bool] = False  # whether `verdicts` can judge a single example
+    outputs: Outputs | None = None  # the outputs that keep their sizes, as in `graph.trace`; None: all
 
     def __init__(self, model: nn.Module, data: Data, recipe_fields: dict[str, Any] | None = None):
         self.model, self.data = model, data
@@ -102,7 +103,7 @@ class Task(ABC):
     def graph(self) -> Graph:
         """The model's axes, traced at the first access and then stored; TraceError if the model cannot be traced."""
         if self._graph is None:
-            self._graph = trace(self.model, self.example)
+            self._graph = trace(self.model, self.example, outputs=self.outputs)
         return self._graph
 
     def on(self, model: nn.Module) -> Self:

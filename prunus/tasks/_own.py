@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prunus import data
 from prunus.data import Data, Examples, LoaderSplit, StreamSplit, own_randomness, reseed, split_given
 from prunus.errors import UserError
+from prunus.graph import Outputs
 from prunus.inputs import call, count_examples, model_device, move, take_examples
 from prunus.tasks import _contract
 from prunus.tasks._losses import Loss, Losses, Named, check_losses, in_words
@@ -66,6 +67,8 @@ class Task(_contract.Task):
             has a distill_weight (then the mean squared difference of the outputs).
         unpack: unpack(batch) -> (inputs, target), for batches of another form; inputs are a tensor, a tuple of
             arguments, or a dict of arguments by keyword.
+        outputs: The outputs that count and keep their sizes, such as "logits" or "0", as in `trace`; None: all. Others,
+            such as features that a model returns beside them, may shrink.
         example: One input with a batch dimension of 1; None: the first of train.
         name: A name of the data, for messages and the report.
         recipe: Fields of `train.Recipe` that replace the advised ones in every training, such as {"lr": 1e-2}.
@@ -90,6 +93,7 @@ class Task(_contract.Task):
         prediction: Callable[[Any], Any] | None = None,
         distill: Callable[[Any, Any], Tensor] | None = None,
         unpack: Callable[[Any], tuple[Any, Any]] | None = None,
+        outputs: Outputs | None = None,
         example: Any = None,
         name: str = "own data",
         recipe: Mapping[str, Any] | None = None,
@@ -103,6 +107,7 @@ class Task(_contract.Task):
             prediction,
             distill,
         )
+        self.outputs = outputs
         unpack = unpack or (data.with_targets if loss is None else data.unpack)
         given = {"train": train, "val": val} | ({} if test is None else {"test": test})
         splits = {split: split_given(source, split, unpack) for split, source in given.items()}

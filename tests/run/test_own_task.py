@@ -24,7 +24,7 @@ def said(thing) -> str:
 @pytest.mark.parametrize("method", LIMITS)
 def test_a_task_of_ones_own_runs_from_base_to_report(method, tmp_path, monkeypatch):
     traced, checked, usual, check = [], [], tasks.trace, Denoising.check
-    monkeypatch.setattr(tasks, "trace", lambda *args: traced.append(1) or usual(*args))
+    monkeypatch.setattr(tasks, "trace", lambda *args, **options: traced.append(1) or usual(*args, **options))
     monkeypatch.setattr(Denoising, "check", lambda self, model: checked.append(1) or check(self, model))
     task = Denoising(denoiser(), noisy_waves())
     settings = Settings(method=method, base_epochs=6)
