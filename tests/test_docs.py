@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import prunus
 from prunus import zoo
@@ -83,6 +84,21 @@ def test_the_page_on_tracing_runs_from_top_to_bottom():
     graph = prunus.trace(model, x, modes="eval")
     roles = {member.tensor: member.role for member in graph.members("a")}
     assert roles["factor"] == "scales" and prunus.shrink(model, graph, {"a": [1, 4]}).factor.shape == (2,)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tasks.md"])
+def test_a_task_of_ones_own_on_a_page_runs_whole(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 1))
+    names = {"prunus": prunus, "model": model, "F": F, "DataLoader": DataLoader}
+    for name in ("train_set", "val_set", "test_set"):
+        names[name] = TensorDataset(torch.randn(64, 5), torch.randn(64, 1))
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+    (block,) = [block for block in blocks if "prunus.Task(" in block]
+    exec(compile(block, page, "exec"), names)
+    values = names["result"].values
+    assert values["after"]["macs"] <= 0.5 * values["before"]["macs"] and values["metric_shown"]["unit"] == "m"
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])

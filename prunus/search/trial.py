@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunus.data import Examples, generator
+from prunus.data import Examples, Split, generator
 from prunus.errors import UserError
 from prunus.inputs import call, model_device, move, tensors_in
 from prunus.recover import renew_norms
@@ -217,8 +217,13 @@ def labels_hash(*splits: Examples) -> str:
     Returns:
         16 hexadecimal digits.
     """
-    digests = " ".join(split.digest() for split in splits)
-    return hashlib.sha256(digests.encode()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for split in splits:
+        if isinstance(split, Split):  # as version 0.1.0 stored it
+            digest.update(split.members.tobytes() + split.labels.tobytes())
+        else:
+            digest.update(split.digest().encode())
+    return digest.hexdigest()[:16]
 
 
 def tensors_hash(tensors: dict[str, Tensor]) -> str:
