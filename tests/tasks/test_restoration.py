@@ -217,3 +217,13 @@ def test_a_task_made_in_python_runs_too(tmp_path):
         task=task, method="magnitude", out=tmp_path / "run", settings=Settings(base_epochs=1, epochs=1)
     )
     assert result.values["after"]["psnr"] > 10 and result.values["settings"]["recovery"]["lr"] == 1e-2
+
+
+def test_pass_takes_whole_images_only_without_a_prompt(tmp_path):
+    with pytest.raises(
+        UserError, match=r"of train are \(1, 16, 16\), those of val \(1, 40, 36\).*prompt=none"
+    ):
+        restored("denoise", tmp_path, "pass")
+    assert not (tmp_path / "run").exists()
+    options = ("prompt=none", "steps=4", "snapshots=1")
+    assert restored("denoise", tmp_path, "pass", options=options).values["after"]["psnr"] > 16
