@@ -113,7 +113,8 @@ class Fingerprint:
         if not found and (self.classes, self.class_names) != (now.classes, now.class_names):
             found.append(f"the classes were {_classes(self)}, are {_classes(now)}")
         sizes = [(name, _size(self, name), _size(now, name)) for name in splits]
-        found += [f"{name} had {old} images, has {new}" for name, old, new in sizes if old != new]
+        things = "examples" if self.classes is None else "images"
+        found += [f"{name} had {old} {things}, has {new}" for name, old, new in sizes if old != new]
         if self.hashed == now.hashed:
             found += self._changed_items(now)
         elif self.items.keys() != now.items.keys() or self.hashed not in now.hashed:
@@ -124,7 +125,7 @@ class Fingerprint:
             found.append("the images are the same, but their names give them another order")
         if not found:
             others = [name for name in splits if self.splits.get(name) != now.splits.get(name)]
-            found += [f"{name} holds other images, or in another order" for name in others]
+            found += [f"{name} holds other {things}, or in another order" for name in others]
         return found
 
     def _changed_items(self, now: "Fingerprint") -> list[str]:

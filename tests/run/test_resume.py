@@ -101,7 +101,7 @@ def test_settings_are_stored_before_any_data_is_read_and_go_if_the_run_is_refuse
         there.extend(path.name for path in sorted((tmp_path / "run").iterdir()))
         raise UserError("the data is damaged")
 
-    monkeypatch.setattr(pipeline, "make_classification", read)
+    monkeypatch.setattr(pipeline, "make_task", read)
     with pytest.raises(UserError, match="damaged"):
         prune("zoo:digits_resnet", data="digits", out=tmp_path / "run")
     assert there == [".lock", "settings.json"]

@@ -28,10 +28,16 @@ RUNS = [
     *((own_tasks.segmentation, method) for method in ("magnitude", "dhp")),
     *((own_tasks.language_model, method) for method in ("taylor", "magnitude")),
 ]
-SMALL = {
-    "pass": ("steps=6", "snapshots=2"),
-    "metapruning": ("generations=2", "population=6", "parents=3"),
-}
+SEARCH = ("generations=2", "population=6", "parents=3")
+SEARCHES = [
+    (own_tasks.segmentation, "pass", ("steps=6", "snapshots=2")),
+    (own_tasks.regression, "pass", ("steps=6", "snapshots=2", "prompt=none")),
+    (own_tasks.segmentation, "metapruning", SEARCH),
+    (own_tasks.regression, "metapruning", ("weights=shared", "epochs=1", *SEARCH)),
+    (own_tasks.language_model, "metapruning", ("weights=shared", "epochs=1", *SEARCH)),
+    (own_tasks.language_model, "lookahead", ("score=grasp",)),
+    (own_tasks.regression, "lookahead", ("score=wanda", "schedule=iterative", "rounds=2", "epochs=1")),
+]
 
 
 def said(values) -> str:
@@ -64,12 +70,17 @@ def test_every_kind_of_task_runs_from_base_to_report(make, method, tmp_path):
     assert (tmp_path / "run" / "report.html").exists()
 
 
-@pytest.mark.parametrize("method", SMALL)
-def test_searches_hold_examples_out_of_the_users_loader(method, tmp_path):
-    settings = Settings(base_epochs=1, epochs=1, options=SMALL[method])
-    task = own_tasks.segmentation()
-    values = prunus.prune(task=task, method=method, out=tmp_path / "run", settings=settings).values
-    assert values["after"]["macs"] <= 0.5 * values["before"]["macs"]
+@pytest.mark.parametrize(("make", "method", "options"), SEARCHES)
+def test_searches_and_schedules_train_on_the_users_loader(make, method, options, tmp_path):
+    settings = Settings(base_epochs=1, epochs=1, options=options)
+    budget = limit(method)
+    values = prunus.prune(
+        task=make(), budget=budget, method=method, out=tmp_path / "run", settings=settings
+    ).values
+    if method == "lookahead":
+        assert 0.49 < values["after"]["sparsity"] < 0.6  # weights of units that are removed count as zeros
+    else:
+        assert values["after"]["macs"] <= 0.6 * values["before"]["macs"]
 
 
 def test_without_a_test_set_the_report_says_so(tmp_path):
