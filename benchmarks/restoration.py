@@ -1,7 +1,7 @@
 r"""Denoising and super-resolution: DHP against its controls, at equal steps and equal cost, from one base.
 
-    python benchmarks/restoration.py denoise    # about 50 minutes on two cores
-    python benchmarks/restoration.py sr         # about 40 minutes
+    python benchmarks/restoration.py denoise    # 40 minutes, estimated from epochs timed on one busy core
+    python benchmarks/restoration.py sr         # 25 minutes, as above
 
     base     a small DnCNN (sigma 25) or EDSR (x4), trained here
     dhp      searches for some epochs, then recovers for the others
@@ -148,12 +148,12 @@ def main() -> None:
         "--layers", type=int, default=4, help="inner convolutions of DnCNN, or blocks of EDSR"
     )
     parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--patches", type=int, default=8, help="of each image in an epoch")
+    parser.add_argument("--patches", type=int, default=6, help="of each image in an epoch")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--base-epochs", type=int, default=20)
-    parser.add_argument("--search-epochs", type=int, default=3, help="of dhp")
-    parser.add_argument("--epochs", type=int, default=8, help="after the base; of dhp its search included")
+    parser.add_argument("--base-epochs", type=int, default=16)
+    parser.add_argument("--search-epochs", type=int, default=2, help="of dhp")
+    parser.add_argument("--epochs", type=int, default=6, help="after the base; of dhp its search included")
     parser.add_argument(
         "--shares", type=float, nargs="+", default=[0.6, 0.4, 0.2], help="of the multiply-adds"
     )

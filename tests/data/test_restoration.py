@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import mse_loss
 
-from prunus.data import Downscaling, Noise, Pairs, Patches, load_pairs, resize, to_bytes
+import prunus
+from prunus.data import Downscaling, Noise, Pairs, Patches, load_pairs, resize, split_given, to_bytes, unpack
 from prunus.data.pairs import turned
 from prunus.errors import UserError
 from tests.lib.pictures import picture, write_pictures
+from tests.lib.restoring import Denoiser
 
 PATCHES = Patches(side=16, each=3)
 
@@ -122,6 +125,14 @@ def test_single_examples_are_read_and_taken(folder):
     assert same(whole, everything(data.test))
     assert len({part.digest() for part in (data.train, data.test, taken, load(folder, Noise(9)).train)}) == 4
     assert data.train.digest() == load(folder).train.digest()
+
+
+def test_pairs_are_a_split_for_a_task_of_ones_own_too(folder):
+    data = load(folder)
+    assert split_given(data.train, "train", unpack) is data.train
+    model = Denoiser((3, 16, 16))
+    task = prunus.Task(model, train=data.train, val=data.val, test=data.test, loss=mse_loss)
+    assert task.evaluate(model, data.test)["loss"] > 0
 
 
 def test_low_resolution_images_are_downscaled_whole_and_rounded(tmp_path):
