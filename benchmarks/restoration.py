@@ -74,7 +74,7 @@ def task_of(model: nn.Module, data: Data, asked: argparse.Namespace) -> Task:
 def psnrs(model: nn.Module, tests: dict[str, Data], asked: argparse.Namespace) -> dict[str, float]:
     """Return the PSNR on each test set in dB."""
     return {
-        name: task_of(model, data, asked).evaluate(model, data.test)["psnr"] for name, data in tests.items()
+        name: task_of(model, data, asked).evaluate(model, data.judged)["psnr"] for name, data in tests.items()
     }
 
 
