@@ -139,10 +139,31 @@ class Picture(Chart):
     png: bytes
 
     def __post_init__(self) -> None:
-        if not self.png.startswith(PNG):
-            raise ValueError(
-                f"picture {self.title!r} should be the bytes of a PNG file, but begins with {self.png[:8]!r}."
-            )
+        check_png(f"picture {self.title!r}", self.png)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panels(Chart):
+    """Images side by side, for example an input, several answers to it and the truth.
+
+    Args:
+        panels: Captions, each with the bytes of a PNG file.
+
+    Raises:
+        ValueError: The bytes do not begin as those of a PNG file.
+    """
+
+    panels: Sequence[tuple[str, bytes]]
+
+    def __post_init__(self) -> None:
+        for caption, png in self.panels:
+            check_png(f"panel {caption!r} of {self.title!r}", png)
+
+
+def check_png(what: str, png: bytes) -> None:
+    """Raise ValueError unless `png` begins as a PNG file does."""
+    if not png.startswith(PNG):
+        raise ValueError(f"{what} should be the bytes of a PNG file, but begins with {png[:8]!r}.")
 
 
 def to_json(chart: Chart) -> dict:

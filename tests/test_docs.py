@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import prunus
 from prunus import zoo
 from prunus.scores import weights
+from tests.lib.pictures import write_pictures
+from tests.lib.restoring import Denoiser
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -99,6 +101,17 @@ def test_a_task_of_ones_own_on_a_page_runs_whole(page, tmp_path, monkeypatch):
     exec(compile(block, page, "exec"), names)
     values = names["result"].values
     assert values["after"]["macs"] <= 0.5 * values["before"]["macs"] and values["metric_shown"]["unit"] == "m"
+
+
+@pytest.mark.filterwarnings("ignore:dhp:UserWarning")  # one epoch is too short for its search
+def test_the_page_on_restoration_runs_in_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "photos", 6, channels=1, height=72, width=68)
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "restoration.md").read_text(), re.S)
+    names = {"prunus": prunus, "model": Denoiser()}
+    task = "Denoising(model, data, {'epochs': 1})"
+    exec(compile(block.replace("Denoising(model, data)", task), "restoration.md", "exec"), names)
+    assert names["result"].values["after"]["macs"] <= 0.4 * names["result"].values["before"]["macs"]
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])

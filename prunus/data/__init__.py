@@ -16,15 +16,24 @@ Its files, in the order in which to read them:
     survey          the content of images, and which cannot be read
     fingerprint     what a data set was, and what changed
     load            Data from a SPEC
+    bicubic         resizing as MATLAB does
+    degrade         noise, downscaling
+    pairs           a split of degraded and clean images
+    unlabelled      reading images without labels
+    restoration     Data of pairs from a SPEC
 """
 
+from prunus.data.bicubic import resize, to_bytes
+from prunus.data.degrade import Degradation, Downscaling, Noise, Scale, Sigma
 from prunus.data.examples import Examples
 from prunus.data.fingerprint import Fingerprint, fingerprint_of_splits, parts_of
 from prunus.data.given import split_given
 from prunus.data.load import Data, load_data
 from prunus.data.loader import LoaderSplit
+from prunus.data.pairs import Pairs, PairSource, Patches
 from prunus.data.preprocessing import Preprocessing
 from prunus.data.randomness import own_randomness, reseed
+from prunus.data.restoration import load_pairs
 from prunus.data.split import Split, generator, hold_out
 from prunus.data.stream import StreamSplit
 from prunus.data.unpacking import TARGETS, unpack, with_targets
@@ -32,20 +41,31 @@ from prunus.data.unpacking import TARGETS, unpack, with_targets
 __all__ = [
     "TARGETS",
     "Data",
+    "Degradation",
+    "Downscaling",
     "Examples",
     "Fingerprint",
     "LoaderSplit",
+    "Noise",
+    "PairSource",
+    "Pairs",
+    "Patches",
     "Preprocessing",
+    "Scale",
+    "Sigma",
     "Split",
     "StreamSplit",
     "fingerprint_of_splits",
     "generator",
     "hold_out",
     "load_data",
+    "load_pairs",
     "own_randomness",
     "parts_of",
     "reseed",
+    "resize",
     "split_given",
+    "to_bytes",
     "unpack",
     "with_targets",
 ]

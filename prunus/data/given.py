@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from prunus.data.examples import Examples
 from prunus.data.loader import LoaderSplit
+from prunus.data.pairs import Pairs
 from prunus.data.split import Split
 from prunus.data.stream import PROMISE, StreamSplit
 from prunus.data.unpacking import Unpack
@@ -30,7 +31,7 @@ def split_given(source: Any, name: str, unpack: Unpack) -> Examples:
     Raises:
         UserError: It is none of these, or gives no batch.
     """
-    if isinstance(source, (Split, LoaderSplit, StreamSplit)):
+    if isinstance(source, (Split, Pairs, LoaderSplit, StreamSplit)):
         return source
     if isinstance(source, Iterator):
         raise UserError(

@@ -87,16 +87,28 @@ def read_classes(folder: Path, classes: Sequence[str], root: Path, left_out: Cou
         raise UserError(f"{folder} has the class {unknown[0]!r}, which the training images lack.")
     paths, labels = [], []
     for label, name in enumerate(classes):
-        files = [path for path in sorted((folder / name).rglob("*")) if is_visible(path, folder)]
-        found = [path for path in files if path.suffix.lower() in ENDINGS]
-        suffixes = [path.suffix.lower() for path in files if path.suffix.lower() not in ENDINGS]
-        left_out.update(f"suffix {suffix}" if suffix else "no suffix" for suffix in suffixes)
+        found = list_images(folder / name, folder, left_out)
         paths += found
         labels += [label] * len(found)
+    return file_rows(paths, np.array(labels, np.int64), root)
+
+
+def list_images(folder: Path, root: Path, left_out: Counter[str]) -> list[Path]:
+    """List the images anywhere below `folder`, sorted; other files are added to `left_out`, by reason.
+
+    root: the folder below which hidden folders are left out.
+    """
+    files = [path for path in sorted(folder.rglob("*")) if is_visible(path, root)]
+    suffixes = [path.suffix.lower() for path in files if path.suffix.lower() not in ENDINGS]
+    left_out.update(f"suffix {suffix}" if suffix else "no suffix" for suffix in suffixes)
+    return [path for path in files if path.suffix.lower() in ENDINGS]
+
+
+def file_rows(paths: Sequence[Path], labels: np.ndarray, root: Path) -> Rows:
+    """Make the rows of image files, named by their places below `root`."""
     names = [path.relative_to(root).as_posix() for path in paths]
     sizes = [path.stat().st_size for path in paths if path.exists()]
-    rows = [(str(path), path) for path in paths]
-    return Rows(rows, np.array(labels, np.int64), names, sum(sizes))
+    return Rows([(str(path), path) for path in paths], labels, names, sum(sizes))
 
 
 def is_visible(path: Path, folder: Path) -> bool:
@@ -173,12 +185,21 @@ class Column(Sequence):
 
 
 def read_parquet(place: str) -> Found:
-    """Read train*.parquet, test*.parquet, val*.parquet below DIR; files of other names are joined and split later."""
+    """Read the images and labels of parquet files; see `open_parquet`."""
+    return read_columns(place, open_parquet(place))
+
+
+def open_parquet(place: str) -> dict[str, Any]:
+    """Open train*.parquet, test*.parquet, val*.parquet below DIR, as data sets by split.
+
+    Files of other names, or a single FILE, are train, of which parts are held out later.
+    """
     import datasets
     from datasets.exceptions import DatasetsError
 
-    folder = find_folder("parquet", place)
-    files = sorted(str(path) for path in folder.rglob("*.parquet"))
+    path = expand_home(place)
+    folder = path if path.is_file() else find_folder("parquet", place)
+    files = [str(path)] if path.is_file() else sorted(str(file) for file in folder.rglob("*.parquet"))
     if not files:
         raise UserError(f"{folder} is empty: no .parquet files in it.")
     parts: dict[str, list[str]] = {}
@@ -190,11 +211,10 @@ def read_parquet(place: str) -> Found:
     datasets.disable_progress_bars()
     try:
         reader: Any = datasets.Dataset.from_parquet  # its annotation leaves out a list of str
-        found = {name: reader(part) for name, part in parts.items()}
+        return {name: reader(part) for name, part in parts.items()}
     except (OSError, ValueError, DatasetsError) as error:
         cause = error.__cause__ or error
         raise UserError(f"the parquet files in {folder} cannot be read: {cause}. Copy them again.") from error
-    return read_columns(place, found)
 
 
 def read_hub(place: str) -> Found:
@@ -214,8 +234,6 @@ def read_hub(place: str) -> Found:
 
 def read_columns(place: str, found: dict) -> Found:
     """Read the columns of images and labels; the classes' names if the data set states them."""
-    import datasets
-
     columns = found["train"].column_names
     image, label = (
         next((name for name in names if name in columns), None) for names in (IMAGE_COLUMNS, LABEL_COLUMNS)
@@ -231,11 +249,17 @@ def read_columns(place: str, found: dict) -> Found:
                 f"{place}: column {label!r} of {name!r} should hold whole numbers, the classes, "
                 f"but holds {labels.dtype}."
             )
-        encoded = part.cast_column(image, datasets.Image(decode=False))[image]
-        rows = Column(f"{name!r} in {place}", encoded)
+        rows = encoded_column(part, image, f"{name!r} in {place}")
         tables[name] = Rows(rows, labels.astype(np.int64), number(name, len(rows)), part.data.nbytes)
     names = getattr(found["train"].features[label], "names", None)
     return Found(tables, names and tuple(names))
+
+
+def encoded_column(part: Any, column: str, name: str) -> Column:
+    """Return the encoded images in a column of a data set; name: where it is, for messages."""
+    import datasets
+
+    return Column(name, part.cast_column(column, datasets.Image(decode=False))[column])
 
 
 def number(split: str, count: int) -> list[str]:

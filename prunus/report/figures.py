@@ -34,7 +34,7 @@ def figure(chart: dict[str, Any]) -> dict[str, Any]:
     """Make the figure of one chart that is not an image; UserError for an unknown kind."""
     kinds = {"lines": lines, "heat": heat, "points": points, "bars": bars}
     if chart["kind"] not in kinds:
-        raise unknown("kind of chart", chart["kind"], [*kinds, "picture"])
+        raise unknown("kind of chart", chart["kind"], [*kinds, "picture", "panels"])
     return kinds[chart["kind"]](chart)
 
 

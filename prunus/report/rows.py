@@ -39,17 +39,17 @@ def rows(result: dict[str, Any]) -> list[Row]:
                 Row(label=label, before=text(was), pruned=shrunk, after=text(now), change=_times(was, now))
             )
     table += [*latency_rows(result), *sparsity_rows(result), *size_rows(result)]
-    metric = metric_of(result)
-    was, now = before[metric.key], after[metric.key]
-    table.append(
-        Row(
-            label=f"{metric.key} on {judged_on(result)}",
-            before=metric.text(was),
-            pruned=metric.text(pruned[metric.key]),
-            after=metric.text(now),
-            change=metric.change(was, now),
+    for metric in (metric_of(result), *(Metric(**each) for each in result.get("further_metrics", []))):
+        was, now = before[metric.key], after[metric.key]
+        table.append(
+            Row(
+                label=f"{metric.key} on {judged_on(result)}",
+                before=metric.text(was),
+                pruned=metric.text(pruned[metric.key]),
+                after=metric.text(now),
+                change=metric.change(was, now),
+            )
         )
-    )
     return table
 
 

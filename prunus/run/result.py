@@ -39,6 +39,7 @@ def make_result(pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> di
         "budget": {pipeline.budget.name: pipeline.budget.value},
         "metric": metric.key,
         "metric_shown": asdict(metric),
+        "further_metrics": [asdict(each) for each in pipeline.task.further_metrics],
         "input": describe_input(pipeline.task.example) | built_with,
         "judged_on": "val" if pipeline.task.data.test is None else "test",
         "data": fingerprint_of(pipeline.task.data).summary(),
@@ -50,6 +51,7 @@ def make_result(pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> di
         **weights,
         **timed,
         "charts": records["prune"].get("charts", []),  # folders of earlier versions have none
+        "examples": evaluate.get("examples", []),
         "history": {"base": base["history"], "recover": records["recover"]["history"]},
         "seconds": {name: record["seconds"] for name, record in records.items()},
         "versions": versions(),

@@ -168,7 +168,8 @@ def original_model(
     spec = result["settings"]["model"]
     if ":" not in spec:
         raise UserError(f"{spec} cannot be built from its name; {instead}.")
-    return load_model(spec, classes=result["input"]["classes"], in_shape=tuple(result["input"]["shape"]))
+    asked = dict(result["input"])
+    return load_model(spec, in_shape=tuple(asked.pop("shape")), **asked)
 
 
 def read_result(folder: Path) -> dict[str, Any]:

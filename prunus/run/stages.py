@@ -179,6 +179,7 @@ class Pipeline:
             "after": self.measure_costs(small, graph, keep, "model.safetensors") | self.sparsity(small),
             "widths": {name: [kept, graph.axes[name].size] for name, kept in graph.widths(keep).items()},
         }
+        record["examples"] = [charts.to_json(chart) for chart in self.task.examples(base, small)]
         if self.is_sparse():
             sizes = masks.sizes_mb(small, store.load_masks(self.run.path))
             record["after"] |= {f"{name}_mb": size for name, size in sizes.items()}

@@ -4,25 +4,39 @@ Its files, in the order in which to read them:
 
     _contract         Task, the contract of every task; what a task is made from
     _registry         finding a task by its name
+    _tiles            inference on large images by parts
+    _quality          PSNR and SSIM
+    _panels           images side by side
+    _restoration      what the tasks of restoration share
     _losses           the losses of a user's own task
     _measures         the metric of a user's own task
     _own              prunus.Task, a task of a user's own
     classification    image classification: cross-entropy and top-1 accuracy
+    denoise           images freed of noise
+    sr                images made larger
 """
 
 from prunus.tasks._contract import Given, Options, Task
 from prunus.tasks._registry import DEFAULT, Kind, find_kind, kinds, own_task
+from prunus.tasks._tiles import Restorer, sight, tiled
 from prunus.tasks.classification import Classification, logits
+from prunus.tasks.denoise import Denoising
+from prunus.tasks.sr import SuperResolution
 
 __all__ = [
     "DEFAULT",
     "Classification",
+    "Denoising",
     "Given",
     "Kind",
     "Options",
+    "Restorer",
+    "SuperResolution",
     "Task",
     "find_kind",
     "kinds",
     "logits",
     "own_task",
+    "sight",
+    "tiled",
 ]

@@ -2,6 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
+from prunus.charts import Chart
 from prunus.data import Data, Examples, load_data
 from prunus.graph import Graph, Outputs, trace
 from prunus.inputs import tensors_in
@@ -83,6 +85,7 @@ class Task(ABC):
     """
 
     metric: Metric
+    further_metrics: ClassVar[tuple[Metric, ...]] = ()  # others that `evaluate` returns and the report shows
     judges_examples: ClassVar[bool] = False  # whether `verdicts` can judge a single example
     outputs: Outputs | None = None  # the outputs that keep their sizes, as in `graph.trace`; None: all
 
@@ -163,6 +166,10 @@ class Task(ABC):
         raise NotImplementedError(
             f"{type(self).__name__} cannot judge single examples (judges_examples is False); use evaluate."
         )
+
+    def examples(self, original: nn.Module, small: nn.Module) -> Sequence[Chart]:
+        """Return examples of the test set from which a person can judge both models; a task may have none."""
+        return []
 
     @abstractmethod
     def recipe(self, purpose: str) -> Recipe:

@@ -89,13 +89,13 @@ def build(name: str, classes: int = 10, in_shape: tuple[int, int, int] | None = 
     """
     channels, height, width = in_shape or native_shape(name)
     check(name)
+    if name in TO_IMAGES:
+        return TO_IMAGES[name](channels)
     if min(height, width) < MIN_SIDE.get(name, 8):
         raise UserError(
             f"zoo:{name} needs larger images than {height}x{width}: sides of at least "
             f"{MIN_SIDE.get(name, 8)}; give image_size=32."
         )
-    if name in TO_IMAGES:
-        return TO_IMAGES[name](channels)
     if name in FIXED_SIZE:
         return FIXED_SIZE[name](classes, (channels, height, width))
     return NETWORKS[name](classes, channels)

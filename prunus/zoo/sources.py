@@ -10,6 +10,7 @@ import importlib
 import inspect
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,31 +19,44 @@ from prunus import zoo
 from prunus.errors import FileError, UserError, one_line
 from prunus.files import read_json, read_tensors, same_kind
 from prunus.specs import user_object
+from prunus.zoo.networks import TO_IMAGES
 
 SHOWN = 3  # differences that an error names
 
 
-def load_model(spec: str, *, classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
+def load_model(
+    spec: str, *, in_shape: tuple[int, int, int], classes: int | None = None, **more: Any
+) -> nn.Module:
     """Build the model that a SPEC names, initialised by torch's global seed.
 
     Args:
         spec: zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG_DIR or package.module:callable.
-        classes: The number of classes; passed to a user's callable if it has this parameter.
-        in_shape: The images' (channels, height, width); passed in the same way.
+        in_shape: The images' (channels, height, width); passed to a user's callable if it has this parameter.
+        classes: The number of classes, passed in the same way; None: the model does not classify.
+        more: What else the task knows, such as `scale`; passed to a user's callable in the same way.
 
     Returns:
         The model.
 
     Raises:
-        UserError: The spec or name is unknown (the nearest are suggested), a library is missing, or a user's callable
-            does not return a module.
+        UserError: The spec or name is unknown (the nearest are suggested), a library is missing, a classifier is
+            named without classes, or a user's callable does not return a module.
     """
     sources = {"zoo": zoo.build, "torchvision": from_torchvision, "timm": from_timm, "hf": from_config}
     source, _, name = spec.partition(":")
     if source in sources and name:
-        return sources[source](name, classes, in_shape)
+        if classes is not None:
+            return sources[source](name, classes, in_shape)
+        if source == "zoo" and name in TO_IMAGES:
+            return zoo.build(name, in_shape=in_shape)
+        near = difflib.get_close_matches(name, TO_IMAGES, n=1) if source == "zoo" else []
+        raise UserError(
+            f"{spec} is no network from images to images, and the task has no classes."
+            f"{f' Did you mean zoo:{near[0]}?' if near else ''} Known: "
+            f"{', '.join(f'zoo:{each}' for each in TO_IMAGES)}, package.module:callable."
+        )
     make = user_object(spec, "model source", [*sources, "package.module"])
-    asked = {"classes": classes, "in_shape": in_shape}
+    asked = {"classes": classes, "in_shape": in_shape, **more}
     named = inspect.signature(make).parameters
     model = make(**{key: value for key, value in asked.items() if key in named})
     if not isinstance(model, nn.Module):

@@ -267,6 +267,31 @@ def test_every_kind_of_chart_is_on_the_page_with_its_words(tmp_path):
     assert not re.findall(r"(?:src|href)\s*=\s*[\"']?(?!data:)[\w/]", page) and "http" not in page
 
 
+def test_examples_are_images_side_by_side_with_their_captions(tmp_path):
+    chart = charts.Panels(
+        title="Test image 1", note="how to judge", panels=[("input: 20 dB", picture()), ("truth", picture())]
+    )
+    report.write_page(tmp_path / "report.html", result() | {"examples": [charts.to_json(chart)]})
+    seen = Seen((tmp_path / "report.html").read_text().replace(plotly_js(), ""))
+    images = [attrs for tag, attrs in seen.tags if tag == "img"]
+    assert [attrs["alt"] for attrs in images] == ["input: 20 dB", "truth"]
+    assert all(base64.b64decode(attrs["src"].partition(",")[2]) == picture() for attrs in images)
+    assert {"Examples", "Test image 1", "how to judge", "input: 20 dB", "truth"} <= set(seen.text)
+    page, _ = drawn(tmp_path, [charts.to_json(chart)])  # as a method's chart too
+    assert [tag for tag, _ in Seen(page).tags].count("img") == 2 and "Examples" not in Seen(page).text
+    with pytest.raises(ValueError, match="panel 'truth' of 'x' should be the bytes of a PNG file"):
+        charts.Panels(title="x", note="", panels=[("truth", b"GIF89a")])
+
+
+def test_further_metrics_have_rows_of_their_own():
+    more = {"key": "ssim", "unit": "", "higher_is_better": True, "factor": 1.0, "digits": 4}
+    values = result() | {"further_metrics": [more]}
+    for stage in ("before", "pruned", "after"):
+        values[stage] = values[stage] | {"ssim": 0.75}
+    text = text_of(report.summary(values))
+    assert "ssim on the test set" in text and "0.7500" in text and "+0.0000" in text
+
+
 def test_figures_hold_the_numbers_of_their_charts(tmp_path):
     _, figures = drawn(tmp_path, every_kind())
     lines, heat, points, bars = (figures[f"chart{i}"]["data"] for i in range(4))

@@ -6,6 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import prunus
 from prunus import zoo
+from prunus.errors import UserError
+from prunus.zoo import load_model
 
 # parameters and multiply-adds in millions for a 128x128 image, in DHP's table 3 (arXiv:2003.13683). It adds what norms
 # and activations do, within 1 %, and counts transposed convolutions for every output pixel, which is 4 times.
@@ -48,3 +50,18 @@ def test_images_of_any_size_are_read(name, scale):
     model = zoo.build(name, in_shape=(3, 32, 32)).eval()
     with torch.no_grad():
         assert model(torch.rand(1, 3, 21, 35)).shape == (1, 3, 21 * scale, 35 * scale)
+
+
+def made(in_shape, scale):
+    return torch.nn.Conv2d(in_shape[0], scale, 1)
+
+
+def test_a_task_without_classes_builds_networks_to_images_alone():
+    assert load_model("zoo:edsr_baseline_x2", in_shape=(1, 4, 4)).tail.out_channels == 1
+    assert load_model(f"{__name__}:made", in_shape=(3, 8, 8), scale=4, sigma=2).out_channels == 4
+    with pytest.raises(
+        UserError, match=r"zoo:edsr_4 is no network from images to images.*Did you mean zoo:edsr_x4"
+    ):
+        load_model("zoo:edsr_4", in_shape=(3, 8, 8))
+    with pytest.raises(UserError, match=r"torchvision:resnet18 is no network .* the task has no classes"):
+        load_model("torchvision:resnet18", in_shape=(3, 8, 8))

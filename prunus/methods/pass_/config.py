@@ -105,7 +105,16 @@ class Config(Units):
         raise no_preview("pass", "training", "the magnitudes that it begins with: --method magnitude")
 
     def check_task(self, task: Task) -> None:
-        """Raise UserError if examples cannot be held out of the training set to choose a snapshot with."""
+        """Raise UserError if images differ in size, or none can be held out to choose a snapshot with."""
+        shape = self.pictures(task.graph)
+        if shape is not None:
+            x, _ = next(iter(task.data.val.batches(1)))
+            seen = image_shape(x)
+            if seen != shape:
+                raise UserError(
+                    f"pass puts a prompt on images of one size: those of train are {shape}, those of val {seen}. Take "
+                    "prompt=none, or another method, such as taylor."
+                )
         if self.snapshots and self.steps:
             try:
                 task.data.train.hold_out(MOST_HELD_OUT, 0)
