@@ -122,6 +122,35 @@ def goals(rows: list[Row], races: list[Row]) -> str:
     return table([f"of {number} models", "measured", "goal"], lines)
 
 
+SLOW = 3  # times what a proof, or a score, is compared with
+
+
+def misses(rows: list[Row], races: list[Row]) -> str:
+    """Lines that name the models which miss a goal."""
+
+    def slower(name: str, key: str) -> list[str]:
+        return [row["name"] for row in rows if holds(name)(row) and row["stages"][name][key] > SLOW]
+
+    def behind(who: str, most: float) -> list[str]:
+        both = [row for row in races if managed(row, who) and managed(row, "theirs")]
+        return [row["name"] for row in both if ratios([row], who)[0] > most]
+
+    found = {
+        "a stage fails": [row["name"] for row in rows if not whole_chain(row)],
+        "not proved in both modes": [row["name"] for row in rows if not both_modes(row)],
+        "more than 40 % of the multiply-adds left": [
+            f"{row['name']} ({stage(row, 'cut')['macs_left']:.2f})" for row in rows if not few_left(row)
+        ],
+        f"proof above {SLOW} times the forwards": slower("timed", "proof_over_forwards"),
+        f"scores above {SLOW} times a read": slower("timed", "scores_over_read"),
+        "slower than torch-pruning without the proof": behind("ours", 1.0),
+    }
+    counted = {
+        what: f"{len(names)}: {', '.join(names)}" if names else "none" for what, names in found.items()
+    }
+    return "\n".join(f"- {what}: {names}" for what, names in counted.items())
+
+
 def share(rows: list[Row], test: Callable[[Row], bool]) -> str:
     found = sum(map(test, rows))
     return f"{found} of {len(rows)} ({found / len(rows):.0%})"
@@ -266,6 +295,10 @@ whole process. {versions}; {machine["processor"]}, {machine["cores"]} cores.
 ## Goals
 
 {goals(rows, peer["rows"] if peer else [])}
+
+Models that miss a goal:
+
+{misses(rows, peer["rows"] if peer else [])}
 
 {race(peer) if peer else ""}
 ## Every model

@@ -12,11 +12,36 @@ Messages say what was expected, what was seen, where, and what to do.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# Control characters but tab and line feed, surrogates of names that are no UTF-8, and marks that reverse the writing.
+UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+LONGEST = 300  # characters of another library's message
+
+
+def escape_controls(text: str) -> str:
+    """Escape the characters of a text that would act on a terminal.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text with backslash escapes, such as \\x1b, in their place.
+    """
+    return UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class PrunusError(Exception):
-    """Anything Prunus raises on purpose."""
+    """Anything Prunus raises on purpose.
+
+    Args:
+        details: The message; control characters in it are escaped, because it may quote a file or a folder's name.
+    """
+
+    def __init__(self, *details: object):
+        super().__init__(*(escape_controls(each) if isinstance(each, str) else each for each in details))
 
 
 class UserError(PrunusError, ValueError):
@@ -41,6 +66,12 @@ class PruningError(PrunusError):
 
 class TrainingError(PrunusError):
     """Training went wrong."""
+
+
+def one_line(error: Exception) -> str:
+    """Return the kind and the message of another library's error on one line of limited length."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

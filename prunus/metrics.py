@@ -21,12 +21,16 @@ class Metric:
     factor: float = 1.0
     digits: int = 2
 
-    def text(self, value: float) -> str:
-        """Return a stored value as people read it, such as "92.30 %" or "31.04 dB"."""
+    def text(self, value: float | None) -> str:
+        """Return a stored value as people read it, such as "92.30 %" or "31.04 dB"; None was NaN or infinite."""
+        if value is None:
+            return "not finite"
         return self._with_unit(f"{self.factor * value:.{self.digits}f}", self.unit)
 
-    def change(self, before: float, after: float) -> str:
+    def change(self, before: float | None, after: float | None) -> str:
         """Return the difference of two stored values, such as "-0.28 points" (of per cent) or "+0.31 dB"."""
+        if before is None or after is None:
+            return ""
         return self._with_unit(f"{self.factor * (after - before):+.{self.digits}f}", self.unit_of_changes)
 
     def spread(self, deviation: float) -> str:

@@ -2,6 +2,7 @@
 
 Its files, in the order in which to read them:
 
+    terminal        a console for text from files and folder names
     describe        tables for `inspect`, `methods` and `tasks`
     task_options    the options of a task as options of the command
     commands        one function per command

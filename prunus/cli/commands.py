@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional, UseAppendAction, arg
 
 from prunus import report
 from prunus.cli import describe
+from prunus.cli.terminal import Terminal
 from prunus.errors import UserError
 from prunus.graph import trace
 from prunus.methods import find
@@ -24,7 +24,7 @@ from prunus.tasks import DEFAULT, find_kind
 from prunus.zoo import load_model
 
 # Of several processes only the first prints.
-OUT = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")
+OUT = Terminal(quiet=os.environ.get("RANK", "0") != "0")
 
 ADVISED = "(default: the task's recommendation)"
 Whole = Annotated[int | None, arg(metavar="INT", help_behavior_hint=ADVISED)]
@@ -181,7 +181,7 @@ def run(
     limit = parse_limit(budget, sparsity)
     if dry_run:
         graph, found = preview(model, data=data, budget=limit, settings=settings, progress=bar)
-        OUT.print(describe.plan(graph, found), markup=False, soft_wrap=True)
+        OUT.print(describe.plan(graph, found), soft_wrap=True)
         return
     result = prune(model, data=data, budget=limit, out=out, settings=settings, resume=resume, progress=bar)
     show(result.values, out)
@@ -312,7 +312,7 @@ def export(folder: Positional[Path]) -> None:
         folder: The run's folder.
     """
     for line in export_run(folder, read_result(folder)):
-        OUT.print(line, markup=False, soft_wrap=True)
+        OUT.print(line, soft_wrap=True)
 
 
 def bench(folder: Positional[Path], seconds: float = 3.0) -> None:
@@ -331,7 +331,7 @@ def bench(folder: Positional[Path], seconds: float = 3.0) -> None:
     record = benching.bench_run(folder, read_result(folder), seconds=seconds, progress=bar)
     OUT.print(report.bench_table(record))
     for line in record["words"]:
-        OUT.print(line, markup=False, soft_wrap=True)
+        OUT.print(line, soft_wrap=True)
 
 
 COMMANDS = {
@@ -367,11 +367,11 @@ def show(values: dict, folder: Path) -> None:
     if dense := values.get("left_dense"):
         more = f" and {len(dense) - 3} more" if len(dense) > 3 else ""
         hint = f"Left dense, because the pattern does not fit: {', '.join(list(dense)[:3])}{more}."
-        OUT.print(hint, markup=False, soft_wrap=True)
+        OUT.print(hint, soft_wrap=True)
     if "sparsity" in values["after"]:
         hint = f"Zeros make a file smaller, seldom a model faster: `prunus bench {folder}` measures it."
-        OUT.print(hint, markup=False, soft_wrap=True)
-    OUT.print(f"The smaller model and its report: {folder}/report.html", markup=False, soft_wrap=True)
+        OUT.print(hint, soft_wrap=True)
+    OUT.print(f"The smaller model and its report: {folder}/report.html", soft_wrap=True)
 
 
 def unused_folder(wanted: Path) -> Path:

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 import tyro
-from rich.console import Console
 from tyro.conf import FlagCreatePairsOff
 from tyro.extras import subcommand_cli_from_dict
 
 from prunus.cli.commands import COMMANDS, DESCRIPTION
 from prunus.cli.task_options import gather_task_options
+from prunus.cli.terminal import Terminal
 from prunus.errors import PrunusError, UserError
 
-ERR = Console(stderr=True, highlight=False)
+ERR = Terminal(stderr=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,7 +74,7 @@ def shorten_warnings(show: Callable[..., None]) -> Callable[..., None]:
 
     def shown(message, category, filename, *more) -> None:
         if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1]):
-            ERR.print(f"warning: {message}", markup=False, soft_wrap=True)
+            ERR.print(f"warning: {message}", soft_wrap=True)
         else:
             show(message, category, filename, *more)
 
@@ -84,6 +84,6 @@ def shorten_warnings(show: Callable[..., None]) -> Callable[..., None]:
 def complain(text: str, status: int, debug: bool) -> int:
     """Print an error on standard error; returns the status."""
     if debug:
-        traceback.print_exc()
-    ERR.print(text, markup=False, soft_wrap=True)
+        ERR.print(traceback.format_exc(), soft_wrap=True)
+    ERR.print(text, soft_wrap=True)
     return status

@@ -13,20 +13,61 @@ marks them, one bit per weight; `keep.json` then has an entry `masks`: parameter
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+import msgspec
 import torch
+from msgspec import Meta
 from torch import nn
 
 from prunus.errors import FileError, UserError
-from prunus.files import read_json, read_tensors, write_json, write_tensors
+from prunus.files import Count, Record, read_json, read_tensors, same_kind, write_json, write_tensors
 from prunus.graph import Graph, Keep, get_integer, kept_tensors, named_tensors, tensors_behind
 from prunus.sparse import Masks, packed, survivors, unpacked
 from prunus.surgery import changed_attributes, effective_tensors, shape_differences, with_tensors
 
 FORMAT = 1
 MASKS = "masks.safetensors"
-_SHAPES = ("original_shapes", "shapes", "behind", "state")
+
+Shapes = dict[str, list[Count]]
+Whole = Annotated[int, Meta(ge=-(2**62), le=2**62)]
+
+
+class KeptAxis(msgspec.Struct, frozen=True):
+    """An axis in keep.json: its units in the original, and the indices of those that stay, ascending."""
+
+    size: Count
+    keep: list[Count]
+
+    def __post_init__(self) -> None:
+        if self.keep != sorted({unit for unit in self.keep if unit < self.size}):
+            raise ValueError(f"Expected ascending indices below {self.size} in keep")
+
+
+class KeepFile(Record, frozen=True, kw_only=True):
+    """keep.json.
+
+    Args:
+        model: The name of the original's class.
+        axes: The units that stay.
+        original_shapes: The shapes of the original's tensors.
+        shapes: The shapes of the smaller model's tensors.
+        attributes: Integers of modules that changed; tuples of them in files of version 0.1.0.
+        behind: The shapes of the tensors behind parametrised weights.
+        state: The shapes of tensors in plain attributes.
+        masks: The number of weights that stay of each masked parameter.
+    """
+
+    newest: ClassVar[int] = FORMAT
+    remedy: ClassVar[str] = "Save the model again."
+    model: str
+    axes: dict[str, KeptAxis]
+    original_shapes: Shapes
+    shapes: Shapes
+    attributes: dict[str, dict[str, Whole | list[Whole]]]
+    behind: Shapes = msgspec.field(default_factory=dict)
+    state: Shapes = msgspec.field(default_factory=dict)
+    masks: dict[str, Count] = msgspec.field(default_factory=dict)
 
 
 def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: Masks | None = None) -> None:
@@ -105,9 +146,9 @@ def load_keep(folder: str | Path, graph: Graph | None = None) -> dict[str, list[
     Raises:
         FileError: The file is missing or damaged, or the graph has other axes.
     """
-    axes = _record(folder)["axes"]
+    axes = read_keep(folder).axes
     if graph is not None:
-        there = {name: entry["size"] for name, entry in axes.items()}
+        there = {name: entry.size for name, entry in axes.items()}
         here = {name: axis.size for name, axis in graph.axes.items()}
         wrong = [name for name in {**here, **there} if there.get(name) != here.get(name)]
         if wrong:
@@ -118,7 +159,7 @@ def load_keep(folder: str | Path, graph: Graph | None = None) -> dict[str, list[
                 f"{folder}/keep.json is of a network with other axes: {'; '.join(words)}. A structure fits only "
                 "the architecture that it was found on."
             )
-    return {name: list(entry["keep"]) for name, entry in axes.items()}
+    return {name: entry.keep for name, entry in axes.items()}
 
 
 def load_masks(folder: str | Path) -> dict[str, torch.Tensor]:
@@ -133,14 +174,14 @@ def load_masks(folder: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         FileError: A file is missing or damaged, or the masks do not match keep.json.
     """
-    record = _record(folder)
-    counts = record.get("masks", {})
+    record = read_keep(folder)
+    counts = record.masks
     bits = read_tensors(Path(folder) / MASKS) if counts else {}
     wrong = sorted(bits.keys() ^ counts.keys())
     found = {}
     for name in counts.keys() & bits.keys():
         try:
-            found[name] = unpacked(bits[name], torch.Size(record["shapes"][name]))
+            found[name] = unpacked(bits[name], torch.Size(record.shapes[name]))
         except UserError:
             wrong.append(name)
     wrong += [name for name, count in survivors(found).items() if count != counts[name]]
@@ -165,25 +206,32 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         FileError: `model` is not the class that was pruned (the first three differences are named), or a file is
             missing or damaged.
     """
-    record = _record(folder)
-    shapes = {name: torch.Size(shape) for name, shape in record["original_shapes"].items()}
+    record = read_keep(folder)
+    shapes = {name: torch.Size(shape) for name, shape in record.original_shapes.items()}
     wrong = shape_differences(shapes, effective_tensors(model))
     if wrong:
         raise FileError(
-            f"the model in {folder} was pruned from another one ({record['model']}): {'; '.join(wrong[:3])}"
+            f"the model in {folder} was pruned from another one ({record.model}): {'; '.join(wrong[:3])}"
             f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. Build the class it came from, unpruned."
         )
     tensors = read_tensors(Path(folder) / "model.safetensors")
-    stored = record["shapes"] | record.get("behind", {}) | record.get("state", {})
+    stored = record.shapes | record.behind | record.state
     wrong = shape_differences({name: torch.Size(shape) for name, shape in stored.items()}, tensors)
     if wrong:
         raise FileError(
             f"{folder}/model.safetensors does not match keep.json: {'; '.join(wrong[:3])}; save the model again."
         )
-    _check_attributes(folder, model, record["attributes"])
+    own = effective_tensors(model) | tensors_behind(model) | kept_tensors(model)
+    wrong = [name for name, tensor in tensors.items() if name in own and not same_kind(tensor, own[name])]
+    if wrong:
+        words = (
+            f"{name} is {tensors[name].dtype} there, {own[name].dtype} in the model" for name in wrong[:3]
+        )
+        raise FileError(f"{folder}/model.safetensors is damaged: {'; '.join(words)}. {KeepFile.remedy}")
+    _check_attributes(folder, model, record.attributes)
     device = next((t.device for t in named_tensors(model).values()), torch.device("cpu"))
     return with_tensors(
-        model, {name: tensor.to(device) for name, tensor in tensors.items()}, record["attributes"]
+        model, {name: tensor.to(device) for name, tensor in tensors.items()}, record.attributes
     )
 
 
@@ -203,33 +251,11 @@ def _check_attributes(folder: str | Path, model: nn.Module, attributes: dict) ->
                 )
 
 
-def _record(folder: str | Path) -> dict:
+def read_keep(folder: str | Path) -> KeepFile:
+    """Read the keep.json of a saved model; FileError if it is missing or damaged."""
     path = Path(folder) / "keep.json"
-    record = read_json(path)
-    if record.get("format") != FORMAT or not _well_formed(record):
-        raise FileError(f"{path} is not a keep file of format {FORMAT}; save the model again.")
+    record = read_json(path, KeepFile)
+    for name in record.masks:
+        if name not in record.shapes:
+            raise FileError(f"{path} is damaged: it masks {name!r}, which has no shape. {KeepFile.remedy}")
     return record
-
-
-def _well_formed(record: dict) -> bool:
-    """Whether every entry has the form in which `save` writes it."""
-
-    def ints(value: object) -> bool:
-        return isinstance(value, list) and all(type(i) is int for i in value)
-
-    def dicts(*keys: str) -> bool:
-        return all(isinstance(record.get(key), dict) for key in keys)
-
-    return (
-        dicts("axes", "original_shapes", "shapes", "attributes")
-        and all(
-            isinstance(a, dict) and ints(a.get("keep")) and type(a.get("size")) is int
-            for a in record["axes"].values()
-        )
-        and all(isinstance(record.get(key, {}), dict) for key in ("behind", "state"))
-        and all(map(ints, [v for key in _SHAPES for v in record.get(key, {}).values()]))
-        and all(isinstance(a, dict) for a in record["attributes"].values())
-        and isinstance(record.get("masks", {}), dict)
-        and all(name in record["shapes"] and type(n) is int for name, n in record.get("masks", {}).items())
-        and all(type(v) is int or ints(v) for a in record["attributes"].values() for v in a.values())
-    )

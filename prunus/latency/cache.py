@@ -11,17 +11,52 @@ import os
 import platform
 import warnings
 from importlib.metadata import PackageNotFoundError, version
-from math import isfinite
 from pathlib import Path
+from typing import Any, Literal
 
+import msgspec
 import torch
 from torch.backends.cpu import get_cpu_capability
 
 from prunus.errors import FileError, PrunusError
-from prunus.files import read_json, write_json
+from prunus.files import Amount, Count, Positive, Record, read_json, write_json
 from prunus.latency.operator_timing import Like
 from prunus.latency.operators import Operator, Sizes
-from prunus.latency.table import GRIDS
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """A random sub-network: its widths, in the order of the graph's axes, and its share of the whole model's time."""
+
+    widths: list[Count]
+    share: Amount
+
+
+class Network(msgspec.Struct, frozen=True):
+    """The times of a model and of sub-networks of it.
+
+    Args:
+        original_ms: The whole model's milliseconds.
+        samples: Sub-networks.
+        level: The grid of its operators' sizes; see table.GRIDS.
+    """
+
+    original_ms: Positive
+    samples: list[Sample]
+    level: Literal["fine", "middle", "coarse"]
+
+
+class Times(Record, frozen=True, kw_only=True):
+    """A file of times.
+
+    Args:
+        circumstances: Everything that changes times.
+        operators: Milliseconds by the key of an operator and by its sizes; None: it does not run alone.
+        networks: Times by the fingerprint of a model's operators.
+    """
+
+    circumstances: dict[str, Any]
+    operators: dict[str, dict[str, Amount | None]]
+    networks: dict[str, Network]
 
 
 def cache_folder() -> Path:
@@ -96,17 +131,16 @@ class Timings:
         if self.damaged or not self.path.exists():
             return
         try:
-            found = read_json(self.path)
-            problem = find_fault(found, self.given)
+            found = read_json(self.path, Times)
+            if found.circumstances != self.given:
+                raise FileError(f"{self.path} holds times of other circumstances.")
         except FileError as error:
-            found, problem = {}, str(error)
-        if problem:
             self.damaged = True
-            warnings.warn(f"{self.path} is measured again: {problem}", stacklevel=2)
+            warnings.warn(f"the times in a file are measured again: {error}", stacklevel=2)
             return
-        for key, times in found["operators"].items():
+        for key, times in found.operators.items():
             self.operators[key] = times | self.operators.get(key, {})
-        self.networks = found["networks"] | self.networks
+        self.networks = msgspec.to_builtins(found.networks) | self.networks
 
     def write(self) -> None:
         """Write all times, merged with those that other processes wrote meanwhile. Failing is only a warning."""
@@ -133,39 +167,3 @@ class Timings:
 def point_key(sizes: Sizes) -> str:
     """The key of sizes in the file."""
     return ",".join(map(str, sizes))
-
-
-def find_fault(found: dict, given: dict) -> str:
-    """Say what is wrong with the contents of a file; empty if nothing is."""
-
-    def is_time(value: object) -> bool:
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            return False
-        return isfinite(value) and value >= 0
-
-    if found.get("circumstances") != given:
-        return "it holds times of other circumstances"
-    operators, networks = found.get("operators"), found.get("networks")
-    if not isinstance(operators, dict) or not isinstance(networks, dict):
-        return "it does not hold operators and networks"
-    for key, times in operators.items():
-        if not isinstance(times, dict) or not all(
-            value is None or is_time(value) for value in times.values()
-        ):
-            return f"the times of {key} are not numbers"
-    for key, entry in networks.items():
-        ok = (
-            isinstance(entry, dict)
-            and is_time(entry.get("original_ms"))
-            and isinstance(entry.get("samples"), list)
-        )
-        if (
-            not ok
-            or entry.get("level") not in GRIDS
-            or not all(
-                isinstance(each, dict) and isinstance(each.get("widths"), list) and is_time(each.get("share"))
-                for each in entry["samples"]
-            )
-        ):
-            return f"the networks of {key} are not widths and times"
-    return ""

@@ -4,7 +4,6 @@ torch: each is called on tensors of ones, all in turns. onnxruntime rearranges a
 side by side into one file, and onnxruntime's own profile says how long each took. Source: ours.
 """
 
-import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +13,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from prunus.errors import PrunusError
 from prunus.export import Call, programs
+from prunus.files import Amount, read_json
 from prunus.graph import Untracked, operators, skeleton
 from prunus.latency import clock
 from prunus.latency.operators import Operator, Sizes, is_constant, size_at
@@ -262,6 +263,13 @@ def _profile(
     return {number: times.get(place, 0.0) for place, number in enumerate(numbers)}
 
 
+class Event(msgspec.Struct, frozen=True):
+    """An event in a profile of onnxruntime. dur: microseconds."""
+
+    name: str
+    dur: Amount = 0.0
+
+
 def _times(onnx: Any, inputs: Sequence[Tensor], seconds: float) -> dict[int, float]:
     """Milliseconds by the number of the output to which operators lead."""
     with tempfile.TemporaryDirectory() as folder:
@@ -269,13 +277,13 @@ def _times(onnx: Any, inputs: Sequence[Tensor], seconds: float) -> dict[int, flo
         names = [each.name for each in session.get_inputs()]
         run = partial(session.run, None, {n: value.numpy() for n, value in zip(names, inputs, strict=True)})
         clock.take_turns({"": run}, seconds, lambda done: None, rounds=(20, 200), least_ms=0)
-        events = json.loads(Path(session.end_profiling()).read_text())
+        events = read_json(Path(session.end_profiling()), list[Event])
     found: dict[int, dict[str, list[float]]] = {}
     for event in events:
-        which = re.search(r"@(\d+)@", event["name"])
-        if which and event["name"].endswith("kernel_time"):
+        which = re.search(r"@(\d+)@", event.name)
+        if which and event.name.endswith("kernel_time"):
             nodes = found.setdefault(int(which[1]), {})
-            nodes.setdefault(event["name"], []).append(event["dur"] + 0.5)  # microseconds, rounded down
+            nodes.setdefault(event.name, []).append(event.dur + 0.5)  # microseconds, rounded down
     return {place: sum(map(_mean_of_lower_half, nodes.values())) / 1e3 for place, nodes in found.items()}
 
 

@@ -2,6 +2,7 @@
 
 Its files, in the order in which to read them:
 
+    contents   what result.json holds, and its reader
     style      colours and fonts
     rows       the values in result.json, as rows of text
     tables     tables for the terminal: one run, several runs, milliseconds
@@ -9,12 +10,32 @@ Its files, in the order in which to read them:
     page       report.html, one file
 """
 
+from prunus.report.contents import (
+    AnyChart,
+    Costs,
+    Kept,
+    Latency,
+    Row,
+    Verified,
+    check_number,
+    check_sparse,
+    read_result,
+)
 from prunus.report.page import write_page
 from prunus.report.tables import bench_table, comparison, summary
 
 __all__ = [
+    "AnyChart",
+    "Costs",
+    "Kept",
+    "Latency",
+    "Row",
+    "Verified",
     "bench_table",
+    "check_number",
+    "check_sparse",
     "comparison",
+    "read_result",
     "summary",
     "write_page",
 ]

@@ -155,7 +155,7 @@ def _ticks(metric: Metric) -> dict[str, str]:
     """Return the labels of the metric's axis: shares as per cent, other values as they are stored."""
     if metric.unit == "%" and metric.factor == 100:
         return {"tickformat": ".0%"}
-    return {"ticksuffix": f" {metric.unit}"} if metric.unit and metric.factor == 1 else {}
+    return {"ticksuffix": f" {plain(metric.unit)}"} if metric.unit and metric.factor == 1 else {}
 
 
 def _facts(result: dict[str, Any]) -> dict[str, dict[str, str]]:

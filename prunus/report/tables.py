@@ -25,7 +25,7 @@ def summary(result: dict[str, Any]) -> Group:
     for heading in ("", "before", "pruned", "recovered", "of before"):
         table.add_column(heading, justify="left" if not heading else "right")
     for row in rows(result):
-        table.add_row(row.label, row.before, row.pruned, row.after, row.change)
+        table.add_row(*map(Text, (row.label, row.before, row.pruned, row.after, row.change)))
     lines = proof_sentence(result), latency_sentence(result), data_sentence(result)
     return Group(table, *(Text(line) for line in lines if line))
 
@@ -33,7 +33,8 @@ def summary(result: dict[str, Any]) -> Group:
 def comparison(results: Mapping[str, dict[str, Any]]) -> Group:
     """Make a table of runs side by side.
 
-    Runs that differ only in their seed are followed by their mean and spread. If some runs set weights to zero, the
+    Runs that differ only in their seed are followed by their mean and spread; copies of a run are named, and count
+    once. If some runs set weights to zero, the
     share of zeros replaces parameters and milliseconds, because `prunus bench` measures what zeros save.
 
     Args:
@@ -51,8 +52,32 @@ def comparison(results: Mapping[str, dict[str, Any]]) -> Group:
         table.add_column(heading, justify="right", no_wrap=True)
     for label, result in results.items():
         table.add_row(*map(Text, _cells(label, result, sparse)))
-    notes = [Text(line) for line in _means(list(results.values()))]
-    return Group(table, *notes)
+    copies = find_copies(results)
+    own = [result for label, result in results.items() if label not in copies]
+    return Group(table, *map(Text, [*copies.values(), *_means(own)]))
+
+
+def find_copies(results: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """Find the results of copies of one folder: runs of the same settings that share the very seconds of a stage.
+
+    Args:
+        results: label, such as the folder -> result.json.
+
+    Returns:
+        By the label of each copy, a sentence that says which earlier one it is a copy of.
+    """
+    found: dict[str, str] = {}
+    labels = list(results)
+    for number, label in enumerate(labels):
+        for earlier in labels[:number]:
+            one, other = results[earlier], results[label]
+            shared = [stage for stage, took in one["seconds"].items() if other["seconds"].get(stage) == took]
+            if shared and one["settings"] == other["settings"] and label not in found:
+                stages = f"stage{'s' * (len(shared) > 1)} {', '.join(shared)}"
+                found[label] = (
+                    f"{label} is a copy of {earlier}: {stages} ran once for both. They count as one run."
+                )
+    return found
 
 
 def bench_table(record: dict[str, Any]) -> Table:
@@ -78,7 +103,7 @@ def bench_table(record: dict[str, Any]) -> Table:
                 f"{row['median_ms']:.3g}",
                 f"{row['of_base']['median']:.2f}" if "of_base" in row else "",
             ]
-        table.add_row(name, *cells)
+        table.add_row(*map(Text, (name, *cells)))
     return table
 
 
@@ -110,10 +135,19 @@ def _means(results: list[dict[str, Any]]) -> list[str]:
         if len(group) > 1:
             metric = metric_of(group[0])
             values = [result["after"][metric.key] for result in group]
+            if None in values:
+                continue
             mean = sum(values) / len(values)
             spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
             lines.append(
                 f"{group[0]['method']}, {budget_text(group[0])}: {metric.key} {metric.text(mean)} on average over "
-                f"{len(group)} seeds, standard deviation {metric.spread(spread)}"
+                f"{_count_runs(group)}, standard deviation {metric.spread(spread)}"
             )
     return lines
+
+
+def _count_runs(group: list[dict[str, Any]]) -> str:
+    seeds = len({result["seed"] for result in group})
+    return (
+        f"{seeds} seeds" if seeds == len(group) else f"{len(group)} runs of {seeds} seed{'s' * (seeds > 1)}"
+    )

@@ -20,12 +20,13 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import msgspec
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, set_seed
 
 from prunus.errors import PrunusError, UserError
-from prunus.files import read_json, write_json
+from prunus.files import Record, read_json, shorten, write_json
 from prunus.machine import environment, explain_change
 from prunus.progress import silent
 from prunus.run import lock
@@ -34,6 +35,12 @@ from prunus.run.settings import OF_ENVIRONMENT, READ_BY
 SETTINGS, LOG, ENVIRONMENTS = "settings.json", "log.jsonl", "environments"
 T = TypeVar("T")
 SHOWN = 3  # differences named in an error
+
+
+class StoredSettings(Record, frozen=True, kw_only=True):
+    """settings.json, as far as it does not depend on the version."""
+
+    environments: list[dict[str, Any]] = msgspec.field(default_factory=list)
 
 
 class RunFolder:
@@ -113,7 +120,7 @@ class RunFolder:
     def _begin(self) -> list[dict[str, Any]]:
         remove_torn(self.path)
         file = self.path / SETTINGS
-        found = read_json(file).get(ENVIRONMENTS, []) if file.exists() else []
+        found = read_json(file, StoredSettings).environments if file.exists() else []
         write_json(file, self.settings | {ENVIRONMENTS: found})
         return found
 
@@ -260,7 +267,7 @@ def list_differences(before: dict[str, Any], now: dict[str, Any], prefix: str = 
         if isinstance(was, dict) and isinstance(new, dict):
             found += list_differences(was, new, f"{prefix}{key}.")
         elif was != new:
-            found.append(f"{prefix}{key} was {was!r}, is now {new!r}")
+            found.append(f"{prefix}{key} was {shorten(was)}, is now {shorten(new)}")
     return found
 
 

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map
 
 from prunus.machine import machine, versions
 from prunus.run.provenance import fingerprint_of
+from prunus.run.records import check_records
 from prunus.run.stages import Pipeline
 
 
@@ -22,8 +23,12 @@ def describe_input(example: Any) -> dict[str, Any]:
 
 
 def make_result(pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the contents of result.json. records: the record of every stage, by its name."""
+    """Return the contents of result.json. records: the record of every stage, by its name.
+
+    Raises FileError if a record is damaged, or a file of the result has changed since its stage wrote it.
+    """
     metric = pipeline.task.metric
+    check_records(pipeline.run.path, records, metric.key)
     built_with = {name: value for name, value in pipeline.task.asked_of_model().items() if name != "in_shape"}
     base, shrink, evaluate = records["base"], records["shrink"], records["evaluate"]
     weights = {key: evaluate[key] for key in ("survivors", "left_dense") if key in evaluate}

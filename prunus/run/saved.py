@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from prunus import report
 from prunus.data import Data, Fingerprint, Preprocessing
 from prunus.errors import FileError, UserError
 from prunus.export import store
-from prunus.files import expand_home, read_json
+from prunus.files import expand_home
 from prunus.run.provenance import SAME_FOR_EVERY_SEED, fingerprint_of, read_fingerprint
 from prunus.tasks import logits
 from prunus.zoo import load_model
@@ -180,4 +181,4 @@ def read_result(folder: Path) -> dict[str, Any]:
         else:
             found = "no run; begin one with `prunus run`"
         raise UserError(f"{folder} holds {found}.")
-    return read_json(folder / "result.json")
+    return report.read_result(folder / "result.json")

@@ -35,6 +35,7 @@ from prunus.progress import Step
 from prunus.recover import recover
 from prunus.run import checks
 from prunus.run.folder import RunFolder
+from prunus.run.records import check_record, hash_files
 from prunus.selection import Budget, Metered, Sparsity, cost
 from prunus.sparse import masks
 from prunus.surgery import effective_tensors
@@ -43,6 +44,7 @@ from prunus.train import Recipe, checkpoint, fit, in_mode
 
 BASE, METHOD_WEIGHTS, SHRUNK = "base.safetensors", "weights.safetensors", "pruned"
 METHOD_MASKS = "masks.safetensors"
+RESULT = ["keep.json", "model.safetensors", "masks.safetensors"]  # the last for single weights alone
 MB = 2**20  # bytes
 COMPARED = 256  # examples on which outputs are compared
 
@@ -85,7 +87,11 @@ class Pipeline:
             )
         self.log_epochs("base", history)
         self.run.write(lambda: write_tensors(self.run.path / BASE, checkpoint.named_tensors(model)))
-        return {"history": history, "test": self.test(self.base_model())}
+        return {
+            "history": history,
+            "test": self.test(self.base_model()),
+            "files": hash_files(self.run.path, [BASE]),
+        }
 
     def prune(self) -> dict[str, Any]:
         """Let the method choose, and check that its choice meets the limit."""
@@ -159,7 +165,9 @@ class Pipeline:
             masks.finalise(small)
         self.run.write(lambda: store.save(self.run.path, small, self.load_keep(), self.graph, left))
         check_same(small, store.load(self.run.path, self.fresh_model()))
-        return {"history": history}
+        if left is not None:
+            check_same_masks(left, store.load_masks(self.run.path))
+        return {"history": history, "files": hash_files(self.run.path, RESULT)}
 
     def evaluate(self) -> dict[str, Any]:
         """Test the saved model, and measure the costs of base and saved model."""
@@ -195,7 +203,7 @@ class Pipeline:
 
     def prune_record(self) -> dict[str, Any]:
         """Return the record of the stage prune."""
-        return self.run.stage("prune", self.prune)
+        return check_record(self.run.path, "prune", self.run.stage("prune", self.prune))
 
     def is_sparse(self) -> bool:
         """Return whether the method chose single weights."""
@@ -328,4 +336,17 @@ def check_same(model: nn.Module, loaded: nn.Module) -> None:
         raise PruningError(
             f"the saved model differs from the one in memory in {', '.join(differing[:3])}; check the disk, then "
             "repeat the run with --resume."
+        )
+
+
+def check_same_masks(masks: dict[str, Tensor], loaded: dict[str, Tensor]) -> None:
+    """Raise PruningError unless the saved masks, loaded again, equal those in memory."""
+    differing = sorted(masks.keys() ^ loaded.keys())
+    differing += [
+        name for name in masks.keys() & loaded.keys() if not torch.equal(masks[name].cpu(), loaded[name])
+    ]
+    if differing:
+        raise PruningError(
+            f"the saved masks differ from those in memory in {', '.join(differing[:3])}; check the disk, then repeat "
+            "the run with --resume."
         )

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from prunus.errors import BudgetError, PrunusError, UserError
+from prunus.errors import BudgetError, FileError, PrunusError, UserError
+from prunus.files import shorten
 from prunus.metrics import format_number
 from prunus.progress import Step, silent
 from prunus.search.evaluation import CHUNKS, Alone, Evaluator, Score, Workers, evaluate
@@ -155,8 +156,8 @@ def search(
         "shapes": fingerprint({name: list(shape) for name, shape in space.graph.shapes.items()}),
     }
     file = None if journal is None else Path(journal)
-    lines = workers.agree(lambda: read(file, asked) if file else [])
-    scorer = _Scorer(Journal(file if workers.leads else None, asked, lines), workers)
+    known = workers.agree(lambda: _read_known(file, asked, score, confirm) if file else [])
+    scorer = _Scorer(Journal(file if workers.leads else None, asked, known), workers)
 
     batches, history, seen = how.batches(feasible, first, seed), [], {}
     found, fits = None, []
@@ -200,6 +201,23 @@ def search(
         limit=feasible.limit,
         missing=feasible.missing,
     )
+
+
+def _read_known(
+    file: Path, asked: Mapping[str, Any], score: Score, confirm: Score | None
+) -> list[tuple[str, Candidate]]:
+    """Read a journal; FileError if a network was evaluated on other numbers of images than these scores take."""
+    known = read(file, asked)
+    for on, each in known:
+        by = confirm if on == "confirm" else score
+        images = by.images if isinstance(by, Evaluator) else 0
+        fits = each.images == images if each.complete else 0 < each.images < images
+        if not fits or (each.correct is None) != (images == 0):
+            raise FileError(
+                f"{file} is damaged: {shorten(each.widths)} should have been evaluated on {images} images, but has "
+                f"answers for {0 if each.correct is None else each.images}. Remove the file to search again."
+            )
+    return known
 
 
 def _first_proposals(feasible: Feasible, seeds: Sequence[Widths], seed: int) -> list[Proposal]:

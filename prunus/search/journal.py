@@ -10,17 +10,67 @@ Source: ours.
 import base64
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from prunus.errors import FileError, PrunusError, UserError
+from prunus.files import Count, Real, Record, decode, shorten
 
-SHOWN, LONGEST = 3, 60  # in an error: differences, and characters of a value
+SHOWN = 3  # differences in an error
+LONGEST = 2**24  # bytes of a line
+
+
+class Line(Record, frozen=True, kw_only=True):
+    """The base of the lines of a journal. hash: the fingerprint of the settings of its search."""
+
+    remedy: ClassVar[str] = "Delete this line and all after it, then resume."
+    hash: str
+
+
+class FirstLine(Line, frozen=True, kw_only=True):
+    """The first line of a journal."""
+
+    settings: dict[str, Any]
+
+
+class Evaluation(Line, frozen=True, kw_only=True):
+    """A further line: a `Candidate`, and the slice of data that it was evaluated on.
+
+    Args:
+        on: "search", "confirm" or "measured".
+        correct: A bit for each of the images, the first the highest of its byte, in base64.
+    """
+
+    on: Literal["search", "confirm", "measured"]
+    widths: dict[str, Count]
+    cost: Real
+    origin: str
+    generation: Count
+    score: Real
+    images: Count
+    complete: bool
+    correct: str | None = None
+
+    def candidate(self) -> "Candidate":
+        """Make the candidate. Raises ValueError if `correct` does not fit the images and the score."""
+        correct = None
+        if self.correct is not None:
+            bits = base64.b64decode(self.correct, validate=True)
+            if len(bits) != (self.images + 7) // 8:
+                raise ValueError(
+                    f"{len(bits)} bytes of correct should be a bit for each of {self.images} images"
+                )
+            unpacked = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), count=self.images)
+            correct = unpacked.astype(bool)
+            if self.images and not math.isclose(correct.mean(), self.score):
+                raise ValueError(f"the score is {self.score}, but {correct.mean()} of the images are correct")
+        return Candidate(**{name: getattr(self, name) for name in _NAMES}, correct=correct)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +137,14 @@ class Journal:
     Args:
         path: The file; None: in memory only.
         settings: The settings of the search, plain JSON.
-        lines: The lines that `read` found in the file.
+        known: The evaluations that `read` found in the file.
     """
 
-    def __init__(self, path: Path | None, settings: Mapping[str, Any], lines: Iterable[dict] = ()):
+    def __init__(
+        self, path: Path | None, settings: Mapping[str, Any], known: Iterable[tuple[str, Candidate]] = ()
+    ):
         self.path, self.hash = path, fingerprint(settings)
-        self._known = {(line["on"], _key(line["widths"])): _candidate(line) for line in lines}
+        self._known = {(on, _key(each.widths)): each for on, each in known}
         if path is not None and not path.exists():
             _append(path, {"hash": self.hash, "settings": settings})
 
@@ -110,7 +162,7 @@ class Journal:
             _append(self.path, line)
 
 
-def read(path: Path, settings: Mapping[str, Any]) -> list[dict]:
+def read(path: Path, settings: Mapping[str, Any]) -> list[tuple[str, Candidate]]:
     """Read a journal, and remove a last line that was cut short.
 
     Args:
@@ -118,43 +170,53 @@ def read(path: Path, settings: Mapping[str, Any]) -> list[dict]:
         settings: The settings of the search, plain JSON.
 
     Returns:
-        The lines after the first; none if there is no file.
+        The evaluations in order, each with the slice of data that it used; none if there is no file.
 
     Raises:
         FileError: The file cannot be read, or is damaged.
         UserError: The file is of a search with other settings; the message names the differences.
     """
+    first, known, end = None, [], 0
     try:
-        text = path.read_bytes() if path.exists() else b""
-        whole, newline, torn = text.rpartition(b"\n")
-        if torn:
-            os.truncate(path, len(whole + newline))
-        if not whole:
-            path.unlink(missing_ok=True)
+        if not path.exists():
+            return []
+        with path.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST), b""), start=1):
+                where = f"{path}, line {number},"
+                if not line.endswith(b"\n"):
+                    if len(line) == LONGEST:
+                        raise FileError(f"{where} is longer than {LONGEST} bytes. {Line.remedy}")
+                    break
+                end += len(line)
+                if first is None:
+                    first = decode(line, FirstLine, where)
+                else:
+                    known.append(_read_evaluation(line, first, where))
+        if end < path.stat().st_size:
+            os.truncate(path, end)
+        if first is None:
+            path.unlink()
             return []
     except OSError as error:
         raise FileError(f"{path} could not be read: {error}.") from error
-    lines = []
-    for number, line in enumerate(whole.split(b"\n"), start=1):
-        try:
-            lines.append(json.loads(line))
-            wanted = {"hash", "settings"} if number == 1 else {"hash", "on", *_NAMES}
-            if not wanted <= lines[-1].keys():
-                raise ValueError(f"expected the keys {', '.join(sorted(wanted))}")
-            if lines[-1]["hash"] != lines[0]["hash"]:
-                raise ValueError(f"the hash of another search, {lines[-1]['hash']}")
-        except (ValueError, AttributeError) as error:
-            raise FileError(
-                f"{path}, line {number}, is damaged ({error}). Delete this line and all after it, then resume."
-            ) from error
-    first = lines.pop(0)
-    if first["hash"] != fingerprint(settings):
+    if first.hash != fingerprint(settings):
         now = json.loads(json.dumps(settings))
         raise UserError(
-            f"{path} is the journal of another search: {_differences(first['settings'], now)}. Scores of the two must "
+            f"{path} is the journal of another search: {_differences(first.settings, now)}. Scores of the two must "
             "not be mixed: search with the same settings and weights, or write to another file."
         )
-    return lines
+    return known
+
+
+def _read_evaluation(text: bytes, first: FirstLine, where: str) -> tuple[str, Candidate]:
+    """Read a line after the first; FileError if it is damaged, or of another search."""
+    line = decode(text, Evaluation, where)
+    try:
+        if line.hash != first.hash:
+            raise ValueError(f"the hash of another search, {shorten(line.hash)}")
+        return line.on, line.candidate()
+    except ValueError as error:
+        raise FileError(f"{where} is damaged ({error}). {Line.remedy}") from error
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -165,7 +227,7 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     old, new = dict(_flatten(before)), dict(_flatten(now))
     found = [
-        f"{name} was {_shorten(old.get(name))}, is now {_shorten(new.get(name))}"
+        f"{name} was {shorten(old.get(name))}, is now {shorten(new.get(name))}"
         for name in {**old, **new}
         if old.get(name) != new.get(name)
     ]
@@ -182,21 +244,8 @@ def _flatten(settings: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
         yield prefix, settings
 
 
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 4 :]}"
-
-
 def _key(widths: Mapping[str, int]) -> frozenset[tuple[str, int]]:
     return frozenset(widths.items())
-
-
-def _candidate(line: Mapping[str, Any]) -> Candidate:
-    correct = None
-    if "correct" in line:
-        bits = np.frombuffer(base64.b64decode(line["correct"]), dtype=np.uint8)
-        correct = np.unpackbits(bits, count=line["images"]).astype(bool)
-    return Candidate(**{name: line[name] for name in _NAMES}, correct=correct)
 
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map_only
 
 from prunus import surgery
 from prunus.data import Examples
+from prunus.files import Count, Record, check_json
 from prunus.graph import Graph
 from prunus.search.proposals import Feasible, sample
 from prunus.search.space import Orders, Widths
@@ -120,6 +121,12 @@ class Supernet(nn.Module):
         return resize(self.net, self.graph, self.keep(widths), tensors)
 
 
+class Steps(Record, frozen=True, kw_only=True):
+    """The state of a supernet in a checkpoint: the number of the next step."""
+
+    step: Count
+
+
 class StepCounter(Along):
     """Sets the number of the step in a supernet that is trained.
 
@@ -140,7 +147,7 @@ class StepCounter(Along):
 
     def restore(self, state: dict) -> None:
         """Continue from a state."""
-        self.supernet.step = state["step"]
+        self.supernet.step = check_json(state, Steps, "the state of the supernet").step
 
 
 class SupernetTask(Task):

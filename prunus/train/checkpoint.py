@@ -7,18 +7,30 @@ N-th trained parameter). All else (position, history, the settings it belongs to
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunus.errors import FileError, TrainingError, UserError
-from prunus.files import read_tensors, write_tensors
+from prunus.files import Amount, Count, Real, Record, read_header, read_tensors, shorten, write_tensors
 
 NAME = "checkpoint.safetensors"
 POSITION = ("settings", "epoch", "batch", "loss_sum", "seconds", "history")
+
+
+class State(Record, frozen=True, kw_only=True):
+    """The JSON in the header of a checkpoint: the fields of a `Training` that are plain data."""
+
+    remedy: ClassVar[str] = "Remove the file to train from the start."
+    settings: dict[str, Any]
+    epoch: Count
+    batch: Count
+    loss_sum: Real
+    seconds: Amount
+    history: list[dict[str, Any]]
+    along: dict[str, Any]
 
 
 @dataclass
@@ -67,18 +79,15 @@ def load(at: Training) -> None:
     file = at.folder and at.folder / NAME
     if file is None or not file.exists():
         return
-    tensors = read_tensors(file)
-    with safe_open(file, "pt") as opened:
-        state = json.loads((opened.metadata() or {}).get("state", "{}"))
-    if not all(name in state for name in (*POSITION, "along")):
-        raise FileError(f"{file} should be the checkpoint of a training, but has no state of one; remove it.")
-    check_same(file, state["settings"], at.settings)
-    at.along.restore(state["along"])
+    tensors, state = read_tensors(file), read_header(file, "state", State)
+    check_same(file, state.settings, at.settings)
+    check_position(file, state)
+    at.along.restore(state.along)
     restore(file, "model", tensors, named_tensors(at.model))
     restore(file, "average", tensors, at.average)
-    restore_optimizer(at.optimizer, tensors)
+    restore_optimizer(file, at.optimizer, tensors)
     for name in POSITION:
-        setattr(at, name, state[name])
+        setattr(at, name, getattr(state, name))
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -105,12 +114,21 @@ def check_same(file: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None
             )
 
 
+def check_position(file: Path, state: State) -> None:
+    """Raise FileError unless there is a row of the history for each epoch."""
+    if state.epoch != len(state.history):
+        raise FileError(
+            f"{file} is damaged: it is in epoch {state.epoch + 1}, but has the history of {len(state.history)} epochs. "
+            f"{State.remedy}"
+        )
+
+
 @torch.no_grad()
 def restore(file: Path, what: str, saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Copy the tensors saved as "what.NAME" into `own`. Raises UserError if names or shapes differ."""
+    """Copy the tensors saved as "what.NAME" into `own`. Raises UserError if names, shapes or types differ."""
     saved = {name.removeprefix(f"{what}."): t for name, t in saved.items() if name.startswith(f"{what}.")}
     for name in sorted(own.keys() | saved.keys()):
-        there, here = (tuple(t[name].shape) if name in t else "absent" for t in (saved, own))
+        there, here = (describe_tensor(t[name]) if name in t else "absent" for t in (saved, own))
         if there != here:
             raise UserError(
                 f"{file} is of another model: {name} is {there} there and {here} here. "
@@ -120,15 +138,25 @@ def restore(file: Path, what: str, saved: dict[str, Tensor], own: dict[str, Tens
         tensor.copy_(saved[name])
 
 
-def restore_optimizer(optimizer: Optimizer, saved: dict[str, Tensor]) -> None:
-    """Restore the optimiser's state of each parameter, in the memory layout of the parameter."""
+def describe_tensor(tensor: Tensor) -> str:
+    """Return the shape and the type of a tensor as text, such as "(3, 3) float32"."""
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def restore_optimizer(file: Path, optimizer: Optimizer, saved: dict[str, Tensor]) -> None:
+    """Restore the optimiser's state of each parameter, in its memory layout; FileError if a parameter is unknown."""
     state = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in saved.items():
         what, _, rest = name.partition(".")
         if what == "optimizer":
             index, _, key = rest.partition(".")
-            like = parameters[int(index)]
+            like = parameters[int(index)] if index in map(str, range(len(parameters))) else None
+            if like is None or tensor.shape not in (like.shape, ()):
+                raise FileError(
+                    f"{file} holds {shorten(name)} {tuple(tensor.shape)}, which fits none of the {len(parameters)} "
+                    f"parameters that are trained. {State.remedy}"
+                )
             # in another layout the last bit of later steps might differ
             value = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor.clone()
             state["state"].setdefault(int(index), {})[key] = value

@@ -8,7 +8,6 @@ Nothing is downloaded, and nothing in a file is executed.
 import difflib
 import importlib
 import inspect
-import pickle
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus import zoo
-from prunus.errors import FileError, UserError
-from prunus.files import read_json, read_tensors
+from prunus.errors import FileError, UserError, one_line
+from prunus.files import read_json, read_tensors, same_kind
 from prunus.specs import user_object
 
 SHOWN = 3  # differences that an error names
@@ -72,7 +71,13 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
         for name in own
         if name in tensors and tensors[name].shape != own[name].shape
     ]
+    kind = [
+        f"{name} is {tensors[name].dtype} in the file, {own[name].dtype} in the model"
+        for name in own
+        if name in tensors and not same_kind(tensors[name], own[name])
+    ]
     found = {"missing in the file": missing, "unknown to the model": extra, "of another shape": other}
+    found |= {"of another type": kind}
     differences = [f"{what}: {list_first(names)}" for what, names in found.items() if names]
     if differences:
         raise FileError(
@@ -94,8 +99,8 @@ def read_pt(file: Path) -> dict[str, Tensor]:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise FileError(f"{file} does not exist.") from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        cause = str(error).splitlines()[0]
+    except Exception as error:  # torch's reader raises of every kind on damaged files; it executes nothing
+        cause = one_line(error)
         message = f"{file} is not a file of tensors only ({cause}); save model.state_dict()."
         raise FileError(message) from error
     for key in ("state_dict", "model"):
@@ -103,6 +108,10 @@ def read_pt(file: Path) -> dict[str, Tensor]:
             found = found[key]
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise FileError(f"{file} should hold a dict from names to tensors; save model.state_dict().")
+    if not all(isinstance(name, str) for name in found):
+        raise FileError(
+            f"{file} should hold tensors by name, but a name is no text; save model.state_dict()."
+        )
     parallel = all(name.startswith("module.") for name in found)
     return {name.removeprefix("module."): value for name, value in found.items()} if parallel else found
 
@@ -136,8 +145,10 @@ def from_config(folder: str, classes: int, in_shape: tuple[int, int, int]) -> nn
         config |= {"num_labels": classes, "num_channels": in_shape[0]} | sizes
         made = transformers.AutoConfig.for_model(kind, **config)
         return transformers.AutoModelForImageClassification.from_config(made)
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{folder}/config.json describes no known image classifier: {error}.") from error
+    except Exception as error:  # whatever a library raises about a config that does not fit its class
+        raise UserError(
+            f"{folder}/config.json describes no image classifier that transformers can build ({one_line(error)})."
+        ) from error
 
 
 def library(name: str):

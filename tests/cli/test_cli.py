@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from prunus import cli, methods
 from prunus.cli import commands, describe
+from prunus.errors import UNSAFE
 from prunus.files import read_json, write_json
 from tests.lib.photos import write_photos
 
@@ -206,6 +208,75 @@ def test_report_and_compare_read_finished_runs(capsys, digits_run, tmp_path):
     assert "Proved" in said(capsys, "report", str(copy))
     assert (copy / "report.html").exists()
     assert "taylor" in said(capsys, "compare", str(copy), str(digits_run))
+
+
+def test_copies_of_one_run_are_recognised(capsys, digits_run, tmp_path):
+    copy = shutil.copytree(digits_run, tmp_path / "copy")
+    values = read_json(digits_run / "result.json")
+    other = values | {"seed": 1, "settings": values["settings"] | {"seed": 1}}
+    write_json(tmp_path / "other" / "result.json", other)
+    folders = list(map(str, (digits_run, copy, tmp_path / "other")))
+    text = " ".join(said(capsys, "compare", *folders).split())
+    assert (
+        f"{copy} is a copy of {digits_run}: stages base, prune, shrink, recover, evaluate ran once for both"
+        in text
+    )
+    assert "on average over 2 seeds" in text and text.count("is a copy of") == 1
+    apart = values | {"seconds": {stage: took + 1 for stage, took in values["seconds"].items()}}
+    write_json(
+        copy / "result.json", apart | {"seconds": apart["seconds"] | {"base": values["seconds"]["base"]}}
+    )
+    text = " ".join(said(capsys, "compare", *folders).split())
+    assert f"{copy} is a copy of {digits_run}: stage base ran once for both" in text  # copied, then continued
+    write_json(copy / "result.json", apart)
+    text = " ".join(said(capsys, "compare", *folders).split())
+    assert "is a copy of" not in text and "on average over 3 runs of 2 seeds" in text
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J[bold red]x[/nothing] :smile: \u202e\x9b"
+
+
+def test_control_characters_and_markup_of_names_and_files_do_nothing(capsys, digits_run, tmp_path):
+    """In a folder's name, in a result, and in an error about a file."""
+    values = read_json(digits_run / "result.json")
+    folder = tmp_path / HOSTILE.replace("/", "")
+    shown = values["metric_shown"] | {"key": HOSTILE}
+    parts = {part: values[part] | {HOSTILE: 0.5} for part in ("before", "pruned", "after")}
+    write_json(folder / "result.json", values | parts | {"method": HOSTILE, "metric_shown": shown})
+    for command in ("compare", "report"):
+        out = said(capsys, command, str(folder))
+        assert not UNSAFE.search(out)
+        assert ":smile:" in out or command == "compare"  # the table folds long names
+    assert "\\x1b]0;owned" in out and "[bold red]x[/nothing]" in out
+    (folder / "result.json").write_text(json.dumps(values | {"seed": HOSTILE}))
+    error = said(capsys, "report", str(folder), status=2)
+    assert "is damaged at $.seed: Expected int, got str" in error and not UNSAFE.search(error)
+
+
+def test_a_name_that_is_no_utf8_is_shown(capsys, tmp_path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    assert "\\udcff holds no run" in said(capsys, "report", folder, status=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"before": {"macs": 0}}, "$.before.macs: Expected float >= 1e-300, there is 0"),
+        ({"widths": {"conv1": [1, 0]}}, "$.widths['conv1'][1]: Expected int >= 1, there is 0"),
+        ({"budget": {}}, "$.budget: Expected object of length >= 1"),
+        ({"metric_shown": {"key": "psnr"}}, "before, should hold 'psnr', a finite number, but holds none"),
+        ({"pruned": {"accuracy": "0.5"}}, "pruned, should hold 'accuracy', a finite number, but holds '0.5'"),
+        ({"metric_shown": {"key": "accuracy", "digits": 10**9}}, "$.metric_shown.digits: Expected int <= 20"),
+        ({"charts": [{"kind": "line"}]}, "$.charts[0].kind: Invalid value 'line'"),
+        ({"format": 2}, "is of format 2, but this version of Prunus reads format 1"),
+    ],
+    ids=str,
+)
+def test_a_damaged_result_is_refused_with_its_place(capsys, digits_run, tmp_path, change, words):
+    values = read_json(digits_run / "result.json")
+    (tmp_path / "result.json").write_text(json.dumps(values | change))
+    for command in ("report", "compare", "export", "bench"):
+        assert words in said(capsys, command, str(tmp_path), status=2)
 
 
 @pytest.mark.filterwarnings("ignore")  # from the exporters

@@ -9,6 +9,7 @@ from torch import nn
 import prunus
 from prunus.errors import FileError
 from prunus.export import load_keep
+from prunus.files import read_tensors, write_tensors
 
 X = torch.linspace(-1, 1, 70).view(2, 5, 7)
 
@@ -47,28 +48,44 @@ def test_files_cut_short(saved, file, left):
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "words"),
     [
-        {"format": 2},
-        {"axes": []},
-        {"axes": {"0": 3}},
-        {"original_shapes": None},
-        {"original_shapes": {"0.weight": "ab"}},
-        {"attributes": []},
-        {"attributes": {"nope": {"a": 1}}},
-        {"attributes": {"0": {"nope": 1}}},
-        {"attributes": {"0": {"forward": 1}}},
-        {"attributes": {"0": {"in_features": "x"}}},
+        ({"format": 2}, "is of format 2, but this version of Prunus reads format 1"),
+        ({"axes": []}, r"\$.axes: Expected object, got array. Save the model again"),
+        ({"axes": {"0": 3}}, r"\$.axes\['0'\]: Expected object, got int, there is 3"),
+        ({"axes": {"0": {"size": 6, "keep": [2, 1]}}}, r"\$.axes\['0'\]: Expected ascending indices below 6"),
+        ({"axes": {"0": {"size": 6, "keep": [1, 6]}}}, r"\$.axes\['0'\]: Expected ascending indices below 6"),
+        ({"original_shapes": None}, r"\$.original_shapes: Expected object, got null"),
+        (
+            {"original_shapes": {"0.weight": "ab"}},
+            r"\$.original_shapes\['0.weight'\]: Expected array, got str",
+        ),
+        ({"shapes": {"0.weight": [2**63, 7]}}, r"\$.shapes\['0.weight'\]\[0\]: Expected int <="),
+        ({"masks": {"nope": 3}}, "it masks 'nope', which has no shape"),
+        ({"attributes": []}, r"\$.attributes: Expected object, got array"),
+        ({"attributes": {"nope": {"a": 1}}}, "changes nope.a, which is not an integer of this model"),
+        ({"attributes": {"0": {"nope": 1}}}, "changes 0.nope, which is not an integer of this model"),
+        ({"attributes": {"0": {"forward": 1}}}, "changes 0.forward, which is not an integer of this model"),
+        ({"attributes": {"0": {"in_features": "x"}}}, r"\$.attributes\['0'\]\['in_features'\]: Expected int"),
     ],
     ids=str,
 )
-def test_a_keep_file_with_wrong_content(saved, wrong):
+def test_a_keep_file_with_wrong_content(saved, wrong, words):
     model, _, folder = saved
     record = json.loads((folder / "keep.json").read_text())
     (folder / "keep.json").write_text(json.dumps(record | wrong))
-    with pytest.raises(FileError):
+    with pytest.raises(FileError, match=words):
         prunus.load(folder, model)
-        load_keep(folder)
+
+
+def test_tensors_of_another_type_are_refused_and_half_precision_is_not(saved):
+    model, _, folder = saved
+    whole = read_tensors(folder / "model.safetensors")
+    write_tensors(folder / "model.safetensors", {name: tensor.half() for name, tensor in whole.items()})
+    assert prunus.load(folder, model)[0].weight.dtype == torch.float16
+    write_tensors(folder / "model.safetensors", {name: tensor.int() for name, tensor in whole.items()})
+    with pytest.raises(FileError, match=r"0.bias is torch.int32 there, torch.float32 in the model"):
+        prunus.load(folder, model)
 
 
 def test_files_of_two_keeps_do_not_match(saved, tmp_path):

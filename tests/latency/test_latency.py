@@ -239,6 +239,10 @@ DAMAGES = {
     "words for times": lambda text: text.replace('"original_ms": ', '"original_ms": "fast", "was": '),
     "no operators": lambda text: json.dumps(json.loads(text) | {"operators": 3}),
     "times below zero": lambda text: json.dumps(json.loads(text) | {"operators": {"a": {"1": -1.0}}}),
+    "a time that is no number": lambda text: text.replace('"original_ms": ', '"original_ms": NaN, "was": '),
+    "a time of zero": lambda text: text.replace('"original_ms": ', '"original_ms": 0.0, "was": '),
+    "an unknown grid": lambda text: text.replace('"level": "fine"', '"level": "finest"'),
+    "a later version": lambda text: text.replace("{", '{"format": 2,', 1),
     "no widths": lambda text: text.replace('"widths"', '"breadths"'),
     "widths of another model": lambda text: json.dumps(
         json.loads(text)
@@ -261,7 +265,7 @@ def test_a_damaged_file_is_measured_again(tmp_path, damage):
     if damage == "widths of another model":
         after = table_of(runtime, tmp_path)
     else:
-        with pytest.warns(UserWarning, match="is measured again"):
+        with pytest.warns(UserWarning, match="are measured again"):
             after = table_of(runtime, tmp_path)
     assert runtime.raced == 1
     assert torch.equal(before.price(random_rows()), after.price(random_rows()))

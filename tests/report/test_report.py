@@ -66,6 +66,37 @@ def test_summary_says_what_a_newcomer_asks():
         assert words in text
 
 
+def test_markup_in_names_reaches_no_console():
+    """Also where a user prints a table with a console of rich that reads markup."""
+    name = "[bold]x[/nothing]"
+    latency = {
+        "runtime": name,
+        "device": name,
+        "threads": 1,
+        "original_ms": 2.0,
+        "measured_ms": 1.0,
+        "limit_ms": 1.0,
+    }
+    latency |= {"predicted_ms": 1.0, "held_out": 3, "r2": 0.9, "worst_error": 0.1}
+    shown = {"key": name, "unit": name, "higher_is_better": True, "factor": 1.0, "digits": 2}
+    values = result(name) | {"latency": latency, "metric_shown": shown, "metric": name}
+    for part in ("before", "pruned", "after"):
+        values[part] |= {name: 0.5}
+    row = {"median_ms": 1.0}
+    record = {"rows": {"1": {name: row}}}
+    for table in (report.summary(values), report.comparison({name: values}), report.bench_table(record)):
+        assert name in text_of(table, width=300)
+
+
+def test_a_metric_that_was_not_finite_is_shown_as_such(tmp_path):
+    runs = [result(seed=seed) for seed in range(2)]
+    runs[1]["after"]["accuracy"] = None
+    assert "not finite" in text_of(report.summary(runs[1]))
+    text = text_of(report.comparison({"a": runs[0], "b": runs[1]}))
+    assert "not finite" in text and "average" not in text
+    report.write_page(tmp_path / "report.html", runs[1])
+
+
 def test_comparison_gives_mean_and_spread_over_seeds():
     runs = {"a": result(), "b": result(seed=1, accuracy=0.93), "c": result("other")}
     text = " ".join(text_of(report.comparison(runs), width=78).split())

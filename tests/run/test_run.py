@@ -236,6 +236,56 @@ def test_damaged_files_of_a_run_are_named(digits_run, tmp_path):
         run_in(copy, resume=True, base_epochs=3, epochs=2)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "keep.json", "base.safetensors"])
+def test_a_file_of_the_result_that_changes_is_found_before_result_json_is_written(digits_run, tmp_path, name):
+    copy = shutil.copytree(digits_run, tmp_path / "copy")
+    (copy / "result.json").unlink()
+    data = bytearray((copy / name).read_bytes())
+    data[-2 if name == "keep.json" else -20] ^= (
+        1 if name != "keep.json" else 0x2A
+    )  # a bit of a weight; a line's end
+    (copy / name).write_bytes(data)
+    with pytest.raises(FileError, match=rf"{name} is not the file that stage \w+ wrote.*remove stages/"):
+        run_in(copy, resume=True, base_epochs=3, epochs=2)
+    assert not (copy / "result.json").exists()
+    stage = "base" if name == "base.safetensors" else "recover"
+    for record in (stage, "evaluate"):
+        (copy / "stages" / f"{record}.json").unlink()
+    run_in(copy, resume=True, base_epochs=3, epochs=2)
+    assert (copy / name).read_bytes() == (digits_run / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "words"),
+    [
+        ("evaluate", {"before": {"macs": 0}}, r"evaluate.json is damaged at \$.before"),
+        (
+            "prune",
+            {"charts": [{"kind": "lines"}]},
+            r"prune.json is damaged at \$.charts\[0\]: Object missing",
+        ),
+        (
+            "shrink",
+            {"verified": {"max_abs_error": "0"}},
+            r"shrink.json is damaged at \$.verified.max_abs_error",
+        ),
+        (
+            "recover",
+            {"seconds": -1},
+            r"recover.json is damaged at \$.seconds: .* Remove this file and continue",
+        ),
+    ],
+)
+def test_a_damaged_record_is_found_before_result_json_is_written(digits_run, tmp_path, stage, change, words):
+    copy = shutil.copytree(digits_run, tmp_path / "copy")
+    (copy / "result.json").unlink()
+    file = copy / "stages" / f"{stage}.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(FileError, match=words):
+        run_in(copy, resume=True, base_epochs=3, epochs=2)
+    assert not (copy / "result.json").exists()
+
+
 def test_the_readmes_three_lines_do_what_they_say():
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     block = readme.partition("## Three lines\n\n```python\n")[2].partition("```")[0]

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import time
+import tracemalloc
 from multiprocessing import forkserver
 
 import pytest
@@ -240,9 +241,44 @@ def test_a_damaged_journal_is_refused_and_left_as_it_is(tmp_path, undisturbed, n
     lines = (undisturbed[0] / "journal.jsonl").read_bytes().split(b"\n")
     lines[number] = line
     (tmp_path / "journal.jsonl").write_bytes(b"\n".join(lines))
-    with pytest.raises(FileError, match=f"line {number + 1}, is damaged"):
+    with pytest.raises(FileError, match=f"line {number + 1}, is (damaged|not readable).*Delete this line"):
         small_search(tmp_path)
     assert (tmp_path / "journal.jsonl").read_bytes() == b"\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("images", 2_000_000_000, "25 bytes of correct should be a bit for each of 2000000000 images"),
+        ("images", 199, "of the images are correct|should have been evaluated on 200 images"),
+        ("correct", "AAAA", "3 bytes of correct should be a bit for each of 200 images"),
+        ("correct", "not base64", "is damaged"),
+        ("correct", None, "should have been evaluated on 200 images, but has answers for 0"),
+        ("score", 0.987, "the score is 0.987, but 0"),
+        ("score", "0.5", r"\$.score: Expected float, got str, there is '0.5'"),
+        ("widths", {"0": 2.5}, r"\$.widths\['0'\]: Expected int, got float, there is 2.5"),
+        ("on", "elsewhere", r"\$.on: Invalid enum value 'elsewhere'"),
+        ("cost", None, r"\$.cost: Expected float, got null"),
+    ],
+)
+def test_a_line_that_claims_what_cannot_be_is_refused(tmp_path, undisturbed, key, value, words):
+    """Above all one that claims more images than memory holds: nothing is allocated before its bits are counted."""
+    lines = (undisturbed[0] / "journal.jsonl").read_text().splitlines()
+    number = next(n for n, line in enumerate(lines[1:], 1) if json.loads(line).get("complete"))
+    lines[number] = json.dumps(json.loads(lines[number]) | {key: value})
+    (tmp_path / "journal.jsonl").write_text("\n".join([*lines, ""]))
+    tracemalloc.start()
+    with pytest.raises(FileError, match=words):
+        small_search(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_a_line_without_an_end_is_not_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(journals, "LONGEST", 1000)
+    (tmp_path / "journal.jsonl").write_text("x" * 5000)
+    with pytest.raises(FileError, match="line 1, is longer than 1000 bytes"):
+        small_search(tmp_path)
 
 
 def test_lines_of_two_searches_in_one_file_are_refused(tmp_path, undisturbed):

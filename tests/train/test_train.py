@@ -1,6 +1,7 @@
 """Training learns, resumes bit-equal after any kill, keeps the last good state, and gives back what it borrowed."""
 
 import io
+import json
 import random
 import signal
 import subprocess
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors import safe_open
 from torch import nn
 
 from prunus import progress, zoo
 from prunus.data import load_data
 from prunus.errors import FileError, TrainingError, UserError
-from prunus.files import read_tensors
+from prunus.files import read_tensors, write_tensors
 from prunus.tasks import Classification
 from prunus.train import Recipe, checkpoint, fit, loop
 from prunus.train.recipe import learning_rate
@@ -325,6 +327,47 @@ def test_a_checkpoint_of_something_else_is_refused(tiny, tmp_path):
     assert (tmp_path / checkpoint.NAME).read_bytes() == before
     (tmp_path / checkpoint.NAME).write_bytes(before[:1000])
     with pytest.raises(FileError, match="not a whole safetensors file"):
+        train_until(noisy(), tiny, recipe, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"epoch": -1}, r"state in the header of .* is damaged at \$.epoch: Expected int >= 0, there is -1"),
+        ({"epoch": 7}, "it is in epoch 8, but has the history of 1 epochs. Remove the file to train"),
+        ({"history": 3}, r"\$.history: Expected array, got int, there is 3"),
+        ({"loss_sum": float("nan")}, r"\$.loss_sum: Expected float >= -1e"),
+        ({"along": None}, r"\$.along: Expected object, got null"),
+        ({"format": 2}, "is of format 2, but this version of Prunus reads format 1"),
+    ],
+)
+def test_a_checkpoint_whose_state_cannot_be_is_refused(tiny, tmp_path, change, words):
+    recipe, file = replace(PLAIN, epochs=1), tmp_path / checkpoint.NAME
+    train_until(noisy(), tiny, recipe, tmp_path)
+    with safe_open(file, "pt") as opened:
+        state = json.loads(opened.metadata()["state"])
+    write_tensors(file, read_tensors(file), {"state": json.dumps(state | change)})
+    with pytest.raises(FileError, match=words):
+        train_until(noisy(), tiny, recipe, tmp_path)
+
+
+def test_a_checkpoint_with_tensors_that_cannot_be_is_refused(tiny, tmp_path):
+    recipe, file = replace(PLAIN, epochs=1), tmp_path / checkpoint.NAME
+    train_until(noisy(), tiny, recipe, tmp_path)
+    with safe_open(file, "pt") as opened:
+        header = opened.metadata()
+    whole = read_tensors(file)
+    of_optimizer = next(name for name in whole if name.startswith("optimizer.0."))
+    for name in (of_optimizer.replace(".0.", ".999."), of_optimizer.replace(".0.", ".x.")):
+        write_tensors(file, whole | {name: torch.zeros(3)}, header)
+        with pytest.raises(FileError, match=r"holds .*, which fits none of the \d+ parameters"):
+            train_until(noisy(), tiny, recipe, tmp_path)
+    write_tensors(file, whole | {of_optimizer: torch.zeros(3)}, header)
+    with pytest.raises(FileError, match=r"holds .* \(3,\), which fits none"):
+        train_until(noisy(), tiny, recipe, tmp_path)
+    name = next(name for name in whole if name.startswith("model.") and whole[name].dim() > 1)
+    write_tensors(file, whole | {name: whole[name].int()}, header)
+    with pytest.raises(UserError, match=r"of another model: .* int32 there and .* float32 here"):
         train_until(noisy(), tiny, recipe, tmp_path)
 
 

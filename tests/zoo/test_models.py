@@ -142,6 +142,25 @@ def test_weights_that_do_not_fit_are_refused_with_the_first_differences(tmp_path
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_weights_of_another_type_are_refused(tmp_path):
+    state = filled(0).state_dict() | {"linear.weight": torch.zeros(10, 64, dtype=torch.int32)}
+    write_tensors(tmp_path / "w.safetensors", state)
+    with pytest.raises(
+        FileError, match=r"of another type: linear.weight is torch.int32 in the file, torch.float32 in"
+    ):
+        load_weights(filled(0), tmp_path / "w.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore")  # the library's own
+def test_a_config_that_no_library_can_build_is_refused(tmp_path):
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text('{"model_type": "resnet", "depths": 3, "hidden_sizes": null}')
+    with pytest.raises(
+        UserError, match=r"config.json describes no image classifier that transformers can build"
+    ):
+        load_model(f"hf:{tmp_path}", classes=7, in_shape=(1, 32, 32))
+
+
 class Evil:
     """An object that creates a file when it is unpickled."""
 

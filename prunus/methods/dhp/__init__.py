@@ -4,6 +4,7 @@ Its files, in the order in which to read them:
 
     config          the options
     hypernetwork    weights computed from latent vectors
+    state           the state of a search in a checkpoint
     search          DHP, for your own training loop
     charts          the charts of a search
     method          the paper, what departs from it, and prune

@@ -18,6 +18,7 @@ from prunus.gates import Compacted, Thresholds, can_be_cut, soft_threshold
 from prunus.graph import Graph, trace
 from prunus.methods.dhp.config import Config
 from prunus.methods.dhp.hypernetwork import attach
+from prunus.methods.dhp.state import check_state
 from prunus.selection import GRIDS, TOLERANCE, Budget, Metered, Price, blocks, min_units, price_of
 
 RATE = 0.02  # weight of the last step in the moving average of the sensitivities
@@ -406,12 +407,10 @@ class DHP:
     def restore(self, state: dict) -> None:
         """Restore a `state`; the model is cut as it was then, its values come from your checkpoint.
 
-        Raises UserError if the state is of another search.
+        Raises UserError if the state is of another search, FileError if it is damaged.
         """
-        if state["of"] != self.identity():
-            raise UserError(
-                f"a state of {state['of']} does not fit a search of {self.identity()}; make the search as before."
-            )
+        axes, tracked = len(self.latents.places), len(self.tracked)
+        check_state(state, self.identity(), len(self.owners), axes, tracked)
         for key, name in CHANGES.items():
             setattr(self, name, state[key])
         for key, name in ON_DEVICE.items():

@@ -8,17 +8,31 @@ longest axis; D features in the state of the LSTM.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
+import msgspec
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from prunus.errors import FileError
-from prunus.files import read_tensors, write_tensors
+from prunus.files import Count, Record, read_header, read_tensors, shorten, write_tensors
 from prunus.methods.pass_.statistics import EXTRA
 
 FORMAT = 1
 HEADER = "prunus_hypernetwork"
+
+
+class Described(Record, frozen=True, kw_only=True):
+    """The header of a hypernetwork's file: the network and the options that it belongs to; see `Config.described`."""
+
+    newest: ClassVar[int] = FORMAT
+    remedy: ClassVar[str] = "Give a hypernetwork.safetensors of a run of pass."
+    axes: list[tuple[str, Count]]
+    prompt: list[str | int] | None
+    hidden: Count
+    recurrent: bool
+    init: str
+    statistic: str
 
 
 class MaskNetwork(nn.Module):
@@ -111,12 +125,14 @@ def load(path: str | Path, described: Mapping) -> dict[str, Tensor]:
 
     Raises FileError if it was made for other axes or options than are `described`, naming them, or is damaged.
     """
-    tensors, there = read_tensors(Path(path)), _header(path)
-    not_finite = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if not_finite:
-        raise FileError(f"{path} holds NaN or infinity in {not_finite[0]}; train a new hypernetwork.")
+    tensors = read_tensors(Path(path))
+    there = msgspec.to_builtins(read_header(Path(path), HEADER, Described))
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+            what = "NaN or infinity" if tensor.dtype == torch.float32 else f"{tensor.dtype}, not float32,"
+            raise FileError(f"{path} holds {what} in {shorten(name)}; train a new hypernetwork.")
     wanted = json.loads(json.dumps(dict(described)))
-    ours, theirs = wanted.pop("axes"), there.pop("axes")
+    ours, theirs = wanted.pop("axes"), [list(axis) for axis in there.pop("axes")]
     wrong = [
         f"its axis {number} is {_words(theirs, number)}, the network's {_words(ours, number)}"
         for number in range(max(len(ours), len(theirs)))
@@ -134,23 +150,6 @@ def load(path: str | Path, described: Mapping) -> dict[str, Tensor]:
             "options it was trained with; otherwise train a new one."
         )
     return tensors
-
-
-def _header(path: str | Path) -> dict:
-    """The header of the file. Raises FileError if it has none of this format."""
-    with safe_open(path, "pt") as opened:
-        text = (opened.metadata() or {}).get(HEADER, "null")
-    there: dict = {}
-    try:
-        there = json.loads(text)
-        whole = there["format"] == FORMAT and all(len(pair) == 2 for pair in there["axes"])
-    except (ValueError, TypeError, KeyError):  # not JSON, or JSON of something else
-        whole = False
-    if not whole:
-        raise FileError(
-            f"{path} is no hypernetwork of format {FORMAT}; give a hypernetwork.safetensors of a run of pass."
-        )
-    return there
 
 
 def _words(signature: list, number: int) -> str:

@@ -16,13 +16,14 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
 from prunus import gates, surgery
-from prunus.errors import FileError, TrainingError, UserError
+from prunus.errors import FileError, TrainingError, UserError, one_line
 from prunus.gates import Thresholds
 from prunus.graph import Graph, copy_model, trace
 from prunus.methods.pass_ import hypernetwork
 from prunus.methods.pass_.config import Config
 from prunus.methods.pass_.hypernetwork import MaskNetwork
 from prunus.methods.pass_.prompt import Prompt, Prompted, change_first
+from prunus.methods.pass_.state import check_state
 from prunus.methods.pass_.statistics import STATISTICS, network_inputs, standardise
 from prunus.selection import Budget, Metered, min_units, price_of
 
@@ -385,7 +386,7 @@ class PASS(nn.Module):
             self.hypernetwork.load_state_dict(own)
         except (KeyError, RuntimeError) as error:
             raise FileError(
-                f"{path} lacks tensors or holds others than its header says ({error}); train a new hypernetwork."
+                f"{path} lacks tensors or holds others than its header says ({one_line(error)}). Train a new one."
             ) from error
 
     def state(self) -> dict:
@@ -393,7 +394,8 @@ class PASS(nn.Module):
         return {name: getattr(self, name) for name in CHANGES}
 
     def restore(self, state: dict) -> None:
-        """Restore a `state`."""
+        """Restore a `state`; FileError if it is damaged."""
+        check_state(state, len(self.statistics), len(self.names))
         for name in CHANGES:
             setattr(self, name, state[name])
 

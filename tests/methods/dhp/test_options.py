@@ -1,5 +1,6 @@
 """Options and input that a DHP search refuses, and its messages."""
 
+import json
 import warnings
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import prunus
-from prunus.errors import BudgetError, TraceError, TrainingError, UserError
+from prunus.errors import BudgetError, FileError, TraceError, TrainingError, UserError
 from prunus.methods.dhp import DHP, Config
 from prunus.selection import Budget
 from tests.lib.dhp import X, adamw, assert_met, batches, figure, searched, sgd, small, step_alone, untouched
@@ -65,6 +66,24 @@ def test_the_state_of_a_search_for_something_else_is_refused(asked):
     other = DHP(small(), X, **({"budget": Budget(macs=0.5), "steps": 60} | asked))
     with pytest.raises(UserError, match=r"0.5 of before does not fit .*(0.6 of before|61 steps)"):
         other.restore(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"done": -1}, r"the state of the search is damaged at \$.done: Expected int >= 0, there is -1"),
+        ({"felt": [0.0]}, r"\$.felt: Expected 60 values, there are 1. Restore a copy of the checkpoint"),
+        ({"stays": ["1"] * 60}, r"\$.stays\[0\]: Expected float, got str, there is '1'"),
+        ({"kept": {"0": [0.5]}}, r"\$.kept\['0'\]\[0\]: Expected int, got float"),
+        ({"records": [{"step": 0}]}, r"\$.records\[0\]: Object missing required field ratio"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_nothing_changes(change, words):
+    search = DHP(small(), X, Budget(macs=0.5), steps=60)
+    before = search.state()
+    with pytest.raises(FileError, match=words):
+        search.restore(json.loads(json.dumps(before)) | change)
+    assert search.state() == before
 
 
 def test_a_learning_rate_that_is_always_zero_is_refused():

@@ -111,7 +111,10 @@ def test_a_hypernetwork_of_another_network_is_refused(tmp_path, change, said):
 def test_files_that_are_no_hypernetworks_are_refused(tmp_path):
     file = tmp_path / "weights.safetensors"
     save_file({"a": torch.ones(1)}, file)
-    with pytest.raises(FileError, match="no hypernetwork"):
+    with pytest.raises(
+        FileError,
+        match=r"does not. Give a hypernetwork.safetensors of a run",
+    ):
         PASS(small(), X, HALF, config=Config(hypernetwork=str(file)))
     with pytest.raises(FileError, match="does not exist"):
         PASS(small(), X, HALF, config=Config(hypernetwork=str(tmp_path / "none")))
@@ -120,12 +123,15 @@ def test_files_that_are_no_hypernetworks_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda tensors, header: header.update(prunus_hypernetwork="{cut"), "no hypernetwork"),
-        (lambda tensors, header: header.update(prunus_hypernetwork="[1]"), "no hypernetwork"),
-        (lambda tensors, header: header.update(prunus_hypernetwork='{"format": 1}'), "no hypernetwork"),
+        (lambda tensors, header: header.update(prunus_hypernetwork="{cut"), "is not readable as JSON"),
+        (lambda tensors, header: header.update(prunus_hypernetwork="[1]"), "Expected object, got array"),
+        (
+            lambda tensors, header: header.update(prunus_hypernetwork='{"format": 1}'),
+            "missing required field axes",
+        ),
         (
             lambda tensors, header: header.update(prunus_hypernetwork='{"format": 1, "axes": [1]}'),
-            "no hypernetwork",
+            r"\$.axes\[0\]: Expected array, got int, there is 1",
         ),
         (lambda tensors, header: tensors["hypernetwork.heads"].fill_(math.nan), "NaN"),
         (lambda tensors, header: tensors.pop("hypernetwork.heads"), "lacks tensors"),

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import prunus
 from prunus import surgery, zoo
-from prunus.errors import UserError
+from prunus.errors import FileError, UserError
 from prunus.methods.pass_ import PASS, Config
 from prunus.selection import Budget
 from tests.lib.dhp import small
@@ -566,3 +566,23 @@ def test_state_and_restore_go_beside_the_module_and_the_optimiser():
     assert json.dumps(again[0].state()) == json.dumps(straight[0].state())
     assert torch.equal(again[0].scores(), straight[0].scores())
     assert torch.equal(again[0].kept, straight[0].kept)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"best": [0.5]}, r"\$.best: Expected \d+ values, there are 1"),
+        ({"tried": [[1]]}, r"\$.tried\[0\]: Expected array of length 2, got 1"),
+        ({"flips": [-1]}, r"\$.flips\[0\]: Expected int >= 0, there is -1"),
+        (
+            {"records": [{"step": 0, "ratio": 1, "widths": [1]}]},
+            r"\$.records\[0\].widths: Expected \d+ values",
+        ),
+    ],
+)
+def test_a_damaged_state_is_refused_and_nothing_changes(change, words):
+    search = PASS(small(), X, HALF, steps=10)
+    before = search.state()
+    with pytest.raises(FileError, match=words):
+        search.restore(json.loads(json.dumps(before)) | change)
+    assert search.state() == before
