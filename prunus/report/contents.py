@@ -1,7 +1,7 @@
 """The schema of result.json, and its reader."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
@@ -77,10 +77,17 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True):
-    """The model's input, and the number of classes if the model is built with one."""
+    """The shape of the model's input, or of each of several, and the number of classes if it is built with one."""
 
-    shape: Annotated[list[Annotated[int, Meta(ge=1, le=2**16)]], Meta(min_length=1, max_length=8)]
+    shape: Annotated[list[Annotated[int, Meta(ge=1, le=2**16)]], Meta(max_length=8)] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+    shapes: dict[str, Any] | list[Any] | msgspec.UnsetType = msgspec.UNSET
     classes: Annotated[int, Meta(ge=1, le=2**20)] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.shape is msgspec.UNSET) == (self.shapes is msgspec.UNSET):
+            raise ValueError("Expected either shape or shapes")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,6 +186,7 @@ class ResultFile(Record, frozen=True, kw_only=True):
     metric: str
     metric_shown: Shown | None = None
     input: Input
+    judged_on: Literal["val", "test"] = "test"
     before: Costs
     pruned: dict[str, Any]
     after: Costs

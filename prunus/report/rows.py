@@ -137,7 +137,7 @@ def data_sentence(result: dict[str, Any]) -> str:
     if "data" not in result:
         return ""
     data = result["data"]
-    things = "examples" if data["classes"] is None else "images"
+    things = "examples" if data.get("classes", 0) is None else "images"
     counts = ", ".join(f"{name} {part['images']}" for name, part in data["splits"].items())
     skipped = ", ".join(f"{count} {reason}" for reason, count in data["skipped"].items())
     out = f"; left out: {skipped}." if skipped else "."

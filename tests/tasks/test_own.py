@@ -14,7 +14,7 @@ import prunus
 from prunus import report
 from prunus.errors import UserError
 from prunus.files import read_json
-from prunus.run import Settings
+from prunus.run import Settings, read_result
 from prunus.selection import Budget, Sparsity
 from prunus.train import loop
 from tests.lib import own_tasks
@@ -86,6 +86,7 @@ def test_searches_and_schedules_train_on_the_users_loader(make, method, options,
 def test_without_a_test_set_the_report_says_so(tmp_path):
     values = prunus.prune(task=own_tasks.multilabel(), out=tmp_path, settings=SETTINGS).values
     assert values["judged_on"] == "val" and set(values["data"]["splits"]) == {"train", "val"}
+    assert read_result(tmp_path)["input"]["shapes"] == [[8], [8]]  # as the commands on finished runs read it
     assert {"loss_labels", "loss_sparsity"} < values["after"].keys()
     both = values["after"]["loss_labels"] + values["after"]["loss_sparsity"]
     assert values["after"]["loss"] == pytest.approx(both)
