@@ -42,6 +42,9 @@ def update_stated_sizes(model: nn.Module, small: nn.Module) -> None:
 def _by_all_names(model: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors that a model computes with; tied ones by each of their names."""
     found = dict(model.named_parameters(remove_duplicate=False))
+    behind = ".parametrizations."  # a tied weight behind a gate or mask, which keep its shape
+    for name in [name for name in found if behind in name and name.endswith(".original")]:
+        found[name.replace(behind, ".").removesuffix(".original")] = found[name]
     return found | dict(model.named_buffers(remove_duplicate=False)) | effective_tensors(model)
 
 
