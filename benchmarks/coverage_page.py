@@ -200,7 +200,8 @@ Analyse, L2 scores, half of every axis, removal (`python benchmarks/coverage.py 
 GroupMagnitudeImportance(p=2), ratio 0.5, told the classifier and the heads of torch's own attention; no recipe of its
 examples. CPU seconds on one thread, in turns, medians of three rounds after one to warm up; a ratio is ours over
 theirs, the median over the models that both manage. A tool manages a model if that runs after the cut with the shapes
-that it had and fewer multiply-adds; torch-pruning does not prove that its result is right. At most
+that it had and fewer multiply-adds; torch-pruning does not prove that its result is right. Listed models that are not
+here were not measured: their turn ran out of time beside other work on the machine, or never came. At most
 {found["setup"]["limit_s"]:.0f} s a model, all rounds together.
 
 {table(head, per_list(found["rows"], race_cells))}
@@ -288,7 +289,8 @@ models. Each is built with random weights and taken through these stages in a pr
   torch.export refuses some models before they are cut, too; these count as held.
 
 CPU seconds on one thread, {setup["jobs"]} at once, at most {setup["limit_s"]:.0f} s a model; peaks of memory are of the
-whole process. {versions}; {machine["processor"]}, {machine["cores"]} cores.
+whole process. The machine did other work too, and no single commit made all rows.
+{versions}; {machine["processor"]}, {machine["cores"]} cores.
 
 {table(["list", "models", *COUNTS], per_list(rows, counts))}
 

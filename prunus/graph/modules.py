@@ -1,4 +1,4 @@
-"""The modules of a model, listed quickly: a trace lists them some thirty times."""
+"""The modules of a model, listed without the nested generators of torch: a trace lists them again and again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def list_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """List the modules of a model as `named_modules` does, each once, in a quarter of the time.
+    """List the modules of a model as `named_modules` does, each once.
 
     Args:
         model: Any model.
