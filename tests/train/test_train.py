@@ -205,6 +205,21 @@ def test_the_seed_alone_decides(tiny):
     assert not torch.equal(weights(1, noise=1), weights(2, noise=1))
 
 
+def test_every_epoch_shows_the_same_examples_in_another_order(tiny):
+    shown = []
+
+    class Listed(Classification):
+        def training_loss(self, output, target, recipe):
+            shown.extend(target.tolist())
+            return super().training_loss(output, target, recipe)
+
+    model = noisy()
+    fit(model, Listed(model, tiny), replace(PLAIN, epochs=2))
+    first, second = shown[:160], shown[160:]
+    assert sorted(first) == sorted(second)
+    assert first != second
+
+
 @pytest.mark.parametrize("name", ["plain", "average"])
 def test_what_was_borrowed_is_put_back(name, tiny):
     model = noisy()
