@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, get_args
 
 from prunus import gates
+from prunus.data import Data
 from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.methods import Units
@@ -108,13 +109,7 @@ class Config(Units):
         """Raise UserError if images differ in size, or none can be held out to choose a snapshot with."""
         shape = self.pictures(task.graph)
         if shape is not None:
-            x, _ = next(iter(task.data.val.batches(1)))
-            seen = image_shape(x)
-            if seen != shape:
-                raise UserError(
-                    f"pass puts a prompt on images of one size: those of train are {shape}, those of val {seen}. Take "
-                    "prompt=none, or another method, such as taylor."
-                )
+            check_sizes(task.data, shape)
         if self.snapshots and self.steps:
             try:
                 task.data.train.hold_out(MOST_HELD_OUT, 0)
@@ -198,3 +193,21 @@ class Config(Units):
         """Return the options of `select`; axes that stay whole count as frozen."""
         how = "uniform" if self.scope == "per_axis" else "global"
         return super().rules(graph) | {"freeze": self.frozen(graph), "how": how}
+
+
+def check_sizes(data: Data, shape: tuple[int, int, int]) -> None:
+    """Raise UserError unless all images of val have the shape of those of train.
+
+    They are read for this, unless Prunus has brought all to one size itself. Of train the first is known; another that
+    differs stops the search when it is read, with the same advice.
+    """
+    if data.fingerprint is not None and data.fingerprint.preprocessing is not None:
+        return
+    seen = [image_shape(x) for x, _ in data.val.batches(1)]
+    wrong = [number for number, each in enumerate(seen) if each != shape]
+    if wrong:
+        raise UserError(
+            f"pass puts a prompt on images of one size: those of train are {shape}, but {len(wrong)} of {len(seen)} of "
+            f"val are not, the first being number {wrong[0] + 1} with {seen[wrong[0]]}. Bring all to one size "
+            "(image_size, or where the data are made), or take prompt=none, or another method, such as taylor."
+        )

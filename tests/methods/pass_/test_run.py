@@ -13,6 +13,7 @@ import prunus
 from prunus import cli
 from prunus.charts import PNG, Heat, Lines, Picture
 from prunus.data import load_data
+from prunus.errors import UserError
 from prunus.export import load_keep
 from prunus.methods.pass_ import PASS, Config, prune
 from prunus.tasks import Classification
@@ -31,6 +32,17 @@ def test_a_keep_found_on_one_data_set_is_taken_on_another(tmp_path):
     found = prunus.shrink(other, prunus.trace(other, X), load_keep(tmp_path))
     assert prunus.macs(prunus.trace(found, X)) == figure(search, search.keep)
     assert torch.equal(found.stem.weight, other.stem.weight[search.keep["stem"]])
+
+
+def test_every_image_of_val_is_looked_at_before_a_prompt_is_trained():
+    """The third of them has another size; without a prompt sizes may differ."""
+    sizes = (8, 8, 12, 8)
+    batches = [(torch.randn(1, 1, side, side), torch.zeros(1, dtype=torch.long)) for side in sizes]
+    task = prunus.Task(small(), train=batches[:2], val=batches, loss=torch.nn.functional.cross_entropy)
+    seen = r"are \(1, 8, 8\), but 1 of 4 of val are not, the first being number 3 with \(1, 12, 12\).*prompt=none"
+    with pytest.raises(UserError, match=seen):
+        Config().check_task(task)
+    Config(prompt="none").check_task(task)
 
 
 # ------------------------------------------------------------------------------- resuming, and runs
