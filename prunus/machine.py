@@ -1,5 +1,6 @@
 """The versions and the machine that produced a figure."""
 
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,15 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def cores() -> int:
+    """Return the number of processor cores that this process may use, divided among torchrun's on this machine."""
+    try:
+        found = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        found = os.cpu_count() or 1
+    return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 # Parts of an environment with which sums are rounded otherwise; the others may change what is computed.

@@ -5,7 +5,7 @@ tyro reads each command's options from its parameters, and their help from the d
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from rich.text import Text
 from tyro.conf import Positional, UseAppendAction, arg
@@ -21,7 +21,7 @@ from prunus.run import Settings, compare_data, export_run, load_run, preview, pr
 from prunus.run import bench as benching
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import DEFAULT, find_kind
-from prunus.zoo import load_model
+from prunus.zoo import Interpolation, load_model
 
 # Of several processes only the first prints.
 OUT = Terminal(quiet=os.environ.get("RANK", "0") != "0")
@@ -34,7 +34,15 @@ Runtime = Annotated[
     Literal["torch", "onnxruntime"] | None,
     arg(metavar="torch|onnxruntime", help_behavior_hint="(default: torch, with latency_ms)"),
 ]
-Size = Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: their own size)")]
+AS_EXPECTED = "(default: as the model expects)"
+Size = Annotated[int | None, arg(metavar="INT", help_behavior_hint=AS_EXPECTED)]
+Channels = Annotated[tuple[float, ...] | None, arg(metavar="FLOAT ...", help_behavior_hint=AS_EXPECTED)]
+Part = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint=AS_EXPECTED)]
+Resizing = Annotated[
+    Interpolation | None, arg(metavar="|".join(get_args(Interpolation)), help_behavior_hint=AS_EXPECTED)
+]
+Transform = Annotated[str | None, arg(metavar="SPEC", help_behavior_hint="(default: none)")]
+Readers = Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one for each core)")]
 Threads = Annotated[
     int | None, arg(metavar="INT", help_behavior_hint="(default: one for each core, or OMP_NUM_THREADS)")
 ]
@@ -106,6 +114,12 @@ def run(
     distill_weight: Real = None,
     runtime: Runtime = None,
     image_size: Size = None,
+    mean: Channels = None,
+    std: Channels = None,
+    crop: Part = None,
+    interpolation: Resizing = None,
+    transform: Transform = None,
+    workers: Readers = None,
     skip_broken: bool = False,
     threads: Threads = None,
     freeze: Patterns = (),
@@ -150,6 +164,12 @@ def run(
         runtime: The runtime that measures a budget of latency_ms: torch on the training device, or onnxruntime on
             the processor.
         image_size: The side in pixels to which all images are resized.
+        mean: The mean of each channel of the images over 0..1, such as 0.485 0.456 0.406.
+        std: The standard deviation of each channel over 0..1.
+        crop: The side of the central square that is cut out of an image, as a share of its shorter side.
+        interpolation: The way of resizing.
+        transform: package.module:callable, which maps a PIL image to a float tensor (C, H, W), in place of all that.
+        workers: The number of processes that read images; 0: this one reads. The numbers stay the same.
         skip_broken: Leave out images that cannot be read; otherwise they are listed, and nothing begins.
         threads: The number of threads that torch computes with; on one machine the same number gives the same bits.
         freeze: Patterns of layers that keep all units, such as 'head*' 'layer4.*'.
@@ -167,6 +187,12 @@ def run(
         seed=seed,
         weights=str(weights.resolve()) if weights else None,
         image_size=image_size,
+        mean=mean,
+        std=std,
+        crop=crop,
+        interpolation=interpolation,
+        transform=transform,
+        workers=workers,
         skip_broken=skip_broken,
         base_epochs=base_epochs,
         base_lr=base_lr,

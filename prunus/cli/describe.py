@@ -36,7 +36,8 @@ def input_of(
     for size in shape or ():
         check_value("input_shape", size, Pixels)
     if data is not None:
-        loaded = load_data(data, skip_broken=True)  # nothing is trained on them
+        # nothing is trained on them
+        loaded = load_data(data, skip_broken=True, expected=zoo.expected_images(model), workers=0)
         channels, height, width = loaded.example.shape[1:]
         if (number := classes or loaded.classes) is None:
             raise UserError(f"{data} has no classes; give their number with --classes.")

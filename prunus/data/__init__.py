@@ -4,6 +4,7 @@ Its files, in the order in which to read them:
 
     examples        the contract of a split
     randomness      global random states, set and restored
+    workers         processes that read batches ahead
     split           a split of images: its order, its batches, what is held out
     unpacking       a batch of a user's loader as inputs and targets
     loader          a split around a DataLoader
@@ -11,6 +12,7 @@ Its files, in the order in which to read them:
     given           the split of whatever a user gives
     decode          encoded images as upright gray or colour ones
     preprocessing   what turns an image into a model's input, as data
+    asked           how a user wants images to be read
     images          sources of images, and augmenting
     readers         reading folders, parquet files, the hub
     survey          the content of images, and which cannot be read
@@ -23,6 +25,7 @@ Its files, in the order in which to read them:
     restoration     Data of pairs from a SPEC
 """
 
+from prunus.data.asked import Crop, ImageOptions
 from prunus.data.bicubic import resize, to_bytes
 from prunus.data.degrade import Degradation, Downscaling, Noise, Scale, Sigma
 from prunus.data.examples import Examples
@@ -37,14 +40,17 @@ from prunus.data.restoration import load_pairs
 from prunus.data.split import Split, generator, hold_out
 from prunus.data.stream import StreamSplit
 from prunus.data.unpacking import TARGETS, unpack, with_targets
+from prunus.data.workers import WorkerCount
 
 __all__ = [
     "TARGETS",
+    "Crop",
     "Data",
     "Degradation",
     "Downscaling",
     "Examples",
     "Fingerprint",
+    "ImageOptions",
     "LoaderSplit",
     "Noise",
     "PairSource",
@@ -55,6 +61,7 @@ __all__ = [
     "Sigma",
     "Split",
     "StreamSplit",
+    "WorkerCount",
     "fingerprint_of_splits",
     "generator",
     "hold_out",

@@ -65,7 +65,7 @@ class Fingerprint:
     def summary(self) -> dict[str, Any]:
         """Return all but the single images, as plain JSON."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("items", "splits")}
-        values |= {"preprocessing": self.preprocessing and asdict(self.preprocessing)}
+        values |= {"preprocessing": self.preprocessing and self.preprocessing.to_json()}
         values |= {"class_names": self.class_names and list(self.class_names), "skipped": dict(self.skipped)}
         splits = {name: asdict(part) for name, part in self.splits.items()}
         return {"found": self.found, "used": self.used} | values | {"splits": splits}
@@ -192,5 +192,5 @@ def _size(data: Fingerprint, split: str) -> int:
 def _changed_reading(before: Preprocessing | None, now: Preprocessing | None) -> str:
     if before is None or now is None:
         return f"images were read by {before}, are by {now}"
-    pairs = [(f.name, getattr(before, f.name), getattr(now, f.name)) for f in fields(before)]
+    pairs = [(f.name, getattr(before, f.name), getattr(now, f.name)) for f in fields(before) if f.compare]
     return ", ".join(f"{name} of the images was {old}, is {new}" for name, old, new in pairs if old != new)

@@ -1,8 +1,8 @@
 """Sources of images: reading them, and augmenting them in a way that depends on the seed alone.
 
 A source has `read(indices, rng)`, which returns float images (B, C, H, W), augmented if a random generator `rng` is
-given: `InMemory` for small images of one size, `Lazy` for large images or mixed sizes, `Tensors` for tensors that a
-user has prepared.
+given: `InMemory` for small images of one size, `Lazy` for large images or mixed sizes, `Transformed` for images that
+a user's transform reads, `Tensors` for tensors that a user has prepared.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from prunus.data.decode import decode
 from prunus.data.preprocessing import Preprocessing
-
-DECODERS = 2  # threads
+from prunus.data.randomness import own_randomness
+from prunus.data.workers import in_worker
+from prunus.machine import cores
 
 
 class InMemory:
@@ -64,8 +65,11 @@ class Lazy:
 
     def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Tensor:
         numbers = [None] * len(indices) if rng is None else rng.random((len(indices), 5))
-        with ThreadPoolExecutor(DECODERS) as pool:
-            images = list(pool.map(self.read_one, indices.tolist(), numbers))
+        if in_worker():  # beside others, each on a core of its own
+            images = list(map(self.read_one, indices.tolist(), numbers))
+        else:
+            with ThreadPoolExecutor(cores()) as pool:
+                images = list(pool.map(self.read_one, indices.tolist(), numbers))
         return self.how.normalise(torch.from_numpy(np.stack(images)))
 
     def read_one(self, index: int, numbers: np.ndarray | None) -> np.ndarray:
@@ -84,6 +88,24 @@ def random_box(size: tuple[int, int], numbers: np.ndarray) -> tuple[float, float
     width, height = min(np.sqrt(area * ratio), size[0]), min(np.sqrt(area / ratio), size[1])
     left, top = (size[0] - width) * numbers[2], (size[1] - height) * numbers[3]
     return left, top, left + width, top + height
+
+
+class Transformed:
+    """Images that a user's transform reads. What is random in it depends on the random generator alone.
+
+    rows: (name, encoded image) by index. how: their preprocessing, by a transform.
+    """
+
+    slow = False  # a thread that reads ahead would share its random states
+
+    def __init__(self, rows: Sequence, how: Preprocessing):
+        self.rows, self.how = rows, how
+
+    def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Tensor:
+        draws = [()] * len(indices) if rng is None else rng.integers(1, 2**32, (len(indices), 1)).tolist()
+        with own_randomness():
+            read = zip(indices.tolist(), draws, strict=True)
+            return torch.stack([self.how.transformed(*self.rows[index], *draw) for index, draw in read])
 
 
 class Tensors:

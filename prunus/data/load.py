@@ -8,31 +8,34 @@ held out is decided by the images' content, so it stays the same whatever is add
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from prunus.data.asked import ImageOptions, choose_preprocessing
 from prunus.data.decode import GRAY, header
 from prunus.data.examples import Examples
 from prunus.data.fingerprint import Fingerprint, parts_of
-from prunus.data.preprocessing import CENTER, NORMS, Preprocessing
+from prunus.data.images import InMemory
+from prunus.data.preprocessing import ANY_SIZE, Preprocessing
+from prunus.data.randomness import own_randomness
 from prunus.data.readers import READERS, Found, Rows, left_out_sentence, read_user
-from prunus.data.split import Split, hold_out, hold_out_by_content
+from prunus.data.split import Reader, Split, hold_out, hold_out_by_content
 from prunus.data.survey import AFFORDABLE_BYTES, ALL, NOTHING, SAMPLE, Reading, Survey, survey
+from prunus.data.workers import Workers
 from prunus.errors import UserError
-from prunus.options import Pixels, check_value
+from prunus.machine import cores
 from prunus.specs import user_object
+from prunus.zoo import Expected
 
 TEST_SHARE, TEST_SEED = 0.2, 0
 SMALL_SIDE = 64  # pixels; data sets of images up to this size and...
 MEMORY_LIMIT_BYTES = 4 * 2**30  # ...up to this many bytes are decoded once and kept in memory
-LARGE_SIDE = (
-    224  # pixels; the size that larger images or mixed sizes are cropped to, unless `image_size` is given
-)
 INSPECTED = 64  # images that are opened to find a data set's image size and whether it is gray
 NAMED = 10  # unreadable images that an error names
+AS_EXPECTED = ImageOptions()
 
 
 @dataclass(frozen=True)
@@ -75,31 +78,35 @@ def load_data(
     spec: str,
     *,
     seed: int = 0,
-    image_size: int | None = None,
+    images: ImageOptions = AS_EXPECTED,
+    expected: Expected | None = None,
     classes: int | None = None,
     val_share: float = 0.05,
     skip_broken: bool = False,
     split_by: str = "content",
+    workers: int | None = None,
 ) -> Data:
     """Load the data set that a SPEC names.
 
     Args:
         spec: digits, parquet:DIR, imagefolder:DIR, hub:NAME or package.module:callable.
         seed: The seed that chooses which part of train becomes `val`.
-        image_size: The side in pixels that all images are resized to; None: their own, or 224 if large or mixed.
+        images: How images are read, as far as the user says.
+        expected: How the model expects its images, as far as it is known (`zoo.expected_images`).
         classes: The number of classes to expect; None: any.
         val_share: The share of each class to hold out as `val`, at least one image.
         skip_broken: Whether to leave out images that cannot be read; otherwise they are an error.
         split_by: "content", or "position" to hold out what versions up to 0.1.0 did, for a run that one of them began.
+        workers: The number of processes that read large images; 0: this process reads; None: one for each core, but
+            this process for what a user's own code returns.
 
     Returns:
         The data set, split into train, val and test.
 
     Raises:
         UserError: The spec is unknown, files are missing, images cannot be read (all are counted, the first are named),
-            the data is empty, or labels are out of range.
+            the data is empty, labels are out of range, or `images` do not fit them.
     """
-    check_value("image_size", image_size, Pixels | None)
     source, _, place = spec.partition(":")
     if source in READERS:
         found = READERS[source](place)
@@ -114,10 +121,13 @@ def load_data(
         raise UserError(f"{spec} has {number} classes, but {classes} were expected.")
     if found.left_out:
         warnings.warn(left_out_sentence(found.left_out), UserWarning, stacklevel=2)
-    reading = choose_reading(found.tables, image_size)
+    reading = choose_reading(spec, found.tables, images, expected)
     surveys = {name: survey(table, reading) for name, table in found.tables.items()}
     broken = check_broken(spec, found, surveys, skip_broken)
     splits = split_data(spec, found, surveys, (val_share, seed), split_by)
+    if workers is None:
+        workers = 0 if any(table.encoded_bytes is None for table in found.tables.values()) else cores()
+    splits = with_workers(splits, workers)
     fingerprint = Fingerprint(
         hashed=reading.hashed,
         split_by=split_by,
@@ -148,32 +158,49 @@ def check_labels(spec: str, found: Found, classes: int) -> None:
         raise UserError(f"{spec} has a single class; at least two are needed.")
 
 
-def choose_reading(tables: dict[str, Rows], image_size: int | None) -> Reading:
+def choose_reading(
+    spec: str, tables: dict[str, Rows], images: ImageOptions, expected: Expected | None
+) -> Reading:
     """Choose how all splits are read: from memory if train's images are small and of one size, otherwise lazily."""
     train = tables["train"]
     if isinstance(train.rows[0][1], Tensor):
+        if images.given:
+            raise UserError(
+                f"{spec} returns tensors, which are used as they are, so {', '.join(images.given)} would have no "
+                "effect; leave it out, or return images."
+            )
         return Reading(how=None, in_memory=False, hashed=NOTHING)
     sizes, modes = inspect(train)
     channels = 1 if modes <= GRAY else 3
-    sizes = {(image_size, image_size)} if image_size else sizes or {(LARGE_SIDE, LARGE_SIDE)}
-    width, height = next(iter(sizes))
+    side = images.image_size
+    sizes = {(side, side)} if side else sizes
+    width, height = next(iter(sizes)) if len(sizes) == 1 else (0, 0)
     bytes_each = width * height * channels
-    lazy = (
-        len(sizes) > 1 or max(width, height) > SMALL_SIDE or bytes_each * len(train.rows) > MEMORY_LIMIT_BYTES
-    )
-    side = image_size or LARGE_SIDE
-    mean, std = NORMS[channels]
-    how = Preprocessing(
-        channels=channels,
-        size=(side, side) if lazy else (height, width),
-        mean=mean,
-        std=std,
-        crop=CENTER if lazy else None,
-    )
+    small = 0 < max(width, height) <= SMALL_SIDE and bytes_each * len(train.rows) <= MEMORY_LIMIT_BYTES
+    in_memory = small and images.transform is None
+    if images.transform is None:
+        how = choose_preprocessing(channels, (height, width) if in_memory else None, images, expected)
+    else:
+        how = try_transform(train, channels, images.transform)
     stored = [table.encoded_bytes for table in tables.values()]
     total = sum(size for size in stored if size is not None)
-    hashed = NOTHING if None in stored else SAMPLE if lazy and total > AFFORDABLE_BYTES else ALL
-    return Reading(how=how, in_memory=not lazy, hashed=hashed)
+    hashed = NOTHING if None in stored else SAMPLE if not in_memory and total > AFFORDABLE_BYTES else ALL
+    return Reading(how=how, in_memory=in_memory, hashed=hashed)
+
+
+def try_transform(train: Rows, channels: int, transform: str) -> Preprocessing:
+    """Make the preprocessing by a user's transform, whose size is that of its answer to the first readable image."""
+    plain = {"channels": channels, "mean": (0.0,) * channels, "std": (1.0,) * channels}
+    how = Preprocessing(size=ANY_SIZE, transform=transform, source="the transform as given", **plain)
+    for row in train.rows:
+        try:
+            header(*row)
+        except UserError:
+            continue  # the survey lists it with all others
+        with own_randomness():
+            height, width = how.transformed(*row).shape[1:]
+        return replace(how, size=(height, width))
+    return how
 
 
 def inspect(train: Rows) -> tuple[set[tuple[int, int]], set[str]]:
@@ -229,6 +256,19 @@ def split_data(
                     f"{spec} has one image per class; at least two are needed to hold out {name!r}."
                 )
     return parts
+
+
+def with_workers(splits: dict[str, Split], number: int) -> dict[str, Split]:
+    """Let processes read the splits' batches, the same ones for splits of one source, unless images are in memory."""
+    if not number:
+        return splits
+    sources = {id(split.source): split.source for split in splits.values()}
+    workers = {
+        key: Workers(Reader(source), number)
+        for key, source in sources.items()
+        if not isinstance(source, InMemory)
+    }
+    return {name: replace(split, workers=workers.get(id(split.source))) for name, split in splits.items()}
 
 
 def list_items(found: Found, surveys: dict[str, Survey]) -> dict[str, str]:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunus.data.workers import Workers
+
 
 class Source(Protocol):
     """A source of images. slow: whether reading one batch ahead is worth it."""
@@ -29,19 +31,20 @@ class Split:
         source: The source that the images are read from.
         labels: The targets (N, ...): classes, int64 (N,), or what else a task compares outputs with.
         members: The images' indices in the source, int64 (N,).
+        workers: The processes that read its batches; None: this one does.
     """
 
     source: Source
     labels: np.ndarray
     members: np.ndarray
+    workers: Workers[Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.members)
 
     def read(self, positions: np.ndarray, draw: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor]:
         """Read the images at positions, augmented at random if `draw` is given, and their targets."""
-        rng = None if draw is None else generator(*draw)
-        return self.source.read(self.members[positions], rng), torch.from_numpy(self.labels[positions])
+        return Reader(self.source)(self.members[positions], draw), torch.from_numpy(self.labels[positions])
 
     def digest(self) -> str:
         """Hash the targets and the images' indices, in their order."""
@@ -92,13 +95,36 @@ class Split:
         order = np.arange(len(self)) if seed is None else generator(seed, epoch).permutation(len(self))
         rank, processes = share
 
-        def read_part(number: int, positions: np.ndarray) -> tuple[Tensor, Tensor]:
-            positions = positions[rank::processes]
-            return self.read(positions, (seed or 0, epoch, number + 1, rank) if augment else None)
+        parts = [part[rank::processes] for part in np.array_split(order, max(self.steps(batch_size), 1))]
+        numbers = (seed or 0, epoch)
+        jobs = [
+            (self.members[part], (*numbers, number + 1, rank) if augment else None)
+            for number, part in enumerate(parts)
+        ]
+        read = Reader(self.source)
+        if self.workers is not None:
+            images = self.workers.batches(jobs[start:])
+        else:
+            images = (
+                read_ahead(read, jobs[start:]) if self.source.slow else (read(*job) for job in jobs[start:])
+            )
+        for x, part in zip(images, parts[start:], strict=True):
+            yield x, torch.from_numpy(self.labels[part])
 
-        parts = np.array_split(order, max(self.steps(batch_size), 1))
-        jobs = list(enumerate(parts))[start:]
-        return read_ahead(read_part, jobs) if self.source.slow else (read_part(*job) for job in jobs)
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads batches of a source, in whatever process.
+
+    Args:
+        source: The source.
+    """
+
+    source: Source
+
+    def __call__(self, indices: np.ndarray, draw: tuple[int, ...] | None) -> Tensor:
+        """Read images by index, augmented at random if `draw`, the numbers that determine it, is given."""
+        return self.source.read(indices, None if draw is None else generator(*draw))
 
 
 def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

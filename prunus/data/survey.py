@@ -20,11 +20,12 @@ import numpy as np
 from PIL import Image
 
 from prunus.data.decode import Encoded, decode, header, read_bytes
-from prunus.data.images import DECODERS, InMemory, Lazy, Tensors
+from prunus.data.images import InMemory, Lazy, Tensors, Transformed
 from prunus.data.preprocessing import Preprocessing
 from prunus.data.readers import Rows
 from prunus.data.split import Source
 from prunus.errors import UserError
+from prunus.machine import cores
 
 AFFORDABLE_BYTES = 2 * 2**30  # encoded images, of all splits together
 BLOCKS, BLOCK_BYTES = 16, 4096  # of the sample of an image
@@ -91,6 +92,8 @@ def make_source(table: Rows, reading: Reading, pixels: np.ndarray) -> Source:
     """Make the source that reads a table's images; pixels: those kept in memory."""
     if reading.how is None:
         return Tensors(table.rows)
+    if reading.how.transform is not None:
+        return Transformed(table.rows, reading.how)
     return InMemory(pixels, reading.how) if reading.in_memory else Lazy(table.rows, reading.how)
 
 
@@ -119,7 +122,7 @@ def look_at_all(rows: Iterable[tuple[str, Encoded]], reading: Reading) -> Iterat
     if reading.in_memory:  # for images this small a second thread only costs time
         yield from map(look, rows)
         return
-    with ThreadPoolExecutor(DECODERS) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         left = iter(rows)
         while block := list(islice(left, AT_ONCE)):
             yield from pool.map(look, block)
@@ -135,7 +138,7 @@ def look_at(name: str, data: Encoded, reading: Reading) -> tuple[Content | None,
     data = read_bytes(name, data)
     content = content_of(data) if reading.hashed == ALL else None
     image = decode(name, data, reading.how.channels)
-    return content, reading.how.resize(image, None) if reading.in_memory else None
+    return content, reading.how.resize(image, reading.how.box(image)) if reading.in_memory else None
 
 
 def content_of(data: bytes | Image.Image) -> Content:

@@ -34,7 +34,10 @@ from prunus.selection import Budget, Sparsity
 from prunus.tasks import Task
 
 # Settings that are stored unless they are the usual ones, because runs of version 0.1.0 lack them.
-LATER = ("skip_broken", "task", "task_options")
+LATER = (
+    *("skip_broken", "task", "task_options"),
+    *("mean", "std", "crop", "interpolation", "transform", "workers"),
+)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,9 @@ def make_task(
         data=data,
         example=example,
         seed=settings.seed,
-        image_size=settings.image_size,
+        images=settings.images,
+        weights=settings.weights,
+        workers=settings.workers,
         skip_broken=settings.skip_broken,
         split_by=split_by,
     )

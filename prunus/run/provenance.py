@@ -70,6 +70,8 @@ def settle(run: RunFolder, data: Data) -> None:
     run.write(lambda: write_json(run.path / FILE, now.to_json()))
     images = {name: part.images for name, part in now.splits.items()}
     run.log("data", found=now.found, used=now.used, skipped=dict(now.skipped), images=images)
+    if now.preprocessing is not None:
+        run.log("preprocessing", how=str(now.preprocessing))
 
 
 def compare_data(folders: Sequence[Path]) -> list[str]:

@@ -1,15 +1,16 @@
 """The settings of a run, and the stage that reads each first."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from prunus.data import Data
+from prunus.data import Crop, Data, ImageOptions, WorkerCount
 from prunus.errors import UserError
 from prunus.methods import Method, Options, configure, find
 from prunus.options import Checked, Count, Epochs, Pixels, Rate, Seed, Share
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import DEFAULT, Task, own_task
+from prunus.zoo import Interpolation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,14 @@ class Settings(Checked):
         options: The method's options, each "name=value".
         seed: The seed of weights, order and random choices.
         weights: A file of weights for the model, which are then fine-tuned.
-        image_size: The side in pixels to which images are resized; None: their own size.
+        image_size: The side in pixels to which images are resized; None: as the model expects, or their own size if
+            they are small and all of one size.
+        mean: The mean of each channel of the images over 0..1; None: as the model expects.
+        std: The standard deviation of each channel over 0..1; None: as the model expects.
+        crop: The side of the central square that is cut out, as a share of the shorter side; None: as the model
+            expects.
+        interpolation: The way of resizing; None: as the model expects.
+        transform: "package.module:callable", which maps a PIL image to a float tensor (C, H, W), in place of all that.
         skip_broken: Whether to leave out images that cannot be read; otherwise they are an error.
         base_epochs: Epochs of training before pruning; None: as the task advises, but 0 for a model that is passed as
             a module, because it is taken as trained.
@@ -39,6 +47,8 @@ class Settings(Checked):
         runtime: The runtime that measures a budget of milliseconds: "torch" on the training device (None: torch), or
             "onnxruntime" on the processor.
         threads: The number of threads that torch computes with; None: as many as it is set to.
+        workers: The number of processes that read images, which changes no number; 0: this process reads; None: one for
+            each core, but this process for data sets of the user's own code.
 
     Raises:
         UserError: A number is out of its range, or a word unknown.
@@ -51,6 +61,11 @@ class Settings(Checked):
     seed: Seed = 0
     weights: str | None = None
     image_size: Pixels | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop: Crop | None = None
+    interpolation: Interpolation | None = None
+    transform: str | None = None
     skip_broken: bool = False
     base_epochs: Epochs | None = None
     base_lr: Rate | None = None
@@ -61,12 +76,23 @@ class Settings(Checked):
     distill_weight: Share | None = None
     runtime: Literal["torch", "onnxruntime"] | None = None
     threads: Count | None = None
+    workers: WorkerCount | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        _ = self.images  # is checked when it is made
+
+    @property
+    def images(self) -> ImageOptions:
+        """How images are read, as far as the settings say."""
+        return ImageOptions(**{field.name: getattr(self, field.name) for field in fields(ImageOptions)})
 
 
 # The settings that each stage is the first to read: until it has begun, they may be corrected when a run is resumed.
 READ_BY = {
     "base": (
-        *("model", "data", "task", "task_options", "seed", "weights", "image_size", "skip_broken"),
+        *("model", "data", "task", "task_options", "seed", "weights", "skip_broken"),
+        *("image_size", "mean", "std", "crop", "interpolation", "transform"),
         *("base_epochs", "base_lr", "batch_size", "precision"),
     ),
     "prune": ("method", "options", "budget", "runtime"),
@@ -74,7 +100,7 @@ READ_BY = {
     "recover": ("epochs", "lr", "distill_weight"),
     "evaluate": (),
 }
-OF_ENVIRONMENT = ("threads",)  # of the environment that computes, which may change with a warning
+OF_ENVIRONMENT = ("threads", "workers")  # of the machine that computes; the first may change with a warning
 
 
 def resolve_budget(settings: Settings, budget: Budget | Sparsity | None) -> Budget | Sparsity:

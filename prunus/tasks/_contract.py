@@ -11,13 +11,16 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from prunus.charts import Chart
-from prunus.data import Data, Examples, load_data
+from prunus.data import Data, Examples, ImageOptions, load_data
+from prunus.errors import UserError
 from prunus.graph import Graph, Outputs, trace
 from prunus.inputs import tensors_in
 from prunus.metrics import Metric
 from prunus.options import Checked
 from prunus.train import Recipe
-from prunus.zoo import load_model
+from prunus.zoo import expected_images, load_model
+
+AS_EXPECTED = ImageOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,9 @@ class Given:
         data: The data, or their SPEC.
         example: One input with a batch dimension of 1; None: as the data say.
         seed: The seed of the choice of val, and of a new model's weights.
-        image_size: The side in pixels to which images are resized; None: their own size.
+        images: How images are read, as far as the user says.
+        weights: The file of weights that will be loaded into the model; it may say how images are read.
+        workers: The number of processes that read images; None: one for each core.
         skip_broken: Whether to leave out images that cannot be read; otherwise they are an error.
         split_by: "content" or "position"; see `data.load_data`.
     """
@@ -47,22 +52,43 @@ class Given:
     data: Data | str
     example: Any = None
     seed: int = 0
-    image_size: int | None = None
+    images: ImageOptions = AS_EXPECTED
+    weights: str | None = None
+    workers: int | None = None
     skip_broken: bool = False
     split_by: str = "content"
 
     def load_data(self) -> Data:
-        """Load labelled images, unless the data are given as an object, with the example that was given."""
+        """Load labelled images, unless the data are given as an object, with the example that was given.
+
+        Raises:
+            UserError: The data cannot be loaded, or are an object, on which options of images have no effect.
+        """
         data = self.data
         if isinstance(data, str):
+            by_transform = self.images.transform is not None
             data = load_data(
                 data,
                 seed=self.seed,
-                image_size=self.image_size,
+                images=self.images,
+                expected=None if by_transform else expected_images(self.model, self.weights),
                 skip_broken=self.skip_broken,
                 split_by=self.split_by,
+                workers=self.workers,
             )
+        else:
+            self.refuse_images("data that are given as an object say themselves how they are read")
         return data if self.example is None else replace(data, example=self.example)
+
+    def refuse_images(self, why: str) -> None:
+        """Raise UserError if options say how images are read.
+
+        Args:
+            why: Why these options have no effect.
+        """
+        if self.images.given:
+            said = ", ".join(f"{name}={getattr(self.images, name)}" for name in self.images.given)
+            raise UserError(f"{why}, so {said} has no meaning; leave it out.")
 
     def build_model(self, **asked: Any) -> nn.Module:
         """Return the model, or build it from its SPEC with what the task asks of it, its weights by the seed."""

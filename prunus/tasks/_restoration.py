@@ -59,11 +59,9 @@ def load_given(given: Given, degradation: Degradation, options: Options) -> Data
     Raises:
         UserError: The data do not fit, or images should be resized, by which they would lose what is restored.
     """
-    if given.image_size is not None:
-        raise UserError(
-            f"restoration reads images at their own size, so image_size={given.image_size} has no meaning; leave it "
-            "out. The side of the patches to train on is the task's option patch."
-        )
+    given.refuse_images(
+        "restoration reads images as they are (the side of its patches is the task's option patch)"
+    )
     data = given.data
     if isinstance(data, str):
         patches = Patches(side=options.patch, each=options.patches)

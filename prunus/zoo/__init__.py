@@ -10,17 +10,22 @@ Its files, in the order in which to read them:
     plain                         networks without shortcuts: fcn, conv6
     digits                        a small network for scikit-learn's digits
     sources                       a model from a SPEC, weights from a file
+    expected                      how published networks expect their images
 """
 
+from prunus.zoo.expected import Expected, Interpolation, expected_images
 from prunus.zoo.mobilenet import MobileNetV1, MobileNetV2
 from prunus.zoo.networks import NETWORKS, build, native_shape
 from prunus.zoo.sources import load_model, load_weights
 
 __all__ = [
     "NETWORKS",
+    "Expected",
+    "Interpolation",
     "MobileNetV1",
     "MobileNetV2",
     "build",
+    "expected_images",
     "load_model",
     "load_weights",
     "native_shape",

@@ -143,7 +143,10 @@ def from_torchvision(name: str, classes: int, in_shape: tuple[int, int, int]) ->
 def from_timm(name: str, classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
     """Build a timm classifier; architectures of a fixed image size are built for this size."""
     timm = library("timm")
-    check_listed("timm", name, timm.list_models())
+    architecture, _, tag = name.partition(".")
+    check_listed("timm", architecture, timm.list_models())
+    if tag:  # names weights and so how images are read, as in resnet50.a1_in1k
+        check_listed("timm", name, timm.list_pretrained(f"{architecture}.*"))
     fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
     size = {"img_size": in_shape[1:]} if fixed else {}
     return timm.create_model(name, num_classes=classes, in_chans=in_shape[0], **size)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from prunus.data import Preprocessing, Split, load_data
+from prunus.data import ImageOptions, Preprocessing, Split, load_data
+from prunus.data.asked import NORMS
 from prunus.data.images import InMemory, Lazy
-from prunus.data.preprocessing import NORMS
 from prunus.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -174,7 +174,7 @@ def test_folder_with_val_only_tests_on_it(tmp_path):
 
 def test_one_folder_is_split_and_large_images_are_decoded_lazily(tmp_path):
     write_folder(tmp_path, {"a": 10, "train station": 10}, size=(90, 70), mode="RGB")
-    data = load_data(f"imagefolder:{tmp_path}", image_size=80)
+    data = load_data(f"imagefolder:{tmp_path}", images=ImageOptions(image_size=80))
     assert isinstance(data.train.source, Lazy) and data.example.shape == (1, 3, 80, 80)
     assert_all_are_used_once(data, 20)
     whole = list(data.train.batches(4, seed=0, augment=True))
@@ -202,7 +202,12 @@ def test_a_lazy_image_shows_the_center(tmp_path):
 
 def test_image_size_takes_precedence_over_the_images_own(tmp_path):
     write_folder(tmp_path, {"a": 10, "b": 10})
-    assert load_data(f"imagefolder:{tmp_path}", image_size=16).example.shape == (1, 1, 16, 16)
+    assert load_data(f"imagefolder:{tmp_path}", images=ImageOptions(image_size=16)).example.shape == (
+        1,
+        1,
+        16,
+        16,
+    )
 
 
 def user_data():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from prunus.data import Fingerprint, fingerprint_of_splits, load_data
+from prunus.data import Fingerprint, ImageOptions, fingerprint_of_splits, load_data
 from prunus.errors import FileError, UserError
 from tests.lib.photos import write_photos
 
@@ -100,7 +100,7 @@ def test_an_image_of_another_class_is_a_change(photos):
 
 
 def test_another_way_of_reading_is_named(photos):
-    said = "; ".join(fingerprint(photos).differences(fingerprint(photos, image_size=16)))
+    said = "; ".join(fingerprint(photos).differences(fingerprint(photos, images=ImageOptions(image_size=16))))
     assert "size of the images was (8, 8), is (16, 16)" in said
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from prunus.data import Preprocessing, load_data
+from prunus.data import ImageOptions, Preprocessing, load_data
 from prunus.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -250,7 +250,7 @@ def test_an_image_is_read_as_the_splits_read_it(tmp_path):
     for size, image_size in (((8, 8), None), ((90, 70), None), ((90, 70), 32), ((8, 8), 12)):
         folder = tmp_path / f"{size[0]}-{image_size}"
         fill(folder, {"a": 6, "b": 6}, size)
-        data = load_data(f"imagefolder:{folder}", image_size=image_size)
+        data = load_data(f"imagefolder:{folder}", images=ImageOptions(image_size=image_size))
         names = list(data.fingerprint.items)
         x = data.test.source.read(data.test.members, None)
         for row, member in zip(x, data.test.members, strict=True):
