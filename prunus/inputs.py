@@ -60,6 +60,47 @@ def take_examples(tree: Any, which: slice) -> Any:
     return tree_map_only(Tensor, lambda tensor: tensor[which] if tensor.dim() else tensor, tree)
 
 
+def take_share(batch: Any, share: tuple[int, int]) -> Any:
+    """Take the part of a batch that one of several processes computes.
+
+    Args:
+        batch: Inputs and targets.
+        share: (rank, processes).
+
+    Returns:
+        Every `processes`th example from number `rank` on; the last one if there are too few, because every process has
+        to compute something.
+    """
+    rank, processes = share
+    return take_examples(
+        batch, slice(rank, None, processes) if rank < count_examples(batch) else slice(-1, None)
+    )
+
+
+def random_batch(example: Any, number: int, *, sides: int = 1) -> Any:
+    """Make a batch of random inputs like one: floating tensors are drawn anew, others repeated.
+
+    Args:
+        example: One input with a batch dimension of 1.
+        number: The number of inputs; their numbers depend on it and the shapes alone.
+        sides: How many times longer the dimensions after the second are.
+
+    Returns:
+        The batch.
+    """
+    generator = torch.Generator().manual_seed(number)
+
+    def made(tensor: Tensor) -> Tensor:
+        if not tensor.dim():
+            return tensor
+        shape = [number, *tensor.shape[1:2], *(sides * size for size in tensor.shape[2:])]
+        if tensor.is_floating_point():
+            return torch.randn(shape, generator=generator, dtype=tensor.dtype)
+        return tensor.expand(number, *tensor.shape[1:]).contiguous()
+
+    return tree_map_only(Tensor, made, example)
+
+
 def hash_tensors(tree: Any, *more: object) -> str:
     """Hash the types, shapes and values of the tensors of a tree, and `more` as text, to 16 hexadecimal digits."""
     whole = hashlib.blake2b(" ".join(map(str, more)).encode(), digest_size=8)

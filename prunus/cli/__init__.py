@@ -4,7 +4,9 @@ Its files, in the order in which to read them:
 
     terminal        a console for text from files and folder names
     describe        tables for `inspect`, `methods` and `tasks`
+    answers         the answers of `predict`
     task_options    the options of a task as options of the command
+    parameters      the types of the commands' parameters
     commands        one function per command
     program         main: exit status, and errors as one sentence
 """

@@ -5,13 +5,35 @@ tyro reads each command's options from its parameters, and their help from the d
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 from rich.text import Text
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional, arg
 
 from prunus import report
 from prunus.cli import describe
+from prunus.cli.answers import answers_json, answers_table, write_images
+from prunus.cli.parameters import (
+    Channels,
+    File,
+    Limit,
+    Multiple,
+    Pairs,
+    Part,
+    Patterns,
+    Precision,
+    Readers,
+    Real,
+    Resizing,
+    Runtime,
+    Share,
+    Size,
+    Spec,
+    TaskPairs,
+    Threads,
+    Transform,
+    Whole,
+)
 from prunus.cli.terminal import Terminal
 from prunus.errors import UserError
 from prunus.graph import trace
@@ -21,47 +43,10 @@ from prunus.run import Settings, compare_data, export_run, load_run, preview, pr
 from prunus.run import bench as benching
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import DEFAULT, find_kind
-from prunus.zoo import Interpolation, load_model
+from prunus.zoo import load_model
 
 # Of several processes only the first prints.
 OUT = Terminal(quiet=os.environ.get("RANK", "0") != "0")
-
-ADVISED = "(default: the task's recommendation)"
-Whole = Annotated[int | None, arg(metavar="INT", help_behavior_hint=ADVISED)]
-Real = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint=ADVISED)]
-Precision = Annotated[Literal["bf16", "no"] | None, arg(metavar="bf16|no", help_behavior_hint=ADVISED)]
-Runtime = Annotated[
-    Literal["torch", "onnxruntime"] | None,
-    arg(metavar="torch|onnxruntime", help_behavior_hint="(default: torch, with latency_ms)"),
-]
-AS_EXPECTED = "(default: as the model expects)"
-Size = Annotated[int | None, arg(metavar="INT", help_behavior_hint=AS_EXPECTED)]
-Channels = Annotated[tuple[float, ...] | None, arg(metavar="FLOAT ...", help_behavior_hint=AS_EXPECTED)]
-Part = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint=AS_EXPECTED)]
-Resizing = Annotated[
-    Interpolation | None, arg(metavar="|".join(get_args(Interpolation)), help_behavior_hint=AS_EXPECTED)
-]
-Transform = Annotated[str | None, arg(metavar="SPEC", help_behavior_hint="(default: none)")]
-Readers = Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one for each core)")]
-Threads = Annotated[
-    int | None, arg(metavar="INT", help_behavior_hint="(default: one for each core, or OMP_NUM_THREADS)")
-]
-Multiple = Annotated[
-    int | None, arg(metavar="INT", help_behavior_hint="(default: multiples that are fast on the hardware)")
-]
-File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: train from scratch)")]
-Patterns = Annotated[tuple[str, ...], arg(metavar="PATTERN ...", help_behavior_hint="(default: none)")]
-Limit = Annotated[
-    str | None,
-    arg(metavar="COST=LIMIT", help_behavior_hint="(default: macs=0.5, for methods that remove units)"),
-]
-Share = Annotated[
-    float | None,
-    arg(metavar="FLOAT", help_behavior_hint="(default: 0.8, for methods that remove single weights)"),
-]
-Pairs = Annotated[tuple[str, ...], UseAppendAction, arg(name="set", metavar="NAME=VALUE")]
-TaskPairs = Annotated[tuple[str, ...], UseAppendAction, arg(name="task-set", metavar="NAME=VALUE")]
-Spec = Annotated[str | None, arg(metavar="SPEC", help_behavior_hint="(the task's own, if it has one)")]
 
 
 def demo(
@@ -216,30 +201,35 @@ def run(
 def predict(
     folder: Positional[Path],
     files: Positional[tuple[Path, ...]],
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(needed for images)")] = None,
     top: int = 1,
     json_output: Annotated[bool, arg(name="json")] = False,
 ) -> None:
-    """Classify images with a finished run's model, read as the run read its own; the data set is not needed.
+    """Answer files with a finished run's model, read as the run read its own; the data set is not needed. Images are
+    classified, or restored and written to --out, and so on, by the task of the run.
 
     Examples:
       prunus predict runs/first cat.jpg dog.jpg
       prunus predict runs/first photos/*.jpg --top 5 --json
+      prunus predict runs/denoised noisy.png --out clean/
 
     Args:
         folder: The run's folder.
-        files: The images.
-        top: The number of classes to show for each image, the likeliest first.
-        json_output: Print JSON: for each file its classes, each with its probability.
+        files: The files.
+        out: The folder for answers that are images; each is written as NAME.png.
+        top: The number of classes to show for each file, the likeliest first.
+        json_output: Print JSON: for each file its answer, such as classes, each with its probability.
     """
     if not files:
-        raise UserError("name the images to classify, for example: prunus predict runs/first cat.jpg.")
+        raise UserError("name the files to answer, for example: prunus predict runs/first cat.jpg.")
     if top < 1:
         raise UserError(f"--top should be at least 1, not {top}.")
-    found = load_run(folder).predict(files, top)
+    found = load_run(folder).answers(files, top)
+    written = write_images(files, found, out)
     if json_output:
-        OUT.print(describe.predictions_json(files, found), markup=False, soft_wrap=True)
+        OUT.print(answers_json(files, found, written), markup=False, soft_wrap=True)
     else:
-        OUT.print(describe.predictions(files, found))
+        OUT.print(answers_table(files, found, written))
 
 
 def inspect(

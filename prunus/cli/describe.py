@@ -1,11 +1,8 @@
 """Tables and text for `prunus inspect`, `predict`, `methods` and `run --dry-run`."""
 
 import inspect
-import json
 import re
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from rich.console import Group
@@ -19,7 +16,6 @@ from prunus.graph import Graph
 from prunus.methods import Method, Pruned, find, names, option_types, type_in_words
 from prunus.metrics import format_number
 from prunus.options import Count, Pixels, check_value
-from prunus.run import Prediction
 from prunus.selection import Budget, cost
 from prunus.sparse import masks
 from prunus.tasks import Kind, find_kind, kinds
@@ -92,32 +88,6 @@ def plan(traced: Graph, found: Pruned) -> str:
         units = sum(traced.axes[axis].size - len(kept) for axis, kept in gone.items())
         lines.append(f"units that are removed because nothing passes through them any more: {units}")
     return "\n".join(lines)
-
-
-def predictions(files: Sequence[Path], found: Sequence[Sequence[Prediction]]) -> Table:
-    """A table of images, each with its likeliest classes."""
-    table = Table()
-    table.add_column("file", overflow="fold")
-    table.add_column("class", overflow="fold")
-    table.add_column("probability", justify="right")
-    for file, row in zip(files, found, strict=True):
-        for rank, each in enumerate(row):
-            table.add_row(
-                Text("" if rank else str(file)), Text(each.class_name), f"{100 * each.probability:.1f} %"
-            )
-    return table
-
-
-def predictions_json(files: Sequence[Path], found: Sequence[Sequence[Prediction]]) -> str:
-    """The same as JSON: a list of {"file", "classes": [{"class", "probability"}, ...]}."""
-    rows = [
-        {
-            "file": str(file),
-            "classes": [{"class": each.class_name, "probability": each.probability} for each in row],
-        }
-        for file, row in zip(files, found, strict=True)
-    ]
-    return json.dumps(rows, indent=1)
 
 
 def methods() -> Table:

@@ -14,6 +14,7 @@ Its files, in the order in which to read them:
     preprocessing   what turns an image into a model's input, as data
     asked           how a user wants images to be read
     images          sources of images, and augmenting
+    table           files as rows that take little memory
     readers         reading folders, parquet files, the hub
     survey          the content of images, and which cannot be read
     fingerprint     what a data set was, and what changed
@@ -28,12 +29,12 @@ Its files, in the order in which to read them:
 from prunus.data.asked import Crop, ImageOptions
 from prunus.data.bicubic import resize, to_bytes
 from prunus.data.degrade import Degradation, Downscaling, Noise, Scale, Sigma
-from prunus.data.examples import Examples
+from prunus.data.examples import NO_EXAMPLES, Examples
 from prunus.data.fingerprint import Fingerprint, fingerprint_of_splits, parts_of
 from prunus.data.given import split_given
 from prunus.data.load import Data, load_data
 from prunus.data.loader import LoaderSplit
-from prunus.data.pairs import Pairs, PairSource, Patches
+from prunus.data.pairs import Pairs, PairSource, Patches, read_whole
 from prunus.data.preprocessing import Preprocessing
 from prunus.data.randomness import own_randomness, reseed
 from prunus.data.restoration import load_pairs
@@ -43,6 +44,7 @@ from prunus.data.unpacking import TARGETS, unpack, with_targets
 from prunus.data.workers import WorkerCount
 
 __all__ = [
+    "NO_EXAMPLES",
     "TARGETS",
     "Crop",
     "Data",
@@ -69,6 +71,7 @@ __all__ = [
     "load_pairs",
     "own_randomness",
     "parts_of",
+    "read_whole",
     "reseed",
     "resize",
     "split_given",

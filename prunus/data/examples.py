@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from prunus.errors import UserError
+
 
 class Examples(Protocol):
     """A part of a data set, as batches (inputs, targets).
@@ -70,3 +72,41 @@ class Examples(Protocol):
     def digest(self) -> str:
         """Return a hash by which a change of the examples is noticed."""
         ...
+
+
+class NoExamples:
+    """The split of a finished run that is opened without its data."""
+
+    def __len__(self) -> int:
+        """Return 0."""
+        return 0
+
+    def steps(self, batch_size: int) -> int:
+        """Return 0."""
+        return 0
+
+    def batches(self, batch_size: int, **options: Any) -> Iterator[tuple[Any, Any]]:
+        """Iterate over nothing."""
+        return iter(())
+
+    def hold_out(self, share: float, seed: int) -> "tuple[Examples, Examples]":
+        """Raise UserError: there is nothing to hold out."""
+        raise self._refusal()
+
+    def take(self, chosen: np.ndarray) -> "Examples":
+        """Raise UserError: there is nothing to take."""
+        raise self._refusal()
+
+    def read(self, positions: np.ndarray, draw: tuple[int, ...] | None = None) -> tuple[Any, Any]:
+        """Raise UserError: there is nothing to read."""
+        raise self._refusal()
+
+    def digest(self) -> str:
+        """Return the hash of nothing."""
+        return ""
+
+    def _refusal(self) -> UserError:
+        return UserError("a finished run is opened without its examples; load the data set for them.")
+
+
+NO_EXAMPLES = NoExamples()

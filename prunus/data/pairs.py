@@ -3,16 +3,19 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from prunus.data.bicubic import to_bytes
 from prunus.data.decode import Encoded, decode, pixels
 from prunus.data.degrade import Degradation
 from prunus.data.split import generator, hold_out, read_ahead
+from prunus.files import expand_home
 from prunus.options import Checked, Count, Pixels
 
 SEED = 0  # of what is drawn for evaluation: the same for every run, so that their figures can be compared
@@ -91,6 +94,24 @@ class PairSource:
                 found.append(to_floats(turned(part, way)))
         x = self.degradation.disturb(np.stack(cut[0]), rng)
         return torch.from_numpy(x), torch.from_numpy(np.stack(cut[1]))
+
+
+def read_whole(image: str | Path | bytes | Image.Image, channels: int) -> Tensor:
+    """Read an image whole, as pairs are read.
+
+    Args:
+        image: A file, the bytes of one, or an open image.
+        channels: 1 for gray, 3 for colour.
+
+    Returns:
+        The image, float32 (1, C, H, W) in 0..1.
+
+    Raises:
+        UserError: The image is missing or damaged.
+    """
+    name = str(image) if isinstance(image, str | Path) else "(given)"
+    data = expand_home(image) if isinstance(image, str | Path) else image
+    return torch.from_numpy(to_floats(to_bytes(pixels(decode(name, data, channels), channels)))[None])
 
 
 def to_floats(image: np.ndarray) -> np.ndarray:

@@ -7,15 +7,16 @@ Its files, in the order in which to read them:
     files       model.pt2 and model.onnx, checked against the model
 """
 
-from prunus.export.files import RELATIVE_TOLERANCE, export_model
-from prunus.export.programs import Call, export_program, missing_for_onnx, open_session, to_onnx
+from prunus.export.files import export_model, largest_difference
+from prunus.export.programs import Call, export_program, feed_of, missing_for_onnx, open_session, to_onnx
 from prunus.export.store import load, load_keep, load_masks, save
 
 __all__ = [
-    "RELATIVE_TOLERANCE",
     "Call",
     "export_model",
     "export_program",
+    "feed_of",
+    "largest_difference",
     "load",
     "load_keep",
     "load_masks",

@@ -4,26 +4,31 @@ Before a file is kept it is run on other inputs than those it was made with, in 
 the model.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import PruningError
-from prunus.export.programs import export_program, missing_for_onnx, open_session, to_onnx
+from prunus.errors import PruningError, one_line
+from prunus.export.programs import export_program, feed_of, missing_for_onnx, open_session, to_onnx
 from prunus.files import write_atomic
+from prunus.inputs import call, random_batch, tensors_in
 
 RELATIVE_TOLERANCE = 1e-3  # of the largest output, because other kernels add in another order
 EXPORT_BATCH, CHECK_BATCH = 2, 3
+OTHER_SIDES = 2  # times the example's, on which a program with free sides is checked
 
 
-def export_model(folder: Path, model: nn.Module, shape: tuple[int, ...]) -> list[str]:
+def export_model(folder: Path, model: nn.Module, example: Any, free_dims: Sequence[int] = (0,)) -> list[str]:
     """Export a model as model.pt2 and, where onnx is installed, model.onnx; the batch size stays free.
 
     Args:
         folder: The folder to write to.
-        model: A model that maps (B, *shape) to one tensor.
-        shape: The shape of one input.
+        model: A model that returns tensors.
+        example: One input with a batch dimension of 1: a tensor, or a tuple or dict of arguments.
+        free_dims: The dimensions of inputs that stay free; those beside the batch only if torch can export them so.
 
     Returns:
         A line for each file: how far it differs from the model, or why it was not written.
@@ -33,16 +38,41 @@ def export_model(folder: Path, model: nn.Module, shape: tuple[int, ...]) -> list
         PruningError: An exported file computes something else than the model.
     """
     folder, model = Path(folder), model.eval()
-    generator = torch.Generator().manual_seed(0)
-    example, other = (torch.randn(n, *shape, generator=generator) for n in (EXPORT_BATCH, CHECK_BATCH))
-    program = export_program(model, example, free_batch=True)
+    lines: list[str] = []
+    try:
+        program, other, expected = make_program(model, example, free_dims)
+    except Exception as error:  # whatever torch.export or the user's own code raises for other sides
+        if len(free_dims) == 1:
+            raise
+        program, other, expected = make_program(model, example, free_dims[:1])
+        shapes = ", ".join(str(tuple(tensor.shape[1:])) for tensor in tensors_in(example))
+        lines.append(f"The files take inputs of {shapes} only; with free sides: {one_line(error)}")
     with torch.no_grad():
-        expected = model(other)
-        written = [check_output("model.pt2", program.module()(other), expected)]
+        lines.append(check_outputs("model.pt2", tensors_in(call(program.module(), other)), expected))
     write_atomic(folder / "model.pt2", lambda temporary: save_program(program, temporary))
     if missing := missing_for_onnx():
-        return [*written, f"model.onnx not written: {missing}."]
-    return [*written, write_onnx(folder / "model.onnx", program, other, expected)]
+        return [*lines, f"model.onnx not written: {missing}."]
+    return [*lines, write_onnx(folder / "model.onnx", program, other, expected)]
+
+
+def make_program(
+    model: nn.Module, example: Any, free_dims: Sequence[int]
+) -> tuple[torch.export.ExportedProgram, Any, list[Tensor]]:
+    """Export a model to a program that leaves dimensions free.
+
+    Args:
+        model: The model.
+        example: One input.
+        free_dims: The dimensions.
+
+    Returns:
+        The program, other inputs, with other sizes of these dimensions, and the model's outputs for them.
+    """
+    program = export_program(model, random_batch(example, EXPORT_BATCH), free_dims=free_dims)
+    other = random_batch(example, CHECK_BATCH, sides=OTHER_SIDES if len(free_dims) > 1 else 1)
+    with torch.no_grad():
+        call(program.module(), other)
+        return program, other, tensors_in(call(model, other))
 
 
 def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
@@ -51,27 +81,59 @@ def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
         torch.export.save(program, file)
 
 
-def write_onnx(path: Path, program: torch.export.ExportedProgram, other: Tensor, expected: Tensor) -> str:
-    """Write a program as ONNX after comparing its output in onnxruntime; returns a line for the user."""
+def write_onnx(
+    path: Path, program: torch.export.ExportedProgram, other: Any, expected: Sequence[Tensor]
+) -> str:
+    """Write a program as ONNX after comparing its outputs in onnxruntime; returns a line for the user."""
     onnx_program = to_onnx(program)
 
     def write(temporary: Path) -> None:
         onnx_program.save(temporary)
         session = open_session(temporary.read_bytes())
-        (output,) = session.run(None, {session.get_inputs()[0].name: other.numpy()})
-        lines.append(check_output(path.name, torch.from_numpy(output), expected))
+        outputs = session.run(None, feed_of(session, other))
+        lines.append(check_outputs(path.name, [torch.from_numpy(output) for output in outputs], expected))
 
     lines: list[str] = []
     write_atomic(path, write)
     return lines[0]
 
 
-def check_output(name: str, output: Tensor, expected: Tensor) -> str:
-    """Compare an exported model's output with the model's; returns a line for the user, or raises PruningError."""
-    error = (output - expected).abs().max().item()
-    allowed = RELATIVE_TOLERANCE * max(1.0, expected.abs().max().item())
+def check_outputs(name: str, outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
+    """Compare an exported model's outputs with the model's.
+
+    Args:
+        name: The exported file.
+        outputs: Its outputs.
+        expected: Those of the model for the same inputs.
+
+    Returns:
+        A line for the user.
+
+    Raises:
+        PruningError: They differ.
+    """
+    error, allowed = largest_difference(outputs, expected)
     if not error <= allowed:
         raise PruningError(
             f"{name} differs from the model by {error:.1e}, allowed is {allowed:.1e}; it was not written."
         )
     return f"{name} written; largest difference from the model {error:.1e}."
+
+
+def largest_difference(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float, float]:
+    """Compare outputs.
+
+    Args:
+        outputs: The outputs of a program.
+        expected: Those of the model.
+
+    Returns:
+        The largest difference, infinite for another number or other shapes, and the one that is allowed.
+    """
+    if [tensor.shape for tensor in outputs] != [tensor.shape for tensor in expected]:
+        return torch.inf, 0.0
+    pairs = [
+        (one.double(), other.double()) for one, other in zip(outputs, expected, strict=True) if other.numel()
+    ]
+    error = max((float((one - other).abs().max()) for one, other in pairs), default=0.0)
+    return error, RELATIVE_TOLERANCE * max(1.0, *(float(other.abs().max()) for _, other in pairs), 1.0)

@@ -3,17 +3,17 @@
 import copy
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_map
 
 from prunus.errors import PrunusError, UserError
 from prunus.graph import named_tensors
-from prunus.inputs import call, move
+from prunus.inputs import call, move, tensors_in
 
 ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
 
@@ -60,14 +60,15 @@ def missing_for_onnx() -> str:
 
 
 def export_program(
-    model: nn.Module, example: Any, *, free_batch: bool = False
+    model: nn.Module, example: Any, *, free_dims: Sequence[int] = ()
 ) -> torch.export.ExportedProgram:
     """Export a model by torch.export.
 
     Args:
         model: The model.
         example: Its input: a tensor, a tuple or a dict of arguments.
-        free_batch: Whether the program takes any batch size; otherwise only the example's.
+        free_dims: The dimensions of all inputs that the program leaves free, such as 0, the batch; of tensors with
+            fewer dimensions those that they have.
 
     Returns:
         The program.
@@ -77,12 +78,24 @@ def export_program(
     """
     args, kwargs = ((), example) if isinstance(example, dict) else (example, {})
     args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
-    shapes = ({0: torch.export.Dim("batch")},) if free_batch else None
+    dims = {dim: torch.export.Dim("batch") if dim == 0 else torch.export.Dim.DYNAMIC for dim in free_dims}
+    shapes = tree_map(lambda leaf: _of_tensor(leaf, dims), kwargs or args) if free_dims else None
     try:
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:  # torch.export may raise anything for the user's code
         reason = str(error).strip().splitlines()[0]
         raise PrunusError(f"torch.export cannot export this model: {reason}") from error
+
+
+def _of_tensor(leaf: Any, dims: dict[int, Any]) -> dict[int, Any] | None:
+    """The free dimensions that an argument has."""
+    return {dim: free for dim, free in dims.items() if dim < leaf.dim()} if isinstance(leaf, Tensor) else None
+
+
+def feed_of(session: Any, inputs: Any) -> dict[str, Any]:
+    """Return what an onnxruntime session is fed with for inputs: its tensors by the names of its inputs, in order."""
+    names = [each.name for each in session.get_inputs()]
+    return {name: leaf.detach().numpy() for name, leaf in zip(names, tensors_in(inputs), strict=True)}
 
 
 def to_onnx(program: torch.export.ExportedProgram) -> Any:
@@ -136,10 +149,7 @@ def prepare_onnxruntime(model: nn.Module, example: Any) -> Call:
     example = move(example, torch.device("cpu"))
     onnx = to_onnx(export_program(model, example)).model_proto.SerializeToString()
     session = open_session(onnx)
-    leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
-    names = [each.name for each in session.get_inputs()]
-    feed = {name: leaf.detach().numpy() for name, leaf in zip(names, leaves, strict=True)}
-    return partial(session.run, None, feed)
+    return partial(session.run, None, feed_of(session, example))
 
 
 PROGRAMS: dict[str, Callable[[nn.Module, Any], Call]] = {

@@ -12,6 +12,7 @@ Its files, in the order in which to read them:
     prepare     loading and checking everything before anything is trained
     result      result.json
     pipeline    prune, preview
+    reopen      the task of a finished run, without its data
     saved       a finished run, ready to use
     bench       the milliseconds that a finished run gains
     export      exporting a finished run
@@ -22,8 +23,9 @@ from prunus.run.folder import RunFolder
 from prunus.run.lock import sole_writer
 from prunus.run.pipeline import preview, prune
 from prunus.run.provenance import compare_data
-from prunus.run.saved import Prediction, Saved, load_run, read_result
+from prunus.run.saved import Saved, load_run, read_result
 from prunus.run.settings import Settings
+from prunus.tasks import Prediction
 
 __all__ = [
     "Prediction",

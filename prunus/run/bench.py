@@ -17,19 +17,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from prunus.errors import PruningError
-from prunus.export import RELATIVE_TOLERANCE, export_program, missing_for_onnx, open_session, store, to_onnx
+from prunus.export import (
+    export_program,
+    feed_of,
+    largest_difference,
+    missing_for_onnx,
+    open_session,
+    store,
+    to_onnx,
+)
 from prunus.files import write_json
+from prunus.inputs import call, random_batch, tensors_in
 from prunus.latency import take_turns
 from prunus.options import Range, check_value
 from prunus.progress import silent
 from prunus.run.lock import sole_writer
-from prunus.run.saved import original_model
+from prunus.run.reopen import reopen_task
 from prunus.run.stages import BASE as BASE_FILE
 from prunus.run.stages import load_into
 from prunus.sparse import formats
@@ -43,6 +52,9 @@ Seconds = Annotated[float, Range(0, 24 * 3600, above=True)]
 UNITS = "To gain time, remove units instead: prunus run --budget macs=0.5."
 
 
+Run = Callable[[Any], list[Tensor]]
+
+
 @dataclass(frozen=True)
 class Runner:
     """One program with one of the models.
@@ -50,12 +62,12 @@ class Runner:
     Args:
         program: The program's name.
         model: BASE, AGAIN or PRUNED.
-        run: Maps a batch (B, *shape) to the outputs (B, classes).
+        run: Maps a batch of inputs to the tensors of its output.
     """
 
     program: str
     model: str
-    run: Callable[[Tensor], Tensor]
+    run: Run
 
     @property
     def name(self) -> str:
@@ -81,12 +93,12 @@ def bench_run(folder: Path, result: dict, *, seconds: float = 3.0, progress: Cal
         PruningError: A program computes something else than torch.
     """
     check_value("seconds", seconds, Seconds)
-    original = original_model(result, "call prunus.run.bench.bench with the two models")
-    shape = tuple(result["input"]["shape"])
+    task = reopen_task(folder, result, instead="call prunus.run.bench.bench with the two models")
+    original = task.model
     zeros, macs = result["after"].get("sparsity", 0.0), result["after"]["macs"] / result["before"]["macs"]
     with sole_writer(folder):
         base, pruned = load_into(original, folder / BASE_FILE), store.load(folder, original)
-        record = bench(base, pruned, shape, zeros=zeros, macs=macs, seconds=seconds, progress=progress)
+        record = bench(base, pruned, task.example, zeros=zeros, macs=macs, seconds=seconds, progress=progress)
         write_json(folder / "bench.json", record)
     return record
 
@@ -94,19 +106,19 @@ def bench_run(folder: Path, result: dict, *, seconds: float = 3.0, progress: Cal
 def bench(
     base: nn.Module,
     pruned: nn.Module,
-    shape: tuple[int, ...],
+    example: Any,
     *,
     zeros: float = 0.0,
     macs: float = 1.0,
     seconds: float = 3.0,
     progress: Callable = silent,
 ) -> dict:
-    """Measure a pruned model beside its base on random inputs (B, *shape), B = 1 and 64. Source: ours.
+    """Measure a pruned model beside its base on random inputs like an example, one and 64 at once. Source: ours.
 
     Args:
         base: The model that was pruned.
         pruned: The pruned model.
-        shape: The shape of one input.
+        example: One input with a batch dimension of 1: a tensor, or a tuple or dict of arguments.
         zeros: The share of weights that are zero, for the text only.
         macs: The share of the base's multiply-adds that is left, for the text only.
         seconds: How long to measure each batch size.
@@ -122,12 +134,12 @@ def bench(
     """
     base, pruned = base.cpu().eval(), pruned.cpu().eval()
     with tempfile.TemporaryDirectory() as place:
-        runners, missing = make_runners(base, pruned, shape, Path(place))
+        runners, missing = make_runners(base, pruned, example, Path(place))
         for runner in runners:
-            check_output(runner, pruned if runner.model == PRUNED else base, shape)
+            check_output(runner, pruned if runner.model == PRUNED else base, example)
         times = {}
         for batch in BATCHES:
-            x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(batch))
+            x = random_batch(example, batch)
             with progress(f"measuring batches of {batch}", round(seconds)) as step:
                 calls = {runner.name: partial(runner.run, x) for runner in runners}
                 times[batch] = take_turns(calls, seconds, step)
@@ -144,7 +156,7 @@ def bench(
 
 
 def make_runners(
-    base: nn.Module, pruned: nn.Module, shape: tuple[int, ...], place: Path
+    base: nn.Module, pruned: nn.Module, example: Any, place: Path
 ) -> tuple[list[Runner], dict[str, str]]:
     """Make the runners of every program that can run here; returns them, and why other programs cannot."""
     models = {BASE: base, AGAIN: copy.deepcopy(base), PRUNED: pruned}
@@ -159,7 +171,7 @@ def make_runners(
         return runners, missing | {"onnxruntime": needed, "OpenVINO": needed}
     files = {which: place / f"{which}.onnx" for which in models}
     for which, model in models.items():
-        write_onnx(model, shape, files[which])
+        write_onnx(model, example, files[which])
     runners += [Runner("onnxruntime", which, prepare_onnxruntime(file)) for which, file in files.items()]
     if importlib.util.find_spec("openvino") is None:
         return runners, missing | {"OpenVINO": "openvino is not installed; pip install openvino"}
@@ -169,29 +181,28 @@ def make_runners(
     ], missing
 
 
-def prepare_torch(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def prepare_torch(model: nn.Module) -> Run:
     """Prepare to run `model` in torch, without inference mode, because sparse matrices cannot multiply in it."""
 
-    def run(x: Tensor) -> Tensor:
+    def run(x: Any) -> list[Tensor]:
         with torch.no_grad():
-            return model(x)
+            return tensors_in(call(model, x))
 
     return run
 
 
-def write_onnx(model: nn.Module, shape: tuple[int, ...], file: Path) -> None:
+def write_onnx(model: nn.Module, example: Any, file: Path) -> None:
     """Write `model` as ONNX with a free batch size; linear layers become Gemm with the weights as stored."""
-    to_onnx(export_program(model, torch.zeros(2, *shape), free_batch=True)).save(file)
+    to_onnx(export_program(model, random_batch(example, 2), free_dims=(0,))).save(file)
 
 
-def prepare_onnxruntime(file: Path) -> Callable[[Tensor], Tensor]:
+def prepare_onnxruntime(file: Path) -> Run:
     """Prepare to run an ONNX file in onnxruntime, with as many threads as torch."""
     session = open_session(file.read_bytes())
-    name = session.get_inputs()[0].name
-    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+    return lambda x: [torch.from_numpy(output) for output in session.run(None, feed_of(session, x))]
 
 
-def prepare_openvino(file: Path) -> Callable[[Tensor], Tensor]:
+def prepare_openvino(file: Path) -> Run:
     """Prepare to run an ONNX file in OpenVINO, in float32, with as many threads as torch, and with sparse weights."""
     import openvino  # pyright: ignore[reportMissingImports]: an optional package
 
@@ -202,15 +213,19 @@ def prepare_openvino(file: Path) -> Callable[[Tensor], Tensor]:
         "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": 0.5,
     }
     request = openvino.Core().compile_model(str(file), "CPU", config).create_infer_request()
-    return lambda x: torch.from_numpy(request.infer([x.numpy()])[0])
+
+    def run(x: Any) -> list[Tensor]:
+        found = request.infer([tensor.numpy() for tensor in tensors_in(x)])
+        return [torch.from_numpy(found[number]) for number in range(len(found))]
+
+    return run
 
 
-def check_output(runner: Runner, model: nn.Module, shape: tuple[int, ...]) -> None:
+def check_output(runner: Runner, model: nn.Module, example: Any) -> None:
     """Raise PruningError unless the runner computes what torch does; otherwise its time would mean nothing."""
-    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
-    expected, output = prepare_torch(model)(x), runner.run(x)
-    error, allowed = (output - expected).abs().max().item(), max(1.0, expected.abs().max().item())
-    if not error <= RELATIVE_TOLERANCE * allowed:
+    x = random_batch(example, 3)
+    error, allowed = largest_difference(runner.run(x), prepare_torch(model)(x))
+    if not error <= allowed:
         raise PruningError(
             f"{runner.name} differs from the model by {error:.1e}; its time would mean nothing."
         )

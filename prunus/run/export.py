@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from prunus.export import export_model, store
+from prunus.files import write_json
 from prunus.run.lock import sole_writer
-from prunus.run.saved import original_model
+from prunus.run.reopen import reopen_task
+
+PREPROCESSING = "preprocessing.json"
 
 
 def export_run(folder: Path, result: dict[str, Any]) -> list[str]:
-    """Export the model of a finished run into its folder.
+    """Export the model of a finished run into its folder, and how its images are read beside it.
 
     Args:
         folder: The run's folder.
@@ -23,6 +26,13 @@ def export_run(folder: Path, result: dict[str, Any]) -> list[str]:
             folder.
         PruningError: An exported model computes something else than the model.
     """
-    original = original_model(result, "call prunus.export.export_model with the model")
+    task = reopen_task(folder, result, instead="call prunus.export.export_model with the model")
+    known = task.data.fingerprint
     with sole_writer(folder):
-        return export_model(folder, store.load(folder, original), tuple(result["input"]["shape"]))
+        lines = export_model(folder, store.load(folder, task.model), task.example, task.free_dims)
+        if known is not None and known.preprocessing is not None:
+            write_json(folder / PREPROCESSING, known.preprocessing.to_json())
+            lines.append(
+                f"{PREPROCESSING} written; it says how an image becomes an input: {known.preprocessing}."
+            )
+    return lines

@@ -4,22 +4,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from torch import Tensor
-from torch.utils._pytree import tree_map
-
 from prunus.machine import machine, versions
 from prunus.run.provenance import fingerprint_of
 from prunus.run.records import check_records
+from prunus.run.reopen import describe_example
 from prunus.run.stages import Pipeline
-
-
-def describe_input(example: Any) -> dict[str, Any]:
-    """Return the shape of one input, without the batch dimension; for several tensors the shape of each."""
-    if isinstance(example, Tensor):
-        return {"shape": list(example.shape[1:])}
-    return {
-        "shapes": tree_map(lambda leaf: list(leaf.shape[1:]) if isinstance(leaf, Tensor) else None, example)
-    }
 
 
 def make_result(pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -40,7 +29,7 @@ def make_result(pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> di
         "metric": metric.key,
         "metric_shown": asdict(metric),
         "further_metrics": [asdict(each) for each in pipeline.task.further_metrics],
-        "input": describe_input(pipeline.task.example) | built_with,
+        "input": describe_example(pipeline.task.example) | built_with,
         "judged_on": "val" if pipeline.task.data.test is None else "test",
         "data": fingerprint_of(pipeline.task.data).summary(),
         "before": evaluate["before"] | base["test"],

@@ -1,4 +1,4 @@
-"""A finished run, ready to use: the smaller model, the names of its classes, and how it reads an image.
+"""A finished run, ready to use: the smaller model, how it reads a file, and what it answers.
 
 saved = prunus.load("run/")
 image = saved.read("new.jpg")                          # (1, 3, 224, 224)
@@ -12,26 +12,19 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from prunus import report
 from prunus.data import Data, Fingerprint, Preprocessing
-from prunus.errors import FileError, UserError
+from prunus.errors import UserError
 from prunus.export import store
 from prunus.files import expand_home
 from prunus.run.provenance import SAME_FOR_EVERY_SEED, fingerprint_of, read_fingerprint
-from prunus.tasks import logits
-from prunus.zoo import load_model
+from prunus.run.reopen import reopen_task
+from prunus.tasks import Answer, Task
+from prunus.train import in_mode
 
-BATCH = 64  # images
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A class and its probability, 0 to 1."""
-
-    class_name: str
-    probability: float
+ALTERNATIVES = 1  # that an answer names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,73 +33,71 @@ class Saved:
 
     Args:
         folder: Its folder.
-        model: The smaller model, in evaluation mode, on the processor.
+        task: Its task with the smaller model, without its data.
         class_names: The names of the classes in the order of the model's outputs; their numbers where the data set
-            states no names.
-        preprocessing: How an image is read; None for runs of version 0.1.0, and where a user has prepared tensors.
+            states no names; empty where the task has no classes.
+        preprocessing: How an image is read; None for runs of version 0.1.0, and for other data than images that are
+            classified.
         fingerprint: What the run's data were; None for runs of version 0.1.0.
     """
 
     folder: Path
-    model: nn.Module
+    task: Task
     class_names: tuple[str, ...]
     preprocessing: Preprocessing | None
     fingerprint: Fingerprint | None
 
-    def read(self, image: str | Path | bytes | Image.Image) -> Tensor:
-        """Read one image as the run read its own.
+    @property
+    def model(self) -> nn.Module:
+        """The smaller model, in evaluation mode, on the processor."""
+        return self.task.model
+
+    def read(self, file: str | Path | bytes | Image.Image) -> Any:
+        """Read one file as the run's task does, such as an image as the run read its own.
 
         Args:
-            image: A file, the bytes of one, or an open image.
+            file: A file, the bytes of one, or an open image.
 
         Returns:
-            The image, float32 (1, C, H, W).
+            The input of the model, with a batch dimension of 1: of an image float32 (1, C, H, W).
 
         Raises:
-            UserError: The image is missing or damaged, or the run does not say how an image is read.
+            UserError: The file is missing or damaged, or the run does not say how one is read.
         """
-        if self.preprocessing is None:
-            raise UserError(
-                f"{self.folder} does not say how an image is read: its data were tensors, or it is a run of version "
-                "0.1.0. Prepare the tensor yourself, and call the model with it."
-            )
-        return self.preprocessing.read(image)
+        return self.task.read_file(file)
 
-    def predict(self, images: Sequence[str | Path], top: int = 1) -> list[list[Prediction]]:
-        """Classify images.
+    def predict(self, files: Sequence[str | Path], top: int = ALTERNATIVES) -> list[Any]:
+        """Answer files.
 
         Args:
-            images: The files.
-            top: How many classes to name for each, the likeliest first.
+            files: The files.
+            top: How many classes to name for each at most, the likeliest first.
 
         Returns:
-            For each image its likeliest classes.
+            For each file its answer: of a classifier a list of `Prediction`, of restoration a PIL image.
 
         Raises:
-            UserError: Images cannot be read; all are named.
+            UserError: Files cannot be read, of which all are named, or the task answers none.
         """
-        found: list[list[Prediction]] = []
-        broken: list[str] = []
-        for start in range(0, len(images), BATCH):
-            batch: list[Tensor] = []
-            for image in images[start : start + BATCH]:
-                try:
-                    batch.append(self.read(image))
-                except UserError as error:
-                    broken.append(str(error))
-            if not broken:
-                found += self._classify(torch.cat(batch), top)
-        if broken:
-            raise UserError("\n".join(broken))
-        return found
+        return [answer.value for answer in self.answers(files, top)]
 
     @torch.no_grad()
-    def _classify(self, x: Tensor, top: int) -> list[list[Prediction]]:
-        shares, order = logits(self.model(x)).float().softmax(1).sort(1, descending=True)
-        return [
-            [Prediction(self.class_names[label], share) for label, share in zip(*row, strict=True)]
-            for row in zip(order[:, :top].tolist(), shares[:, :top].tolist(), strict=True)
-        ]
+    def answers(self, files: Sequence[str | Path], top: int = ALTERNATIVES) -> list[Answer]:
+        """Answer files; like `predict`, with what is printed and written of each answer."""
+        found: list[Answer] = []
+        broken: list[str] = []
+        with in_mode(self.model, False):
+            for file in files:
+                try:
+                    inputs = self.read(file)
+                except UserError as error:
+                    broken.append(str(error))
+                    continue
+                if not broken:
+                    found.append(self.task.answer(self.task.respond(inputs), top))
+        if broken:
+            raise UserError("\n".join(dict.fromkeys(broken)))
+        return found
 
     def check(self, data: Data) -> None:
         """Raise UserError, saying what differs, unless `data` are the run's own, whatever their seed."""
@@ -124,52 +115,24 @@ def load_run(folder: str | Path, model: nn.Module | None = None) -> Saved:
         model: The original class at its original size; None: it is built from the SPEC that the run stores.
 
     Returns:
-        The smaller model, with its classes and how it reads an image.
+        The smaller model, with its classes, how it reads a file and what it answers.
 
     Raises:
-        UserError: The folder holds no finished run, or its model was not given by a SPEC.
+        UserError: The folder holds no finished run, or one whose model or task was not given by a SPEC.
         FileError: A file is missing or damaged.
     """
     folder = expand_home(folder)
     result = read_result(folder)
-    small = store.load(folder, original_model(result) if model is None else model).eval()
-    data = result.get("data") or {}  # runs of version 0.1.0 have none
-    how, file = data.get("preprocessing"), folder / "result.json"
-    try:
-        names = data.get("class_names") or [str(number) for number in range(result["input"]["classes"])]
-    except (KeyError, TypeError) as error:
-        raise FileError(
-            f"{file} does not say how many classes there are; only classifiers are loaded so."
-        ) from error
+    task = reopen_task(folder, result, model)
+    known, number = task.data.fingerprint, task.data.classes or 0
+    names = None if known is None else known.class_names
     return Saved(
         folder=folder,
-        model=small,
-        class_names=tuple(names),
-        preprocessing=how and Preprocessing.from_json(how, file),
+        task=task.on(store.load(folder, task.model).eval()),
+        class_names=names or tuple(map(str, range(number))),
+        preprocessing=None if known is None else known.preprocessing,
         fingerprint=read_fingerprint(folder),
     )
-
-
-def original_model(
-    result: dict[str, Any], instead: str = "call prunus.run.load_run(folder, model) with the model"
-) -> nn.Module:
-    """Build the original model of a finished run from its SPEC.
-
-    Args:
-        result: The run's result.json.
-        instead: What to do if the model was not given by a SPEC.
-
-    Returns:
-        The model, freshly initialised.
-
-    Raises:
-        UserError: The model was not given by a SPEC.
-    """
-    spec = result["settings"]["model"]
-    if ":" not in spec:
-        raise UserError(f"{spec} cannot be built from its name; {instead}.")
-    asked = dict(result["input"])
-    return load_model(spec, in_shape=tuple(asked.pop("shape")), **asked)
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Its files, in the order in which to read them:
 
     _contract         Task, the contract of every task; what a task is made from
+    _answers          what a model says about a file
     _registry         finding a task by its name
     _tiles            inference on large images by parts
     _quality          PSNR and SSIM
@@ -16,6 +17,7 @@ Its files, in the order in which to read them:
     sr                images made larger
 """
 
+from prunus.tasks._answers import Answer, Prediction, picture, plain, ranking
 from prunus.tasks._contract import Given, Options, Task
 from prunus.tasks._registry import DEFAULT, Kind, find_kind, kinds, own_task
 from prunus.tasks._tiles import Restorer, sight, tiled
@@ -25,11 +27,13 @@ from prunus.tasks.sr import SuperResolution
 
 __all__ = [
     "DEFAULT",
+    "Answer",
     "Classification",
     "Denoising",
     "Given",
     "Kind",
     "Options",
+    "Prediction",
     "Restorer",
     "SuperResolution",
     "Task",
@@ -37,6 +41,9 @@ __all__ = [
     "kinds",
     "logits",
     "own_task",
+    "picture",
+    "plain",
+    "ranking",
     "sight",
     "tiled",
 ]

@@ -4,23 +4,27 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch.nn.functional as F
 from accelerate.utils import set_seed
+from PIL import Image
 from torch import Tensor, nn
 
 from prunus.charts import Chart
 from prunus.data import Data, Examples, ImageOptions, load_data
 from prunus.errors import UserError
 from prunus.graph import Graph, Outputs, trace
-from prunus.inputs import tensors_in
+from prunus.inputs import call, tensors_in
 from prunus.metrics import Metric
 from prunus.options import Checked
+from prunus.tasks._answers import Answer
 from prunus.train import Recipe
 from prunus.zoo import expected_images, load_model
 
 AS_EXPECTED = ImageOptions()
+File = str | Path | bytes | Image.Image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,11 @@ class Given:
     workers: int | None = None
     skip_broken: bool = False
     split_by: str = "content"
+
+    @property
+    def image_size(self) -> int | None:
+        """The side in pixels to which images are resized; None: the user does not say."""
+        return self.images.image_size
 
     def load_data(self) -> Data:
         """Load labelled images, unless the data are given as an object, with the example that was given.
@@ -113,6 +122,7 @@ class Task(ABC):
     metric: Metric
     further_metrics: ClassVar[tuple[Metric, ...]] = ()  # others that `evaluate` returns and the report shows
     judges_examples: ClassVar[bool] = False  # whether `verdicts` can judge a single example
+    free_dims: ClassVar[tuple[int, ...]] = (0,)  # of inputs, that exported programs leave free if they can
     outputs: Outputs | None = None  # the outputs that keep their sizes, as in `graph.trace`; None: all
 
     def __init__(self, model: nn.Module, data: Data, recipe_fields: dict[str, Any] | None = None):
@@ -196,6 +206,48 @@ class Task(ABC):
     def examples(self, original: nn.Module, small: nn.Module) -> Sequence[Chart]:
         """Return examples of the test set from which a person can judge both models; a task may have none."""
         return []
+
+    def read_file(self, file: File) -> Any:
+        """Read a file as an input of the model, for `prunus predict`.
+
+        A finished run is opened without its data: `self.data` then holds no examples, but the run's classes,
+        fingerprint and shape of an input.
+
+        Args:
+            file: A file, its bytes, or an open image.
+
+        Returns:
+            The input, with a batch dimension of 1: a tensor, a tuple or a dict.
+
+        Raises:
+            UserError: The file cannot be read, or the task does not say how.
+        """
+        raise UserError(
+            f"the task {type(self).__name__} does not say how a file becomes an input, so it answers none. Prepare the "
+            "input yourself and call the model: prunus.load(run).model(input)."
+        )
+
+    def respond(self, inputs: Any) -> Any:
+        """Return the model's output for the input of a file; the model is in evaluation mode, gradients are off."""
+        return call(self.model, inputs)
+
+    def answer(self, output: Any, most: int) -> Answer:
+        """Make an answer for people and programs of an output, for `prunus predict`.
+
+        Args:
+            output: What `respond` returned for one input.
+            most: How many alternatives to name at most, such as classes, the likeliest first.
+
+        Returns:
+            The answer.
+
+        Raises:
+            UserError: The task does not say how.
+        """
+        raise UserError(
+            f"the task {type(self).__name__} does not say how an output becomes an answer; call the model yourself: "
+            "prunus.load(run).model(input)."
+        )
 
     @abstractmethod
     def recipe(self, purpose: str) -> Recipe:

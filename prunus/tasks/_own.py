@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from prunus import data
 from prunus.data import Data, Examples, LoaderSplit, StreamSplit, own_randomness, reseed, split_given
-from prunus.errors import UserError
+from prunus.errors import UserError, one_line
 from prunus.graph import Outputs
 from prunus.inputs import call, count_examples, model_device, move, take_examples
 from prunus.tasks import _contract
+from prunus.tasks._answers import Answer, plain
+from prunus.tasks._contract import File
 from prunus.tasks._losses import Loss, Losses, Named, check_losses, in_words
 from prunus.tasks._measures import (
     Average,
@@ -65,6 +67,10 @@ class Task(_contract.Task):
             torchmetrics.Metric the output or its `logits`.
         distill: distill(output, teacher_output) -> scalar, added in recovery; None: no distillation, unless the recipe
             has a distill_weight (then the mean squared difference of the outputs).
+        read: read(file) returns the model's input for a file, with a batch dimension of 1, for `prunus predict`; None:
+            files are not answered.
+        answer: answer(output) returns what `prunus predict` prints of an output: a text, a number, a dict, or a PIL
+            image, which it writes; None: the tensors of the output, after `prediction`.
         unpack: unpack(batch) -> (inputs, target), for batches of another form; inputs are a tensor, a tuple of
             arguments, or a dict of arguments by keyword.
         outputs: The outputs that count and keep their sizes, such as "logits" or "0", as in `trace`; None: all. Others,
@@ -92,6 +98,8 @@ class Task(_contract.Task):
         digits: int | None = None,
         prediction: Callable[[Any], Any] | None = None,
         distill: Callable[[Any, Any], Tensor] | None = None,
+        read: Callable[[Any], Any] | None = None,
+        answer: Callable[[Any], Any] | None = None,
         unpack: Callable[[Any], tuple[Any, Any]] | None = None,
         outputs: Outputs | None = None,
         example: Any = None,
@@ -107,7 +115,7 @@ class Task(_contract.Task):
             prediction,
             distill,
         )
-        self.outputs = outputs
+        self.outputs, self.read, self.answered = outputs, read, answer
         unpack = unpack or (data.with_targets if loss is None else data.unpack)
         given = {"train": train, "val": val} | ({} if test is None else {"test": test})
         splits = {split: split_given(source, split, unpack) for split, source in given.items()}
@@ -165,6 +173,24 @@ class Task(_contract.Task):
         return Average(
             metric if prediction is None else lambda output, target: metric(prediction(output), target)
         )
+
+    def read_file(self, file: File) -> Any:
+        """Return what the user's `read` makes of a file."""
+        if self.read is None:
+            raise UserError(
+                "this prunus.Task does not say how a file becomes an input; give read=fn(file), which returns the "
+                "input with a batch dimension of 1, or call the model yourself: prunus.load(run).model(input)."
+            )
+        try:
+            return self.read(file)
+        except Exception as error:  # whatever a user's own function raises
+            raise UserError(f"read failed on {file}: {one_line(error)}") from error
+
+    def answer(self, output: Any, most: int) -> Answer:
+        """Return what the user's `answer` makes of an output, otherwise its predictions or tensors."""
+        make = self.answered or self.prediction
+        found = output if make is None else make(output)
+        return plain(found)
 
     def recipe(self, purpose: str) -> Recipe:
         """Return a recipe to begin with, in full precision, with the loader's batch size."""

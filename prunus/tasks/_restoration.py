@@ -11,16 +11,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from prunus.charts import Panels
-from prunus.data import Data, Degradation, Examples, Patches, load_pairs
+from prunus.data import Data, Degradation, Examples, Patches, load_pairs, read_whole
 from prunus.errors import UserError
 from prunus.inputs import model_device, move
 from prunus.metrics import Metric
 from prunus.options import Count, Pixels
 from prunus.tasks import _contract
-from prunus.tasks._contract import Given, Task
+from prunus.tasks._answers import Answer, picture
+from prunus.tasks._contract import File, Given, Task
 from prunus.tasks._panels import choose_examples, panel
 from prunus.tasks._quality import psnr, ssim
 from prunus.tasks._tiles import Restorer
@@ -86,6 +88,7 @@ class Restoration(Task):
     """
 
     metric = Metric(key="psnr", unit="dB")
+    free_dims = (0, 2, 3)
     further_metrics = (Metric(key="ssim", digits=4),)
     scale: int = 1
     epochs: ClassVar[dict[str, int]]  # by purpose
@@ -166,6 +169,19 @@ class Restoration(Task):
     def asked_of_model(self) -> dict[str, Any]:
         """Return the images' shape (C, H, W)."""
         return {"in_shape": list(self.example.shape[1:])}
+
+    def read_file(self, file: File) -> Tensor:
+        """Read a degraded image as it is, float32 (1, C, H, W) in 0..1; nothing is added to it or taken away."""
+        return read_whole(file, self.example.shape[1])
+
+    def respond(self, inputs: Any) -> Tensor:
+        """Return the restored image (1, C, scale * H, scale * W), computed by parts if it is large."""
+        return Restorer(self.model, self.scale)(inputs)
+
+    def answer(self, output: Any, most: int) -> Answer:
+        """Return the restored image with 8 bits."""
+        pixels = as_stored(output)[0].permute(1, 2, 0).cpu().numpy().astype(np.uint8)
+        return picture(Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels))
 
     @torch.no_grad()
     def examples(self, original: nn.Module, small: nn.Module) -> list[Panels]:

@@ -12,7 +12,8 @@ from prunus.errors import UserError
 from prunus.inputs import call, model_device, move
 from prunus.metrics import ACCURACY
 from prunus.tasks import _contract
-from prunus.tasks._contract import Given, Task
+from prunus.tasks._answers import Answer, ranking
+from prunus.tasks._contract import File, Given, Task
 from prunus.train import Recipe, in_mode
 
 EVALUATION_BATCH = 256  # images
@@ -84,6 +85,22 @@ class Classification(Task):
     def verdicts(self, output: Any, target: Tensor) -> Tensor:
         """Return whether the top-1 prediction is correct, per image: bool (B,)."""
         return logits(output).argmax(1) == target
+
+    def read_file(self, file: File) -> Tensor:
+        """Read an image as the run read its own, float32 (1, C, H, W)."""
+        known = self.data.fingerprint
+        if known is None or known.preprocessing is None:
+            raise UserError(
+                f"{self.data.name} does not say how an image is read: its data were tensors, or it is a run of version "
+                "0.1.0. Prepare the tensor yourself, and call the model with it."
+            )
+        return known.preprocessing.read(file)
+
+    def answer(self, output: Any, most: int) -> Answer:
+        """Return the likeliest classes with their probabilities."""
+        names = self.data.fingerprint and self.data.fingerprint.class_names
+        shares = logits(output)[0].float().softmax(0)
+        return ranking(shares, names or tuple(map(str, range(len(shares)))), most)
 
     def recipe(self, purpose: str) -> Recipe:
         """Return a recipe to begin with; data sets below 5,000 images get a small batch size and many short epochs."""

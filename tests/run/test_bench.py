@@ -74,7 +74,7 @@ def wide(zeros: float) -> nn.Module:
 
 @pytest.mark.filterwarnings("ignore")  # from the exporters
 def test_every_installed_program_is_measured():
-    record = bench.bench(wide(0.0), wide(0.9), (64,), zeros=0.9, seconds=0.05)
+    record = bench.bench(wide(0.0), wide(0.9), torch.zeros(1, 64), zeros=0.9, seconds=0.05)
     programs = {name.partition(",")[0] for name in record["rows"]["1"]}
     assert {"torch", "torch CSR"} <= programs
     assert set(record["missing"]) == {"onnxruntime", "OpenVINO"} - programs
@@ -86,7 +86,7 @@ def test_every_installed_program_is_measured():
 
 @pytest.mark.filterwarnings("ignore")
 def test_dense_layers_are_not_run_as_sparse_ones():
-    record = bench.bench(wide(0.0), wide(0.3), (64,), zeros=0.3, seconds=0.05)
+    record = bench.bench(wide(0.0), wide(0.3), torch.zeros(1, 64), zeros=0.3, seconds=0.05)
     assert "torch CSR" in record["missing"] and "torch CSR, pruned" not in record["rows"]["1"]
 
 
@@ -96,7 +96,7 @@ def test_another_computation_is_not_timed():
     with torch.no_grad():
         wrong[2].bias.add_(1)
     with pytest.raises(PruningError, match="its time would mean nothing"):
-        bench.check_output(Runner("torch", PRUNED, bench.prepare_torch(wrong)), model, (64,))
+        bench.check_output(Runner("torch", PRUNED, bench.prepare_torch(wrong)), model, torch.zeros(1, 64))
 
 
 @pytest.mark.filterwarnings("ignore")

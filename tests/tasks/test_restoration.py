@@ -18,7 +18,7 @@ from prunus import report
 from prunus.data import Downscaling, Noise, Patches, load_pairs
 from prunus.errors import UserError
 from prunus.run import Settings
-from prunus.run.saved import original_model
+from prunus.run.reopen import reopen_task
 from prunus.selection import Budget
 from prunus.tasks import Denoising, SuperResolution, _restoration
 from prunus.tasks._panels import SIDE, choose_examples
@@ -157,7 +157,7 @@ def test_losses_and_recipes_are_those_of_dhp():
 def test_a_finished_run_builds_its_original_again(tmp_path):
     values = restored("sr", tmp_path).values
     assert values["input"] == {"shape": [3, 8, 8], "scale": 2}
-    model = original_model(values)
+    model = reopen_task(tmp_path, values).model
     assert model(torch.rand(1, 3, 8, 8)).shape == (1, 3, 16, 16)
 
 

@@ -303,7 +303,7 @@ def test_i8_saved_loaded_copied_and_exported(finished, tmp_path):
     assert torch.equal(other(x), found(x))
     prunus.save(tmp_path / "small", found, search.keep, search.graph)
     assert torch.equal(prunus.load(tmp_path / "small", small(6)).eval()(x), found(x))
-    assert "model.pt2 written" in files.export_model(tmp_path, found, (1, 8, 8))[0]
+    assert "model.pt2 written" in files.export_model(tmp_path, found, torch.zeros(1, 1, 8, 8))[0]
 
 
 def test_i11_no_residue_and_training_goes_on(finished):
