@@ -78,12 +78,13 @@ def choose_preprocessing(
         UserError: mean or std have another number of channels than the images.
     """
     usual = Expected(
-        size=(LARGE_SIDE,) * 2, mean=NORMS[channels][0], std=NORMS[channels][1], crop=CENTER, source=""
+        size=(LARGE_SIDE, LARGE_SIDE), mean=NORMS[channels][0], std=NORMS[channels][1], crop=CENTER, source=""
     )
     model = expected or usual
     # a mean of three channels says nothing about gray images
     norms = model if len(model.mean) == channels else usual
-    size = (options.image_size,) * 2 if options.image_size else own_size or model.size
+    side = options.image_size
+    size = (side, side) if side else own_size or model.size
     taken = [expected.source] if expected else []
     taken += ["but for mean and std, which are of colour"] if norms is not model else []
     taken += [f"{', '.join(options.given)} as given"] if options.given else []

@@ -23,7 +23,16 @@ from prunus.data.preprocessing import ANY_SIZE, Preprocessing
 from prunus.data.randomness import own_randomness
 from prunus.data.readers import READERS, Found, Rows, left_out_sentence, read_user
 from prunus.data.split import Reader, Split, hold_out, hold_out_by_content
-from prunus.data.survey import AFFORDABLE_BYTES, ALL, NOTHING, SAMPLE, Reading, Survey, survey
+from prunus.data.survey import (
+    AFFORDABLE_BYTES,
+    AFFORDABLE_IMAGES,
+    ALL,
+    NOTHING,
+    SAMPLE,
+    Reading,
+    Survey,
+    survey,
+)
 from prunus.data.workers import Workers
 from prunus.errors import UserError
 from prunus.machine import cores
@@ -184,14 +193,22 @@ def choose_reading(
         how = try_transform(train, channels, images.transform)
     stored = [table.encoded_bytes for table in tables.values()]
     total = sum(size for size in stored if size is not None)
-    hashed = NOTHING if None in stored else SAMPLE if not in_memory and total > AFFORDABLE_BYTES else ALL
-    return Reading(how=how, in_memory=in_memory, hashed=hashed)
+    few = sum(len(table.rows) for table in tables.values()) <= AFFORDABLE_IMAGES
+    affordable = in_memory or (few and total <= AFFORDABLE_BYTES)
+    hashed = NOTHING if None in stored else ALL if affordable else SAMPLE
+    return Reading(how=how, in_memory=in_memory, hashed=hashed, opened=few)
 
 
 def try_transform(train: Rows, channels: int, transform: str) -> Preprocessing:
     """Make the preprocessing by a user's transform, whose size is that of its answer to the first readable image."""
-    plain = {"channels": channels, "mean": (0.0,) * channels, "std": (1.0,) * channels}
-    how = Preprocessing(size=ANY_SIZE, transform=transform, source="the transform as given", **plain)
+    how = Preprocessing(
+        channels=channels,
+        size=ANY_SIZE,
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+        transform=transform,
+        source="the transform as given",
+    )
     for row in train.rows:
         try:
             header(*row)

@@ -28,7 +28,7 @@ from prunus.data.randomness import own_randomness, reseed
 from prunus.data.split import generator, hold_out
 from prunus.data.unpacking import Unpack, check_unpacked
 from prunus.errors import UserError
-from prunus.inputs import count_examples, hash_tensors, take_examples
+from prunus.inputs import count_examples, hash_tensors, take_share
 
 END = object()  # in the place of a batch
 ORDER = 0  # stands in the place of a batch number, which begins at 1, when the order of an epoch is drawn
@@ -134,12 +134,13 @@ class LoaderSplit:
             )
         rank, processes = share
         if not self.holds_batches:
-            order = [indices[rank::processes] for indices in order]
+            # a process without an example of its own takes the last one, because all of them have to compute
+            order = [indices[rank::processes] or indices[-1:] for indices in order]
         numbers = (seed or 0, epoch)
         jobs = [Job((*numbers, at + 1, rank), indices) for at, indices in enumerate(order)][start:]
         divided = self.holds_batches and processes > 1
         for batch in self._read(jobs):
-            yield take_examples(batch, slice(rank, None, processes)) if divided else batch
+            yield take_share(batch, share) if divided else batch
 
     def hold_out(self, share: float, seed: int) -> tuple[Examples, Examples]:
         """Hold out a share of the examples at random, or of the batches if the data set holds batches."""

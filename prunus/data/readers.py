@@ -4,10 +4,12 @@ A reader returns what it found: Rows by split ("train", and "test" and "val" if 
 the data set states them. Nothing is decoded here.
 """
 
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from prunus.data.decode import Encoded
+from prunus.data.table import Files, Texts
 from prunus.errors import UserError
 from prunus.files import expand_home
 
@@ -36,7 +39,7 @@ class Rows:
 
     rows: Sequence
     labels: np.ndarray
-    names: list[str]
+    names: Sequence[str]
     encoded_bytes: int | None
 
 
@@ -85,12 +88,16 @@ def read_classes(folder: Path, classes: Sequence[str], root: Path, left_out: Cou
     unknown = [path.name for path in subfolders(folder) if path.name not in classes]
     if unknown:
         raise UserError(f"{folder} has the class {unknown[0]!r}, which the training images lack.")
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        found = list_images(folder / name, folder, left_out)
-        paths += found
-        labels += [label] * len(found)
-    return file_rows(paths, np.array(labels, np.int64), root)
+    counts: list[int] = []
+
+    def paths() -> Iterator[Path]:
+        for name in classes:
+            found = list_images(folder / name, folder, left_out)
+            counts.append(len(found))
+            yield from found
+
+    table = file_rows(paths(), np.zeros(0, np.int64), root)
+    return replace(table, labels=np.repeat(np.arange(len(classes)), counts))
 
 
 def list_images(folder: Path, root: Path, left_out: Counter[str]) -> list[Path]:
@@ -98,17 +105,35 @@ def list_images(folder: Path, root: Path, left_out: Counter[str]) -> list[Path]:
 
     root: the folder below which hidden folders are left out.
     """
-    files = [path for path in sorted(folder.rglob("*")) if is_visible(path, root)]
-    suffixes = [path.suffix.lower() for path in files if path.suffix.lower() not in ENDINGS]
-    left_out.update(f"suffix {suffix}" if suffix else "no suffix" for suffix in suffixes)
-    return [path for path in files if path.suffix.lower() in ENDINGS]
+    hidden = any(is_of_system(part) for part in folder.relative_to(root).parts)
+    places: list[tuple[str, ...]] = []
+    for place, folders, files in [] if hidden else os.walk(folder):
+        folders[:] = [name for name in folders if not is_of_system(name)]
+        above = Path(place).relative_to(folder).parts
+        places += [(*above, name) for name in files if not is_of_system(name)]
+    suffixes = [Path(name).suffix.lower() for *_, name in places]
+    other = [suffix for suffix in suffixes if suffix not in ENDINGS]
+    left_out.update(f"suffix {suffix}" if suffix else "no suffix" for suffix in other)
+    return [
+        Path(folder, *place)
+        for place, suffix in sorted(zip(places, suffixes, strict=True))
+        if suffix in ENDINGS
+    ]
 
 
-def file_rows(paths: Sequence[Path], labels: np.ndarray, root: Path) -> Rows:
+def file_rows(paths: Iterable[Path], labels: np.ndarray, root: Path) -> Rows:
     """Make the rows of image files, named by their places below `root`."""
-    names = [path.relative_to(root).as_posix() for path in paths]
-    sizes = [path.stat().st_size for path in paths if path.exists()]
-    return Rows([(str(path), path) for path in paths], labels, names, sum(sizes))
+    total, above = 0, len(str(root / "_")) - 1
+
+    def names() -> Iterator[str]:
+        nonlocal total
+        for path in paths:
+            with suppress(OSError):  # the survey lists it with all others
+                total += path.stat().st_size
+            yield str(path)[above:].replace(os.sep, "/")
+
+    files = Files(root, Texts(names()))
+    return Rows(files, labels, files.names, total)
 
 
 def is_visible(path: Path, folder: Path) -> bool:

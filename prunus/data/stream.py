@@ -12,7 +12,7 @@ from prunus.data.examples import Examples
 from prunus.data.randomness import own_randomness, reseed
 from prunus.data.unpacking import Unpack, check_unpacked
 from prunus.errors import UserError
-from prunus.inputs import count_examples, hash_tensors, take_examples
+from prunus.inputs import count_examples, hash_tensors, take_share
 
 PROMISE = (
     "is read in the order in which it comes, and a run that goes on in the middle of an epoch reads the batches before "
@@ -67,12 +67,12 @@ class StreamSplit:
         share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Any, Any]]:
         """Iterate over the source's batches; see `Examples.batches`, and `PROMISE` for what cannot be promised."""
-        (rank, processes), expected = share, len(self._counts)
+        expected = len(self._counts)
         number = 0
         for number, batch in enumerate(self._read(seed or 0, epoch, start), start + 1):
             if number > expected:
                 break
-            yield take_examples(batch, slice(rank, None, processes)) if processes > 1 else batch
+            yield take_share(batch, share) if share[1] > 1 else batch
         if max(number, start) != expected:
             raise UserError(
                 f"{self.name} gave {'more than ' if number > expected else ''}{min(number, expected)} batches in epoch "

@@ -1,15 +1,16 @@
 """A survey of a table of images before anything is trained: their content, and which cannot be read.
 
-Every image is read, hashed and decoded where that is affordable: up to 2 GiB of encoded images, about a minute on
-two cores, and always where they are decoded into memory. Of more, a sample of each image is hashed (all of up to
-64 KiB, otherwise its size and 16 blocks of 4 KiB spread evenly over it) and its header is read; damage elsewhere is
-found only when training reads it. Data sets that a user's own code returns are not read for this, because reading an
-item may take long or be random: their images are known by their positions.
+Every image is read, hashed and decoded where that is affordable: up to 2 GiB and 50,000 encoded images, about a minute
+on two cores, and always where they are decoded into memory. Of more, a sample of each image is hashed (all of up to
+64 KiB, otherwise its size and 16 blocks of 4 KiB spread evenly over it), and of up to 50,000 the header is read; damage
+elsewhere is found only when training reads it. Data sets that a user's own code returns are not read for this, because
+reading an item may take long or be random: their images are known by their positions.
 
 The sample alone decides where an image belongs when data are split, so that this does not depend on what is affordable.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from prunus.errors import UserError
 from prunus.machine import cores
 
 AFFORDABLE_BYTES = 2 * 2**30  # encoded images, of all splits together
+AFFORDABLE_IMAGES = 50_000  # of all splits together
 BLOCKS, BLOCK_BYTES = 16, 4096  # of the sample of an image
 AT_ONCE = 256  # images that are read together
 ALL, SAMPLE, NOTHING = "all bytes", f"size and {BLOCKS} blocks of {BLOCK_BYTES} bytes", "not hashed"
@@ -41,11 +43,13 @@ class Reading:
         how: Their preprocessing; None for tensors that a user has prepared.
         in_memory: Whether all are decoded once and kept.
         hashed: What the digests cover: ALL, SAMPLE or NOTHING.
+        opened: Whether each image is opened at least, so that damage of its header is found.
     """
 
     how: Preprocessing | None
     in_memory: bool
     hashed: str
+    opened: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,18 +126,21 @@ def look_at_all(rows: Iterable[tuple[str, Encoded]], reading: Reading) -> Iterat
     if reading.in_memory:  # for images this small a second thread only costs time
         yield from map(look, rows)
         return
+    left = iter(rows)
+    blocks = iter(lambda: list(islice(left, AT_ONCE)), [])
     with ThreadPoolExecutor(cores()) as pool:
-        left = iter(rows)
-        while block := list(islice(left, AT_ONCE)):
-            yield from pool.map(look, block)
+        while some := list(islice(blocks, cores())):
+            for found in pool.map(lambda block: list(map(look, block)), some):
+                yield from found
 
 
 def look_at(name: str, data: Encoded, reading: Reading) -> tuple[Content | None, np.ndarray | None]:
     """Return an image's content, and its pixels if they are kept in memory. Raises UserError if it is damaged."""
     assert reading.how is not None  # tensors are not looked at
     if reading.hashed == SAMPLE:
-        header(name, data)
-        key = sample_file(data) if isinstance(data, Path) else content_of(read_bytes(name, data)).key
+        if reading.opened:
+            header(name, data)
+        key = sample_file(name, data) if isinstance(data, Path) else content_of(read_bytes(name, data)).key
         return Content(key, f"{key:016x}"), None
     data = read_bytes(name, data)
     content = content_of(data) if reading.hashed == ALL else None
@@ -149,15 +156,18 @@ def content_of(data: bytes | Image.Image) -> Content:
     return Content(key, hashlib.blake2b(data, digest_size=8).hexdigest())
 
 
-def sample_file(path: Path) -> int:
-    """Hash a sample of a file, of which no more is read."""
-    with path.open("rb") as file:
+def sample_file(name: str, path: Path) -> int:
+    """Hash a sample of a file, of which no more is read. Raises UserError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
 
-        def read(start: int, size: int) -> bytes:
-            file.seek(start)
-            return file.read(size)
+            def read(start: int, size: int) -> bytes:
+                file.seek(start)
+                return file.read(size)
 
-        return hash_sample(path.stat().st_size, read)
+            return hash_sample(os.fstat(file.fileno()).st_size, read)
+    except OSError as error:
+        raise UserError(f"image {name} cannot be read: {error}.") from error
 
 
 def hash_sample(size: int, read: Callable[[int, int], bytes]) -> int:
