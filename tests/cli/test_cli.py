@@ -374,7 +374,7 @@ def test_predict_prints_json_that_a_program_reads(capsys, photos_run):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["RUN"], "name the images"),
+        (["RUN"], "name the files"),
         (["RUN", "nowhere.png", "missing.png"], "missing.png"),
         (["RUN", "nowhere.png", "--top", "0"], "--top should be at least 1, not 0"),
         (["nowhere", "a.png"], "nowhere holds no run"),
