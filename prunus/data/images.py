@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from prunus.data.decode import decode
 from prunus.data.preprocessing import Preprocessing
@@ -70,15 +71,16 @@ class Lazy:
         else:
             with ThreadPoolExecutor(cores()) as pool:
                 images = list(pool.map(self.read_one, indices.tolist(), numbers))
-        return self.how.normalise(torch.from_numpy(np.stack(images)))
+        return default_collate(images).permute(0, 3, 1, 2)  # made in shared memory by a worker; channels-last
 
-    def read_one(self, index: int, numbers: np.ndarray | None) -> np.ndarray:
-        """Decode, crop and resize an image: (H, W, C), 0..255. numbers: five in 0..1 choose the augmentation."""
+    def read_one(self, index: int, numbers: np.ndarray | None) -> Tensor:
+        """Decode, crop, resize and normalise an image: (H, W, C). numbers: five in 0..1 choose the augmentation."""
         name, encoded = self.rows[index]
         image = decode(name, encoded, self.how.channels)
         box = self.how.box(image) if numbers is None else random_box(image.size, numbers)
         x = self.how.resize(image, box)
-        return x[:, ::-1] if numbers is not None and numbers[4] < 0.5 else x
+        mirrored = numbers is not None and numbers[4] < 0.5
+        return self.how.scale(torch.from_numpy(np.ascontiguousarray(x[:, ::-1]) if mirrored else x.copy()))
 
 
 def random_box(size: tuple[int, int], numbers: np.ndarray) -> tuple[float, float, float, float]:

@@ -130,10 +130,14 @@ class Preprocessing:
         return found.float()
 
     def normalise(self, x: Tensor) -> Tensor:
-        """Normalise pixels (B, H, W, C), 0..255, to float32 (B, C, H, W)."""
+        """Normalise pixels (B, H, W, C), 0..255, to float32 (B, C, H, W), channels-last in memory."""
+        return self.scale(x).permute(0, 3, 1, 2)
+
+    def scale(self, x: Tensor) -> Tensor:
+        """Normalise pixels (..., C), 0..255, to float32 of the same shape."""
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
-        # (pixel / 255 - mean) / std as one multiplication and one addition; a view, so channels-last in memory
-        return (x * (1 / (255 * std)) + -mean / std).permute(0, 3, 1, 2)
+        # (pixel / 255 - mean) / std as one multiplication and one addition
+        return x * (1 / (255 * std)) + -mean / std
 
     def __str__(self) -> str:
         kind = "gray" if self.channels == 1 else "colour"
