@@ -4,6 +4,9 @@ tyro reads each command's options from its parameters, and their help from the d
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -77,12 +80,12 @@ def demo(
         seed: The seed of weights, order and random choices; the same seed gives the same numbers.
         resume: Continue the run that was begun in --out.
     """
-    out = out or unused_folder(Path("runs/demo"))
     # More threads do not help a network this small, and slow it on a busy machine.
     settings = Settings(method=method, seed=seed, threads=1)
     model = "zoo:digits_resnet"
-    result = prune(model, data="digits", out=out, settings=settings, resume=resume, progress=bar)
-    show(result.values, out)
+    with nullcontext(out) if out else new_folder(Path("runs/demo")) as folder:
+        result = prune(model, data="digits", out=folder, settings=settings, resume=resume, progress=bar)
+        show(result.values, folder)
 
 
 def run(
@@ -374,11 +377,25 @@ def show(values: dict, folder: Path) -> None:
     OUT.print(f"The smaller model and its report: {folder}/report.html", soft_wrap=True)
 
 
-def unused_folder(wanted: Path) -> Path:
-    """The folder `wanted` if it is free, otherwise with the first free number appended."""
-    number = 1
+@contextmanager
+def new_folder(wanted: Path) -> Iterator[Path]:
+    """Make a folder that is this process's alone, and remove it at the end if nothing was written to it.
+
+    Args:
+        wanted: The folder; if it is there already, the first free number is appended.
+
+    Yields:
+        The folder.
+    """
     folder = wanted
-    while folder.exists():
-        number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
-    return folder
+    for number in count(2):
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            folder = wanted.with_name(f"{wanted.name}-{number}")
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # it holds something
+            folder.rmdir()

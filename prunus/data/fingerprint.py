@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from prunus.data.examples import Examples
 from prunus.data.preprocessing import Preprocessing
-from prunus.errors import FileError
+from prunus.files import Count, Record, check_json
 
-FORMAT = 1
 SHOWN = 3  # names in a sentence
 SPLITS = ("train", "val", "test")
 
@@ -23,8 +22,22 @@ SPLITS = ("train", "val", "test")
 class Part:
     """A split: how many images it has, and a hash of their classes and of their positions among all, in their order."""
 
-    images: int
+    images: Count
     digest: str
+
+
+class DataFile(Record, frozen=True, kw_only=True):
+    """data.json: the fields of a `Fingerprint`."""
+
+    remedy: ClassVar[str] = "Copy the run again."
+    hashed: str
+    split_by: str
+    classes: Count | None
+    class_names: tuple[str, ...] | None
+    preprocessing: dict[str, Any] | None
+    skipped: dict[str, Count]
+    splits: dict[str, Part]
+    items: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,29 +85,15 @@ class Fingerprint:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain JSON."""
-        return {"format": FORMAT, **self.summary(), "items": dict(self.items)}
+        return {"format": DataFile.newest, **self.summary(), "items": dict(self.items)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any], file: Path) -> Self:
         """Make it from what `file` stores; FileError if the file is damaged or of another format."""
-        try:
-            if values["format"] != FORMAT:
-                raise ValueError(f"format {values['format']}, expected {FORMAT}")
-            known: dict[str, Any] = {f.name: values[f.name] for f in fields(cls)}
-            known["splits"] = {name: Part(**part) for name, part in known["splits"].items()}
-            whole = [part.images for part in known["splits"].values()] + list(known["skipped"].values())
-            texts = [*known["items"], *known["items"].values(), *(known["class_names"] or ())]
-            if not all(type(n) is int for n in whole) or not all(type(text) is str for text in texts):
-                raise ValueError("numbers or names of another type")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FileError(
-                f"{file} holds no fingerprint of data ({error!r}); copy the run again."
-            ) from error
-        known["class_names"] = known["class_names"] and tuple(known["class_names"])
-        known["preprocessing"] = known["preprocessing"] and Preprocessing.from_json(
-            known["preprocessing"], file
-        )
-        return cls(**known)
+        stored = check_json(values, DataFile, str(file))
+        known = {f.name: getattr(stored, f.name) for f in fields(cls)}
+        how = stored.preprocessing and Preprocessing.from_json(stored.preprocessing, file)
+        return cls(**known | {"preprocessing": how})
 
     def differences(self, now: "Fingerprint", splits: Collection[str] = SPLITS) -> list[str]:
         """Say what changed from this data set to another.

@@ -1,7 +1,7 @@
 """What turns an image into a model's input, as data that is stored with a run."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prunus.data.decode import Encoded, decode, pixels
 from prunus.errors import FileError
-from prunus.files import expand_home
+from prunus.files import Real, check_json, expand_home
 
 # Channels -> mean and standard deviation over 0..1. For colour ImageNet's, which published weights expect.
 NORMS = {1: ((0.3,), (0.35,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
@@ -36,8 +36,8 @@ class Preprocessing:
 
     channels: int
     size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[Real, ...]
+    std: tuple[Real, ...]
     crop: float | None = None
     interpolation: str = "bilinear"
 
@@ -78,7 +78,7 @@ class Preprocessing:
         return (x * (1 / (255 * std)) + -mean / std).permute(0, 3, 1, 2)
 
     def check(self) -> None:
-        """Raise ValueError or TypeError unless the fields fit together and can be used."""
+        """Raise ValueError unless the fields fit together and can be used."""
         fits = {
             "channels": self.channels in NORMS,
             "size": len(self.size) == 2 and all(type(n) is int and 0 < n <= LARGEST for n in self.size),
@@ -93,13 +93,14 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: dict[str, Any], file: Path) -> Self:
-        """Make it from what a file stores; FileError if that does not fit."""
+        """Make it from what a file stores; FileError if that does not fit, or says more than is known here."""
+        made = check_json(values, cls, f"the preprocessing of images in {file}")
         try:
-            known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-            made = cls(**known)
+            if unknown := sorted(values.keys() - {field.name for field in fields(cls)}):
+                raise ValueError(f"unknown: {', '.join(map(repr, unknown))}")
             made.check()
             return made
-        except (AttributeError, TypeError, ValueError) as error:
+        except ValueError as error:
             raise FileError(
                 f"{file} holds no preprocessing of images ({error}); copy the run again."
             ) from error

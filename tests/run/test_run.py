@@ -198,28 +198,26 @@ def test_a_budget_out_of_reach_is_refused_before_any_training(tmp_path):
 
 
 def test_a_stage_that_fails_leaves_no_record(tmp_path):
-    run = RunFolder(tmp_path / "run", {"seed": 0})
-    run.begin()
-
     def fail() -> dict:
         raise PrunusError("disk full")
 
-    with pytest.raises(PrunusError):
-        run.stage("base", fail)
-    assert not (tmp_path / "run" / "stages" / "base.json").exists()
-    assert run.stage("base", lambda: {"loss": float("inf")})["loss"] is None
-    assert run.stage("base", fail)["loss"] is None
+    with RunFolder(tmp_path / "run", {"seed": 0}) as run:
+        with pytest.raises(PrunusError):
+            run.stage("base", fail)
+        assert not (tmp_path / "run" / "stages" / "base.json").exists()
+        assert run.stage("base", lambda: {"loss": float("inf")})["loss"] is None
+        assert run.stage("base", fail)["loss"] is None
 
 
 def test_what_a_kill_left_half_written_is_cleared(tmp_path):
-    RunFolder(tmp_path, {"seed": 0}).begin()
+    with RunFolder(tmp_path, {"seed": 0}) as run:
+        run.log("begin")
     torn = tmp_path / "stages" / ".base.json.ab12cd_f"
     torn.parent.mkdir()
     torn.touch()
     (tmp_path / "log.jsonl").write_text('{"event": "begin"}\n{"event": "ep')
-    run = RunFolder(tmp_path, {"seed": 0}, resume=True)
-    run.begin()
-    run.log("again")
+    with RunFolder(tmp_path, {"seed": 0}, resume=True) as run:
+        run.log("again")
     assert not torn.exists()
     events = [json.loads(line)["event"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert events == ["begin", "again"]
