@@ -2,7 +2,7 @@
 
     python -m pytest -p tests.campaign.cpu_seconds tests/run
 
-prints the sum over all tests, the sum of each file, and the slowest tests. What a fixture takes counts for the first test
+prints the sum over all tests, that of each file, and the slowest tests. What a fixture takes counts for the first test
 that uses it, and the processes that a test starts count for it.
 """
 

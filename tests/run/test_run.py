@@ -13,10 +13,12 @@ from prunus import zoo
 from prunus.data import load_data
 from prunus.errors import BudgetError, FileError, PrunusError, UserError
 from prunus.export import load
-from prunus.files import read_json
-from prunus.run import RunFolder, Settings, preview, prune
+from prunus.files import read_json, read_tensors
+from prunus.recover import finetune
+from prunus.run import RunFolder, Settings, preview, prune, stages
 from prunus.run.folder import list_differences
 from prunus.selection import Budget
+from prunus.testing import tiny_task
 from tests.lib.programs import ARGUMENTS, ended, figures, kill_when_there, program, start
 
 HALF = Budget(macs=0.5)
@@ -47,6 +49,42 @@ def test_a_finished_run_resumes_to_itself(digits_run):
     settings = Settings(base_epochs=3, epochs=2)
     prune("zoo:digits_resnet", data="digits", budget=HALF, out=digits_run, settings=settings, resume=True)
     assert figures(digits_run) == before
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory):
+    """A short run on tiny images, and the weights of the network that taught in its recovery."""
+    taught = {}
+
+    def recover(*arguments, teacher, **options):
+        taught.update({name: tensor.clone() for name, tensor in teacher.state_dict().items()})
+        return finetune.recover(*arguments, teacher=teacher, **options)
+
+    settings = Settings(method="magnitude", base_epochs=2, epochs=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "recover", recover)
+        out = tmp_path_factory.mktemp("tiny") / "run"
+        return prune(task=tiny_task("residual"), out=out, settings=settings), taught
+
+
+def test_the_stored_base_teaches(tiny_run):
+    result, taught = tiny_run
+    base = read_tensors(result.folder / "base.safetensors")
+    assert base and all(torch.equal(taught[name], tensor) for name, tensor in base.items())
+    assert not torch.equal(taught["head.weight"], tiny_task("residual").model.head.weight)
+
+
+def test_base_and_result_are_judged_on_the_test_set(tiny_run):
+    result, _ = tiny_run
+    task = tiny_task("residual")
+    base = stages.load_into(task.model, result.folder / "base.safetensors")
+    models = {"before": base, "after": result.model}
+    on_test, on_val = (
+        {name: task.evaluate(model, split)["loss"] for name, model in models.items()}
+        for split in (task.data.test, task.data.val)
+    )
+    assert {name: result.values[name]["loss"] for name in models} == pytest.approx(on_test)
+    assert len({*on_test.values(), *on_val.values()}) == 4
 
 
 @pytest.mark.timeout(1200)  # five programs one after the other
