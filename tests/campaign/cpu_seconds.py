@@ -6,10 +6,10 @@ prints the sum over all tests, that of each file, and the slowest tests. What a 
 that uses it, and the processes that a test starts count for it.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 SHOWN = 30
@@ -18,8 +18,9 @@ _seconds: Counter[str] = Counter()
 
 
 def measure() -> float:
-    """Return the CPU seconds of this process, and of those it has started and waited for."""
-    return sum(os.times()[:4])
+    """Return the CPU seconds of this process, of those that it has started, and of those that they have."""
+    this = psutil.Process()
+    return sum(sum(each.cpu_times()[:4]) for each in (this, *this.children(recursive=True)))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -59,7 +59,7 @@ FAULTS = (
         "graph/places.py",
         "axes.positions(layout, self.keep).to(device)",
         "((axes.positions(layout, self.keep) + 1) % axes.size(layout)).to(device)",
-        "tests/surgery/test_three_ways.py::test_what_is_made_and_then_cut_is_what_the_small_network_holds",
+        "tests/surgery/test_three_ways.py::test_cut_masked_and_made_small_answer_alike",
     ),
     Fault(
         "let every proof hold",

@@ -31,7 +31,7 @@ from prunus.train import Recipe, fit
 from tests.lib.latency import Fake
 from tests.lib.metapruning import EXAMPLE, HALF, SMALL, begun, fresh, journal, lines
 from tests.lib.nets import build
-from tests.lib.programs import ARGUMENTS, ended, figures, kill_when_there, program, start
+from tests.lib.programs import ARGUMENTS, Program, figures, kill_when_there, program
 from tests.lib.two_processes import ROOT, SCRIPT, launched
 
 
@@ -264,8 +264,8 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_bits_and_tries_no_network_t
     lot, known, kills = random.Random(0), b"", 0
     while kills < 4 and not (killed / "stages/prune.json").exists():
         more = known.count(b"\n") + lot.randint(1, 8)
-        with ended(start([*arguments, "--out", str(killed), "--resume"])) as process:
-            while process.poll() is None and kept(killed).count(b"\n") < more:
+        with Program([*arguments, "--out", str(killed), "--resume"]) as process:
+            while process.returncode is None and kept(killed).count(b"\n") < more:
                 time.sleep(0.002)
             time.sleep(lot.uniform(0, 0.1))
             process.kill()

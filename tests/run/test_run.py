@@ -19,7 +19,7 @@ from prunus.run import RunFolder, Settings, preview, prune, stages
 from prunus.run.folder import list_differences
 from prunus.selection import Budget
 from prunus.testing import tiny_task
-from tests.lib.programs import ARGUMENTS, ended, figures, kill_when_there, program, start
+from tests.lib.programs import ARGUMENTS, Program, figures, kill_when_there, program
 
 HALF = Budget(macs=0.5)
 
@@ -106,9 +106,9 @@ def test_killed_three_times_it_ends_in_the_same_bits(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_killed_at_any_moment_it_ends_in_the_same_bits(tmp_path, digits_run):
-    killed, seconds = tmp_path / "killed", 3.0
+    killed, seconds = tmp_path / "killed", 0.0
     while not (killed / "result.json").exists():
-        with ended(start([*ARGUMENTS, "--out", str(killed), "--resume"])) as process:
+        with Program([*ARGUMENTS, "--out", str(killed), "--resume"]) as process:
             time.sleep(seconds)
             process.kill()
         seconds += 0.37
