@@ -1,6 +1,6 @@
 """Damage to every file that Prunus reads: only a UserError may come of it, within bounded memory.
 
-    python -m tests.campaign.fuzz --trials 10000 [--seed 0] [--only NAME]
+    python -m tests.campaign.fuzz --trials 10000 [--seed 0] [--only NAME] [--record FILE]
 
 damages the examples in tests/campaign/files, each trial one of them, reads it by its public reader, and prints for each
 reader how many trials were refused, how many read all the same, and every other error with the damage that causes it.
@@ -162,4 +162,4 @@ def tally_of(name: str) -> Tally:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_all(map(tally_of, READERS), __doc__, trials=10_000))
+    raise SystemExit(run_all("fuzz", map(tally_of, READERS), __doc__, trials=10_000))
