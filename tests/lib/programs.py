@@ -1,7 +1,8 @@
 """Prunus run as a program: started, waited for, killed, and what its folder says.
 
-Each program is a process of its own, forked from a server that has imported Prunus and done nothing else, in one thread:
-to import it takes longer than most programs of the tests. That `python -m prunus` is the same program is tested in tests/cli.
+Each program is a process of its own, forked from a server that has imported Prunus and done nothing else, in one
+thread: to import it takes longer than most programs of the tests. That `python -m prunus` is the same program is tested
+in tests/cli.
 """
 
 import multiprocessing
@@ -20,9 +21,7 @@ from prunus.files import read_json
 ARGUMENTS = ["run", "--model", "zoo:digits_resnet", "--data", "digits", "--base-epochs", "3", "--epochs", "2"]
 ROOT = Path(__file__).parents[2]
 SERVED = multiprocessing.get_context("forkserver")
-SERVED.set_forkserver_preload(
-    ["tests.lib.programs", "prunus.cli.commands", "plotly.graph_objects"]
-)
+SERVED.set_forkserver_preload(["tests.lib.programs", "prunus.cli.commands", "plotly.graph_objects"])
 
 
 def figures(folder: Path) -> dict:
