@@ -146,11 +146,18 @@ FAULTS = (
         "tests/run/test_run.py::test_base_and_result_are_judged_on_the_test_set",
     ),
     Fault(
-        "hold out what is trained on",
+        "hold out by content what is trained on",
+        "data/split.py",
+        "return np.flatnonzero(~held), np.flatnonzero(held)",
+        "return np.arange(len(labels)), np.flatnonzero(held)",
+        "tests/data/test_data.py::test_digits_are_split_into_disjoint_balanced_parts",
+    ),
+    Fault(
+        "hold out by position what is trained on",
         "data/split.py",
         "return np.setdiff1d(np.arange(len(labels)), held), held",
         "return np.arange(len(labels)), held",
-        "tests/data/test_data.py::test_digits_are_split_into_disjoint_balanced_parts",
+        "tests/data/test_data.py::test_val_keeps_one_image_of_a_rare_class",
     ),
     Fault(
         "count every multiplication twice",
