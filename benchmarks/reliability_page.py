@@ -38,8 +38,10 @@ def verdict(done: float, goal: float, cases: list[Case]) -> str:
     return "; ".join(missing) or "met"
 
 
-def within(value: float, goal: float) -> str:
-    return "met" if value <= goal else "missed"
+def beside_torch(cpu_s: dict[str, float]) -> tuple[float, float]:
+    """What Prunus's names take over what torch takes, and the seconds of the help beyond that."""
+    torch_s = cpu_s["import torch"]
+    return cpu_s["prunus.trace"] / torch_s, cpu_s["prunus --help"] - torch_s
 
 
 def goals(record: CampaignRecord, startup: dict[str, Any] | None) -> str:
@@ -65,17 +67,14 @@ def goals(record: CampaignRecord, startup: dict[str, Any] | None) -> str:
     ]
     rows = [[*row, found] for row, found in zip(rows, verdicts, strict=True)]
     if startup:
-        least = startup["least_cpu_s"]
-        times = least["import prunus"] / least["import torch"]
-        beyond = least["prunus --help"] - least["import torch"]
+        median, least = (beside_torch(startup[key]) for key in ("cpu_s", "least_cpu_s"))
+        names = (
+            "`import prunus` and its names over `import torch`",
+            "`prunus --help` beyond `import torch`, s",
+        )
         rows += [
-            ["`import prunus` over `import torch`", f"{IMPORT}", f"{times:.2f}", within(times, IMPORT)],
-            [
-                "`prunus --help` beyond `import torch`, s",
-                f"{HELP_S:.0f}",
-                f"{beyond:.1f}",
-                within(beyond, HELP_S),
-            ],
+            [name, str(goal), f"{value:.2f} (least {best:.2f})", "met" if value <= goal else "missed"]
+            for name, goal, value, best in zip(names, (IMPORT, HELP_S), median, least, strict=True)
         ]
     return table(["what", "goal", "done", "verdict"], rows)
 
@@ -230,7 +229,8 @@ environment: Python 3.11 and the torch of constraints.txt.
 {
         f'''## Starting
 
-CPU seconds of `python benchmarks/startup.py`, {startup["rounds"]} rounds in turns.
+CPU seconds of `python benchmarks/startup.py`, {startup["rounds"]} rounds in turns. `import prunus` imports nothing else;
+torch comes with the first of its names, so `prunus.trace` is what is held against the goal, and medians are.
 
 {starting(startup)}
 '''
