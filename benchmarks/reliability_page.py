@@ -121,19 +121,17 @@ def found_wrong(record: CampaignRecord) -> str:
 
 
 def under_load(cases: list[Case]) -> str:
+    groups: dict[tuple[int, str], list[Case]] = {}
+    for case in cases:
+        words = ", ".join(f"`{test}`" for test in case["tests"])
+        groups.setdefault((case["threads"], words), []).append(case)
     rows = []
-    for threads in sorted({case["threads"] for case in cases}):
-        own = [case for case in cases if case["threads"] == threads]
-        tests = sorted({case["passed"] for case in own})
-        rows.append(
-            [
-                str(threads),
-                str(len(own)),
-                " to ".join(map(str, dict.fromkeys((tests[0], tests[-1])))),
-                wrong(own),
-            ]
-        )
-    return table(["threads", "rounds", "tests passed in each", "rounds with a failure"], rows)
+    for (threads, words), own in sorted(groups.items()):
+        passed, seconds = ({case[key] for case in own} for key in ("passed", "seconds"))
+        spread = [f"{min(found)} to {max(found)}" for found in (passed, seconds)]
+        rows.append([str(threads), words, str(len(own)), *spread, wrong(own)])
+    head = ["threads", "tests", "rounds", "passed in each", "seconds of each", "rounds with a failure"]
+    return table(head, rows)
 
 
 def elsewhere(cases: list[Case]) -> str:
@@ -215,7 +213,8 @@ Each is made in a copy of the package, where its test must fail; without it the 
 
 ## Beside busy loops
 
-{", ".join(f"`{name}`" for name in load.TESTS)}: a busy loop for each core, and whatever else the machine did.
+`python -m tests.campaign.load`: a busy loop for each core, beside whatever else the machine does. Its tests are
+{", ".join(f"`{name}`" for name in load.TESTS)}; those that were run:
 
 {under_load(record.of("under load"))}
 
@@ -229,8 +228,8 @@ environment: Python 3.11 and the torch of constraints.txt.
 {
         f'''## Starting
 
-CPU seconds of `python benchmarks/startup.py`, {startup["rounds"]} rounds in turns. `import prunus` imports nothing else;
-torch comes with the first of its names, so `prunus.trace` is what is held against the goal, and medians are.
+CPU seconds of `python benchmarks/startup.py`, {startup["rounds"]} rounds in turns. `import prunus` imports nothing
+else; torch comes with the first of its names, so `prunus.trace` is what is held against the goal, and medians are.
 
 {starting(startup)}
 '''

@@ -1,6 +1,6 @@
 """The tests that could depend on how busy a machine is, again and again beside loops that keep it busy.
 
-    python -m tests.campaign.load [--rounds 20] [--threads 1 2] [--record FILE]
+    python -m tests.campaign.load [--rounds 20] [--threads 1 2] [--tests FILE ...] [--record FILE]
 
 Those that start, kill or race processes and threads, or measure times, run in turn with one thread and with two, beside
 a busy loop for each processor. Prints a line for each round. Started again with the same record, it goes on with the
@@ -41,10 +41,10 @@ def busy(loops: int) -> Iterator[None]:
             each.wait()
 
 
-def round_of(threads: int) -> Case:
-    """Run the tests once with a number of threads."""
+def round_of(threads: int, tests: list[str]) -> Case:
+    """Run tests once with a number of threads."""
     loops, begun = os.cpu_count() or 1, time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with busy(loops):
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -52,6 +52,7 @@ def round_of(threads: int) -> Case:
     return {
         "threads": threads,
         "loops": loops,
+        "tests": tests,
         "seconds": round(time.monotonic() - begun),
         "passed": int((re.findall(r"(\d+) passed", lines[-1]) or [0])[0]),
         "wrong": [line for line in lines if line.startswith(("FAILED", "ERROR"))] or done.returncode,
@@ -64,6 +65,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=20, help="rounds with each number of threads")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--tests", nargs="+", default=list(TESTS), help="what to run, as pytest names it")
     add_option(parser)
     asked = parser.parse_args()
     record = CampaignRecord(asked.record)
@@ -71,8 +73,8 @@ def main() -> None:
     cases = []
     for number in range(asked.rounds):
         for threads in asked.threads:
-            name = f"{threads} threads, round {number}"
-            cases.append(record.once("under load", name, lambda threads=threads: round_of(threads)))
+            name = f"{' '.join(asked.tests)}, {threads} threads, round {number}"
+            cases.append(record.once("under load", name, lambda n=threads: round_of(n, asked.tests)))
             print(cases[-1], flush=True)
     wrong = [case for case in cases if case["wrong"]]
     print(f"{len(cases)} rounds, {len(wrong)} with failures")
