@@ -47,6 +47,7 @@ def beside_torch(cpu_s: dict[str, float]) -> tuple[float, float]:
 def goals(record: CampaignRecord, startup: dict[str, Any] | None) -> str:
     killed, pairs, disks = record.of("killed"), record.of("two writers"), record.of("full disk")
     fuzzed, rounds, faults = record.of("fuzz"), record.of("under load"), record.of("fault")
+    rounds = [case for case in rounds if case["tests"] == ["tests"]]
     kills, trials = summed(killed, "kills"), summed(fuzzed, "refused") + summed(fuzzed, "read")
     trials += summed(fuzzed, "faults")
     rows = [
@@ -54,7 +55,7 @@ def goals(record: CampaignRecord, startup: dict[str, Any] | None) -> str:
         ["two runs begun at once: never mixed", f"{GOALS['pairs']}", f"{len(pairs)}"],
         ["sizes of a full disk: a sentence, then resumed", f"{GOALS['sizes']}", f"{len(disks)}"],
         ["damaged files: no error of another kind", f"{GOALS['trials']:,}", f"{trials:,}"],
-        ["rounds of tests beside busy loops: green", f"{GOALS['rounds']}", f"{len(rounds)}"],
+        ["rounds of the whole suite beside busy loops: green", f"{GOALS['rounds']}", f"{len(rounds)}"],
         ["faults in the source: each makes a test fail", f"{len(FAULTS)}", f"{max(0, len(faults) - 1)}"],
     ]
     verdicts = [

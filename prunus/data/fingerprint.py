@@ -91,9 +91,9 @@ class Fingerprint:
     def from_json(cls, values: dict[str, Any], file: Path) -> Self:
         """Make it from what `file` stores; FileError if the file is damaged or of another format."""
         stored = check_json(values, DataFile, str(file))
-        known = {f.name: getattr(stored, f.name) for f in fields(cls)}
-        how = stored.preprocessing and Preprocessing.from_json(stored.preprocessing, file)
-        return cls(**known | {"preprocessing": how})
+        known: dict[str, Any] = {f.name: getattr(stored, f.name) for f in fields(cls)}
+        known["preprocessing"] = stored.preprocessing and Preprocessing.from_json(stored.preprocessing, file)
+        return cls(**known)
 
     def differences(self, now: "Fingerprint", splits: Collection[str] = SPLITS) -> list[str]:
         """Say what changed from this data set to another.
