@@ -18,9 +18,12 @@ Its files, in the order in which to read them:
     load            Data from a SPEC
     bicubic         resizing as MATLAB does
     degrade         noise, downscaling
-    pairs           a split of degraded and clean images
+    pairs           a split of pairs of images: degraded and clean, or images and label maps
     unlabelled      reading images without labels
-    restoration     Data of pairs from a SPEC
+    restoration     Data of degraded and clean images from a SPEC
+    label_maps      the class of every pixel
+    label_folders   finding images and their label maps
+    segmentation    Data of images and label maps from a SPEC
 """
 
 from prunus.data.bicubic import resize, to_bytes
@@ -34,17 +37,20 @@ from prunus.data.pairs import Pairs, PairSource, Patches
 from prunus.data.preprocessing import Preprocessing
 from prunus.data.randomness import own_randomness, reseed
 from prunus.data.restoration import load_pairs
+from prunus.data.segmentation import IGNORED, IgnoreIndex, load_label_maps
 from prunus.data.split import Split, generator, hold_out
 from prunus.data.stream import StreamSplit
 from prunus.data.unpacking import TARGETS, unpack, with_targets
 
 __all__ = [
+    "IGNORED",
     "TARGETS",
     "Data",
     "Degradation",
     "Downscaling",
     "Examples",
     "Fingerprint",
+    "IgnoreIndex",
     "LoaderSplit",
     "Noise",
     "PairSource",
@@ -59,6 +65,7 @@ __all__ = [
     "generator",
     "hold_out",
     "load_data",
+    "load_label_maps",
     "load_pairs",
     "own_randomness",
     "parts_of",

@@ -7,6 +7,7 @@ Its files, in the order in which to read them:
     _tiles            inference on large images by parts
     _quality          PSNR and SSIM
     _panels           images side by side
+    _regions          how well two label maps agree
     _restoration      what the tasks of restoration share
     _losses           the losses of a user's own task
     _measures         the metric of a user's own task
@@ -14,6 +15,7 @@ Its files, in the order in which to read them:
     classification    image classification: cross-entropy and top-1 accuracy
     denoise           images freed of noise
     sr                images made larger
+    segment           a class for every pixel
 """
 
 from prunus.tasks._contract import Given, Options, Task
@@ -21,6 +23,7 @@ from prunus.tasks._registry import DEFAULT, Kind, find_kind, kinds, own_task
 from prunus.tasks._tiles import Restorer, sight, tiled
 from prunus.tasks.classification import Classification, logits
 from prunus.tasks.denoise import Denoising
+from prunus.tasks.segment import Segmentation
 from prunus.tasks.sr import SuperResolution
 
 __all__ = [
@@ -31,6 +34,7 @@ __all__ = [
     "Kind",
     "Options",
     "Restorer",
+    "Segmentation",
     "SuperResolution",
     "Task",
     "find_kind",

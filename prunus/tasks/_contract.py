@@ -85,7 +85,7 @@ class Task(ABC):
     """
 
     metric: Metric
-    further_metrics: ClassVar[tuple[Metric, ...]] = ()  # others that `evaluate` returns and the report shows
+    further_metrics: tuple[Metric, ...] = ()  # others that `evaluate` returns and the report shows
     judges_examples: ClassVar[bool] = False  # whether `verdicts` can judge a single example
     outputs: Outputs | None = None  # the outputs that keep their sizes, as in `graph.trace`; None: all
 
