@@ -24,6 +24,9 @@ Its files, in the order in which to read them:
     label_maps      the class of every pixel
     label_folders   finding images and their label maps
     segmentation    Data of images and label maps from a SPEC
+    tables          columns of files
+    rows            Data of rows of tables from a SPEC
+    targets         the targets of rows: numbers, or labels
 """
 
 from prunus.data.bicubic import resize, to_bytes
@@ -37,18 +40,22 @@ from prunus.data.pairs import Pairs, PairSource, Patches
 from prunus.data.preprocessing import Preprocessing
 from prunus.data.randomness import own_randomness, reseed
 from prunus.data.restoration import load_pairs
+from prunus.data.rows import Columns, Features, ReadTargets, load_rows
 from prunus.data.segmentation import IGNORED, IgnoreIndex, load_label_maps
 from prunus.data.split import Split, generator, hold_out
 from prunus.data.stream import StreamSplit
+from prunus.data.targets import read_labels, read_numbers
 from prunus.data.unpacking import TARGETS, unpack, with_targets
 
 __all__ = [
     "IGNORED",
     "TARGETS",
+    "Columns",
     "Data",
     "Degradation",
     "Downscaling",
     "Examples",
+    "Features",
     "Fingerprint",
     "IgnoreIndex",
     "LoaderSplit",
@@ -57,6 +64,7 @@ __all__ = [
     "Pairs",
     "Patches",
     "Preprocessing",
+    "ReadTargets",
     "Scale",
     "Sigma",
     "Split",
@@ -67,8 +75,11 @@ __all__ = [
     "load_data",
     "load_label_maps",
     "load_pairs",
+    "load_rows",
     "own_randomness",
     "parts_of",
+    "read_labels",
+    "read_numbers",
     "reseed",
     "resize",
     "split_given",

@@ -24,7 +24,7 @@ from prunus.data.readers import (
     find_folder,
     list_images,
     number,
-    open_parquet,
+    open_tables,
     subfolders,
 )
 from prunus.errors import UserError, unknown
@@ -132,7 +132,7 @@ def read_tables(place: str) -> FoundMaps:
     """Find the columns of images and masks of parquet files."""
     tables: dict[str, Rows] = {}
     maps: dict[str, Maps] = {}
-    for name, part in open_parquet(place).items():
+    for name, part in open_tables("parquet", place).items():
         image, mask = (
             next((each for each in names if each in part.column_names), None)
             for names in (IMAGE_COLUMNS, MASK_COLUMNS)

@@ -171,6 +171,10 @@ class Task(ABC):
         """Return examples of the test set from which a person can judge both models; a task may have none."""
         return []
 
+    def conventions(self) -> dict[str, Any]:
+        """Return what has to be known to use the model outside of a run, such as names and scales, as plain JSON."""
+        return {}
+
     @abstractmethod
     def recipe(self, purpose: str) -> Recipe:
         """Return the recipe for "scratch", "tune" (weights trained on similar data) or "recover" (after pruning)."""

@@ -191,6 +191,10 @@ class Segmentation(Task):
         """Return the number of classes, and the images' shape (C, H, W)."""
         return {"classes": len(self.class_names), "in_shape": list(self.example.shape[1:])}
 
+    def conventions(self) -> dict[str, Any]:
+        """Return the names of the classes, and the number of pixels that do not count."""
+        return {"class_names": list(self.class_names), "ignore_index": self.ignore_index}
+
     @torch.no_grad()
     def examples(self, original: nn.Module, small: nn.Module) -> list[Panels]:
         """Return the colours of the classes, and test images: input, truth and both answers, each with its mean IoU.
