@@ -7,7 +7,7 @@ import numpy as np
 
 from prunus.errors import UserError
 from prunus.graph import Graph
-from prunus.methods import Units
+from prunus.methods import Units, check_loss
 from prunus.methods.metapruning.pruning_net import HIDDEN, Form, check_memory
 from prunus.options import Count, no_preview, reject_unused
 from prunus.search import (
@@ -174,7 +174,12 @@ class Config(Units):
         super().check(graph, limit)
 
     def check_task(self, task: Task) -> None:
-        """Raise UserError if examples cannot be held out of the training set, or chosen from it, to search with."""
+        """Raise UserError if examples cannot be held out of the training set, or chosen from it, to search with, or if
+        the order of units or the training of a supernet needs a loss in evaluation mode, and the task has none."""
+        if self.weights != "inherit":
+            check_loss(task, f"weights={self.weights}", "weights=inherit with order=magnitude")
+        if self.resolved().order == "taylor":
+            check_loss(task, "order=taylor", "order=magnitude")
         split_training(task.data.train, self.images, 0).train.take(np.arange(1))
 
     def space(self, graph: Graph) -> Space:
