@@ -1,0 +1,16 @@
+"""Weights fitted again by least squares, so that a small model answers as the original did; no labels, no training.
+
+Its files, in the order in which to read them:
+
+    products      a product of an input and a weight, as a system of linear equations
+    systems       the normal equations of a product: gathered, and solved
+    sites         the products of a model that may be fitted again
+    walk          forward passes that stop at each product
+    fitted        what the fitting did
+    in_order      repair: each product in turn, on the inputs that the small model gives it
+"""
+
+from prunus.refit.fitted import Fitted
+from prunus.refit.in_order import fit_in_order, repair
+
+__all__ = ["Fitted", "fit_in_order", "repair"]
