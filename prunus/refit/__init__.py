@@ -7,10 +7,12 @@ Its files, in the order in which to read them:
     sites         the products of a model that may be fitted again
     walk          forward passes that stop at each product
     fitted        what the fitting did
+    moments       the weights of any cut, from what the original's inputs are like
     in_order      repair: each product in turn, on the inputs that the small model gives it
 """
 
 from prunus.refit.fitted import Fitted
 from prunus.refit.in_order import fit_in_order, repair
+from prunus.refit.moments import Moments
 
-__all__ = ["Fitted", "fit_in_order", "repair"]
+__all__ = ["Fitted", "Moments", "fit_in_order", "repair"]

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_map_only
 
 from prunus.errors import PruningError, UserError
@@ -25,7 +24,6 @@ from prunus.graph import (
     axes,
     make_skeleton,
     named_tensors,
-    parametrised,
     quiet_forward,
     take,
 )
@@ -37,8 +35,6 @@ from prunus.refit.sites import Sites, find_sites
 from prunus.refit.systems import RIDGE, System
 from prunus.refit.walk import Stop, Walk
 from prunus.surgery import shrink
-
-ENOUGH, LEAST = 32, 16384  # equations: for each weight of an output, and in all; more change nothing
 
 
 def repair(
@@ -102,33 +98,20 @@ def fit_in_order(
     if not inputs:
         raise UserError("repair: expected at least one batch of inputs, got none; give data.")
     bare, bare_small = make_skeleton(model, real=True), make_skeleton(small, real=True)
-    sites = find_sites(graph, _computed(small))
+    sites = find_sites(graph, small)
     fitting = _Fitting(graph, Places(graph.check_keep(keep)), sites, ridge)
-    pairs = [(Walk(bare, _copied(each)), Walk(bare_small, _copied(each))) for each in inputs]
-    with quiet_forward(), progress("repairing", sum(map(len, sites.outputs.values()))) as step:
-        try:
-            while True:
-                stops = [(original.next(), cut.next()) for original, cut in pairs]
-                if not _are_alike(stops):
-                    break
-                step(fitting.at(stops))
-        finally:
-            for pair in pairs:
-                for walk in pair:
-                    walk.end()
+    with ExitStack() as passes, progress("repairing", sum(map(len, sites.outputs.values()))) as step:
+        passes.enter_context(quiet_forward())
+        pairs = [
+            [passes.enter_context(Walk(each, _copied(batch))) for each in (bare, bare_small)]
+            for batch in inputs
+        ]
+        while _are_alike(stops := [(original.next(), cut.next()) for original, cut in pairs]):
+            step(fitting.at(stops))
     ours, theirs = named_tensors(small), named_tensors(bare_small)
     for name in graph.statistics:
         ours[name].copy_(theirs[name])
     return Fitted(fitting.layers, sites.left, sum(map(count_examples, inputs)))
-
-
-def _computed(model: nn.Module) -> list[str]:
-    """The parameters of a model that parametrisations compute, by their plain names."""
-    found = []
-    for prefix, module in model.named_modules():
-        if is_parametrized(module):
-            found += [f"{prefix}.{name}" if prefix else name for name in parametrised.lists_of(module)]
-    return found
 
 
 def _copied(inputs: Any) -> Any:
@@ -213,9 +196,7 @@ class _Fitting:
         system = System(centred=normalised or bias is not None)
         before = products[0].matrix()
         there = sum(product.count(out) for product, out in zip(products, wanted, strict=True))
-        rank = max(1, products[0].weight.dim() - 2) if products[0].is_convolution else 1
-        spacing = int((there / max(ENOUGH * before.shape[2], LEAST)) ** (1 / rank))
-        spacing = max(1, spacing - 1 + spacing % 2)  # odd, so that all phases of strided kernels are seen
+        spacing = products[0].spacing(there, before.shape[2])
         for number, (product, out) in enumerate(zip(products, wanted, strict=True)):
             for u, y in product.equations(out, spacing, number):
                 system.add(u.float(), y.float())

@@ -8,8 +8,8 @@ letters of shapes: N images, C channels, G groups, O outputs and K columns of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from prunus.graph import operators
 
+ENOUGH, LEAST = 32, 16384  # equations: for each weight of an output, and in all; more change nothing
 BLOCK = 1 << 24  # numbers that are unfolded at once: 64 MB
 
 
@@ -61,6 +62,37 @@ class Product:
         added = operators.is_a(self.func, operators.ADDMM)
         bias = self.argument("self" if added else "bias")
         return bias if isinstance(bias, Tensor) and bias.dim() == 1 and not self._first else None
+
+    @property
+    def groups(self) -> int:
+        """The number of groups G."""
+        if self.is_convolution:
+            return self.argument("groups")
+        return len(self.weight) if self._batched else 1
+
+    def channels(self, dims: Sequence[Any]) -> tuple[Any, Any]:
+        """Find among the layouts of an input's or output's dimensions those of its groups and of its channels.
+
+        The first is 1 if the channels' layout counts the groups too, as in a convolution.
+        """
+        if self.is_convolution:
+            return 1, dims[1]
+        channels = dims[-2 if self._first and len(dims) > 1 else -1]
+        return (dims[0] if self._batched else 1), channels
+
+    def spacing(self, there: int, columns: int) -> int:
+        """How far apart the places may be of which equations are taken, if `there` are, for so many columns.
+
+        It is odd, so that equations are taken of all phases of a strided kernel.
+        """
+        rank = self.weight.dim() - 2 if self.is_convolution else 1
+        spacing = int((there / max(ENOUGH * columns, LEAST)) ** (1 / rank))
+        return max(1, spacing - 1 + spacing % 2)
+
+    def without_data(self) -> Product:
+        """The same product without its input, which would be kept in memory."""
+        empty = self.x.new_empty(0)
+        return replace(self, x=empty, args=tuple(empty if each is self.x else each for each in self.args))
 
     # ------------------------------------------------------------------------------------ weights
     def matrix(self) -> Tensor:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 
-from prunus.graph import Graph, Layout, Op, Tag, operators
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from prunus.graph import Graph, Layout, Op, Tag, operators, parametrised
+
+
+SHARED = "several products use it"
 
 
 @dataclass
@@ -15,28 +21,30 @@ class Sites:
     """The products with parameters, in the order in which they run.
 
     Args:
-        outputs: By parameter and for each of its products, the layouts of the output.
+        inputs: By parameter and for each of its products, the layouts of the operand that depends on data.
+        outputs: The same of the output.
         normalised: By parameter and for each of its products, whether batch norms alone read the output, which take
             off its mean.
         left: By parameter, why its weights stay as they are.
     """
 
+    inputs: dict[str, list[list[Layout]]] = field(default_factory=lambda: defaultdict(list))
     outputs: dict[str, list[list[Layout]]] = field(default_factory=lambda: defaultdict(list))
     normalised: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
     left: dict[str, str] = field(default_factory=dict)
 
 
-def find_sites(graph: Graph, parametrised: Iterable[str]) -> Sites:
+def find_sites(graph: Graph, model: nn.Module) -> Sites:
     """Find the products of a graph that may be fitted again.
 
     Args:
         graph: The graph.
-        parametrised: The parameters that a parametrisation computes.
+        model: A copy of the model, of any size.
 
     Returns:
         The products.
     """
-    sites = Sites(left=dict.fromkeys(parametrised, "a parametrisation computes it"))
+    sites = Sites(left=dict.fromkeys(_computed(model), "a parametrisation computes it"))
     readers: dict[Tag, list[Op]] = defaultdict(list)
     for op in graph.ops:
         for tag in op.reads():
@@ -46,7 +54,12 @@ def find_sites(graph: Graph, parametrised: Iterable[str]) -> Sites:
         if not numbers:
             sites.left.setdefault(name, f"{op} reads it too")
             continue
+        data = [each for each in op.operands() if isinstance(each, Tag) and each.data]
+        if not data:
+            sites.left.setdefault(name, f"what {op} multiplies it by depends on no input")
+            continue
         out = op.writes()[0]
+        sites.inputs[name].append(data[0].dims)
         sites.outputs[name].append(out.dims)
         after = readers[out]
         norms = [each.is_a(operators.BATCH_NORM) for each in after]
@@ -54,8 +67,15 @@ def find_sites(graph: Graph, parametrised: Iterable[str]) -> Sites:
         read[name] += numbers
     for name, count in read.items():
         if count > prod(graph.shapes[name]):
-            sites.left.setdefault(name, "several products use it")
+            sites.left.setdefault(name, SHARED)
     return sites
+
+
+def _computed(model: nn.Module) -> Iterator[str]:
+    """The parameters of a model that parametrisations compute, by their plain names."""
+    for prefix, module in model.named_modules():
+        if is_parametrized(module):
+            yield from (f"{prefix}.{name}" if prefix else name for name in parametrised.lists_of(module))
 
 
 def _uses(graph: Graph) -> Iterator[tuple[Op, str, int]]:

@@ -58,22 +58,8 @@ class System:
             PruningError: An input or an output wanted is not finite.
         """
         a, b, mean_u, mean_y, _ = self._moments()
-        if not (a.isfinite().all() and b.isfinite().all()):
-            raise PruningError(
-                "the calibration data give numbers that are not finite in the original or in the small model; check "
-                "the data, or use float32 weights."
-            )
-        diagonal = a.diagonal(dim1=1, dim2=2)
-        held = ridge * diagonal.mean(1, keepdim=True)
-        held = held.clamp_min(torch.finfo(torch.float64).tiny ** 0.5)  # for inputs that are zero
-        eye = torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
-        regular = a + held.unsqueeze(2) * eye
-        wanted = b + held.unsqueeze(2) * before.mT
-        lower, failed = torch.linalg.cholesky_ex(regular)
-        if failed.any():  # singular to rounding: the smallest solution
-            weight = (torch.linalg.pinv(regular, hermitian=True) @ wanted).mT
-        else:
-            weight = torch.cholesky_solve(wanted, lower).mT
+        check_finite(a, b)
+        weight = solve(a, b, before, ridge)
         return weight, mean_y - (weight @ mean_u.unsqueeze(2)).squeeze(2)
 
     def unexplained(self, weight: Tensor) -> float:
@@ -81,3 +67,34 @@ class System:
         a, b, _, _, square = self._moments()
         left = square.sum() - 2 * (weight.mT * b).sum() + (weight @ a * weight).sum()
         return float(left.clamp_min(0) / square.sum().clamp_min(1e-300))
+
+
+def solve(a: Tensor, b: Tensor, before: Tensor, ridge: float) -> Tensor:
+    """Solve regularised normal equations.
+
+    Args:
+        a: The moments of the inputs (G, K, K), float64.
+        b: Those of inputs and wanted outputs (G, K, O).
+        before: The weight (G, O, K) to which the solution is held.
+        ridge: How much, as a share of the mean diagonal of `a`.
+
+    Returns:
+        The weight (G, O, K).
+    """
+    held = ridge * a.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
+    held = held.clamp_min(torch.finfo(torch.float64).tiny ** 0.5)  # for inputs that are zero
+    regular = a + held.unsqueeze(2) * torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
+    wanted = b + held.unsqueeze(2) * before.mT
+    lower, failed = torch.linalg.cholesky_ex(regular)
+    if failed.any():  # singular to rounding: the smallest solution
+        return (torch.linalg.pinv(regular, hermitian=True) @ wanted).mT
+    return torch.cholesky_solve(wanted, lower).mT
+
+
+def check_finite(*moments: Tensor) -> None:
+    """Raise PruningError unless all moments are finite."""
+    if not all(bool(each.isfinite().all()) for each in moments):
+        raise PruningError(
+            "the calibration data give numbers that are not finite in the original or in the small model; check the "
+            "data, or use float32 weights."
+        )

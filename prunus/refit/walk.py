@@ -50,8 +50,10 @@ class _Ended(BaseException):
     """Ends the thread of a pass that is not needed any more."""
 
 
-class Walk(TorchDispatchMode):
+class Walk:
     """One forward pass that stops at products with parameters and at batch norms that keep statistics.
+
+    It is a context manager, which ends the pass wherever it is.
 
     Args:
         model: A bare model (see `graph.make_skeleton`).
@@ -59,7 +61,6 @@ class Walk(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module, inputs: Any):
-        super().__init__()
         self.model, self.inputs = model, inputs
         named = {name: t for name, t in named_tensors(model).items() if t.numel()}
         self._weights = {address(t): name for name, t in named.items() if isinstance(t, nn.Parameter)}
@@ -86,8 +87,10 @@ class Walk(TorchDispatchMode):
             raise self._failure
         return self._stop
 
-    def end(self) -> None:
-        """End the pass wherever it is."""
+    def __enter__(self) -> Walk:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
         self._ending = True
         if self._thread.ident is not None and self._thread.is_alive():
             self._on.release()
@@ -95,7 +98,7 @@ class Walk(TorchDispatchMode):
 
     def _pass(self) -> None:
         try:
-            with torch.no_grad(), self:
+            with torch.no_grad(), _Watched(self._run):
                 call(self.model, self.inputs)
         except _Ended:
             pass
@@ -103,10 +106,8 @@ class Walk(TorchDispatchMode):
             self._failure = failure
         self._here.release()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator, after a stop if it is one to stop at."""
         stop = self._stop_at(func, args, kwargs)
         if stop is None:
             return func(*args, **kwargs)
@@ -136,6 +137,19 @@ class Walk(TorchDispatchMode):
                 product = Product(func, args, kwargs, x, weight, first)
                 return Stop(self._weights[address(weight)], product, None, run)
         return None
+
+
+class _Watched(TorchDispatchMode):
+    """Lets a function run each operator."""
+
+    def __init__(self, run: Callable[..., Any]):
+        super().__init__()
+        self.run = run
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.run(func, args, kwargs or {})
 
 
 def address(tensor: Tensor) -> int:

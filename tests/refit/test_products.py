@@ -1,6 +1,7 @@
 """A product's equations give its output, for every kind of product, and its weight can be read and written."""
 
 import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -58,66 +59,63 @@ KINDS = {
 }
 
 
-def stop(kind):
+@contextmanager
+def stopped(kind):
+    """A pass that has stopped at its product, and the model."""
     torch.manual_seed(0)
     model, x = KINDS[kind]()
-    walk = Walk(model, x)
-    return walk, walk.next(), model, x
+    with Walk(model, x) as walk:
+        yield walk.next(), model
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("spacing, offset", [(1, 0), (3, 1), (3, 2)])
 def test_the_equations_give_the_output(kind, spacing, offset):
-    walk, at, _, _ = stop(kind)
-    product, out = at.product, at.run()
-    bias = 0 if product.bias is None else product.bias.unflatten(0, (product.matrix().shape[0], 1, -1))
-    found = 0
-    for u, y in product.equations(out, spacing, offset):
-        assert torch.allclose(u @ product.matrix().float().mT + bias, y, rtol=ROUNDING, atol=ROUNDING)
-        found += u.shape[1]
-    assert found == product.count(out) if spacing == 1 else 0 < found < product.count(out)
-    walk.end()
+    with stopped(kind) as (at, _):
+        product, out, found = at.product, at.run(), 0
+        bias = 0 if product.bias is None else product.bias.unflatten(0, (product.groups, 1, -1))
+        for u, y in product.equations(out, spacing, offset):
+            assert torch.allclose(u @ product.matrix().float().mT + bias, y, rtol=ROUNDING, atol=ROUNDING)
+            found += u.shape[1]
+        assert found == product.count(out) if spacing == 1 else 0 < found < product.count(out)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_weight_is_written_as_it_was_read(kind):
-    walk, at, model, _ = stop(kind)
-    before = model.weight.detach().clone()
-    at.product.write(2 * at.product.matrix())
-    assert torch.equal(model.weight, 2 * before)
-    walk.end()
+    with stopped(kind) as (at, model):
+        before = model.weight.detach().clone()
+        at.product.write(2 * at.product.matrix())
+        assert torch.equal(model.weight, 2 * before)
 
 
 def test_small_blocks_give_the_same_equations(monkeypatch):
-    walk, at, _, _ = stop("grouped")
-    out = at.run()
-    whole = [torch.cat(each, 1) for each in zip(*at.product.equations(out), strict=True)]
-    monkeypatch.setattr("prunus.refit.products.BLOCK", 1)
-    blocks = list(at.product.equations(out))
-    assert len(blocks) == 5
-    for one, other in zip(whole, map(list, zip(*blocks, strict=True)), strict=True):
-        assert torch.equal(one, torch.cat(other, 1))
-    walk.end()
+    with stopped("grouped") as (at, _):
+        out = at.run()
+        whole = [torch.cat(each, 1) for each in zip(*at.product.equations(out), strict=True)]
+        monkeypatch.setattr("prunus.refit.products.BLOCK", 1)
+        blocks = list(at.product.equations(out))
+        assert len(blocks) == 5
+        for one, other in zip(whole, map(list, zip(*blocks, strict=True)), strict=True):
+            assert torch.equal(one, torch.cat(other, 1))
 
 
 def test_a_pass_that_is_ended_leaves_no_thread():
     before = threading.active_count()
-    walk, *_ = stop("convolution")
-    assert threading.active_count() == before + 1
-    walk.end()
+    with stopped("convolution"):
+        assert threading.active_count() == before + 1
     assert threading.active_count() == before
 
 
 def test_an_error_in_the_model_reaches_the_caller():
-    walk = Walk(torch.nn.Conv2d(3, 4, 1), torch.randn(1, 2, 5, 5))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError), Walk(torch.nn.Conv2d(3, 4, 1), torch.randn(1, 2, 5, 5)) as walk:
         while walk.next():
             pass
 
 
 def test_a_pass_goes_on_to_its_end():
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
-    walk, names = Walk(model, torch.randn(2, 3)), []
-    while at := walk.next():
-        names.append(at.name)
+    with Walk(model, torch.randn(2, 3)) as walk:
+        names = []
+        while at := walk.next():
+            names.append(at.name)
     assert names == ["0.weight", "2.weight"]

@@ -1,4 +1,4 @@
-"""Repair makes good units that others can stand for, the rest as well as least squares can, and changes nothing else."""
+"""Repair makes good the units that others can stand for, the rest as well as it can, and changes nothing else."""
 
 import random
 import threading
