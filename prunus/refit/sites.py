@@ -12,7 +12,6 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from prunus.graph import Graph, Layout, Op, Tag, operators, parametrised
 
-
 SHARED = "several products use it"
 
 

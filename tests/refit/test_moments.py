@@ -13,7 +13,7 @@ from prunus.refit import Moments, repair
 from prunus.surgery import clone
 from tests.lib.mutants import drawn_program
 from tests.lib.random_nets import build
-from tests.refit.test_repair import CLOSE, CONSUMERS, EXACT, halved, images, made
+from tests.lib.refitting import CLOSE, CONSUMERS, EXACT, halved, images, made
 
 
 def fitted(model, graph, keep, batches, **options):
