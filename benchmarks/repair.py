@@ -5,8 +5,8 @@ r"""Repair without training: a cut network as it is, with norms renewed, and fit
 
 The base is the network with the weights given, tuned to the data. Every arm cuts the same base with the same units to
 the same share of its multiply-adds, and gets the same unlabelled, augmented training images, with which norms are
-renewed in all columns but the first. Accuracy in % on the test set, which no choice was made on. Seconds: of the fitting
-alone, and of the plain forward passes of both networks over the same images, which it cannot avoid.
+renewed in all columns but the first. Accuracy in % on the test set, which no choice was made on. Seconds: of the
+fitting alone, and of the plain forward passes of both networks over the same images, which it cannot avoid.
 Rows that are there with the same setup are not run again.
 """
 

@@ -8,11 +8,13 @@ Its files, in the order in which to read them:
     walk          forward passes that stop at each product
     fitted        what the fitting did
     moments       the weights of any cut, from what the original's inputs are like
-    in_order      repair: each product in turn, on the inputs that the small model gives it
+    in_order      each product in turn, on the inputs that the small model gives it
+    repairing     repair: shrink a model, and fit what is left
 """
 
 from prunus.refit.fitted import Fitted
-from prunus.refit.in_order import fit_in_order, repair
+from prunus.refit.in_order import fit_in_order
 from prunus.refit.moments import Moments
+from prunus.refit.repairing import repair
 
 __all__ = ["Fitted", "Moments", "fit_in_order", "repair"]

@@ -1,4 +1,4 @@
-"""Repair: each product is fitted in turn, on the inputs that the small model gives it.
+"""Each product fitted in turn, on the inputs that the small model gives it.
 
 Both models run side by side on the same examples and stop at each product. The product of the small model is fitted
 to the output of the original's, for the units that stay; then both go on. So errors made above are made good below.
@@ -34,35 +34,6 @@ from prunus.refit.products import Product
 from prunus.refit.sites import Sites, find_sites
 from prunus.refit.systems import RIDGE, System
 from prunus.refit.walk import Stop, Walk
-from prunus.surgery import shrink
-
-
-def repair(
-    model: nn.Module, graph: Graph, keep: Keep, batches: Iterable[Any], *, ridge: float = RIDGE
-) -> nn.Module:
-    """Shrink a model and fit what is left to the original's answers; no labels, no training.
-
-    All batches are held at once, in both models: as much memory as one pass of each over all of them, without
-    gradients. 512 to 1,024 images are enough for small networks.
-
-    Args:
-        model: The traced model; it is not changed.
-        graph: Its graph.
-        keep: axis -> indices that stay.
-        batches: Inputs as the model takes them: a tensor, a tuple or a dict each.
-        ridge: How much the weights are held to the ones that were cut, as a share of the mean diagonal of the
-            equations.
-
-    Returns:
-        The small model, proved as by `shrink` before it is fitted.
-
-    Raises:
-        UserError: There is no batch, or `keep` does not fit the graph.
-        PruningError: The proof failed, or a number is not finite.
-    """
-    small = shrink(model, graph, keep)
-    fit_in_order(model, small, graph, keep, batches, ridge=ridge)
-    return small
 
 
 def fit_in_order(
@@ -72,10 +43,14 @@ def fit_in_order(
     keep: Keep,
     batches: Iterable[Any],
     *,
+    layers: bool = True,
     ridge: float = RIDGE,
     progress: Callable[..., AbstractContextManager[Step]] = silent,
 ) -> Fitted:
     """Fit the products of a small model in place to the outputs of the original.
+
+    All batches are held at once, in both models: as much memory as one pass of each over all of them, without
+    gradients.
 
     Args:
         model: The traced model; it is not changed.
@@ -83,7 +58,9 @@ def fit_in_order(
         graph: The graph of `model`.
         keep: axis -> indices that stay.
         batches: Inputs as the model takes them.
-        ridge: See `repair`.
+        layers: Whether to fit products; otherwise batch norms alone get the statistics of their inputs.
+        ridge: How much the weights are held to the ones that were cut, as a share of the mean diagonal of the
+            equations.
         progress: Shows the products, such as `progress.bar`.
 
     Returns:
@@ -99,7 +76,7 @@ def fit_in_order(
         raise UserError("repair: expected at least one batch of inputs, got none; give data.")
     bare, bare_small = make_skeleton(model, real=True), make_skeleton(small, real=True)
     sites = find_sites(graph, small)
-    fitting = _Fitting(graph, Places(graph.check_keep(keep)), sites, ridge)
+    fitting = _Fitting(graph, Places(graph.check_keep(keep)), sites, layers, ridge)
     with ExitStack() as passes, progress("repairing", sum(map(len, sites.outputs.values()))) as step:
         passes.enter_context(quiet_forward())
         pairs = [
@@ -141,11 +118,12 @@ class _Fitting:
         graph: The graph of the original.
         places: The places that stay.
         sites: Its products.
+        fits: Whether products are fitted, not norms alone.
         ridge: How much the weights are held to the ones that were cut.
     """
 
-    def __init__(self, graph: Graph, places: Places, sites: Sites, ridge: float):
-        self.graph, self.places, self.sites, self.ridge = graph, places, sites, ridge
+    def __init__(self, graph: Graph, places: Places, sites: Sites, fits: bool, ridge: float):
+        self.graph, self.places, self.sites, self.fits, self.ridge = graph, places, sites, fits, ridge
         self.layers: dict[str, Layer] = {}
         self._met: Counter[str] = Counter()
 
@@ -158,7 +136,7 @@ class _Fitting:
         number = self._met[name]
         self._met[name] += 1
         same = all(a.x.shape == b.x.shape and torch.equal(a.x, b.x) for a, b in stops)
-        if same or name in self.sites.left:
+        if same or not self.fits or name in self.sites.left:
             return 1
         if number >= len(self.sites.outputs[name]):
             self.sites.left[name] = "the trace has fewer products with it"

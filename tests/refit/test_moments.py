@@ -69,6 +69,21 @@ def test_random_networks_are_cut_to_them():
     assert changed >= 60
 
 
+def test_repair_in_one_pass_fits_the_layers_and_renews_the_norms():
+    model, x = made("before a batch norm")
+    graph, keep = halved(model, x)
+    small, plain = (
+        repair(model, graph, keep, x.split(16), how="once", ridge=10),
+        fitted(model, graph, keep, [x], ridge=10),
+    )
+    assert torch.allclose(small.last[0].weight, plain.last[0].weight, rtol=1e-4, atol=1e-5)
+    seen = small.last[0](small.between(small.first(x))).transpose(0, 1).flatten(1)
+    assert torch.allclose(small.last[1].running_mean, seen.mean(1), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(small.last[1].running_mean, plain.last[1].running_mean, rtol=1e-2)
+    with pytest.raises(UserError, match="once, order"):
+        repair(model, graph, keep, [x], how="twice")
+
+
 def test_batches_give_what_one_batch_gives():
     model, x = made("convolution")
     graph, keep = halved(model, x)
