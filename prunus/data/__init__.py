@@ -18,9 +18,15 @@ Its files, in the order in which to read them:
     load            Data from a SPEC
     bicubic         resizing as MATLAB does
     degrade         noise, downscaling
-    pairs           a split of degraded and clean images
+    pairs           a split of pairs of images: degraded and clean, or images and label maps
     unlabelled      reading images without labels
-    restoration     Data of pairs from a SPEC
+    restoration     Data of degraded and clean images from a SPEC
+    label_maps      the class of every pixel
+    label_folders   finding images and their label maps
+    segmentation    Data of images and label maps from a SPEC
+    tables          columns of files
+    rows            Data of rows of tables from a SPEC
+    targets         the targets of rows: numbers, or labels
 """
 
 from prunus.data.bicubic import resize, to_bytes
@@ -34,23 +40,31 @@ from prunus.data.pairs import Pairs, PairSource, Patches
 from prunus.data.preprocessing import Preprocessing
 from prunus.data.randomness import own_randomness, reseed
 from prunus.data.restoration import load_pairs
+from prunus.data.rows import Columns, Features, ReadTargets, load_rows
+from prunus.data.segmentation import IGNORED, IgnoreIndex, load_label_maps
 from prunus.data.split import Split, generator, hold_out
 from prunus.data.stream import StreamSplit
+from prunus.data.targets import read_labels, read_numbers
 from prunus.data.unpacking import TARGETS, unpack, with_targets
 
 __all__ = [
+    "IGNORED",
     "TARGETS",
+    "Columns",
     "Data",
     "Degradation",
     "Downscaling",
     "Examples",
+    "Features",
     "Fingerprint",
+    "IgnoreIndex",
     "LoaderSplit",
     "Noise",
     "PairSource",
     "Pairs",
     "Patches",
     "Preprocessing",
+    "ReadTargets",
     "Scale",
     "Sigma",
     "Split",
@@ -59,9 +73,13 @@ __all__ = [
     "generator",
     "hold_out",
     "load_data",
+    "load_label_maps",
     "load_pairs",
+    "load_rows",
     "own_randomness",
     "parts_of",
+    "read_labels",
+    "read_numbers",
     "reseed",
     "resize",
     "split_given",

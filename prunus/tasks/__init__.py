@@ -7,13 +7,18 @@ Its files, in the order in which to read them:
     _tiles            inference on large images by parts
     _quality          PSNR and SSIM
     _panels           images side by side
+    _regions          how well two label maps agree
     _restoration      what the tasks of restoration share
+    _rows             what the tasks on rows of tables share
     _losses           the losses of a user's own task
     _measures         the metric of a user's own task
     _own              prunus.Task, a task of a user's own
     classification    image classification: cross-entropy and top-1 accuracy
     denoise           images freed of noise
     sr                images made larger
+    segment           a class for every pixel
+    regression        numbers of images, or of rows of tables
+    multilabel        several labels of images, or of rows of tables
 """
 
 from prunus.tasks._contract import Given, Options, Task
@@ -21,6 +26,9 @@ from prunus.tasks._registry import DEFAULT, Kind, find_kind, kinds, own_task
 from prunus.tasks._tiles import Restorer, sight, tiled
 from prunus.tasks.classification import Classification, logits
 from prunus.tasks.denoise import Denoising
+from prunus.tasks.multilabel import MultiLabel
+from prunus.tasks.regression import Regression
+from prunus.tasks.segment import Segmentation
 from prunus.tasks.sr import SuperResolution
 
 __all__ = [
@@ -29,8 +37,11 @@ __all__ = [
     "Denoising",
     "Given",
     "Kind",
+    "MultiLabel",
     "Options",
+    "Regression",
     "Restorer",
+    "Segmentation",
     "SuperResolution",
     "Task",
     "find_kind",
