@@ -111,7 +111,8 @@ def fuzzing(cases: list[Case]) -> str:
         ]
         for case in cases
     ]
-    return table(["file", "refused", "read all the same", "other errors", "memory grew, MB"], rows)
+    head = ["file", "refused", "read all the same", "other errors", "memory grew, MB"]
+    return table(head, rows) if cases else "None has been tried yet."
 
 
 def found_wrong(record: CampaignRecord) -> str:
@@ -132,7 +133,7 @@ def under_load(cases: list[Case]) -> str:
         spread = [f"{min(found)} to {max(found)}" for found in (passed, seconds)]
         rows.append([str(threads), words, str(len(own)), *spread, wrong(own)])
     head = ["threads", "tests", "rounds", "passed in each", "seconds of each", "rounds with a failure"]
-    return table(head, rows)
+    return table(head, rows) if cases else "None: no round has ended yet."
 
 
 def elsewhere(cases: list[Case]) -> str:
@@ -140,7 +141,7 @@ def elsewhere(cases: list[Case]) -> str:
         [case["name"], case["summary"].strip("= "), "; ".join(case["wrong"]) if case["wrong"] else "none"]
         for case in cases
     ]
-    return table(["environment", "pytest said", "failed"], rows)
+    return table(["environment", "pytest said", "failed"], rows) if cases else "None has been tried yet."
 
 
 def starting(startup: dict[str, Any]) -> str:
