@@ -248,6 +248,8 @@ else; torch comes with the first of its names, so `prunus.trace` is what is held
 - damage in result.json, settings.json, data.json and the records of stages that leaves another valid value: these have
   no hash. keep.json and the files beside it have one since format 2; base.safetensors is compared before result.json
   is written and before `prunus bench`;
+- the 200 kills, once more: they and most pairs of writers were made at the first commit named above, when keep.json was
+  still of format 1 and data.json was read without a schema;
 - the whole suite under load: the rounds above are of the tests that start, kill or race processes or measure times.
 """
 
