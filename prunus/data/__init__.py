@@ -21,6 +21,11 @@ Its files, in the order in which to read them:
     pairs           a split of degraded and clean images
     unlabelled      reading images without labels
     restoration     Data of pairs from a SPEC
+    documents       reading texts
+    corpus          texts that have been checked, their classes numbered
+    tokens          texts as tokens
+    sequences       sources of tokens: padded texts, blocks
+    language        Data of texts from a SPEC
 """
 
 from prunus.data.bicubic import resize, to_bytes
@@ -28,6 +33,7 @@ from prunus.data.degrade import Degradation, Downscaling, Noise, Scale, Sigma
 from prunus.data.examples import Examples
 from prunus.data.fingerprint import Fingerprint, fingerprint_of_splits, parts_of
 from prunus.data.given import split_given
+from prunus.data.language import load_blocks, load_texts
 from prunus.data.load import Data, load_data
 from prunus.data.loader import LoaderSplit
 from prunus.data.pairs import Pairs, PairSource, Patches
@@ -36,10 +42,12 @@ from prunus.data.randomness import own_randomness, reseed
 from prunus.data.restoration import load_pairs
 from prunus.data.split import Split, generator, hold_out
 from prunus.data.stream import StreamSplit
+from prunus.data.tokens import Bytes, Tokenizer, find_tokenizer
 from prunus.data.unpacking import TARGETS, unpack, with_targets
 
 __all__ = [
     "TARGETS",
+    "Bytes",
     "Data",
     "Degradation",
     "Downscaling",
@@ -55,11 +63,15 @@ __all__ = [
     "Sigma",
     "Split",
     "StreamSplit",
+    "Tokenizer",
+    "find_tokenizer",
     "fingerprint_of_splits",
     "generator",
     "hold_out",
+    "load_blocks",
     "load_data",
     "load_pairs",
+    "load_texts",
     "own_randomness",
     "parts_of",
     "reseed",

@@ -213,6 +213,27 @@ def split_data(
     for name, table in found.tables.items():
         whole = np.setdiff1d(np.arange(len(table.labels)), list(surveys[name].broken)).astype(np.int64)
         parts[name] = Split(surveys[name].source, table.labels[whole], whole)
+    return hold_out_missing(spec, parts, keys, val, split_by)
+
+
+def hold_out_missing(
+    spec: str, parts: dict[str, Split], keys: np.ndarray, val: tuple[float, int], split_by: str = "content"
+) -> dict[str, Split]:
+    """Hold val and test out of train where they are missing.
+
+    Args:
+        spec: The data set, for errors.
+        parts: The splits that are there, train among them.
+        keys: A hash of the content of each input in the source of train, uint64 (N,).
+        val: The share of train to hold out as val, and the seed.
+        split_by: "content" or "position".
+
+    Returns:
+        The splits train, val and test.
+
+    Raises:
+        UserError: Nothing can be held out, because each class has one example.
+    """
     # Data sets with only "train" and "val" publish results on val: it becomes test, and val is held out of train.
     if "test" not in parts and "val" in parts:
         parts["test"] = parts.pop("val")
@@ -226,7 +247,7 @@ def split_data(
             parts["train"], parts[name] = train.take(rest), train.take(held)
             if not len(held):
                 raise UserError(
-                    f"{spec} has one image per class; at least two are needed to hold out {name!r}."
+                    f"{spec} has one example per class; at least two are needed to hold out {name!r}."
                 )
     return parts
 
