@@ -21,7 +21,7 @@ from prunus.report.rows import (
 from prunus.report.style import BASE, GRID, KEPT, REMOVED, layout, named_rows, plain
 
 SECTIONS = {"config": "options of the method", "base": "training before pruning", "recovery": "recovery"}
-IMAGES = ("picture", "panels")  # kinds of charts that are no figures
+PLAIN = ("picture", "panels", "passages")  # kinds of charts that are no figures
 STAGES = {"base": "base (before pruning)", "recover": "recovery (after pruning)"}
 
 
@@ -55,7 +55,7 @@ def write_page(path: Path, result: dict[str, Any]) -> None:
             "survivors": survivors_figure(result),
             "widths": widths_figure(result),
             "curves": curves_figure(result),
-            **{f"chart{i}": figure(chart) for i, chart in enumerate(charts) if chart["kind"] not in IMAGES},
+            **{f"chart{i}": figure(chart) for i, chart in enumerate(charts) if chart["kind"] not in PLAIN},
         },
         facts=_facts(result),
         plotly_js=get_plotlyjs(),
