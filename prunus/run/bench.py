@@ -29,7 +29,7 @@ from prunus.latency import take_turns
 from prunus.options import Range, check_value
 from prunus.progress import silent
 from prunus.run.lock import sole_writer
-from prunus.run.saved import original_model
+from prunus.run.saved import original_model, single_shape
 from prunus.run.stages import BASE as BASE_FILE
 from prunus.run.stages import load_into
 from prunus.sparse import formats
@@ -82,7 +82,7 @@ def bench_run(folder: Path, result: dict, *, seconds: float = 3.0, progress: Cal
     """
     check_value("seconds", seconds, Seconds)
     original = original_model(result, "call prunus.run.bench.bench with the two models")
-    shape = tuple(result["input"]["shape"])
+    shape = single_shape(result, "bench")
     zeros, macs = result["after"].get("sparsity", 0.0), result["after"]["macs"] / result["before"]["macs"]
     with sole_writer(folder):
         base, pruned = load_into(original, folder / BASE_FILE), store.load(folder, original)

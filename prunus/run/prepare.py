@@ -59,7 +59,8 @@ def make_pipeline(
         base_epochs = 0
     base = {"epochs": base_epochs, "lr": settings.base_lr}
     recovery = {"epochs": settings.epochs, "lr": settings.lr, "distill_weight": settings.distill_weight}
-    purpose = "tune" if is_trained or settings.weights else "scratch"
+    has_weights = is_trained or settings.weights or task.is_pretrained
+    purpose = "tune" if has_weights else "scratch"
     return Pipeline(
         run=run,
         task=task,

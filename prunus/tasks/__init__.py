@@ -11,9 +11,12 @@ Its files, in the order in which to read them:
     _losses           the losses of a user's own task
     _measures         the metric of a user's own task
     _own              prunus.Task, a task of a user's own
+    _language         what the tasks of language share
     classification    image classification: cross-entropy and top-1 accuracy
     denoise           images freed of noise
     sr                images made larger
+    text              texts classified
+    lm                the next token predicted
 """
 
 from prunus.tasks._contract import Given, Options, Task
@@ -21,7 +24,9 @@ from prunus.tasks._registry import DEFAULT, Kind, find_kind, kinds, own_task
 from prunus.tasks._tiles import Restorer, sight, tiled
 from prunus.tasks.classification import Classification, logits
 from prunus.tasks.denoise import Denoising
+from prunus.tasks.lm import LanguageModelling
 from prunus.tasks.sr import SuperResolution
+from prunus.tasks.text import TextClassification
 
 __all__ = [
     "DEFAULT",
@@ -29,10 +34,12 @@ __all__ = [
     "Denoising",
     "Given",
     "Kind",
+    "LanguageModelling",
     "Options",
     "Restorer",
     "SuperResolution",
     "Task",
+    "TextClassification",
     "find_kind",
     "kinds",
     "logits",

@@ -86,6 +86,7 @@ class Task(ABC):
 
     metric: Metric
     further_metrics: ClassVar[tuple[Metric, ...]] = ()  # others that `evaluate` returns and the report shows
+    is_pretrained: bool = False  # whether a model that a SPEC names has come with trained weights
     judges_examples: ClassVar[bool] = False  # whether `verdicts` can judge a single example
     outputs: Outputs | None = None  # the outputs that keep their sizes, as in `graph.trace`; None: all
 
@@ -140,8 +141,11 @@ class Task(ABC):
         """Return the loss that training minimises: `loss`, unless fields of the recipe change it."""
         return self.loss(output, target)
 
-    def distil(self, output: Any, teacher_output: Any, temperature: float) -> Tensor:
-        """Compute the loss of distillation, a scalar; here the mean squared difference from the teacher."""
+    def distil(self, output: Any, teacher_output: Any, temperature: float, target: Any = None) -> Tensor:
+        """Compute the loss of distillation, a scalar; here the mean squared difference from the teacher.
+
+        target: The targets of the batch, for tasks in which they say what of an output counts.
+        """
         pairs = zip(_floating(output), _floating(teacher_output), strict=True)
         losses = [F.mse_loss(one.float(), other.float()) for one, other in pairs]
         return sum(losses[1:], losses[0])
