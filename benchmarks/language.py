@@ -1,0 +1,229 @@
+r"""Predicting bytes, and classifying texts: methods against their controls, at equal steps and cost, from one base.
+
+    python benchmarks/language.py lm      # about 20 minutes on one busy core
+    python benchmarks/language.py text    # about 20 minutes on one busy core
+
+    base     a small decoder of bytes, or a small encoder that classifies, trained here
+    dhp      searches for some epochs, then recovers for the others
+    taylor   cuts the units with the smallest Taylor scores at once, and recovers for all the epochs
+    l2       the same with L2 norms
+    uniform  the same with L2 norms, with the same share of every axis
+    random   the same share of every axis, drawn by lot
+
+Each arm is a run of `prunus.prune`, proof included, in a folder of its own, at half of the multiply-adds. The texts are
+those that Python brings along, so nothing is downloaded; which they were is stored with the rows:
+
+    lm       the paragraphs of Python's language reference as `help()` shows it (pydoc_data.topics), each once
+    text     pieces of at most 256 bytes of the standard library's sources; the class is the package, and all pieces
+             of a file are on one side: to train on, or to test on
+
+Figures are of held-out texts on which no choice was made: perplexity per byte (lower is better), accuracy. Rows that
+are there with the same setup are not run again, and a run that was killed goes on where it was.
+"""
+
+import argparse
+import hashlib
+import importlib
+import json
+import statistics
+import sysconfig
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from board import Board
+from torch import nn
+
+import prunus
+from prunus.data import Data, load_blocks, load_texts
+from prunus.run import Settings
+from prunus.tasks import LanguageModelling, Task, TextClassification
+from prunus.train import fit
+from prunus.zoo.language import Decoder, Encoder
+
+ARMS = {
+    "dhp": ("dhp", ()),
+    "taylor": ("taylor", ()),
+    "l2": ("magnitude", ("p=2",)),
+    "uniform": ("magnitude", ("p=2", "how=uniform")),
+    "random": ("random", ("how=uniform",)),
+}
+METRIC = {"lm": "perplexity", "text": "accuracy"}
+VOCABULARY = 258  # bytes, and two tokens more
+LENGTH = {"lm": 128, "text": 256}  # tokens
+SIZES = {
+    "lm": {"depth": 3, "width": 96, "heads": 6, "hidden": 384},
+    "text": {"depth": 2, "width": 64, "heads": 4, "hidden": 256},
+}
+PACKAGES = (
+    *("asyncio", "email", "encodings", "idlelib", "importlib", "multiprocessing"),
+    *("tkinter", "unittest", "xml"),
+)  # of the standard library, of at least ten files each
+MOST_PIECES = 200  # of a package, to train on and to test on
+TEST_SHARE = 0.25  # of the files
+SHARE = 0.5  # of the multiply-adds
+
+
+def write_reference(folder: Path) -> str:
+    """Write the paragraphs of Python's language reference to one file, each once; returns its SPEC."""
+    topics = importlib.import_module("pydoc_data.topics").topics
+    seen = dict.fromkeys(part.strip("\n") for name in sorted(topics) for part in topics[name].split("\n\n"))
+    file = folder / "reference.txt"
+    file.write_text("\n\n".join(part for part in seen if part.strip()))
+    return f"text:{file}"
+
+
+def write_sources(folder: Path) -> str:
+    """Write pieces of the standard library's sources, with their packages as classes; returns their SPEC."""
+    root, rows = Path(sysconfig.get_paths()["stdlib"]), {"train": [], "test": []}
+    for package in PACKAGES:
+        found = {"train": [], "test": []}
+        for file in sorted((root / package).rglob("*.py")):
+            name = "test" if place(file.relative_to(root).as_posix()) < TEST_SHARE else "train"
+            found[name] += pieces(file.read_text(errors="replace"))
+        for name, texts in found.items():
+            chosen = sorted(texts, key=place)[:MOST_PIECES]
+            rows[name] += [json.dumps({"text": text, "label": package}) for text in chosen]
+    for name, lines in rows.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return f"jsonl:{folder}"
+
+
+def place(text: str) -> float:
+    """Hash a text to a place in 0..1, as good as drawn by lot."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") / 2**64
+
+
+def pieces(text: str) -> list[str]:
+    """Cut a text into pieces of whole lines of at most 256 bytes; shorter ones than a quarter of that are dropped."""
+    found, piece = [], ""
+    for line in text.splitlines(keepends=True):
+        if len((piece + line).encode()) > LENGTH["text"]:
+            found.append(piece)
+            piece = ""
+        piece += line if len(line.encode()) <= LENGTH["text"] else ""
+    return [each for each in found if len(each.strip()) >= LENGTH["text"] // 4]
+
+
+def load(asked: argparse.Namespace) -> Data:
+    """Write the texts, if they are not there, and load them."""
+    folder = asked.folder / asked.experiment / "texts"
+    folder.mkdir(parents=True, exist_ok=True)
+    if asked.experiment == "lm":
+        return load_blocks(write_reference(folder), length=LENGTH["lm"])
+    return load_texts(write_sources(folder), length=LENGTH["text"])
+
+
+def network(data: Data, asked: argparse.Namespace, seed: int) -> nn.Module:
+    """Build the network, freshly initialised."""
+    torch.manual_seed(seed)
+    sizes = SIZES[asked.experiment]
+    if asked.experiment == "lm":
+        return Decoder(VOCABULARY, LENGTH["lm"], **sizes)
+    assert data.classes is not None
+    return Encoder(VOCABULARY, LENGTH["text"], data.classes, **sizes)
+
+
+def task_of(model: nn.Module, data: Data, asked: argparse.Namespace) -> Task:
+    """Make the task of a model."""
+    fields = {"precision": "no", "batch_size": asked.batch_size}
+    return {"lm": LanguageModelling, "text": TextClassification}[asked.experiment](model, data, fields)
+
+
+def trained_base(data: Data, asked: argparse.Namespace, seed: int) -> nn.Module:
+    """Train the base; once, then it is read from its folder."""
+    base = network(data, asked, seed)
+    task = task_of(base, data, asked)
+    recipe = replace(task.recipe("scratch"), epochs=asked.base_epochs)
+    fit(base, task, recipe, folder=asked.folder / asked.experiment / f"base_{seed}", seed=seed)
+    return base
+
+
+def run_arm(arm: str, base: nn.Module, data: Data, asked: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Make one row."""
+    method, options = ARMS[arm]
+    epochs, began_s, key = asked.epochs, time.perf_counter(), METRIC[asked.experiment]
+    if arm == "dhp":
+        options, epochs = (f"epochs={asked.search_epochs}",), asked.epochs - asked.search_epochs
+    out = asked.folder / asked.experiment / f"{arm}_{seed}"
+    values = prunus.prune(
+        task=task_of(base, data, asked),
+        method=method,
+        budget=prunus.Budget(macs=SHARE),
+        out=out,
+        settings=Settings(options=options, seed=seed, base_epochs=0, epochs=epochs),
+        resume=out.exists(),
+    ).values
+    return {
+        "macs": values["after"]["macs"] / values["before"]["macs"],
+        "params": values["after"]["params"] / values["before"]["params"],
+        "proof": values["verified"]["max_abs_error"],
+        "pruned": values["pruned"][key],
+        "recovered": values["after"][key],
+        "seconds": time.perf_counter() - began_s,
+    }
+
+
+def table(rows: list[dict[str, Any]], key: str) -> str:
+    """Make a table in Markdown: means over the seeds, with the standard deviation where there are several."""
+    lines = [["arm", "multiply-adds", "parameters", f"{key} cut", f"{key} recovered"], ["---"] * 5]
+    for arm in ("base", *ARMS):
+        found = [row for row in rows if row["arm"] == arm]
+        if found:
+            shares = [
+                f"{100 * statistics.mean(row.get(name, 1) for row in found):.1f} %"
+                for name in ("macs", "params")
+            ]
+            cut = "" if arm == "base" else text_of([row["pruned"] for row in found], key)
+            lines.append([arm, *shares, cut, text_of([row["recovered"] for row in found], key)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def text_of(values: list[float], key: str) -> str:
+    """Write the mean of a metric, and its deviation over seeds."""
+    factor, unit = (100, " %") if key == "accuracy" else (1, "")
+    spread = f" ± {factor * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{factor * statistics.mean(values):.2f}{spread}{unit}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("experiment", choices=METRIC)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--base-epochs", type=int, default=8)
+    parser.add_argument("--search-epochs", type=int, default=1, help="of dhp")
+    parser.add_argument("--epochs", type=int, default=3, help="after the base; of dhp its search included")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=Path("runs/language"), help="for what the arms keep")
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    key = METRIC[asked.experiment]
+    data = load(asked)
+    out = asked.out or Path(__file__).parent / "results" / f"language_{asked.experiment}.json"
+    setup = {
+        name: value for name, value in vars(asked).items() if name not in ("arms", "seeds", "folder", "out")
+    }
+    assert data.fingerprint is not None
+    content = json.dumps(data.fingerprint.to_json() | {"splits": {}}, sort_keys=True).encode()
+    setup |= {"texts": hashlib.blake2b(content, digest_size=8).hexdigest()}
+    setup |= {"examples": {name: len(split) for name, split in data.splits.items()}}
+    board = Board(out, setup)
+    for seed in asked.seeds:
+        base = trained_base(data, asked, seed)
+        if not board.has(arm="base", seed=seed):
+            steps = asked.base_epochs * data.train.steps(asked.batch_size)
+            judged = task_of(base, data, asked).evaluate(base, data.judged)
+            board.add({"arm": "base", "seed": seed, "steps": steps, "recovered": judged[key]})
+        for arm in asked.arms:
+            if not board.has(arm=arm, seed=seed):
+                board.add({"arm": arm, "seed": seed} | run_arm(arm, base, data, asked, seed))
+    print(table(board.rows, key))
+
+
+if __name__ == "__main__":
+    main()
