@@ -23,8 +23,12 @@ def library(name: str, extra: str = "models"):
     try:
         return importlib.import_module(name)
     except (ImportError, RuntimeError) as error:
-        package = name.partition(".")[0]
-        raise UserError(
-            f"{package} cannot be imported ({error}). Install a build that fits torch {torch.__version__}: "
-            f"pip install 'prunus[{extra}]'."
-        ) from error
+        raise cannot_import(name.partition(".")[0], error, extra) from error
+
+
+def cannot_import(package: str, error: Exception, extra: str) -> UserError:
+    """Make the error for a library that cannot be imported, or only in part."""
+    return UserError(
+        f"{package} cannot be imported ({error}). Install a build that fits torch {torch.__version__}: "
+        f"pip install 'prunus[{extra}]'."
+    )

@@ -11,7 +11,7 @@ from torch import nn
 
 from prunus.errors import FileError, UserError, one_line
 from prunus.files import expand_home, read_json
-from prunus.zoo.optional import library
+from prunus.zoo.optional import cannot_import, library
 
 SHOWN = 3  # names in an error
 
@@ -43,6 +43,8 @@ def from_folder(folder: str, classes: int | None) -> nn.Module:
         made.pad_token_id = special_token(place, "pad")
         if not has_weights(place):
             return maker.from_config(made)
+    except ImportError as error:  # the library imports its parts when they are used
+        raise cannot_import("transformers", error, "hf") from error
     except Exception as error:  # whatever a library raises about a config that does not fit its class
         raise UserError(
             f"{folder}/config.json describes no {what} that transformers can build ({one_line(error)})."
@@ -84,23 +86,23 @@ def check_complete(folder: str, model: Any, report: dict[str, Any], *, is_classi
         )
 
 
-def special_token(folder: Path, name: str) -> int | None:
+def special_token(folder: Path, role: str) -> int | None:
     """Look up the number of a special token in a folder's config.json.
 
     Args:
         folder: The folder.
-        name: "pad", which is the end of a text where the config has none, or "eos", the end.
+        role: "pad", which is the end of a text where the config has none, or "eos", the end.
 
     Returns:
         The number; None if the config states none, or there is no config.
     """
     path = folder / "config.json"
     config = read_json(path) if path.exists() else {}
-    found = config.get(f"{name}_token_id")
+    found = config.get(f"{role}_token_id")
     if isinstance(found, list):  # several end a text
         found = next(iter(found), None)
-    if found is None and name == "pad":
+    if found is None and role == "pad":
         return special_token(folder, "eos")
     if found is not None and not (type(found) is int and found >= 0):
-        raise FileError(f"{path} should hold a number as {name}_token_id, but holds {found!r}.")
+        raise FileError(f"{path} should hold a number as {role}_token_id, but holds {found!r}.")
     return found
