@@ -9,25 +9,28 @@ r"""Predicting bytes, and classifying texts: methods against their controls, at 
     l2       the same with L2 norms
     uniform  the same with L2 norms, with the same share of every axis
     random   the same share of every axis, drawn by lot
+    whole    cuts nothing, and trains the base on for all the epochs
 
 Each arm is a run of `prunus.prune`, proof included, in a folder of its own, at half of the multiply-adds. The texts are
 those that Python brings along, so nothing is downloaded; which they were is stored with the rows:
 
     lm       the paragraphs of Python's language reference as `help()` shows it (pydoc_data.topics), each once
     text     pieces of at most 256 bytes of the standard library's sources; the class is the package, and all pieces
-             of a file are on one side: to train on, or to test on
+             of a file are on one side: to train on, or to test on; tokens of byte pairs, learned of those to train on
 
 Figures are of held-out texts on which no choice was made: perplexity per byte (lower is better), accuracy. Rows that
 are there with the same setup are not run again, and a run that was killed goes on where it was.
 """
 
 import argparse
+import copy
 import hashlib
 import importlib
 import json
 import statistics
 import sysconfig
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +40,7 @@ from board import Board
 from torch import nn
 
 import prunus
-from prunus.data import Data, load_blocks, load_texts
+from prunus.data import Data, Tokenizer, find_tokenizer, load_blocks, load_texts
 from prunus.run import Settings
 from prunus.tasks import LanguageModelling, Task, TextClassification
 from prunus.train import fit
@@ -51,8 +54,9 @@ ARMS = {
     "random": ("random", ("how=uniform",)),
 }
 METRIC = {"lm": "perplexity", "text": "accuracy"}
-VOCABULARY = 258  # bytes, and two tokens more
-LENGTH = {"lm": 128, "text": 256}  # tokens
+LENGTH = {"lm": 128, "text": 96}  # tokens
+WORDS = 2000  # tokens of byte pairs
+PIECE = 256  # bytes
 SIZES = {
     "lm": {"depth": 3, "width": 96, "heads": 6, "hidden": 384},
     "text": {"depth": 2, "width": 64, "heads": 4, "hidden": 256},
@@ -88,7 +92,17 @@ def write_sources(folder: Path) -> str:
             rows[name] += [json.dumps({"text": text, "label": package}) for text in chosen]
     for name, lines in rows.items():
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    write_tokenizer(folder, [json.loads(line)["text"] for line in rows["train"]])
     return f"jsonl:{folder}"
+
+
+def write_tokenizer(folder: Path, texts: list[str]) -> None:
+    """Learn byte pairs from texts, and write them as tokenizer.json, beside a config.json with the padding."""
+    tokenizers = importlib.import_module("tokenizers")  # of the extra hf
+    made = tokenizers.ByteLevelBPETokenizer()
+    made.train_from_iterator(texts, vocab_size=WORDS, special_tokens=["<pad>"], show_progress=False)
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text('{"pad_token_id": 0}')
 
 
 def place(text: str) -> float:
@@ -100,48 +114,53 @@ def pieces(text: str) -> list[str]:
     """Cut a text into pieces of whole lines of at most 256 bytes; shorter ones than a quarter of that are dropped."""
     found, piece = [], ""
     for line in text.splitlines(keepends=True):
-        if len((piece + line).encode()) > LENGTH["text"]:
+        if len((piece + line).encode()) > PIECE:
             found.append(piece)
             piece = ""
-        piece += line if len(line.encode()) <= LENGTH["text"] else ""
-    return [each for each in found if len(each.strip()) >= LENGTH["text"] // 4]
+        piece += line if len(line.encode()) <= PIECE else ""
+    return [each for each in found if len(each.strip()) >= PIECE // 4]
 
 
-def load(asked: argparse.Namespace) -> Data:
-    """Write the texts, if they are not there, and load them."""
+def load(asked: argparse.Namespace) -> tuple[Data, Tokenizer]:
+    """Write the texts, and load them with what turns them into tokens."""
     folder = asked.folder / asked.experiment / "texts"
     folder.mkdir(parents=True, exist_ok=True)
     if asked.experiment == "lm":
-        return load_blocks(write_reference(folder), length=LENGTH["lm"])
-    return load_texts(write_sources(folder), length=LENGTH["text"])
+        return load_blocks(write_reference(folder), length=LENGTH["lm"]), find_tokenizer(None)
+    spec = write_sources(folder)
+    tokenizer = find_tokenizer(folder)
+    return load_texts(spec, tokenizer, length=LENGTH["text"]), tokenizer
 
 
-def network(data: Data, asked: argparse.Namespace, seed: int) -> nn.Module:
+def network(data: Data, tokenizer: Tokenizer, asked: argparse.Namespace, seed: int) -> nn.Module:
     """Build the network, freshly initialised."""
     torch.manual_seed(seed)
     sizes = SIZES[asked.experiment]
     if asked.experiment == "lm":
-        return Decoder(VOCABULARY, LENGTH["lm"], **sizes)
+        return Decoder(tokenizer.size, LENGTH["lm"], **sizes)
     assert data.classes is not None
-    return Encoder(VOCABULARY, LENGTH["text"], data.classes, **sizes)
+    return Encoder(tokenizer.size, LENGTH["text"], data.classes, **sizes)
 
 
-def task_of(model: nn.Module, data: Data, asked: argparse.Namespace) -> Task:
-    """Make the task of a model."""
+Make = Callable[[nn.Module], Task]
+
+
+def maker(data: Data, tokenizer: Tokenizer, asked: argparse.Namespace) -> Make:
+    """Make the function that makes the task of a model."""
     fields = {"precision": "no", "batch_size": asked.batch_size}
-    return {"lm": LanguageModelling, "text": TextClassification}[asked.experiment](model, data, fields)
+    kind = {"lm": LanguageModelling, "text": TextClassification}[asked.experiment]
+    return lambda model: kind(model, data, fields, tokenizer=tokenizer, length=LENGTH[asked.experiment])
 
 
-def trained_base(data: Data, asked: argparse.Namespace, seed: int) -> nn.Module:
-    """Train the base; once, then it is read from its folder."""
-    base = network(data, asked, seed)
-    task = task_of(base, data, asked)
+def trained_base(base: nn.Module, task_of: Make, asked: argparse.Namespace, seed: int) -> nn.Module:
+    """Train the base in place; once, then it is read from its folder."""
+    task = task_of(base)
     recipe = replace(task.recipe("scratch"), epochs=asked.base_epochs)
     fit(base, task, recipe, folder=asked.folder / asked.experiment / f"base_{seed}", seed=seed)
     return base
 
 
-def run_arm(arm: str, base: nn.Module, data: Data, asked: argparse.Namespace, seed: int) -> dict[str, Any]:
+def run_arm(arm: str, base: nn.Module, task_of: Make, asked: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Make one row."""
     method, options = ARMS[arm]
     epochs, began_s, key = asked.epochs, time.perf_counter(), METRIC[asked.experiment]
@@ -149,7 +168,7 @@ def run_arm(arm: str, base: nn.Module, data: Data, asked: argparse.Namespace, se
         options, epochs = (f"epochs={asked.search_epochs}",), asked.epochs - asked.search_epochs
     out = asked.folder / asked.experiment / f"{arm}_{seed}"
     values = prunus.prune(
-        task=task_of(base, data, asked),
+        task=task_of(base),
         method=method,
         budget=prunus.Budget(macs=SHARE),
         out=out,
@@ -166,17 +185,27 @@ def run_arm(arm: str, base: nn.Module, data: Data, asked: argparse.Namespace, se
     }
 
 
+def train_on(base: nn.Module, task_of: Make, asked: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Train the base on without cutting anything, as long as the arms recover; make its row."""
+    whole, began_s = copy.deepcopy(base), time.perf_counter()
+    task = task_of(whole)
+    recipe = replace(task.recipe("recover"), epochs=asked.epochs)
+    fit(whole, task, recipe, folder=asked.folder / asked.experiment / f"whole_{seed}", seed=seed)
+    judged = task.evaluate(whole, task.data.judged)[METRIC[asked.experiment]]
+    return {"recovered": judged, "seconds": time.perf_counter() - began_s}
+
+
 def table(rows: list[dict[str, Any]], key: str) -> str:
     """Make a table in Markdown: means over the seeds, with the standard deviation where there are several."""
     lines = [["arm", "multiply-adds", "parameters", f"{key} cut", f"{key} recovered"], ["---"] * 5]
-    for arm in ("base", *ARMS):
+    for arm in ("base", "whole", *ARMS):
         found = [row for row in rows if row["arm"] == arm]
         if found:
             shares = [
                 f"{100 * statistics.mean(row.get(name, 1) for row in found):.1f} %"
                 for name in ("macs", "params")
             ]
-            cut = "" if arm == "base" else text_of([row["pruned"] for row in found], key)
+            cut = "" if arm in ("base", "whole") else text_of([row["pruned"] for row in found], key)
             lines.append([arm, *shares, cut, text_of([row["recovered"] for row in found], key)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -203,7 +232,8 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     key = METRIC[asked.experiment]
-    data = load(asked)
+    data, tokenizer = load(asked)
+    task_of = maker(data, tokenizer, asked)
     out = asked.out or Path(__file__).parent / "results" / f"language_{asked.experiment}.json"
     setup = {
         name: value for name, value in vars(asked).items() if name not in ("arms", "seeds", "folder", "out")
@@ -214,14 +244,16 @@ def main() -> None:
     setup |= {"examples": {name: len(split) for name, split in data.splits.items()}}
     board = Board(out, setup)
     for seed in asked.seeds:
-        base = trained_base(data, asked, seed)
+        base = trained_base(network(data, tokenizer, asked, seed), task_of, asked, seed)
         if not board.has(arm="base", seed=seed):
             steps = asked.base_epochs * data.train.steps(asked.batch_size)
-            judged = task_of(base, data, asked).evaluate(base, data.judged)
+            judged = task_of(base).evaluate(base, data.judged)
             board.add({"arm": "base", "seed": seed, "steps": steps, "recovered": judged[key]})
+        if not board.has(arm="whole", seed=seed):
+            board.add({"arm": "whole", "seed": seed} | train_on(base, task_of, asked, seed))
         for arm in asked.arms:
             if not board.has(arm=arm, seed=seed):
-                board.add({"arm": arm, "seed": seed} | run_arm(arm, base, data, asked, seed))
+                board.add({"arm": arm, "seed": seed} | run_arm(arm, base, task_of, asked, seed))
     print(table(board.rows, key))
 
 
