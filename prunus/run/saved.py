@@ -67,8 +67,8 @@ class Saved:
         """
         if self.preprocessing is None:
             raise UserError(
-                f"{self.folder} does not say how an image is read: its data were tensors, or it is a run of version "
-                "0.1.0. Prepare the tensor yourself, and call the model with it."
+                f"{self.folder} does not say how an image is read: its data were tensors or texts, or it is a run of "
+                "version 0.1.0. Prepare the tensor yourself, and call the model with it."
             )
         return self.preprocessing.read(image)
 

@@ -39,7 +39,7 @@ class Given:
         example: One input with a batch dimension of 1; None: as the data say.
         seed: The seed of the choice of val, and of a new model's weights.
         image_size: The side in pixels to which images are resized; None: their own size.
-        skip_broken: Whether to leave out images that cannot be read; otherwise they are an error.
+        skip_broken: Whether to leave out images and texts that cannot be read; otherwise they are an error.
         split_by: "content" or "position"; see `data.load_data`.
     """
 

@@ -72,7 +72,8 @@ def load_model(
             f"{', '.join(f'zoo:{each}' for each in TO_IMAGES)}, package.module:callable."
         )
     make = user_object(spec, "model source", [*sources, "package.module"])
-    asked = {"classes": classes, "in_shape": in_shape, "vocabulary": vocabulary, "length": length, **more}
+    of_text = {} if vocabulary is None else {"vocabulary": vocabulary, "length": length}
+    asked = {"classes": classes, "in_shape": in_shape, **of_text, **more}
     named = inspect.signature(make).parameters
     model = make(**{key: value for key, value in asked.items() if key in named})
     if not isinstance(model, nn.Module):

@@ -62,6 +62,14 @@ def test_a_callable_of_ones_own_gets_the_sizes():
     assert load_model(f"{__name__}:made_of_text", classes=3, **TEXT).in_features == 258 + 256
 
 
+def made_of_images(in_shape, length=3):
+    return torch.nn.Linear(in_shape[0], length)
+
+
+def test_a_callable_for_images_keeps_its_own_length():
+    assert load_model(f"{__name__}:made_of_images", in_shape=(2, 8, 8)).out_features == 3
+
+
 @pytest.mark.parametrize(
     ("spec", "classes", "message"),
     [
