@@ -126,8 +126,8 @@ def run(
     Args:
         out: The folder for the smaller model, the report and everything that resuming needs.
         model: zoo:NAME, torchvision:NAME, timm:NAME, hf:DIR or package.module:callable.
-        data: digits, parquet:DIR, imagefolder:DIR, hub:NAME or package.module:callable; for tasks of language text:PLACE,
-            csv:PLACE, jsonl:PLACE or parquet:PLACE.
+        data: digits, parquet:DIR, imagefolder:DIR, hub:NAME or package.module:callable; of texts text:PLACE, csv:PLACE,
+            jsonl:PLACE or parquet:PLACE.
         task: The purpose of the model; `prunus tasks` lists them. package.module:callable returns a prunus.Task, which
             has a model and data of its own.
         method: The pruning method; `prunus methods` lists them.
