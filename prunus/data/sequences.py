@@ -25,7 +25,7 @@ class Padded:
     def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> dict[str, Tensor]:
         """Read {"input_ids": int64 (B, T), "attention_mask": int64 (B, T), 1 for tokens and 0 for padding}."""
         chosen = [self.texts[index] for index in indices.tolist()]
-        shape = len(chosen), max(map(len, chosen))
+        shape = len(chosen), max(map(len, chosen), default=1)  # of several processes one may get no text
         tokens, mask = np.full(shape, self.pad, np.int64), np.zeros(shape, np.int64)
         for row, text in enumerate(chosen):
             tokens[row, : len(text)], mask[row, : len(text)] = text, 1

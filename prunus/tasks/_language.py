@@ -6,7 +6,6 @@ A target of -100 counts nowhere: not in the loss, not in the metric, not in dist
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from prunus.data import Bytes, Data, Tokenizer, find_tokenizer
 from prunus.errors import UserError
+from prunus.files import expand_home
 from prunus.inputs import call, model_device, move
 from prunus.options import Count
 from prunus.tasks import _contract
@@ -71,7 +71,7 @@ def folder_of(model: nn.Module | str) -> str | None:
 def comes_with_weights(model: nn.Module | str) -> bool:
     """Return whether a SPEC names a folder with weights."""
     folder = folder_of(model)
-    return folder is not None and has_weights(Path(folder).expanduser())
+    return folder is not None and has_weights(expand_home(folder))
 
 
 def cross_entropies(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,7 @@ def test_a_batch_is_padded_to_its_longest_text():
     found = source.read(np.array([1, 0]), None)
     assert found["input_ids"].tolist() == [[8, 9, 9], [5, 6, 7]]
     assert found["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert source.read(np.array([], np.int64), None)["input_ids"].shape == (0, 1)
 
 
 @pytest.mark.parametrize("end", [None, 99])
