@@ -1,7 +1,7 @@
 r"""Predicting bytes, and classifying texts: methods against their controls, at equal steps and cost, from one base.
 
-    python benchmarks/language.py lm      # about 20 minutes on one busy core
-    python benchmarks/language.py text    # about 20 minutes on one busy core
+    python benchmarks/language.py lm --seeds 0 1        # about 20 minutes a seed on one busy core
+    python benchmarks/language.py text --seeds 0 1 2    # about 10 minutes a seed on one busy core
 
     base     a small decoder of bytes, or a small encoder that classifies, trained here
     dhp      searches for some epochs, then recovers for the others
@@ -197,7 +197,9 @@ def train_on(base: nn.Module, task_of: Make, asked: argparse.Namespace, seed: in
 
 def table(rows: list[dict[str, Any]], key: str) -> str:
     """Make a table in Markdown: means over the seeds, with the standard deviation where there are several."""
-    lines = [["arm", "multiply-adds", "parameters", f"{key} cut", f"{key} recovered"], ["---"] * 5]
+    head = ["arm", "multiply-adds", "parameters", f"{key} cut", f"{key} recovered", "from whole, by seed"]
+    lines = [head, ["---"] * len(head)]
+    whole = {row["seed"]: row["recovered"] for row in rows if row["arm"] == "whole"}
     for arm in ("base", "whole", *ARMS):
         found = [row for row in rows if row["arm"] == arm]
         if found:
@@ -205,16 +207,20 @@ def table(rows: list[dict[str, Any]], key: str) -> str:
                 f"{100 * statistics.mean(row.get(name, 1) for row in found):.1f} %"
                 for name in ("macs", "params")
             ]
-            cut = "" if arm in ("base", "whole") else text_of([row["pruned"] for row in found], key)
-            lines.append([arm, *shares, cut, text_of([row["recovered"] for row in found], key)])
+            recovered = text_of([row["recovered"] for row in found], key)
+            cut, apart = "", ""
+            if arm in ARMS:
+                cut = text_of([row["pruned"] for row in found], key)
+                apart = text_of([row["recovered"] - whole[row["seed"]] for row in found], key, sign="+")
+            lines.append([arm, *shares, cut, recovered, apart])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def text_of(values: list[float], key: str) -> str:
-    """Write the mean of a metric, and its deviation over seeds."""
+def text_of(values: list[float], key: str, sign: str = "") -> str:
+    """Write the mean of a metric, with "+" before it if `sign` says so, and its deviation over seeds."""
     factor, unit = (100, " %") if key == "accuracy" else (1, "")
     spread = f" ± {factor * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{factor * statistics.mean(values):.2f}{spread}{unit}"
+    return f"{factor * statistics.mean(values):{sign}.2f}{spread}{unit}"
 
 
 def main() -> None:
