@@ -18,7 +18,7 @@ Its files, in the order in which to read them:
     load            Data from a SPEC
     bicubic         resizing as MATLAB does
     degrade         noise, downscaling
-    pairs           a split of degraded and clean images
+    pairs           a split of pairs of images: degraded and clean, or images and label maps
     unlabelled      reading images without labels
     restoration     Data of pairs from a SPEC
     documents       reading texts
@@ -26,6 +26,13 @@ Its files, in the order in which to read them:
     tokens          texts as tokens
     sequences       sources of tokens: padded texts, blocks
     language        Data of texts from a SPEC
+    restoration     Data of degraded and clean images from a SPEC
+    label_maps      the class of every pixel
+    label_folders   finding images and their label maps
+    segmentation    Data of images and label maps from a SPEC
+    tables          columns of files
+    rows            Data of rows of tables from a SPEC
+    targets         the targets of rows: numbers, or labels
 """
 
 from prunus.data.bicubic import resize, to_bytes
@@ -40,25 +47,33 @@ from prunus.data.pairs import Pairs, PairSource, Patches
 from prunus.data.preprocessing import Preprocessing
 from prunus.data.randomness import own_randomness, reseed
 from prunus.data.restoration import load_pairs
+from prunus.data.rows import Columns, Features, ReadTargets, load_rows
+from prunus.data.segmentation import IGNORED, IgnoreIndex, load_label_maps
 from prunus.data.split import Split, generator, hold_out
 from prunus.data.stream import StreamSplit
+from prunus.data.targets import read_labels, read_numbers
 from prunus.data.tokens import Bytes, Tokenizer, find_tokenizer
 from prunus.data.unpacking import TARGETS, unpack, with_targets
 
 __all__ = [
+    "IGNORED",
     "TARGETS",
     "Bytes",
+    "Columns",
     "Data",
     "Degradation",
     "Downscaling",
     "Examples",
+    "Features",
     "Fingerprint",
+    "IgnoreIndex",
     "LoaderSplit",
     "Noise",
     "PairSource",
     "Pairs",
     "Patches",
     "Preprocessing",
+    "ReadTargets",
     "Scale",
     "Sigma",
     "Split",
@@ -70,10 +85,14 @@ __all__ = [
     "hold_out",
     "load_blocks",
     "load_data",
+    "load_label_maps",
     "load_pairs",
+    "load_rows",
     "load_texts",
     "own_randomness",
     "parts_of",
+    "read_labels",
+    "read_numbers",
     "reseed",
     "resize",
     "split_given",

@@ -20,7 +20,7 @@ from prunus.errors import FileError, UserError
 from prunus.export import store
 from prunus.files import expand_home
 from prunus.run.provenance import SAME_FOR_EVERY_SEED, fingerprint_of, read_fingerprint
-from prunus.tasks import logits
+from prunus.tasks import DEFAULT, kinds, logits
 from prunus.zoo import load_model
 
 BATCH = 64  # images
@@ -127,11 +127,17 @@ def load_run(folder: str | Path, model: nn.Module | None = None) -> Saved:
         The smaller model, with its classes and how it reads an image.
 
     Raises:
-        UserError: The folder holds no finished run, or its model was not given by a SPEC.
+        UserError: The folder holds no finished run, or one of another task than classification, or its model was not
+            given by a SPEC.
         FileError: A file is missing or damaged.
     """
     folder = expand_home(folder)
     result = read_result(folder)
+    if (task := result["settings"].get("task", DEFAULT)) in kinds() and task != DEFAULT:
+        raise UserError(
+            f"{folder} is a run of the task {task}; only classifiers are loaded with their classes. Build the original "
+            "model and call prunus.load(folder, model): it returns the smaller one."
+        )
     small = store.load(folder, original_model(result) if model is None else model).eval()
     data = result.get("data") or {}  # runs of version 0.1.0 have none
     how, file = data.get("preprocessing"), folder / "result.json"

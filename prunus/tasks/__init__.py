@@ -7,7 +7,9 @@ Its files, in the order in which to read them:
     _tiles            inference on large images by parts
     _quality          PSNR and SSIM
     _panels           images side by side
+    _regions          how well two label maps agree
     _restoration      what the tasks of restoration share
+    _rows             what the tasks on rows of tables share
     _losses           the losses of a user's own task
     _measures         the metric of a user's own task
     _own              prunus.Task, a task of a user's own
@@ -17,6 +19,9 @@ Its files, in the order in which to read them:
     sr                images made larger
     text              texts classified
     lm                the next token predicted
+    segment           a class for every pixel
+    regression        numbers of images, or of rows of tables
+    multilabel        several labels of images, or of rows of tables
 """
 
 from prunus.tasks._contract import Given, Options, Task
@@ -25,6 +30,9 @@ from prunus.tasks._tiles import Restorer, sight, tiled
 from prunus.tasks.classification import Classification, logits
 from prunus.tasks.denoise import Denoising
 from prunus.tasks.lm import LanguageModelling
+from prunus.tasks.multilabel import MultiLabel
+from prunus.tasks.regression import Regression
+from prunus.tasks.segment import Segmentation
 from prunus.tasks.sr import SuperResolution
 from prunus.tasks.text import TextClassification
 
@@ -35,8 +43,11 @@ __all__ = [
     "Given",
     "Kind",
     "LanguageModelling",
+    "MultiLabel",
     "Options",
+    "Regression",
     "Restorer",
+    "Segmentation",
     "SuperResolution",
     "Task",
     "TextClassification",

@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -85,10 +85,14 @@ class Task(ABC):
     """
 
     metric: Metric
-    further_metrics: ClassVar[tuple[Metric, ...]] = ()  # others that `evaluate` returns and the report shows
+    further_metrics: tuple[Metric, ...] = ()  # others that `evaluate` returns and the report shows
     is_pretrained: bool = False  # whether a model that a SPEC names has come with trained weights
     judges_examples: ClassVar[bool] = False  # whether `verdicts` can judge a single example
+    evaluates_loss: bool = True  # whether `loss` takes the outputs of evaluation mode, not of training alone
     outputs: Outputs | None = None  # the outputs that keep their sizes, as in `graph.trace`; None: all
+    modes: Mapping[str, Any] | None = (
+        None  # an example for each mode, as in `graph.trace`; None: the same for both
+    )
 
     def __init__(self, model: nn.Module, data: Data, recipe_fields: dict[str, Any] | None = None):
         self.model, self.data = model, data
@@ -104,7 +108,7 @@ class Task(ABC):
     def graph(self) -> Graph:
         """The model's axes, traced at the first access and then stored; TraceError if the model cannot be traced."""
         if self._graph is None:
-            self._graph = trace(self.model, self.example, outputs=self.outputs)
+            self._graph = trace(self.model, self.example, modes=self.modes, outputs=self.outputs)
         return self._graph
 
     def on(self, model: nn.Module) -> Self:
@@ -159,7 +163,7 @@ class Task(ABC):
             split: The examples.
 
         Returns:
-            {metric.key: value, "loss": value}.
+            {metric.key: value, "loss": value}; the loss is NaN if evaluation gives none (`evaluates_loss`).
         """
 
     def verdicts(self, output: Any, target: Tensor) -> Tensor:
@@ -174,6 +178,10 @@ class Task(ABC):
     def examples(self, original: nn.Module, small: nn.Module) -> Sequence[Chart]:
         """Return examples of the test set from which a person can judge both models; a task may have none."""
         return []
+
+    def conventions(self) -> dict[str, Any]:
+        """Return what has to be known to use the model outside of a run, such as names and scales, as plain JSON."""
+        return {}
 
     @abstractmethod
     def recipe(self, purpose: str) -> Recipe:

@@ -7,7 +7,7 @@ Nothing is downloaded, and nothing in a file is executed.
 
 import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ SHOWN = 3  # differences that an error names
 def load_model(
     spec: str,
     *,
-    in_shape: tuple[int, int, int] | None = None,
+    in_shape: tuple[int, ...] | None = None,
     classes: int | None = None,
     vocabulary: int | None = None,
     length: int | None = None,
@@ -40,9 +40,9 @@ def load_model(
 
     Args:
         spec: zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG_DIR or package.module:callable.
-        in_shape: The images' (channels, height, width); None: the model reads text. A user's callable gets it, and what
-            follows, if it has a parameter of that name.
-        classes: The number of classes; None: the model does not classify.
+        in_shape: The shape of an input, (channels, height, width) of images; None: the model reads text. A user's
+            callable gets it, and what follows, if it has a parameter of that name.
+        classes: The number of classes, or of other outputs; None: the answers are images, or the next tokens.
         vocabulary: The number of tokens that texts are made of.
         length: The number of tokens that a text has at most.
         more: What else the task knows, such as `scale`.
@@ -54,6 +54,7 @@ def load_model(
         UserError: The spec or name is unknown (the nearest are suggested), a library is missing, a classifier is
             named without classes, or a user's callable does not return a module.
     """
+    sources: dict[str, Callable[..., nn.Module]]
     sources = {"zoo": zoo.build, "torchvision": from_torchvision, "timm": from_timm, "hf": from_config}
     source, _, name = spec.partition(":")
     if source in sources and name and in_shape is None:
@@ -61,6 +62,11 @@ def load_model(
         return reader_of_text(source, name, vocabulary, length, classes)
     if source in sources and name:
         assert in_shape is not None
+        if source != "zoo" and len(in_shape) != 3:
+            raise UserError(
+                f"{spec} reads images (channels, height, width), but an input has the shape {tuple(in_shape)}; zoo:mlp "
+                "reads rows of a table, and package.module:callable what you like."
+            )
         if classes is not None:
             return sources[source](name, classes, in_shape)
         if source == "zoo" and name in TO_IMAGES:
@@ -159,13 +165,16 @@ def read_pt(file: Path) -> dict[str, Tensor]:
 
 
 def from_torchvision(name: str, classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
-    """Build a torchvision classifier; these take images of three channels."""
+    """Build a torchvision classifier, or network for segmentation; these take images of three channels."""
     models = library("torchvision.models")
     check_listed("torchvision", name, models.list_models())
+    # without it a network for segmentation downloads a backbone
+    backbone = "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters
     if in_shape[0] != 3:
         seen = f"these have {in_shape[0]}; try timm:{name}"
         raise UserError(f"torchvision:{name} takes images of 3 channels, {seen}.")
-    return models.get_model(name, weights=None, num_classes=classes)
+    more = {"weights_backbone": None} if backbone else {}
+    return models.get_model(name, weights=None, num_classes=classes, **more)
 
 
 def from_timm(name: str, classes: int, in_shape: tuple[int, int, int]) -> nn.Module:

@@ -99,6 +99,20 @@ def test_without_scores_the_first_units_stay(trained, tmp_path):
     assert {line["origin"] for line in lines(tmp_path)} == {"uniform", "random"}
 
 
+def test_the_winner_keeps_the_weights_that_were_fitted_for_it(trained, tmp_path):
+    found = prune(trained, HALF, replace(SMALL, weights="closed_form", generations=1), begun(tmp_path))
+    graph, small = (
+        trace(trained.model, EXAMPLE),
+        surgery.shrink(trained.model, trace(trained.model, EXAMPLE), found.keep),
+    )
+    fitted = surgery.cut(found.weights, graph, found.keep)
+    weights = [name for name, tensor in small.named_parameters() if tensor.dim() > 1]
+    assert (
+        sum(not torch.equal(fitted[name], small.get_parameter(name)) for name in weights) > len(weights) / 2
+    )
+    assert cost.macs(graph, found.keep) <= HALF.limit(cost.macs(graph))
+
+
 def test_it_draws_what_it_did(undisturbed, trained, tmp_path):
     points, curve, again, bars = prune(trained, HALF, SMALL, begun(tmp_path)).charts
     assert isinstance(points, Points) and isinstance(curve, Lines) and isinstance(bars, Bars)
@@ -345,6 +359,7 @@ def test_a_whole_run(tmp_path):
     ("given", "words"),
     [
         ({"start": "scratch", "epochs": 3}, "weights=inherit there is no use for start, epochs"),
+        ({"weights": "closed_form", "hidden": 3}, "weights=closed_form there is no use for hidden"),
         ({"weights": "shared", "form": "residual"}, "weights=shared there is no use for form"),
         ({"stride": 4}, "search=evolution there is no use for stride"),
         ({"search": "greedy", "population": 9, "chance": 0.2}, "search=greedy .* population, chance"),
