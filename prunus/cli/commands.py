@@ -128,8 +128,9 @@ def run(
 
     Args:
         out: The folder for the smaller model, the report and everything that resuming needs.
-        model: zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG_DIR or package.module:callable.
-        data: digits, parquet:DIR, imagefolder:DIR, hub:NAME or package.module:callable.
+        model: zoo:NAME, torchvision:NAME, timm:NAME, hf:DIR or package.module:callable.
+        data: digits, parquet:DIR, imagefolder:DIR, hub:NAME or package.module:callable; of texts text:PLACE, csv:PLACE,
+            jsonl:PLACE or parquet:PLACE.
         task: The purpose of the model; `prunus tasks` lists them. package.module:callable returns a prunus.Task, which
             has a model and data of its own.
         method: The pruning method; `prunus methods` lists them.
@@ -147,13 +148,13 @@ def run(
         base_lr: The highest learning rate before pruning.
         epochs: The number of epochs of training after pruning.
         lr: The highest learning rate after pruning.
-        batch_size: The number of images per step, of all processes together.
+        batch_size: The number of examples per step, of all processes together.
         precision: The precision of training: bf16 (the default if the hardware supports it) or no (full precision).
         distill_weight: The weight of distillation from the unpruned model in the loss, 0 to 1.
         runtime: The runtime that measures a budget of latency_ms: torch on the training device, or onnxruntime on
             the processor.
         image_size: The side in pixels to which all images are resized.
-        skip_broken: Leave out images that cannot be read; otherwise they are listed, and nothing begins.
+        skip_broken: Leave out images and texts that cannot be read; otherwise they are listed, and nothing begins.
         threads: The number of threads that torch computes with; on one machine the same number gives the same bits.
         freeze: Patterns of layers that keep all units, such as 'head*' 'layer4.*'.
         round_to: The number of which all widths become multiples.

@@ -20,6 +20,12 @@ Its files, in the order in which to read them:
     degrade         noise, downscaling
     pairs           a split of pairs of images: degraded and clean, or images and label maps
     unlabelled      reading images without labels
+    restoration     Data of pairs from a SPEC
+    documents       reading texts
+    corpus          texts that have been checked, their classes numbered
+    tokens          texts as tokens
+    sequences       sources of tokens: padded texts, blocks
+    language        Data of texts from a SPEC
     restoration     Data of degraded and clean images from a SPEC
     label_maps      the class of every pixel
     label_folders   finding images and their label maps
@@ -34,6 +40,7 @@ from prunus.data.degrade import Degradation, Downscaling, Noise, Scale, Sigma
 from prunus.data.examples import Examples
 from prunus.data.fingerprint import Fingerprint, fingerprint_of_splits, parts_of
 from prunus.data.given import split_given
+from prunus.data.language import load_blocks, load_texts
 from prunus.data.load import Data, load_data
 from prunus.data.loader import LoaderSplit
 from prunus.data.pairs import Pairs, PairSource, Patches
@@ -45,11 +52,13 @@ from prunus.data.segmentation import IGNORED, IgnoreIndex, load_label_maps
 from prunus.data.split import Split, generator, hold_out
 from prunus.data.stream import StreamSplit
 from prunus.data.targets import read_labels, read_numbers
+from prunus.data.tokens import Bytes, Tokenizer, find_tokenizer
 from prunus.data.unpacking import TARGETS, unpack, with_targets
 
 __all__ = [
     "IGNORED",
     "TARGETS",
+    "Bytes",
     "Columns",
     "Data",
     "Degradation",
@@ -69,13 +78,17 @@ __all__ = [
     "Sigma",
     "Split",
     "StreamSplit",
+    "Tokenizer",
+    "find_tokenizer",
     "fingerprint_of_splits",
     "generator",
     "hold_out",
+    "load_blocks",
     "load_data",
     "load_label_maps",
     "load_pairs",
     "load_rows",
+    "load_texts",
     "own_randomness",
     "parts_of",
     "read_labels",

@@ -30,7 +30,7 @@ from prunus.options import Range, check_value
 from prunus.progress import silent
 from prunus.run.lock import sole_writer
 from prunus.run.records import check_files, file_of
-from prunus.run.saved import original_model
+from prunus.run.saved import original_model, single_shape
 from prunus.run.stages import BASE as BASE_FILE
 from prunus.run.stages import load_into
 from prunus.sparse import formats
@@ -84,7 +84,7 @@ def bench_run(folder: Path, result: dict, *, seconds: float = 3.0, progress: Cal
     """
     check_value("seconds", seconds, Seconds)
     original = original_model(result, "call prunus.run.bench.bench with the two models")
-    shape = tuple(result["input"]["shape"])
+    shape = single_shape(result, "bench")
     zeros, macs = result["after"].get("sparsity", 0.0), result["after"]["macs"] / result["before"]["macs"]
     with sole_writer(folder):
         if (of_base := file_of(folder, "base")).exists():

@@ -5,7 +5,7 @@ from typing import Any
 
 from prunus.export import export_model, store
 from prunus.run.lock import sole_writer
-from prunus.run.saved import original_model
+from prunus.run.saved import original_model, single_shape
 
 
 def export_run(folder: Path, result: dict[str, Any]) -> list[str]:
@@ -24,5 +24,6 @@ def export_run(folder: Path, result: dict[str, Any]) -> list[str]:
         PruningError: An exported model computes something else than the model.
     """
     original = original_model(result, "call prunus.export.export_model with the model")
+    shape = single_shape(result, "export")
     with sole_writer(folder):
-        return export_model(folder, store.load(folder, original), tuple(result["input"]["shape"]))
+        return export_model(folder, store.load(folder, original), shape)

@@ -62,7 +62,8 @@ def make_pipeline(
     recovery = {"epochs": settings.epochs, "lr": settings.lr, "distill_weight": settings.distill_weight}
     recovery_recipe = replace(task.recipe("recover"), **without_none(recovery))
     check_distillation(task, recovery_recipe)
-    purpose = "tune" if is_trained or settings.weights else "scratch"
+    has_weights = is_trained or settings.weights or task.is_pretrained
+    purpose = "tune" if has_weights else "scratch"
     return Pipeline(
         run=run,
         task=task,

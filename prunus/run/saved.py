@@ -67,8 +67,8 @@ class Saved:
         """
         if self.preprocessing is None:
             raise UserError(
-                f"{self.folder} does not say how an image is read: its data were tensors, or it is a run of version "
-                "0.1.0. Prepare the tensor yourself, and call the model with it."
+                f"{self.folder} does not say how an image is read: its data were tensors or texts, or it is a run of "
+                "version 0.1.0. Prepare the tensor yourself, and call the model with it."
             )
         return self.preprocessing.read(image)
 
@@ -175,7 +175,22 @@ def original_model(
     if ":" not in spec:
         raise UserError(f"{spec} cannot be built from its name; {instead}.")
     asked = dict(result["input"])
-    return load_model(spec, in_shape=tuple(asked.pop("shape")), **asked)
+    shape, _ = asked.pop("shape", None), asked.pop("shapes", None)  # several tensors: a model of text
+    return load_model(spec, in_shape=shape and tuple(shape), **asked)
+
+
+def single_shape(result: dict[str, Any], what: str) -> tuple[int, ...]:
+    """Return the shape of the one tensor that a finished run's model reads; UserError if it reads several by name.
+
+    what: what has been asked for, in words.
+    """
+    shape = result["input"].get("shape")
+    if shape is None:
+        raise UserError(
+            f"{what} is for models that read one tensor, but this one reads several, or reads them by name; "
+            "prunus.load(folder, model) gives the smaller model."
+        )
+    return tuple(shape)
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Settings(Checked):
         seed: The seed of weights, order and random choices.
         weights: A file of weights for the model, which are then fine-tuned.
         image_size: The side in pixels to which images are resized; None: their own size.
-        skip_broken: Whether to leave out images that cannot be read; otherwise they are an error.
+        skip_broken: Whether to leave out images and texts that cannot be read; otherwise they are an error.
         base_epochs: Epochs of training before pruning; None: as the task advises, but 0 for a model that is passed as
             a module, because it is taken as trained.
         base_lr: The highest learning rate before pruning; None: as the task advises.

@@ -39,7 +39,7 @@ class Given:
         example: One input with a batch dimension of 1; None: as the data say.
         seed: The seed of the choice of val, and of a new model's weights.
         image_size: The side in pixels to which images are resized; None: their own size.
-        skip_broken: Whether to leave out images that cannot be read; otherwise they are an error.
+        skip_broken: Whether to leave out images and texts that cannot be read; otherwise they are an error.
         split_by: "content" or "position"; see `data.load_data`.
     """
 
@@ -86,6 +86,7 @@ class Task(ABC):
 
     metric: Metric
     further_metrics: tuple[Metric, ...] = ()  # others that `evaluate` returns and the report shows
+    is_pretrained: bool = False  # whether a model that a SPEC names has come with trained weights
     judges_examples: ClassVar[bool] = False  # whether `verdicts` can judge a single example
     evaluates_loss: bool = True  # whether `loss` takes the outputs of evaluation mode, not of training alone
     outputs: Outputs | None = None  # the outputs that keep their sizes, as in `graph.trace`; None: all
@@ -144,8 +145,11 @@ class Task(ABC):
         """Return the loss that training minimises: `loss`, unless fields of the recipe change it."""
         return self.loss(output, target)
 
-    def distil(self, output: Any, teacher_output: Any, temperature: float) -> Tensor:
-        """Compute the loss of distillation, a scalar; here the mean squared difference from the teacher."""
+    def distil(self, output: Any, teacher_output: Any, temperature: float, target: Any = None) -> Tensor:
+        """Compute the loss of distillation, a scalar; here the mean squared difference from the teacher.
+
+        target: The targets of the batch, for tasks in which they say what of an output counts.
+        """
         pairs = zip(_floating(output), _floating(teacher_output), strict=True)
         losses = [F.mse_loss(one.float(), other.float()) for one, other in pairs]
         return sum(losses[1:], losses[0])

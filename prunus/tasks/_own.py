@@ -131,10 +131,10 @@ class Task(_contract.Task):
         """Return the weighted sum of the losses of a batch."""
         return self.losses.total(output, target)
 
-    def distil(self, output: Any, teacher_output: Any, temperature: float) -> Tensor:
+    def distil(self, output: Any, teacher_output: Any, temperature: float, target: Any = None) -> Tensor:
         """Return the user's loss of distillation, or the mean squared difference from the teacher."""
         if self.distill is None:
-            return super().distil(output, teacher_output, temperature)
+            return super().distil(output, teacher_output, temperature, target)
         return self.distill(output, teacher_output)
 
     @torch.no_grad()

@@ -59,7 +59,7 @@ class MultiLabel(Rows):
         """Return the mean binary cross-entropy in nats."""
         return F.binary_cross_entropy_with_logits(self.numbers(output), target)
 
-    def distil(self, output: Any, teacher_output: Any, temperature: float) -> Tensor:
+    def distil(self, output: Any, teacher_output: Any, temperature: float, target: Any = None) -> Tensor:
         """Return the cross-entropy with the teacher's softened probabilities, times the temperature squared."""
         student, teacher = (self.numbers(each) / temperature for each in (output, teacher_output))
         return F.binary_cross_entropy_with_logits(student, teacher.sigmoid()) * temperature**2

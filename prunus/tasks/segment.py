@@ -120,7 +120,7 @@ class Segmentation(Task):
         sized = enlarged(logits, target)
         return F.cross_entropy(sized, target, ignore_index=self.ignore_index, reduction="sum")
 
-    def distil(self, output: Any, teacher_output: Any, temperature: float) -> Tensor:
+    def distil(self, output: Any, teacher_output: Any, temperature: float, target: Any = None) -> Tensor:
         """Return the mean over pixels of the KL divergence of the softened outputs, times the temperature squared.
 
         Hinton et al., arXiv:1503.02531, section 2, for every pixel.

@@ -8,6 +8,7 @@ from torch import nn
 from prunus.errors import UserError, unknown
 from prunus.zoo.densenet import densenet40
 from prunus.zoo.digits import digits_resnet
+from prunus.zoo.language import decoder_tiny, encoder_tiny
 from prunus.zoo.mobilenet import MobileNetV1, MobileNetV2
 from prunus.zoo.plain import conv6, fcn, mlp
 from prunus.zoo.resnet import bottleneck_resnet, cifar_resnet, resnet18, resnet50, resnext50
@@ -50,6 +51,10 @@ TO_IMAGES: dict[str, Callable[[int], nn.Module]] = {
     "dncnn": DnCNN,
     "unet": UNet,
 }
+# name -> f(vocabulary, length): from tokens to the next ones
+TO_TOKENS: dict[str, Callable[[int, int], nn.Module]] = {"decoder_tiny": decoder_tiny}
+# name -> f(vocabulary, length, classes): from tokens to classes
+TO_CLASSES: dict[str, Callable[[int, int, int], nn.Module]] = {"encoder_tiny": encoder_tiny}
 NATIVE: dict[str, tuple[int, ...]] = {  # all others: (3, 32, 32)
     "digits_resnet": (1, 8, 8),
     "fcn": (1, 28, 28),
@@ -115,8 +120,35 @@ def build(name: str, classes: int = 10, in_shape: tuple[int, ...] | None = None)
     return NETWORKS[name](classes, channels)
 
 
+def build_of_text(name: str, *, vocabulary: int, length: int, classes: int | None = None) -> nn.Module:
+    """Build a network of the zoo that reads text, initialised by torch's global seed.
+
+    Args:
+        name: A network of the zoo, for example "decoder_tiny".
+        vocabulary: The number of tokens that there are.
+        length: The number of tokens that a text has at most.
+        classes: The number of classes of texts; None: the network scores the next token.
+
+    Returns:
+        A network that maps tokens (B, T) to the scores of classes (B, classes), or of tokens (B, T, vocabulary).
+
+    Raises:
+        UserError: There is no such network; the message suggests the nearest names.
+    """
+    if classes is None:
+        if name not in TO_TOKENS:
+            raise unknown("zoo network from tokens to the next ones", name, TO_TOKENS)
+        return TO_TOKENS[name](vocabulary, length)
+    if name not in TO_CLASSES:
+        raise unknown("zoo network from texts to classes", name, TO_CLASSES)
+    return TO_CLASSES[name](vocabulary, length, classes)
+
+
 def check(name: str) -> None:
     """Raise UserError, suggesting the nearest names, unless the zoo has `name`."""
     known = {**NETWORKS, **FIXED_SIZE, **FLAT, **TO_IMAGES}
+    of_text = {**dict.fromkeys(TO_TOKENS, "lm"), **dict.fromkeys(TO_CLASSES, "text")}
+    if name in of_text:
+        raise UserError(f"zoo:{name} reads text, not images; take it with --task {of_text[name]}.")
     if name not in known:
         raise unknown("zoo network", name, known)
