@@ -4,6 +4,7 @@ r"""Denoising and super-resolution: DHP against its controls, at equal steps and
     python benchmarks/restoration.py sr         # 25 minutes, as above
 
     base     a small DnCNN (sigma 25) or EDSR (x4), trained here
+    longer   the base, trained on as the arms are recovered, for all the epochs; losses are counted from it
     dhp      searches for some epochs, then recovers for the others
     l1       cuts the units with the smallest L1 norms at once, and recovers for all the epochs
     uniform  the same, with the same share of every axis
@@ -15,6 +16,7 @@ was killed goes on where it was. The table at the end compares with the losses i
 """
 
 import argparse
+import copy
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -115,13 +117,23 @@ def run_arm(
     }
 
 
+def trained_on(base: nn.Module, tests: dict[str, Data], asked: argparse.Namespace, seed: int) -> nn.Module:
+    """Train the base for as many epochs as the arms have."""
+    model = copy.deepcopy(base)
+    task = task_of(model, next(iter(tests.values())), asked)
+    recipe = replace(task.recipe("recover"), epochs=asked.epochs)
+    fit(model, task, recipe, folder=asked.folder / asked.experiment / f"longer_{seed}", seed=seed)
+    return model
+
+
 def table(rows: list[dict[str, Any]], asked: argparse.Namespace) -> str:
-    """Make a table in Markdown: means over the seeds of the PSNR and of the loss beside the base."""
+    """Make a table in Markdown: means over the seeds of the PSNR and of the loss beside the base trained on."""
     names, (paper, losses) = TESTS[asked.experiment], PAPER[asked.experiment]
     head = ["arm", "multiply-adds", *(f"{name}, dB" for name in names), "loss, dB", f"DHP's loss ({paper})"]
     lines = [head, ["---"] * len(head)]
-    base = [row for row in rows if row["arm"] == "base"]
-    lines.append(["base", "100 %", *(f"{mean(base, name):.2f}" for name in names), "", ""])
+    for arm in ("base", "longer"):
+        base = [row for row in rows if row["arm"] == arm]
+        lines.append([arm, "100 %", *(f"{mean(base, name):.2f}" for name in names), "", ""])
     for share in asked.shares:
         for arm in asked.arms:
             found = [row for row in rows if (row["arm"], row.get("share")) == (arm, share)]
@@ -175,6 +187,9 @@ def main() -> None:
         if not board.has(arm="base", seed=seed):
             steps = asked.base_epochs * next(iter(tests.values())).train.steps(asked.batch_size)
             board.add({"arm": "base", "seed": seed, "steps": steps, "recovered": psnrs(base, tests, asked)})
+        if not board.has(arm="longer", seed=seed):
+            longer = trained_on(base, tests, asked, seed)
+            board.add({"arm": "longer", "seed": seed, "recovered": psnrs(longer, tests, asked)})
         for share in asked.shares:
             for arm in asked.arms:
                 if not board.has(arm=arm, share=share, seed=seed):

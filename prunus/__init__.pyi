@@ -14,6 +14,7 @@ from .graph import part as part
 from .graph import rule as rule
 from .graph import trace as trace
 from .latency import latency_ms as latency_ms
+from .refit import repair as repair
 from .run import Saved as Saved
 from .run import prune as prune
 from .selection import Budget as Budget
@@ -52,6 +53,7 @@ __all__ = [
     "part",
     "plan",
     "prune",
+    "repair",
     "rule",
     "save",
     "scores",

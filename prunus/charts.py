@@ -160,6 +160,17 @@ class Panels(Chart):
             check_png(f"panel {caption!r} of {self.title!r}", png)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Passages(Chart):
+    """Texts one below the other, for example an input, several answers to it and the truth.
+
+    Args:
+        passages: Captions, each with a text, which is shown as it is, line breaks included.
+    """
+
+    passages: Sequence[tuple[str, str]]
+
+
 def check_png(what: str, png: bytes) -> None:
     """Raise ValueError unless `png` begins as a PNG file does."""
     if not png.startswith(PNG):

@@ -43,7 +43,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         format: The version of the file's form; files of version 0.1.0 that state none have the first.
     """
 
-    newest: ClassVar[int] = 1  # the form that this schema describes
+    oldest: ClassVar[int] = 1  # the forms that this schema describes, from this one
+    newest: ClassVar[int] = 1  # to this one
     remedy: ClassVar[str] = RESTORE  # what a user does about a damaged file
     format: int = 1
 
@@ -189,9 +190,14 @@ def check_json(value: Any, kind: type[T], where: str) -> T:
         raise FileError(f"{where} holds more than {DEEPEST} lists inside each other. {remedy_of(kind)}")
     if isinstance(kind, type) and issubclass(kind, Record) and isinstance(value, dict):
         version = value.get("format", 1)
-        if type(version) is int and version != kind.newest:
+        if type(version) is int and not kind.oldest <= version <= kind.newest:
+            read = (
+                f"format {kind.newest}"
+                if kind.oldest == kind.newest
+                else f"formats {kind.oldest} to {kind.newest}"
+            )
             raise FileError(
-                f"{where} is of format {shorten(version)}, but this version of Prunus reads format {kind.newest}. "
+                f"{where} is of format {shorten(version)}, but this version of Prunus reads {read}. "
                 "Read it with the version that wrote it."
             )
     try:
@@ -277,6 +283,18 @@ def hash_file(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise FileError(f"{path} could not be read: {error}.") from error
+
+
+def hash_json(value: object) -> str:
+    """Compute the SHA-256 of plain JSON, whatever the order of its entries.
+
+    Args:
+        value: Plain JSON.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict | None = None) -> None:

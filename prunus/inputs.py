@@ -101,6 +101,19 @@ def random_batch(example: Any, number: int, *, sides: int = 1) -> Any:
     return tree_map_only(Tensor, made, example)
 
 
+def real_positions(inputs: Any) -> Tensor | None:
+    """Return which positions of texts are no padding.
+
+    Args:
+        inputs: The inputs of a batch.
+
+    Returns:
+        The entry attention_mask, bool (B, T), of inputs by keyword; None if all positions are real.
+    """
+    mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+    return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
 def hash_tensors(tree: Any, *more: object) -> str:
     """Hash the types, shapes and values of the tensors of a tree, and `more` as text, to 16 hexadecimal digits."""
     whole = hashlib.blake2b(" ".join(map(str, more)).encode(), digest_size=8)

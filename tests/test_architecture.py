@@ -23,7 +23,7 @@ MAX_SHELF_FILES, MAX_ROOMS = 11, 20
 
 # A room may import the ground, the rooms to its left in its wing, and those of the wings that its wing stands on.
 ORDER = (
-    "graph < scores < selection < surgery < gates < sparse < export < latency | zoo < data < train < recover | "
+    "graph < scores < selection < surgery < refit < gates < sparse < export < latency | zoo < data < train < recover | "
     "tasks < search < methods | report | run < testing < cli"
 )
 WINGS = dict(

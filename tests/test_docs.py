@@ -14,6 +14,7 @@ from prunus import zoo
 from prunus.scores import weights
 from tests.lib.pictures import write_pictures
 from tests.lib.restoring import Denoiser
+from tests.lib.texts import decoder, write_book
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -112,6 +113,16 @@ def test_the_page_on_restoration_runs_in_python(tmp_path, monkeypatch):
     task = "Denoising(model, data, {'epochs': 1})"
     exec(compile(block.replace("Denoising(model, data)", task), "restoration.md", "exec"), names)
     assert names["result"].values["after"]["macs"] <= 0.4 * names["result"].values["before"]["macs"]
+
+
+def test_the_page_on_language_runs_in_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_book(tmp_path / "book.txt")
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "language.md").read_text(), re.S)
+    names = {"prunus": prunus, "model": decoder(length=64)}
+    exec(compile(block, "language.md", "exec"), names)
+    values = names["result"].values
+    assert values["after"]["macs"] <= 0.5 * values["before"]["macs"] and values["after"]["perplexity"] > 1
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])

@@ -43,6 +43,17 @@ def test_transformer(capsys):
     assert "heads of the first layer: 8 -> 4" in said and "its hidden units: 256 -> 128" in said
 
 
+# what is proved is the way that the example takes: which boxes are left depends on the image
+@pytest.mark.filterwarnings("ignore:traced with real tensors:UserWarning")
+def test_a_detector(capsys):
+    torchvision_models()
+    runpy.run_path(str(EXAMPLES / "detection.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "multiply-adds left: 50%" in said and "proved in: eval, train" in said
+    before, after = (float(word) for word in said.rpartition(":")[2].split())
+    assert before > 0.5 and after > before - 0.3
+
+
 def test_examples_are_short():
     lengths = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
     assert lengths and max(lengths.values()) <= MAX_LINES, lengths

@@ -4,6 +4,9 @@ tyro reads each command's options from its parameters, and their help from the d
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -70,12 +73,12 @@ def demo(
         seed: The seed of weights, order and random choices; the same seed gives the same numbers.
         resume: Continue the run that was begun in --out.
     """
-    out = out or unused_folder(Path("runs/demo"))
     # More threads do not help a network this small, and slow it on a busy machine.
     settings = Settings(method=method, seed=seed, threads=1)
     model = "zoo:digits_resnet"
-    result = prune(model, data="digits", out=out, settings=settings, resume=resume, progress=bar)
-    show(result.values, out)
+    with nullcontext(out) if out else new_folder(Path("runs/demo")) as folder:
+        result = prune(model, data="digits", out=folder, settings=settings, resume=resume, progress=bar)
+        show(result.values, folder)
 
 
 def run(
@@ -124,8 +127,9 @@ def run(
 
     Args:
         out: The folder for the smaller model, the report and everything that resuming needs.
-        model: zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG_DIR or package.module:callable.
-        data: digits, parquet:DIR, imagefolder:DIR, hub:NAME or package.module:callable.
+        model: zoo:NAME, torchvision:NAME, timm:NAME, hf:DIR or package.module:callable.
+        data: digits, parquet:DIR, imagefolder:DIR, hub:NAME or package.module:callable; of texts text:PLACE, csv:PLACE,
+            jsonl:PLACE or parquet:PLACE.
         task: The purpose of the model; `prunus tasks` lists them. package.module:callable returns a prunus.Task, which
             has a model and data of its own.
         method: The pruning method; `prunus methods` lists them.
@@ -143,7 +147,7 @@ def run(
         base_lr: The highest learning rate before pruning.
         epochs: The number of epochs of training after pruning.
         lr: The highest learning rate after pruning.
-        batch_size: The number of images per step, of all processes together.
+        batch_size: The number of examples per step, of all processes together.
         precision: The precision of training: bf16 (the default if the hardware supports it) or no (full precision).
         distill_weight: The weight of distillation from the unpruned model in the loss, 0 to 1.
         runtime: The runtime that measures a budget of latency_ms: torch on the training device, or onnxruntime on
@@ -155,7 +159,7 @@ def run(
         interpolation: The way of resizing.
         transform: package.module:callable, which maps a PIL image to a float tensor (C, H, W), in place of all that.
         workers: The number of processes that read images; 0: this one reads. The numbers stay the same.
-        skip_broken: Leave out images that cannot be read; otherwise they are listed, and nothing begins.
+        skip_broken: Leave out images and texts that cannot be read; otherwise they are listed, and nothing begins.
         threads: The number of threads that torch computes with; on one machine the same number gives the same bits.
         freeze: Patterns of layers that keep all units, such as 'head*' 'layer4.*'.
         round_to: The number of which all widths become multiples.
@@ -390,11 +394,25 @@ def show(values: dict, folder: Path) -> None:
     OUT.print(f"The smaller model and its report: {folder}/report.html", soft_wrap=True)
 
 
-def unused_folder(wanted: Path) -> Path:
-    """The folder `wanted` if it is free, otherwise with the first free number appended."""
-    number = 1
+@contextmanager
+def new_folder(wanted: Path) -> Iterator[Path]:
+    """Make a folder that is this process's alone, and remove it at the end if nothing was written to it.
+
+    Args:
+        wanted: The folder; if it is there already, the first free number is appended.
+
+    Yields:
+        The folder.
+    """
     folder = wanted
-    while folder.exists():
-        number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
-    return folder
+    for number in count(2):
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            folder = wanted.with_name(f"{wanted.name}-{number}")
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # it holds something
+            folder.rmdir()

@@ -26,8 +26,8 @@ REASONS = 12  # reasons that are shown
 
 def input_of(
     model: str, data: str | None, shape: tuple[int, int, int] | None, classes: int | None
-) -> tuple[tuple[int, int, int], int]:
-    """Shape of one image and number of classes: as given, otherwise the data's, otherwise the model's usual ones."""
+) -> tuple[tuple[int, ...], int]:
+    """Shape of one input and number of classes: as given, otherwise the data's, otherwise the model's usual ones."""
     check_value("classes", classes, Count | None)
     for size in shape or ():
         check_value("input_shape", size, Pixels)
@@ -169,6 +169,6 @@ def join_lines(text: str) -> str:
     return "\n".join(lines)
 
 
-def example(shape: tuple[int, int, int]) -> torch.Tensor:
-    """An image of zeros, (1, *shape)."""
+def example(shape: tuple[int, ...]) -> torch.Tensor:
+    """An input of zeros, (1, *shape)."""
     return torch.zeros(1, *shape)

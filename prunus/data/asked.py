@@ -60,6 +60,9 @@ class ImageOptions(Checked):
         return [field.name for field in fields(self) if getattr(self, field.name) is not None]
 
 
+AS_EXPECTED = ImageOptions()
+
+
 def choose_preprocessing(
     channels: int, own_size: tuple[int, int] | None, options: ImageOptions, expected: Expected | None
 ) -> Preprocessing:

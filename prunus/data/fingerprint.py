@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from prunus.data.examples import Examples
 from prunus.data.preprocessing import Preprocessing
-from prunus.errors import FileError
+from prunus.files import Count, Record, check_json
 
-FORMAT = 1
 SHOWN = 3  # names in a sentence
 SPLITS = ("train", "val", "test")
 
@@ -23,8 +22,23 @@ SPLITS = ("train", "val", "test")
 class Part:
     """A split: how many images it has, and a hash of their classes and of their positions among all, in their order."""
 
-    images: int
+    images: Count
     digest: str
+
+
+class DataFile(Record, frozen=True, kw_only=True):
+    """data.json: the fields of a `Fingerprint`."""
+
+    remedy: ClassVar[str] = "Copy the run again."
+    hashed: str
+    split_by: str
+    classes: Count | None
+    class_names: tuple[str, ...] | None
+    preprocessing: dict[str, Any] | None
+    skipped: dict[str, Count]
+    splits: dict[str, Part]
+    tokens: str | None = None  # runs that were begun before texts could be read have none
+    items: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +53,7 @@ class Fingerprint:
         preprocessing: How an image is read; None if a user has prepared tensors.
         skipped: How many of the files that were found are not used, by reason.
         splits: The splits, by name.
+        tokens: How texts become tokens, in words; None for data that are no texts.
         items: For each image that is used its class and hash, "class:hash", by name; empty if the images are not known
             one by one.
     """
@@ -50,6 +65,7 @@ class Fingerprint:
     preprocessing: Preprocessing | None = None
     skipped: Mapping[str, int] = field(default_factory=dict)
     splits: Mapping[str, Part]
+    tokens: str | None = None
     items: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -72,28 +88,14 @@ class Fingerprint:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain JSON."""
-        return {"format": FORMAT, **self.summary(), "items": dict(self.items)}
+        return {"format": DataFile.newest, **self.summary(), "items": dict(self.items)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any], file: Path) -> Self:
         """Make it from what `file` stores; FileError if the file is damaged or of another format."""
-        try:
-            if values["format"] != FORMAT:
-                raise ValueError(f"format {values['format']}, expected {FORMAT}")
-            known: dict[str, Any] = {f.name: values[f.name] for f in fields(cls)}
-            known["splits"] = {name: Part(**part) for name, part in known["splits"].items()}
-            whole = [part.images for part in known["splits"].values()] + list(known["skipped"].values())
-            texts = [*known["items"], *known["items"].values(), *(known["class_names"] or ())]
-            if not all(type(n) is int for n in whole) or not all(type(text) is str for text in texts):
-                raise ValueError("numbers or names of another type")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FileError(
-                f"{file} holds no fingerprint of data ({error!r}); copy the run again."
-            ) from error
-        known["class_names"] = known["class_names"] and tuple(known["class_names"])
-        known["preprocessing"] = known["preprocessing"] and Preprocessing.from_json(
-            known["preprocessing"], file
-        )
+        stored = check_json(values, DataFile, str(file))
+        known: dict[str, Any] = {f.name: getattr(stored, f.name) for f in fields(cls)}
+        known["preprocessing"] = stored.preprocessing and Preprocessing.from_json(stored.preprocessing, file)
         return cls(**known)
 
     def differences(self, now: "Fingerprint", splits: Collection[str] = SPLITS) -> list[str]:
@@ -113,7 +115,7 @@ class Fingerprint:
         if not found and (self.classes, self.class_names) != (now.classes, now.class_names):
             found.append(f"the classes were {_classes(self)}, are {_classes(now)}")
         sizes = [(name, _size(self, name), _size(now, name)) for name in splits]
-        things = "examples" if self.classes is None else "images"
+        things = "images" if self.is_of_images else "examples"
         found += [f"{name} had {old} {things}, has {new}" for name, old, new in sizes if old != new]
         if self.hashed == now.hashed:
             found += self._changed_items(now)
@@ -121,21 +123,29 @@ class Fingerprint:
             found.append(f"images were compared by {self.hashed}, are by {now.hashed}")
         if self.preprocessing != now.preprocessing:
             found.append(_changed_reading(self.preprocessing, now.preprocessing))
+        if self.tokens != now.tokens:
+            found.append(f"texts were read as {self.tokens}, are as {now.tokens}")
         if not found and list(self.items.values()) != list(now.items.values()):
-            found.append("the images are the same, but their names give them another order")
+            found.append(f"the {things} are the same, but their names give them another order")
         if not found:
             others = [name for name in splits if self.splits.get(name) != now.splits.get(name)]
             found += [f"{name} holds other {things}, or in another order" for name in others]
         return found
 
+    @property
+    def is_of_images(self) -> bool:
+        """Whether the examples are images with classes; others are called examples."""
+        return self.classes is not None and self.tokens is None
+
     def _changed_items(self, now: "Fingerprint") -> list[str]:
         """Name the images that are new, gone or changed; an image that only has another name is none of these."""
         before, after = _without_common(self.items, now.items), _without_common(now.items, self.items)
         changed = [name for name in before if name in after]
+        thing = "image" if self.tokens is None else "text"
         return [
-            *_named("image", [name for name in after if name not in before], "new"),
-            *_named("image", [name for name in before if name not in after], "gone"),
-            *_named("image", changed, "changed"),
+            *_named(thing, [name for name in after if name not in before], "new"),
+            *_named(thing, [name for name in before if name not in after], "gone"),
+            *_named(thing, changed, "changed"),
         ]
 
 

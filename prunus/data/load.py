@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from prunus.data.asked import ImageOptions, choose_preprocessing
+from prunus.data.asked import AS_EXPECTED, ImageOptions, choose_preprocessing
 from prunus.data.decode import GRAY, header
 from prunus.data.examples import Examples
 from prunus.data.fingerprint import Fingerprint, parts_of
@@ -44,7 +44,6 @@ SMALL_SIDE = 64  # pixels; data sets of images up to this size and...
 MEMORY_LIMIT_BYTES = 4 * 2**30  # ...up to this many bytes are decoded once and kept in memory
 INSPECTED = 64  # images that are opened to find a data set's image size and whether it is gray
 NAMED = 10  # unreadable images that an error names
-AS_EXPECTED = ImageOptions()
 
 
 @dataclass(frozen=True)
@@ -257,6 +256,27 @@ def split_data(
     for name, table in found.tables.items():
         whole = np.setdiff1d(np.arange(len(table.labels)), list(surveys[name].broken)).astype(np.int64)
         parts[name] = Split(surveys[name].source, table.labels[whole], whole)
+    return hold_out_missing(spec, parts, keys, val, split_by)
+
+
+def hold_out_missing(
+    spec: str, parts: dict[str, Split], keys: np.ndarray, val: tuple[float, int], split_by: str = "content"
+) -> dict[str, Split]:
+    """Hold val and test out of train where they are missing.
+
+    Args:
+        spec: The data set, for errors.
+        parts: The splits that are there, train among them.
+        keys: A hash of the content of each input in the source of train, uint64 (N,).
+        val: The share of train to hold out as val, and the seed.
+        split_by: "content" or "position".
+
+    Returns:
+        The splits train, val and test.
+
+    Raises:
+        UserError: Nothing can be held out, because each class has one example.
+    """
     # Data sets with only "train" and "val" publish results on val: it becomes test, and val is held out of train.
     if "test" not in parts and "val" in parts:
         parts["test"] = parts.pop("val")
@@ -270,7 +290,7 @@ def split_data(
             parts["train"], parts[name] = train.take(rest), train.take(held)
             if not len(held):
                 raise UserError(
-                    f"{spec} has one image per class; at least two are needed to hold out {name!r}."
+                    f"{spec} has one example per class; at least two are needed to hold out {name!r}."
                 )
     return parts
 

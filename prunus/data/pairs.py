@@ -1,10 +1,10 @@
-"""Pairs of a degraded image and the clean one: patches to train on, whole images to evaluate on."""
+"""Pairs of images, such as a degraded one and the clean one: patches to train on, whole images to evaluate on."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -35,6 +35,30 @@ class Patches(Checked):
     each: Count
 
 
+class PairReader(Protocol):
+    """A source of pairs of images.
+
+    rows: (name, encoded image) of the first image of each pair, by index.
+    """
+
+    rows: Sequence[tuple[str, Encoded]]
+
+    @property
+    def described(self) -> str:
+        """Say how the second image of a pair is made of the first, or read; for the digest."""
+        ...
+
+    def whole(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return both images of a pair, as batches of one."""
+        ...
+
+    def patches(
+        self, indices: np.ndarray, side: int, rng: np.random.Generator, turn: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Cut one patch out of each pair, at a random place; with `turn` changed at random too."""
+        ...
+
+
 class PairSource:
     """Images, each with its degraded one; what is not drawn is computed once and kept if `keeps`.
 
@@ -50,6 +74,11 @@ class PairSource:
     ):
         self.rows, self.channels, self.degradation, self.keeps = rows, channels, degradation, keeps
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    @property
+    def described(self) -> str:
+        """The degradation."""
+        return str(self.degradation)
 
     def pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the degraded image before anything is drawn, and the clean one: both uint8 (H, W, C).
@@ -127,7 +156,7 @@ def turned(image: np.ndarray, way: int) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """A split of pairs (degraded, clean): patches in batches, or whole images one by one.
+    """A split of pairs of images, such as (degraded, clean): patches in batches, or whole images one by one.
 
     Args:
         source: The source of the images.
@@ -135,7 +164,7 @@ class Pairs:
         patches: How patches are cut; None: whole images, which differ in size, so each is a batch of its own.
     """
 
-    source: PairSource
+    source: PairReader
     members: np.ndarray
     patches: Patches | None = None
 
@@ -154,8 +183,8 @@ class Pairs:
         return rest, held
 
     def digest(self) -> str:
-        """Hash the images' indices in their order, and how they are degraded and cut."""
-        whole = hashlib.blake2b(f"{self.source.degradation} {self.patches}".encode(), digest_size=8)
+        """Hash the images' indices in their order, and how pairs are made and cut."""
+        whole = hashlib.blake2b(f"{self.source.described} {self.patches}".encode(), digest_size=8)
         whole.update(np.ascontiguousarray(self.members).tobytes())
         return whole.hexdigest()
 
@@ -199,7 +228,8 @@ class Pairs:
             share: (rank, processes); each process reads its part of every batch.
 
         Yields:
-            Degraded images float32 (B, C, h, w) and clean ones (B, C, scale * h, scale * w), in 0..1; noise exceeds it.
+            The first and the second images of pairs, such as degraded images float32 (B, C, h, w) and clean ones
+            (B, C, scale * h, scale * w), in 0..1; noise exceeds it.
         """
         order = np.arange(len(self)) if seed is None else generator(seed, epoch).permutation(len(self))
         rank, processes = share

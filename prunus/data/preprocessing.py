@@ -1,7 +1,7 @@
 """What turns an image into a model's input, as data that is stored with a run."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,7 @@ from torch import Tensor
 from prunus.data.decode import MODES, Encoded, decode, pixels
 from prunus.data.randomness import own_randomness, reseed
 from prunus.errors import FileError, UserError, one_line
-from prunus.files import expand_home
+from prunus.files import Real, check_json, expand_home
 from prunus.specs import user_object
 
 LARGEST = 2**15  # pixels; a stored size beyond it is damage
@@ -46,8 +46,8 @@ class Preprocessing:
 
     channels: int
     size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[Real, ...]
+    std: tuple[Real, ...]
     crop: float | None = None
     interpolation: str = "bilinear"
     squeeze: bool = False
@@ -151,7 +151,7 @@ class Preprocessing:
         return f"{kind}, {height}x{width} pixels, {way}; from {self.source or 'the usual values for images'}"
 
     def check(self) -> None:
-        """Raise ValueError or TypeError unless the fields fit together and can be used."""
+        """Raise ValueError unless the fields fit together and can be used."""
         fits = {
             "channels": self.channels in MODES,
             "size": len(self.size) == 2 and all(type(n) is int and 0 < n <= LARGEST for n in self.size),
@@ -173,13 +173,14 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: dict[str, Any], file: Path) -> Self:
-        """Make it from what a file stores; FileError if that does not fit."""
+        """Make it from what a file stores; FileError if that does not fit, or says more than is known here."""
+        made = check_json(values, cls, f"the preprocessing of images in {file}")
         try:
-            known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-            made = cls(**known)
+            if unknown := sorted(values.keys() - {field.name for field in fields(cls)}):
+                raise ValueError(f"unknown: {', '.join(map(repr, unknown))}")
             made.check()
             return made
-        except (AttributeError, TypeError, ValueError) as error:
+        except ValueError as error:
             raise FileError(
                 f"{file} holds no preprocessing of images ({error}); copy the run again."
             ) from error

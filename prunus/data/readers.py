@@ -210,23 +210,34 @@ class Column(Sequence):
 
 
 def read_parquet(place: str) -> Found:
-    """Read the images and labels of parquet files; see `open_parquet`."""
-    return read_columns(place, open_parquet(place))
+    """Read the images and labels of parquet files; see `open_tables`."""
+    return read_columns(place, open_tables("parquet", place))
 
 
-def open_parquet(place: str) -> dict[str, Any]:
-    """Open train*.parquet, test*.parquet, val*.parquet below DIR, as data sets by split.
+def open_tables(kind: str, place: str, **how: Any) -> dict[str, Any]:
+    """Open the tables train*.KIND, test*.KIND, val*.KIND below DIR, as data sets by split.
 
     Files of other names, or a single FILE, are train, of which parts are held out later.
+
+    Args:
+        kind: "parquet", "csv" or "jsonl".
+        place: The folder or file.
+        how: Options of the reader in `datasets`.
+
+    Returns:
+        Data sets by split.
+
+    Raises:
+        UserError: There are no such files, or they cannot be read.
     """
     import datasets
     from datasets.exceptions import DatasetsError
 
     path = expand_home(place)
-    folder = path if path.is_file() else find_folder("parquet", place)
-    files = [str(path)] if path.is_file() else sorted(str(file) for file in folder.rglob("*.parquet"))
+    folder = path if path.is_file() else find_folder(kind, place)
+    files = [str(path)] if path.is_file() else sorted(str(file) for file in folder.rglob(f"*.{kind}"))
     if not files:
-        raise UserError(f"{folder} is empty: no .parquet files in it.")
+        raise UserError(f"{folder} is empty: no .{kind} files in it.")
     parts: dict[str, list[str]] = {}
     for file in files:
         word = re.match(r"[a-z]*", Path(file).name.lower())
@@ -235,11 +246,12 @@ def open_parquet(place: str) -> dict[str, Any]:
     parts.pop("other", None)
     datasets.disable_progress_bars()
     try:
-        reader: Any = datasets.Dataset.from_parquet  # its annotation leaves out a list of str
-        return {name: reader(part) for name, part in parts.items()}
+        of: Any = datasets.Dataset  # whose annotations leave out a list of str
+        reader = {"parquet": of.from_parquet, "csv": of.from_csv, "jsonl": of.from_json}[kind]
+        return {name: reader(part, **how) for name, part in parts.items()}
     except (OSError, ValueError, DatasetsError) as error:
         cause = error.__cause__ or error
-        raise UserError(f"the parquet files in {folder} cannot be read: {cause}. Copy them again.") from error
+        raise UserError(f"the {kind} files in {folder} cannot be read: {cause}. Copy them again.") from error
 
 
 def read_hub(place: str) -> Found:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,23 +14,23 @@ from prunus.data.workers import Workers
 
 
 class Source(Protocol):
-    """A source of images. slow: whether reading one batch ahead is worth it."""
+    """A source of inputs, such as images. slow: whether reading one batch ahead is worth it."""
 
     slow: bool
 
-    def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Tensor:
-        """Read images (B, C, H, W) by index, augmented at random if `rng` is given."""
+    def read(self, indices: np.ndarray, rng: np.random.Generator | None) -> Any:
+        """Read a batch of inputs by index, such as images (B, C, H, W), augmented at random if `rng` is given."""
         ...
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images of one source, each with its target.
+    """Inputs of one source, such as images, each with its target.
 
     Args:
-        source: The source that the images are read from.
+        source: The source that the inputs are read from.
         labels: The targets (N, ...): classes, int64 (N,), or what else a task compares outputs with.
-        members: The images' indices in the source, int64 (N,).
+        members: The inputs' indices in the source, int64 (N,).
         workers: The processes that read its batches; None: this one does.
     """
 
@@ -42,19 +42,19 @@ class Split:
     def __len__(self) -> int:
         return len(self.members)
 
-    def read(self, positions: np.ndarray, draw: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor]:
-        """Read the images at positions, augmented at random if `draw` is given, and their targets."""
+    def read(self, positions: np.ndarray, draw: tuple[int, ...] | None = None) -> tuple[Any, Tensor]:
+        """Read the inputs at positions, augmented at random if `draw` is given, and their targets."""
         return Reader(self.source)(self.members[positions], draw), torch.from_numpy(self.labels[positions])
 
     def digest(self) -> str:
-        """Hash the targets and the images' indices, in their order."""
+        """Hash the targets and the inputs' indices, in their order."""
         whole = hashlib.blake2b(digest_size=8)
         for values in (self.labels, self.members):
             whole.update(f"{values.dtype} {values.shape}".encode() + np.ascontiguousarray(values).tobytes())
         return whole.hexdigest()
 
     def take(self, chosen: np.ndarray) -> "Split":
-        """Take the images at the positions `chosen`, in that order, as a split."""
+        """Take the inputs at the positions `chosen`, in that order, as a split."""
         return replace(self, labels=self.labels[chosen], members=self.members[chosen])
 
     def hold_out(self, share: float, seed: int) -> tuple["Split", "Split"]:
@@ -75,22 +75,22 @@ class Split:
         start: int = 0,
         augment: bool = False,
         share: tuple[int, int] = (0, 1),
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Any, Tensor]]:
         """Iterate over the batches of an epoch.
 
         Batch sizes differ by at most one, because a small last batch would disturb batch norms. Order and augmentation
         depend on (seed, epoch, batch number) alone, so a start in the middle continues exactly.
 
         Args:
-            batch_size: The most images in a batch, of all processes together.
+            batch_size: The most examples in a batch, of all processes together.
             seed: The seed of the order; None: in order.
             epoch: The number of the epoch.
             start: The number of the first batch.
-            augment: Whether to augment the images at random.
+            augment: Whether to augment the inputs at random.
             share: (rank, processes); each process reads its part of every batch.
 
         Yields:
-            Images float32 (B, C, H, W) and classes int64 (B,).
+            Inputs, such as images float32 (B, C, H, W), and targets, such as classes int64 (B,).
         """
         order = np.arange(len(self)) if seed is None else generator(seed, epoch).permutation(len(self))
         rank, processes = share
@@ -122,8 +122,8 @@ class Reader:
 
     source: Source
 
-    def __call__(self, indices: np.ndarray, draw: tuple[int, ...] | None) -> Tensor:
-        """Read images by index, augmented at random if `draw`, the numbers that determine it, is given."""
+    def __call__(self, indices: np.ndarray, draw: tuple[int, ...] | None) -> Any:
+        """Read inputs by index, augmented at random if `draw`, the numbers that determine it, is given."""
         return self.source.read(indices, None if draw is None else generator(*draw))
 
 

@@ -20,7 +20,7 @@ from prunus.data.readers import (
     find_folder,
     list_images,
     number,
-    open_parquet,
+    open_tables,
     subfolders,
 )
 from prunus.errors import UserError, unknown
@@ -60,7 +60,7 @@ def read_images(place: str) -> Found:
 def read_tables(place: str) -> Found:
     """Read the column of images of parquet files."""
     tables: dict[str, Rows] = {}
-    for name, part in open_parquet(place).items():
+    for name, part in open_tables("parquet", place).items():
         column = next((each for each in IMAGE_COLUMNS if each in part.column_names), None)
         if column is None:
             raise UserError(

@@ -8,6 +8,9 @@ tensors that the model keeps in plain attributes, in the entry `state`.
 
 Pruned single weights are plain zeros in `model.safetensors`, so that loading is the same, and `masks.safetensors`
 marks them, one bit per weight; `keep.json` then has an entry `masks`: parameter -> number of weights that stay.
+
+`keep.json` holds the SHA-256 of both files, and of its own other entries, so that any change is found when the model is
+loaded, also one after which everything still fits together. Files of format 1, which version 0.1.0 wrote, have none.
 """
 
 from __future__ import annotations
@@ -21,13 +24,24 @@ from msgspec import Meta
 from torch import nn
 
 from prunus.errors import FileError, UserError
-from prunus.files import Count, Record, read_json, read_tensors, same_kind, write_json, write_tensors
+from prunus.files import (
+    Count,
+    Record,
+    check_json,
+    hash_file,
+    hash_json,
+    read_json,
+    read_tensors,
+    same_kind,
+    write_json,
+    write_tensors,
+)
 from prunus.graph import Graph, Keep, get_integer, kept_tensors, named_tensors, tensors_behind
 from prunus.sparse import Masks, packed, survivors, unpacked
 from prunus.surgery import changed_attributes, effective_tensors, shape_differences, with_tensors
 
-FORMAT = 1
-MASKS = "masks.safetensors"
+FORMAT = 2
+TENSORS, MASKS = "model.safetensors", "masks.safetensors"
 
 Shapes = dict[str, list[Count]]
 Whole = Annotated[int, Meta(ge=-(2**62), le=2**62)]
@@ -56,6 +70,8 @@ class KeepFile(Record, frozen=True, kw_only=True):
         behind: The shapes of the tensors behind parametrised weights.
         state: The shapes of tensors in plain attributes.
         masks: The number of weights that stay of each masked parameter.
+        files: The SHA-256 of each file beside keep.json.
+        digest: The SHA-256 of the other entries; None in format 1.
     """
 
     newest: ClassVar[int] = FORMAT
@@ -68,6 +84,8 @@ class KeepFile(Record, frozen=True, kw_only=True):
     behind: Shapes = msgspec.field(default_factory=dict)
     state: Shapes = msgspec.field(default_factory=dict)
     masks: dict[str, Count] = msgspec.field(default_factory=dict)
+    files: dict[str, str] = msgspec.field(default_factory=dict)
+    digest: str | None = None
 
 
 def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: Masks | None = None) -> None:
@@ -113,10 +131,13 @@ def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: 
     if masks is not None:
         _check_masks(tensors, masks)
         record["masks"] = survivors(masks)
-    write_tensors(folder / "model.safetensors", tensors | behind | state, {"format": "pt"})
+    written = {TENSORS: tensors | behind | state}
     if masks is not None:
-        write_tensors(folder / MASKS, {name: packed(mask) for name, mask in masks.items()}, {"format": "pt"})
-    write_json(folder / "keep.json", record)
+        written[MASKS] = {name: packed(mask) for name, mask in masks.items()}
+    for name, content in written.items():
+        write_tensors(folder / name, content, {"format": "pt"})
+    record["files"] = {name: hash_file(folder / name) for name in written}
+    write_json(folder / "keep.json", record | {"digest": hash_json(record)})
 
 
 def _check_masks(tensors: dict[str, torch.Tensor], masks: Masks) -> None:
@@ -176,7 +197,7 @@ def load_masks(folder: str | Path) -> dict[str, torch.Tensor]:
     """
     record = read_keep(folder)
     counts = record.masks
-    bits = read_tensors(Path(folder) / MASKS) if counts else {}
+    bits = _read_tensors(folder, MASKS, record) if counts else {}
     wrong = sorted(bits.keys() ^ counts.keys())
     found = {}
     for name in counts.keys() & bits.keys():
@@ -214,7 +235,7 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
             f"the model in {folder} was pruned from another one ({record.model}): {'; '.join(wrong[:3])}"
             f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. Build the class it came from, unpruned."
         )
-    tensors = read_tensors(Path(folder) / "model.safetensors")
+    tensors = _read_tensors(folder, TENSORS, record)
     stored = record.shapes | record.behind | record.state
     wrong = shape_differences({name: torch.Size(shape) for name, shape in stored.items()}, tensors)
     if wrong:
@@ -251,10 +272,28 @@ def _check_attributes(folder: str | Path, model: nn.Module, attributes: dict) ->
                 )
 
 
+def _read_tensors(folder: str | Path, name: str, record: KeepFile) -> dict[str, torch.Tensor]:
+    """Read a file beside keep.json; FileError unless it is the one that was saved with it."""
+    path = Path(folder) / name
+    tensors = read_tensors(path)
+    if record.files and hash_file(path) != record.files.get(name):
+        raise FileError(
+            f"{path} does not match keep.json: it has been changed or damaged since they were saved. {KeepFile.remedy}"
+        )
+    return tensors
+
+
 def read_keep(folder: str | Path) -> KeepFile:
     """Read the keep.json of a saved model; FileError if it is missing or damaged."""
     path = Path(folder) / "keep.json"
-    record = read_json(path, KeepFile)
+    values = read_json(path)
+    digest = hash_json({name: value for name, value in values.items() if name != "digest"})
+    record = check_json(values, KeepFile, str(path))
+    if record.digest != digest and (record.digest is not None or record.format > KeepFile.oldest):
+        raise FileError(
+            f"{path} has been changed or damaged since it was written: its entries do not give its digest. "
+            f"{KeepFile.remedy}"
+        )
     for name in record.masks:
         if name not in record.shapes:
             raise FileError(f"{path} is damaged: it masks {name!r}, which has no shape. {KeepFile.remedy}")

@@ -13,7 +13,7 @@ Its files, in the order in which to read them:
     lookahead/                              single weights, scored with their neighbouring layers
 """
 
-from prunus.methods._contract import HALF, Options, Pruned, Run, Units, Weights, shown_batches
+from prunus.methods._contract import HALF, Options, Pruned, Run, Units, Weights, check_loss, shown_batches
 from prunus.methods._registry import Method, configure, find, names, option_types, type_in_words
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Run",
     "Units",
     "Weights",
+    "check_loss",
     "configure",
     "find",
     "names",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prunus import scores
 from prunus.charts import Chart
+from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.options import Checked
 from prunus.selection import Budget, Selection, Sparsity
@@ -129,6 +130,21 @@ class Pruned:
     pattern: str | None = None
     left_dense: Mapping[str, str] = field(default_factory=dict)
     charts: Sequence[Chart] = ()
+
+
+def check_loss(task: Task, what: str, instead: str) -> None:
+    """Raise UserError if the loss cannot be computed in evaluation mode, in which units and weights are scored.
+
+    Args:
+        task: The task.
+        what: The method, or the option of it, that needs the loss.
+        instead: What to take instead.
+    """
+    if not task.evaluates_loss:
+        raise UserError(
+            f"{what} needs the loss in evaluation mode, but the model returns its loss in training mode only. Give "
+            f"loss=fn(output, target) of what it returns in evaluation, or take {instead}."
+        )
 
 
 def shown_batches(task: Task, run: Run, batches: int, batch_size: int) -> Iterator[tuple[Any, Any]]:

@@ -9,7 +9,7 @@ scoring; and scores are divided by the cost of a unit (how=global does not divid
 from dataclasses import dataclass
 
 from prunus import scores
-from prunus.methods import Pruned, Run, Units, shown_batches
+from prunus.methods import Pruned, Run, Units, check_loss, shown_batches
 from prunus.options import Count
 from prunus.selection import Budget, How
 from prunus.tasks import Task
@@ -27,6 +27,10 @@ class Config(Units):
     how: How = "per_cost"
     batches: Count = 32
     batch_size: Count = 64
+
+    def check_task(self, task: Task) -> None:
+        """Raise UserError if the task has no loss in evaluation mode."""
+        check_loss(task, "taylor", "another method, such as magnitude or activation")
 
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:

@@ -12,6 +12,7 @@ from prunus.files import LIMIT, Amount, Count, Positive, Real, Record, check_jso
 Gap = Real | None  # None where the number was NaN or infinite
 Point = tuple[Gap, Gap]
 Kept = tuple[Count, Annotated[int, Meta(ge=1, le=2**62)]]  # kept, of so many
+Base64 = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]*={0,2}$")]
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,10 +155,22 @@ class Bars(Chart, frozen=True, kw_only=True, tag="bars"):
 class Picture(Chart, frozen=True, kw_only=True, tag="picture"):
     """An image: a PNG file in base64."""
 
-    png: Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]*={0,2}$")]
+    png: Base64
 
 
-AnyChart = Lines | Heat | Points | Bars | Picture
+class Panels(Chart, frozen=True, kw_only=True, tag="panels"):
+    """Images side by side: captions, each with a PNG file in base64."""
+
+    panels: list[tuple[str, Base64]]
+
+
+class Passages(Chart, frozen=True, kw_only=True, tag="passages"):
+    """Texts one below the other: captions, each with a text."""
+
+    passages: list[tuple[str, str]]
+
+
+AnyChart = Lines | Heat | Points | Bars | Picture | Panels | Passages
 Row = dict[str, Gap]  # of the history: an epoch
 
 
@@ -196,6 +209,7 @@ class ResultFile(Record, frozen=True, kw_only=True):
     left_dense: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
     latency: Latency | msgspec.UnsetType = msgspec.UNSET
     charts: list[AnyChart] = msgspec.field(default_factory=list)
+    examples: list[AnyChart] = msgspec.field(default_factory=list)
     history: dict[str, list[Row] | None]
     seconds: dict[str, Amount]
     versions: dict[str, Any]

@@ -31,10 +31,10 @@ LABEL = 32  # characters of an axis's name on a line
 
 
 def figure(chart: dict[str, Any]) -> dict[str, Any]:
-    """Make the figure of one chart that is not an image; UserError for an unknown kind."""
+    """Make the figure of one chart that is no image and no text; UserError for an unknown kind."""
     kinds = {"lines": lines, "heat": heat, "points": points, "bars": bars}
     if chart["kind"] not in kinds:
-        raise unknown("kind of chart", chart["kind"], [*kinds, "picture", "panels"])
+        raise unknown("kind of chart", chart["kind"], [*kinds, "picture", "panels", "passages"])
     return kinds[chart["kind"]](chart)
 
 

@@ -21,7 +21,7 @@ from prunus.report.rows import (
 from prunus.report.style import BASE, GRID, KEPT, REMOVED, layout, named_rows, plain
 
 SECTIONS = {"config": "options of the method", "base": "training before pruning", "recovery": "recovery"}
-IMAGES = ("picture", "panels")  # kinds of charts that are no figures
+PLAIN = ("picture", "panels", "passages")  # kinds of charts that are no figures
 STAGES = {"base": "base (before pruning)", "recover": "recovery (after pruning)"}
 
 
@@ -38,7 +38,7 @@ def write_page(path: Path, result: dict[str, Any]) -> None:
     templates = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=templates, autoescape=True, undefined=jinja2.StrictUndefined)
     metric, after = metric_of(result), result["after"]
-    charts = result.get("charts", [])
+    charts, examples = result.get("charts", []), result.get("examples", [])
     page = environment.get_template("page.html.j2").render(
         result=result,
         headline=_headline(result),
@@ -50,17 +50,23 @@ def write_page(path: Path, result: dict[str, Any]) -> None:
         proved=result["verified"].get("max_abs_error") is not None,
         score=metric.text(after[metric.key]),
         charts=charts,
-        examples=result.get("examples", []),
+        examples=examples,
         figures={
             "survivors": survivors_figure(result),
             "widths": widths_figure(result),
             "curves": curves_figure(result),
-            **{f"chart{i}": figure(chart) for i, chart in enumerate(charts) if chart["kind"] not in IMAGES},
+            **figures("chart", charts),
+            **figures("example", examples),
         },
         facts=_facts(result),
         plotly_js=get_plotlyjs(),
     )
     write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+
+
+def figures(name: str, charts: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Make the figures of charts that are drawn, by their places on the page: `name` and the number of the chart."""
+    return {f"{name}{i}": figure(chart) for i, chart in enumerate(charts) if chart["kind"] not in PLAIN}
 
 
 def widths_figure(result: dict[str, Any]) -> dict[str, Any]:

@@ -137,10 +137,13 @@ def data_sentence(result: dict[str, Any]) -> str:
     if "data" not in result:
         return ""
     data = result["data"]
-    things = "examples" if data.get("classes", 0) is None else "images"
+    tokens = data.get("tokens")  # how texts were read
+    things = "examples" if data.get("classes", 0) is None or tokens else "images"
     counts = ", ".join(f"{name} {part['images']}" for name, part in data["splits"].items())
     skipped = ", ".join(f"{count} {reason}" for reason, count in data["skipped"].items())
     out = f"; left out: {skipped}." if skipped else "."
+    if tokens:
+        out += f" Texts were read as {tokens}."
     if result.get("judged_on") == "val":
         out += (
             " There is no test set: the metric is of val, on which choices were made, and may look too good."

@@ -32,12 +32,13 @@ from prunus.export import (
     store,
     to_onnx,
 )
-from prunus.files import write_json
+from prunus.files import read_json, write_json
 from prunus.inputs import call, random_batch, tensors_in
 from prunus.latency import take_turns
 from prunus.options import Range, check_value
 from prunus.progress import silent
 from prunus.run.lock import sole_writer
+from prunus.run.records import check_files, file_of
 from prunus.run.reopen import reopen_task
 from prunus.run.stages import BASE as BASE_FILE
 from prunus.run.stages import load_into
@@ -91,12 +92,15 @@ def bench_run(folder: Path, result: dict, *, seconds: float = 3.0, progress: Cal
         UserError: The model was not given by a SPEC, so it cannot be built again; or another process writes into the
             folder; or `seconds` is out of range.
         PruningError: A program computes something else than torch.
+        FileError: A model's file has been changed or damaged since the run wrote it.
     """
     check_value("seconds", seconds, Seconds)
     task = reopen_task(folder, result, instead="call prunus.run.bench.bench with the two models")
     original = task.model
     zeros, macs = result["after"].get("sparsity", 0.0), result["after"]["macs"] / result["before"]["macs"]
     with sole_writer(folder):
+        if (of_base := file_of(folder, "base")).exists():
+            check_files(folder, {"base": read_json(of_base)})
         base, pruned = load_into(original, folder / BASE_FILE), store.load(folder, original)
         record = bench(base, pruned, task.example, zeros=zeros, macs=macs, seconds=seconds, progress=progress)
         write_json(folder / "bench.json", record)

@@ -44,7 +44,7 @@ class StoredSettings(Record, frozen=True, kw_only=True):
 
 
 class RunFolder:
-    """A run's folder, and the `Run` that methods are called with. Nothing is written before `begin`.
+    """A run's folder, and the `Run` that methods are called with. Nothing is written before `with`.
 
         with RunFolder(path, settings) as run:      # begins, and is the only writer until the end
             ...
@@ -113,11 +113,8 @@ class RunFolder:
             self._held = stack.pop_all()
             return found
 
-    def begin(self) -> None:
-        """Write the settings: the folder now belongs to this run. Only `with` also keeps other writers away."""
-        self.environments = self.compute_once(self._begin)
-
     def _begin(self) -> list[dict[str, Any]]:
+        """Write the settings: the folder now belongs to this run. Returns the environments that computed before."""
         remove_torn(self.path)
         file = self.path / SETTINGS
         found = read_json(file, StoredSettings).environments if file.exists() else []

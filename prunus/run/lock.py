@@ -16,14 +16,15 @@ system cannot be judged, and stays until a person removes it. Source: ours.
 
 import contextlib
 import os
-import re
 import socket
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import psutil
+from msgspec import Meta
 
 from prunus.errors import FileError, PrunusError, UserError
 from prunus.files import read_json, write_json
@@ -44,11 +45,11 @@ class Holder:
         token: A random name, which tells two locks of one process apart.
     """
 
-    pid: int
+    pid: Annotated[int, Meta(ge=1, le=2**31 - 1)]
     host: str
     system: str
     start: str
-    token: str
+    token: Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
 
     def is_gone(self) -> bool:
         """Return whether the process has ended; False if that cannot be known."""
@@ -161,17 +162,14 @@ def read(path: Path) -> Holder | None:
     if not path.exists():
         return None
     try:
-        holder = Holder(**read_json(path))
-        assert all(isinstance(value, str) for name, value in asdict(holder).items() if name != "pid")
-        assert isinstance(holder.pid, int) and holder.pid > 0 and re.fullmatch("[0-9a-f]{32}", holder.token)
-    except (FileError, TypeError, AssertionError):
+        return read_json(path, Holder)
+    except FileError:
         if not path.exists():
             return None
         raise FileError(
             f"{path.parent} is locked, but {path} does not say by which process. If none writes there, remove that "
             "file and repeat the command."
         ) from None
-    return holder
 
 
 def name_process() -> Holder:

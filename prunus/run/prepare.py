@@ -15,6 +15,7 @@ from prunus.run.settings import Settings, resolve_method, without_none
 from prunus.run.stages import Pipeline
 from prunus.selection import Budget, Metered, Sparsity
 from prunus.tasks import Given, Task, find_kind
+from prunus.train import Recipe
 from prunus.zoo import load_weights
 
 
@@ -61,7 +62,10 @@ def make_pipeline(
         base_epochs = 0
     base = {"epochs": base_epochs, "lr": settings.base_lr}
     recovery = {"epochs": settings.epochs, "lr": settings.lr, "distill_weight": settings.distill_weight}
-    purpose = "tune" if is_trained or settings.weights else "scratch"
+    recovery_recipe = replace(task.recipe("recover"), **without_none(recovery))
+    check_distillation(task, recovery_recipe)
+    has_weights = is_trained or settings.weights or task.is_pretrained
+    purpose = "tune" if has_weights else "scratch"
     return Pipeline(
         run=run,
         task=task,
@@ -69,8 +73,17 @@ def make_pipeline(
         method=method,
         config=config,
         base_recipe=replace(task.recipe(purpose), **without_none(base)),
-        recovery_recipe=replace(task.recipe("recover"), **without_none(recovery)),
+        recovery_recipe=recovery_recipe,
     )
+
+
+def check_distillation(task: Task, recipe: Recipe) -> None:
+    """Raise UserError if recovery should learn from answers that training and evaluation mode do not share."""
+    if recipe.distill_weight and not task.evaluates_loss:
+        raise UserError(
+            f"distill_weight={recipe.distill_weight:g}: the model answers in training mode with its loss alone, so "
+            "there is nothing in which the smaller one could learn from the base; leave it out, or give 0."
+        )
 
 
 def with_meter(

@@ -62,7 +62,14 @@ def reopen_task(
     kind = find_kind(name)
     options = configure(kind.options_class, settings.get("task_options", ()), f"option of task {name}")
     given = Given(model=model or settings["model"], data=describe_data(folder, result), seed=settings["seed"])
-    return kind.make(given, options)
+    task = kind.make(given, options)
+    try:
+        task.restore(result.get("conventions") or {})
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise FileError(
+            f"{folder / 'result.json'} has no conventions of the task {name} ({error!r}); copy the run again."
+        ) from error
+    return task
 
 
 def describe_data(folder: Path, result: dict[str, Any]) -> Data:

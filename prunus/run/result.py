@@ -30,6 +30,7 @@ def make_result(pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> di
         "metric_shown": asdict(metric),
         "further_metrics": [asdict(each) for each in pipeline.task.further_metrics],
         "input": describe_example(pipeline.task.example) | built_with,
+        "conventions": pipeline.task.conventions(),
         "judged_on": "val" if pipeline.task.data.test is None else "test",
         "data": fingerprint_of(pipeline.task.data).summary(),
         "before": evaluate["before"] | base["test"],

@@ -34,7 +34,7 @@ class Settings(Checked):
             expects.
         interpolation: The way of resizing; None: as the model expects.
         transform: "package.module:callable", which maps a PIL image to a float tensor (C, H, W), in place of all that.
-        skip_broken: Whether to leave out images that cannot be read; otherwise they are an error.
+        skip_broken: Whether to leave out images and texts that cannot be read; otherwise they are an error.
         base_epochs: Epochs of training before pruning; None: as the task advises, but 0 for a model that is passed as
             a module, because it is taken as trained.
         base_lr: The highest learning rate before pruning; None: as the task advises.

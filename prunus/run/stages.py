@@ -239,15 +239,20 @@ class Pipeline:
     def output_difference(self, masked: nn.Module, small: nn.Module) -> float:
         """Return the largest difference of the two models' outputs on a batch of val, relative to the largest output.
 
-        It is not zero, because a unit that nothing leads to still adds the constant of its bias.
+        It is not zero, because a unit that nothing leads to still adds the constant of its bias. Outputs whose number
+        depends on the data, such as boxes, are left out where it differs.
         """
         x, _ = next(iter(self.task.data.val.batches(COMPARED)))
         with torch.no_grad(), in_mode(masked, False), in_mode(small, False):
             inputs = move(x, self.run.device)
             outputs = (select_outputs(call(model, inputs), self.graph.chosen) for model in (masked, small))
-            pairs = list(zip(*outputs, strict=True))
-        largest = max(float((ours.double() - theirs.double()).abs().max()) for ours, theirs in pairs)
-        return largest / max(1e-12, *(float(ours.double().abs().max()) for ours, _ in pairs))
+            pairs = [
+                (ours.double(), theirs.double())
+                for ours, theirs in zip(*outputs, strict=True)
+                if ours.shape == theirs.shape and ours.numel()
+            ]
+        largest = max((float((ours - theirs).abs().max()) for ours, theirs in pairs), default=0.0)
+        return largest / max([1e-12, *(float(ours.abs().max()) for ours, _ in pairs)])
 
     def measure_costs(
         self, model: nn.Module, graph: Graph, keep: dict[str, list[int]] | None, file: str

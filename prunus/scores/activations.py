@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from prunus.errors import UserError
 from prunus.graph import Graph, Member, make_skeleton, read_tensor
-from prunus.inputs import call
+from prunus.inputs import call, real_positions
 from prunus.scores.members import Batches, Normalize, Scores, _normalize, _to_device
 from prunus.scores.weights import _complete
 
@@ -23,6 +23,8 @@ def activation(
     normalize: Normalize = "mean",
 ) -> Scores:
     """Score units by their mean |activation| over batches and positions, with the network in eval mode.
+
+    Positions that `attention_mask` marks as padding are left out.
 
     Axes whose parameters are used outside of their modules are scored by magnitude, scaled to the mean of the other
     axes; a warning names them. Source: as in Minitron, arXiv:2407.14679.
@@ -46,6 +48,9 @@ def activation(
     means = {place: _Mean(bare, member) for place, member in watched.items()}
     count = 0
     for inputs, _ in _to_device(bare, batches):
+        real = real_positions(inputs)
+        for mean in means.values():
+            mean.real = real
         call(bare, inputs)
         count += 1
     if not count:
@@ -65,6 +70,7 @@ class _Mean:
 
     def __init__(self, bare: nn.Module, member: Member):
         self.sums, self.count = torch.zeros(()), 0
+        self.real: Tensor | None = None  # (B, T), of the batch
         self.entering = member.role == "consumes"
         weight = read_tensor(bare, member.tensor)
         self.size = weight.shape[member.dim]
@@ -77,6 +83,8 @@ class _Mean:
     def see(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         value = next(iter((*args, *kwargs.values())), None) if self.entering else output
         if isinstance(value, Tensor) and value.dim() >= -self.dim and value.shape[self.dim] == self.size:
+            if self.real is not None and self.dim == -1 and value.shape[:2] == self.real.shape:
+                value = value[self.real]
             along = value.movedim(self.dim, 0).reshape(self.size, -1)
             self.sums = self.sums + along.abs().sum(1, dtype=torch.float32)
             self.count += along.shape[1]

@@ -18,7 +18,7 @@ from prunus.search.engine import Result, search
 from prunus.search.evaluation import CHUNKS, Evaluator, Ranks, Score
 from prunus.search.journal import Candidate
 from prunus.search.proposals import Feasible, sample
-from prunus.search.providers import Inherit, reinitialise, scatter
+from prunus.search.providers import ClosedForm, Inherit, reinitialise, scatter
 from prunus.search.space import LeastRatio, Orders, Ratios, Space, Widths, best_first
 from prunus.search.strategies import Chance, Children, Evolution, Greedy, Random, Strategy
 from prunus.search.supernet import Sampling, StepCounter, Supernet, SupernetTask
@@ -40,6 +40,7 @@ __all__ = [
     "Candidate",
     "Chance",
     "Children",
+    "ClosedForm",
     "Evaluator",
     "Evolution",
     "Feasible",

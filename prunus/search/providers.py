@@ -1,16 +1,19 @@
 """Providers: they build the network of any widths, with weights.
 
     Inherit     cuts the trained network's own weights (as EagleEye does: Li et al., ECCV 2020, arXiv:2007.02491)
+    ClosedForm  cuts them too, but fits the layers behind a cut to what the network answered (ours)
 
 Networks are plain small modules; their norm statistics still have to be renewed (see trial.py).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunus.graph import Graph, trace
+from prunus.refit import Moments
 from prunus.search.space import Orders, Space, Widths
 from prunus.surgery import checked_tensors, clone, effective_tensors, fresh, resize, slice_tensor
 
@@ -41,6 +44,29 @@ class Inherit:
         """Build the network of these widths, a module of its own."""
         graph = self.space.graph
         return resize(self.model, graph, self.keep(widths), checked_tensors(self.model, graph))
+
+
+class ClosedForm(Inherit):
+    """A provider that cuts the weights of a trained model, fitted for each cut by least squares.
+
+    Source: ours; see `prunus.refit.Moments`.
+
+    Args:
+        model: The trained model; it is not changed.
+        space: The space of widths.
+        batches: Inputs as the model takes them, from which the moments are gathered, once.
+        order: axis -> its units, best first; None: in their own order.
+    """
+
+    def __init__(self, model: nn.Module, space: Space, batches: Iterable[Any], order: Orders | None = None):
+        super().__init__(model, space, order)
+        self.moments = Moments(model, space.graph, batches)
+
+    def network(self, widths: Widths) -> nn.Module:
+        """Build the network of these widths, a module of its own."""
+        graph, keep = self.space.graph, self.keep(widths)
+        tensors = checked_tensors(self.model, graph) | self.moments.weights(keep)
+        return resize(self.model, graph, keep, tensors)
 
 
 def reinitialise(small: nn.Module, example: Tensor, names: Sequence[str], seed: int) -> nn.Module:

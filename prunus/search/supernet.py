@@ -169,16 +169,16 @@ class SupernetTask(Task):
 
     def loss(self, output: list[Any], target: Any) -> Tensor:
         """Return the mean of the networks' losses."""
-        return self._mean(self.task.loss(output[0], target), output)
+        return self._mean(self.task.loss(output[0], target), output, target)
 
     def training_loss(self, output: list[Any], target: Any, recipe: Recipe) -> Tensor:
         """Return the mean of the networks' training losses."""
-        return self._mean(self.task.training_loss(output[0], target, recipe), output)
+        return self._mean(self.task.training_loss(output[0], target, recipe), output, target)
 
-    def _mean(self, of_largest: Tensor, outputs: list[Any]) -> Tensor:
+    def _mean(self, of_largest: Tensor, outputs: list[Any], target: Any) -> Tensor:
         largest, *others = outputs
         largest = tree_map_only(Tensor, Tensor.detach, largest)
-        losses = [of_largest, *(self.task.distil(each, largest, TEMPERATURE) for each in others)]
+        losses = [of_largest, *(self.task.distil(each, largest, TEMPERATURE, target) for each in others)]
         return sum(losses[1:], losses[0]) / len(losses)
 
     def evaluate(self, model: nn.Module, split: Examples) -> dict[str, float]:

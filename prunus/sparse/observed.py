@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.errors import UserError
-from prunus.graph import Graph, Tag, make_skeleton, named_tensors, operators, quiet_forward
+from prunus.graph import Graph, Tag, kept_tensors, make_skeleton, named_tensors, operators, quiet_forward
 from prunus.inputs import call
 from prunus.sparse.neighbours import Flow, memory
 
@@ -57,7 +57,7 @@ def measure_inputs(model: nn.Module, graph: Graph, batches: Iterable[Any]) -> di
     bare = make_skeleton(model, real=True)
     parameters = {memory(parameter) for parameter in bare.parameters() if parameter.dim() > 1}
     flow = Flow(graph)
-    flow.run(named_tensors(bare))
+    flow.run(kept_tensors(bare) | named_tensors(bare))
     sites = [site for site in flow.sites if not site.computed]
     places = [site.place for site in sites if not graph.ops[site.place].is_a(operators.EMBEDDING)]
 

@@ -63,8 +63,9 @@ class _Sweep:
         for tag, name in graph.tensors.items():
             if name in graph.parameters:
                 self.origin[tag] = name, False
-            # a vector shifts or scales units; a tensor of more dimensions is a signal of its own (positions)
-            signal = sum(size != 1 for size in graph.shapes[name]) > 1
+            # a vector shifts or scales units; a tensor of more dimensions is a signal of its own (positions), and so is
+            # one that is kept in a plain attribute, which has no shape here
+            signal = name in graph.state or sum(size != 1 for size in graph.shapes[name]) > 1
             self.varies[tag] = {axis.name: _all(axis, signal) for axis in _axes(tag)}
         self.shared = _written_through_views(graph.ops)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UserError, unknown
-from prunus.graph import Graph
+from prunus.graph import Graph, kept_tensors
 from prunus.scores import Batches
 from prunus.sparse import neighbours, observed, products
 from prunus.sparse.neighbours import Depthwise, Flow, Norms, Places, Site
@@ -66,6 +66,11 @@ def random(graph: Graph, seed: int = 0) -> WeightScores:
     return {name: torch.rand(graph.shapes[name], generator=generator) for name in maskable(graph)}
 
 
+def _all_tensors(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
+    """All tensors that a forward pass may read, those in plain attributes too, such as the anchors of a detector."""
+    return kept_tensors(model) | checked_tensors(model, graph)
+
+
 @torch.no_grad()
 def lookahead(
     model: nn.Module,
@@ -102,7 +107,7 @@ def lookahead(
         UserError: An option is unknown, or a weight is not finite.
     """
     _check(sides=(sides, Sides), conv=(conv, Conv), norms=(norms, Norms), depthwise=(depthwise, Depthwise))
-    tensors = checked_tensors(model, graph)
+    tensors = _all_tensors(model, graph)
     flows: dict[products.Lag, Flow] = {}
     for lag in products.lags(graph) if conv == "exact" else [(0, 0)]:
         flow = flows[lag] = Flow(graph, norms, depthwise, lag, activity or {})
@@ -156,7 +161,7 @@ def sequential(
         UserError: An option is unknown, or a weight is not finite.
     """
     _check(order=(order, Order), norms=(norms, Norms), depthwise=(depthwise, Depthwise))
-    tensors = checked_tensors(model, graph)
+    tensors = _all_tensors(model, graph)
     dense = Flow(graph, norms, depthwise, activity=activity or {})
     dense.run(tensors)
     dense.resolve()
@@ -203,7 +208,7 @@ def wanda(model: nn.Module, graph: Graph, batches: Batches) -> WeightScores:
     Raises:
         UserError: There is no batch, or the model runs other products than when it was traced.
     """
-    tensors = checked_tensors(model, graph)
+    tensors = _all_tensors(model, graph)
     flow = Flow(graph, fed=observed.measure_inputs(model, graph, batches))
     flow.run(tensors)
     terms: dict[int, list[Term]] = {id(site): [(site.before, None, 1.0)] for site in flow.sites}

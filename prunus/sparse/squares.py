@@ -265,8 +265,9 @@ def pad(op: Op, x: Wave, amounts: list[int], *args: Any) -> Wave:
 
 
 @handler(operators.INDEXING)
-def index(op: Op, x: Wave, *args: Any) -> Wave:
-    """The elements taken are unknown, so each is the mean over those that may be taken."""
+def index(op: Op, x: Wave | Tensor | Untracked, *args: Any) -> Wave:
+    """The elements taken are unknown, so each is the mean over those that may be taken; a table has no signal."""
+    x = x if isinstance(x, Wave) else constant(x)
     shape = shapes_of(op)[0]
     same = len(shape) == len(x.shape)
     value = x.value

@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from prunus.charts import Chart
-from prunus.data import Data, Examples, ImageOptions, load_data
+from prunus.data import AS_EXPECTED, Data, Examples, ImageOptions, load_data
 from prunus.errors import UserError
+from prunus.files import expand_home
 from prunus.graph import Graph, Outputs, trace
 from prunus.inputs import call, tensors_in
 from prunus.metrics import Metric
@@ -23,7 +24,6 @@ from prunus.tasks._answers import Answer
 from prunus.train import Recipe
 from prunus.zoo import expected_images, load_model
 
-AS_EXPECTED = ImageOptions()
 File = str | Path | bytes | Image.Image
 
 
@@ -48,7 +48,7 @@ class Given:
         images: How images are read, as far as the user says.
         weights: The file of weights that will be loaded into the model; it may say how images are read.
         workers: The number of processes that read images; None: one for each core.
-        skip_broken: Whether to leave out images that cannot be read; otherwise they are an error.
+        skip_broken: Whether to leave out images and texts that cannot be read; otherwise they are an error.
         split_by: "content" or "position"; see `data.load_data`.
     """
 
@@ -107,6 +107,33 @@ class Given:
         return load_model(self.model, **asked)
 
 
+def named(file: File) -> str:
+    """Return what a file is called in errors."""
+    return str(file) if isinstance(file, str | Path) else "(given)"
+
+
+def bytes_of(file: File) -> bytes:
+    """Read a file that is no image.
+
+    Args:
+        file: The file, or its bytes.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        UserError: It cannot be read, or is an open image.
+    """
+    if isinstance(file, bytes):
+        return file
+    if isinstance(file, Image.Image):
+        raise UserError("an open image was given to a model that reads no images; give a file.")
+    try:
+        return expand_home(file).read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}).") from error
+
+
 class Task(ABC):
     """A model and its purpose: data, a loss to train with, and a metric to evaluate with.
 
@@ -120,10 +147,15 @@ class Task(ABC):
     """
 
     metric: Metric
-    further_metrics: ClassVar[tuple[Metric, ...]] = ()  # others that `evaluate` returns and the report shows
+    further_metrics: tuple[Metric, ...] = ()  # others that `evaluate` returns and the report shows
+    is_pretrained: bool = False  # whether a model that a SPEC names has come with trained weights
     judges_examples: ClassVar[bool] = False  # whether `verdicts` can judge a single example
     free_dims: ClassVar[tuple[int, ...]] = (0,)  # of inputs, that exported programs leave free if they can
+    evaluates_loss: bool = True  # whether `loss` takes the outputs of evaluation mode, not of training alone
     outputs: Outputs | None = None  # the outputs that keep their sizes, as in `graph.trace`; None: all
+    modes: Mapping[str, Any] | None = (
+        None  # an example for each mode, as in `graph.trace`; None: the same for both
+    )
 
     def __init__(self, model: nn.Module, data: Data, recipe_fields: dict[str, Any] | None = None):
         self.model, self.data = model, data
@@ -139,7 +171,7 @@ class Task(ABC):
     def graph(self) -> Graph:
         """The model's axes, traced at the first access and then stored; TraceError if the model cannot be traced."""
         if self._graph is None:
-            self._graph = trace(self.model, self.example, outputs=self.outputs)
+            self._graph = trace(self.model, self.example, modes=self.modes, outputs=self.outputs)
         return self._graph
 
     def on(self, model: nn.Module) -> Self:
@@ -176,8 +208,11 @@ class Task(ABC):
         """Return the loss that training minimises: `loss`, unless fields of the recipe change it."""
         return self.loss(output, target)
 
-    def distil(self, output: Any, teacher_output: Any, temperature: float) -> Tensor:
-        """Compute the loss of distillation, a scalar; here the mean squared difference from the teacher."""
+    def distil(self, output: Any, teacher_output: Any, temperature: float, target: Any = None) -> Tensor:
+        """Compute the loss of distillation, a scalar; here the mean squared difference from the teacher.
+
+        target: The targets of the batch, for tasks in which they say what of an output counts.
+        """
         pairs = zip(_floating(output), _floating(teacher_output), strict=True)
         losses = [F.mse_loss(one.float(), other.float()) for one, other in pairs]
         return sum(losses[1:], losses[0])
@@ -191,7 +226,7 @@ class Task(ABC):
             split: The examples.
 
         Returns:
-            {metric.key: value, "loss": value}.
+            {metric.key: value, "loss": value}; the loss is NaN if evaluation gives none (`evaluates_loss`).
         """
 
     def verdicts(self, output: Any, target: Tensor) -> Tensor:
@@ -248,6 +283,21 @@ class Task(ABC):
             f"the task {type(self).__name__} does not say how an output becomes an answer; call the model yourself: "
             "prunus.load(run).model(input)."
         )
+
+    def conventions(self) -> dict[str, Any]:
+        """Return what has to be known to use the model outside of a run, such as names and scales, as plain JSON."""
+        return {}
+
+    def restore(self, conventions: dict[str, Any]) -> None:
+        """Take over what `conventions` returned in a finished run, as the task of it that was made without its data.
+
+        Args:
+            conventions: What the run's result.json holds; empty for older runs.
+
+        Raises:
+            KeyError, TypeError, ValueError: They do not fit the task.
+        """
+        return  # a task without scales has nothing to take over
 
     @abstractmethod
     def recipe(self, purpose: str) -> Recipe:

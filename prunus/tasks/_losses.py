@@ -50,6 +50,10 @@ class Losses:
             return returned_losses(output)
         return {name: loss(output, target) * weight for name, (loss, weight) in self.parts.items()}
 
+    def are_missing(self, output: Any) -> bool:
+        """Return whether the model should have returned its loss and has not, as detectors do in evaluation mode."""
+        return self.parts is None and find_losses(output) is None
+
     def total(self, output: Any, target: Any) -> Tensor:
         """Compute the weighted sum of the losses."""
         first, *others = self.values(output, target).values()
@@ -57,10 +61,18 @@ class Losses:
 
 
 def returned_losses(output: Any) -> dict[str, Tensor]:
-    """Find the loss in a model's output: its `loss`, a dict of scalars, or a scalar that comes first.
+    """Find the loss in a model's output, as `find_losses`; UserError if there is none."""
+    found = find_losses(output)
+    if found is None:
+        raise UserError(
+            f"loss=None is for models that return their loss, but the output is {in_words(output)}, without a loss. "
+            "Give loss=fn(output, target), or batches with the targets under the name by which the model takes them."
+        )
+    return found
 
-    Raises UserError if there is none.
-    """
+
+def find_losses(output: Any) -> dict[str, Tensor] | None:
+    """Find the loss in a model's output: its `loss`, a dict of scalars, or a scalar that comes first; or None."""
     if isinstance(output, Mapping):
         if isinstance(output.get(ONLY), Tensor):
             return {ONLY: output[ONLY]}
@@ -70,12 +82,7 @@ def returned_losses(output: Any) -> dict[str, Tensor]:
     if found is None and isinstance(output, (tuple, list)) and output:
         found = output[0]
     found = output if isinstance(output, Tensor) else found
-    if isinstance(found, Tensor) and not found.dim():
-        return {ONLY: found}
-    raise UserError(
-        f"loss=None is for models that return their loss, but the output is {in_words(output)}, without a loss. "
-        "Give loss=fn(output, target), or batches with the targets under the name by which the model takes them."
-    )
+    return {ONLY: found} if isinstance(found, Tensor) and not found.dim() else None
 
 
 def check_losses(losses: Losses, model: nn.Module, output: Any, target: Any) -> None:

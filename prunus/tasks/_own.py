@@ -4,6 +4,8 @@ task = prunus.Task(model, train=loader, val=loader, test=loader, loss=F.mse_loss
 prunus.prune(task=task, budget=prunus.Budget(macs=0.5), method="taylor", out="run/")
 """
 
+import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -42,6 +44,7 @@ RECIPES = {
         epochs=10, batch_size=BATCH_SIZE, optimizer="adamw", lr=5e-4, warmup_epochs=0.5, precision="no"
     ),
 }
+CPU = torch.device("cpu")
 DISTILL_WEIGHT = 0.5  # in recovery, if a user says how to distil
 
 
@@ -56,7 +59,8 @@ class Task(_contract.Task):
         val: The examples that choices are made on.
         test: The examples that no choice is made on; None: results are those on val, and the report says so.
         loss: loss(output, target) -> scalar tensor; several by name, each as loss or (loss, weight); or None if the
-            model is called with the targets and returns its loss, as those of transformers do.
+            model is called with the targets and returns its loss, as those of transformers do, or does so in training
+            mode only, as detectors do.
         metric: metric(output, target) -> number, averaged over examples; a torchmetrics.Metric; or None for the loss.
         metric_name: The metric's name; None: the name of the function or class.
         unit: The metric's unit, such as "dB".
@@ -135,15 +139,18 @@ class Task(_contract.Task):
         """Return the weighted sum of the losses of a batch."""
         return self.losses.total(output, target)
 
-    def distil(self, output: Any, teacher_output: Any, temperature: float) -> Tensor:
+    def distil(self, output: Any, teacher_output: Any, temperature: float, target: Any = None) -> Tensor:
         """Return the user's loss of distillation, or the mean squared difference from the teacher."""
         if self.distill is None:
-            return super().distil(output, teacher_output, temperature)
+            return super().distil(output, teacher_output, temperature, target)
         return self.distill(output, teacher_output)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: Examples) -> dict[str, float]:
-        """Return the metric, the loss, and each loss by name if there are several, over all of `split`."""
+        """Return the metric, the loss, and each loss by name if there are several, over all of `split`.
+
+        The loss is NaN if the model returns it in training mode only.
+        """
         device = model_device(model)
         measure = self._measure(device)
         sums: dict[str, float] = {}
@@ -152,14 +159,14 @@ class Task(_contract.Task):
             for batch in split.batches(BATCH_SIZE):
                 inputs, target = move(batch, device)
                 output, count = call(model, inputs), count_examples(inputs)
-                values = self.losses.values(output, target)
+                values = {} if self.losses.are_missing(output) else self.losses.values(output, target)
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + float(value) * count
                 if measure is not None:
                     measure.add(output, target, count)
                 total += count
         means = {name: value / total for name, value in sums.items()}
-        loss = sum(means.values())
+        loss = sum(means.values()) if means else math.nan
         named = {f"loss_{name}": value for name, value in means.items()} if len(means) > 1 else {}
         return {self.metric.key: loss if measure is None else measure.value(), "loss": loss} | named
 
@@ -218,11 +225,32 @@ class Task(_contract.Task):
             self._run(model, move(self.example, device), "one example")
             inputs, target = move(next(train.batches(BATCH_SIZE, seed=0)), device)
             with torch.enable_grad():
-                check_losses(self.losses, model, self._run(model, inputs, "the first batch of train"), target)
+                output = self._run(model, inputs, "the first batch of train")
+                trained = model
+                if self.losses.are_missing(output):
+                    output, trained = self._train_mode(model, inputs)
+                check_losses(self.losses, trained, output, target)
             with torch.no_grad():
                 inputs, target = move(next(self.data.val.batches(BATCH_SIZE)), device)
                 output = self._run(model, inputs, "the first batch of val")
                 self._check_metric(output, target, count_examples(inputs), device)
+
+    def _train_mode(self, model: nn.Module, inputs: Any) -> tuple[Any, nn.Module]:
+        """The output of training mode and the copy that made it, for a model that returns its loss there alone.
+
+        The task then has no loss in evaluation, and is traced with the targets in training mode.
+        """
+        trained = copy.deepcopy(model).train()
+        output = self._run(trained, inputs, "the first batch of train in training mode")
+        if not self.losses.are_missing(output):
+            if self.measured is None:
+                raise UserError(
+                    "the model returns its loss in training mode only, so nothing judges it in evaluation; give "
+                    "metric=fn(output, target)."
+                )
+            self.evaluates_loss = False
+            self.modes = {"eval": self.example, "train": move(take_examples(inputs, slice(1)), CPU)}
+        return output, trained
 
     def _run(self, model: nn.Module, inputs: Any, what: str) -> Any:
         """The output for inputs; UserError if the model cannot be called with them."""

@@ -23,13 +23,12 @@ from prunus.options import Count, Pixels
 from prunus.tasks import _contract
 from prunus.tasks._answers import Answer, picture
 from prunus.tasks._contract import File, Given, Task
-from prunus.tasks._panels import choose_examples, panel
+from prunus.tasks._panels import Case, compare_cases, first_examples
 from prunus.tasks._quality import psnr, ssim
 from prunus.tasks._tiles import Restorer
 from prunus.train import Recipe, in_mode
 
 EVALUATION_BATCH = 64  # patches; whole images are always alone
-JUDGED = 16  # images from which examples are chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,30 +188,18 @@ class Restoration(Task):
 
         Of the first 16 images they are those that lose most, least, and the median of PSNR by pruning.
         """
-        device, found = model_device(small), []
+        cases: list[Case] = []
         restorers = [Restorer(model, self.scale) for model in (original, small)]
-        with in_mode(original, False), in_mode(small, False):
-            for number in range(min(JUDGED, len(self.data.judged))):
-                x, y = move(self.data.judged.read(np.array([number])), device)
-                images = [self.enlarged(x), *(restore(x) for restore in restorers)]
-                found.append((number, y, images, [float(self.judge(each, y)["psnr"]) for each in images]))
         names = "input", "answer of the original", "answer of the smaller model"
-        charts = []
-        for how, (number, y, images, decibels) in choose_examples(
-            found, lambda each: each[3][2] - each[3][1]
-        ):
-            panels = [
-                panel(f"{name}: {self.metric.text(value)}", as_stored(image))
-                for name, image, value in zip(names, images, decibels, strict=True)
-            ]
-            charts.append(
-                Panels(
-                    title=f"Test image {number + 1}: {how}",
-                    note="The middle of the image; the PSNR is that of the whole image.",
-                    panels=[*panels, panel("truth", as_stored(y))],
-                )
-            )
-        return charts
+        with in_mode(original, False), in_mode(small, False):
+            for number, x, y in first_examples(self.data.judged, small):
+                images = [self.enlarged(x), *(restore(x) for restore in restorers)]
+                decibels = [float(self.judge(each, y)["psnr"]) for each in images]
+                stored = map(as_stored, images)
+                shown = [*zip(names, stored, decibels, strict=True), ("truth", as_stored(y), None)]
+                cases.append(Case(number=number, images=shown, change=decibels[2] - decibels[1]))
+        note = "The middle of the image; the PSNR is that of the whole image."
+        return compare_cases(cases, self.metric, note)
 
 
 def as_stored(images: Tensor) -> Tensor:

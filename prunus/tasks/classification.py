@@ -60,7 +60,7 @@ class Classification(Task):
         """Return the mean cross-entropy in nats with the recipe's label smoothing."""
         return F.cross_entropy(logits(output).float(), target, label_smoothing=recipe.label_smoothing)
 
-    def distil(self, output: Any, teacher_output: Any, temperature: float) -> Tensor:
+    def distil(self, output: Any, teacher_output: Any, temperature: float, target: Any = None) -> Tensor:
         """Return the KL divergence of the softened outputs from the teacher's, times the temperature squared.
 
         Hinton et al., arXiv:1503.02531, section 2; the factor keeps the gradients' size as the temperature varies.

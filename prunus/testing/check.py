@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from prunus.methods import Method, Options, Pruned, configure, find
+from prunus.progress import silent
 from prunus.run import RunFolder, checks
 from prunus.selection import Budget, Sparsity
+from prunus.tasks import Task
 from prunus.testing.networks import NETWORKS, tiny_task
 
 KILLED_AT = (0.3, 0.7)  # shares of a method's progress at which it is interrupted
@@ -60,7 +62,7 @@ def _check_on(method: Method, config: Options, limit: Budget | Sparsity, network
     before = {key: value.clone() for key, value in task.model.state_dict().items()}
     with tempfile.TemporaryDirectory() as folder:
         steps = [0]
-        found = method.prune(task, limit, config, _run(Path(folder, "whole"), _count_calls(steps)))
+        found = _prune(method, task, config, limit, Path(folder, "whole"), _count_calls(steps))
         if isinstance(limit, Sparsity):
             checks.check_sparsity(limit, found, method.name)
         else:
@@ -69,26 +71,26 @@ def _check_on(method: Method, config: Options, limit: Budget | Sparsity, network
         assert same_model, f"{where} changed the task's model; it should work on a copy."
         for share in KILLED_AT if steps[0] else ():
             path = Path(folder, f"killed{share}")
-            try:
-                method.prune(
-                    tiny_task(network), limit, config, _run(path, _interrupt_after(share * steps[0]))
-                )
-            except KeyboardInterrupt:
-                pass
-            resumed = method.prune(
-                tiny_task(network), limit, config, _run(path, _count_calls([0]), resume=True)
-            )
+            with suppress(KeyboardInterrupt):
+                _prune(method, tiny_task(network), config, limit, path, _interrupt_after(share * steps[0]))
+            resumed = _prune(method, tiny_task(network), config, limit, path, silent, resume=True)
             _assert_same(found, resumed, f"{where}, interrupted at {100 * share:.0f} % and started again,")
-        again = method.prune(
-            tiny_task(network), limit, config, _run(Path(folder, "again"), _count_calls([0]))
-        )
+        again = _prune(method, tiny_task(network), config, limit, Path(folder, "again"), silent)
         _assert_same(found, again, f"{where}, run twice with one seed,")
 
 
-def _run(path: Path, progress: Callable[..., Any], resume: bool = False) -> RunFolder:
-    run = RunFolder(path, {"seed": 0}, resume=resume, progress=progress)
-    run.begin()
-    return run
+def _prune(
+    method: Method,
+    task: Task,
+    config: Options,
+    limit: Budget | Sparsity,
+    path: Path,
+    progress: Callable[..., Any],
+    resume: bool = False,
+) -> Pruned:
+    with RunFolder(path, {"seed": 0}, resume=resume, progress=progress) as run:
+        run.log("begin")  # without which an interrupted run would leave its folder as it was found
+        return method.prune(task, limit, config, run)
 
 
 def _count_calls(steps: list[int]) -> Callable[..., Any]:

@@ -47,8 +47,8 @@ class Trainable(Protocol):
         """Return the loss that is minimised."""
         ...
 
-    def distil(self, output: Any, teacher_output: Any, temperature: float) -> Tensor:
-        """Return how far an output is from the teacher's."""
+    def distil(self, output: Any, teacher_output: Any, temperature: float, target: Any) -> Tensor:
+        """Return how far an output is from the teacher's, where the targets count."""
         ...
 
     def evaluate(self, model: nn.Module, split: Any) -> dict[str, float]:
@@ -189,7 +189,7 @@ def make_objective(
                 return loss
             with torch.no_grad():
                 answers = call(teacher, x)
-            distilled = task.distil(output, answers, recipe.distill_temperature)
+            distilled = task.distil(output, answers, recipe.distill_temperature, y)
         return torch.lerp(loss, distilled, recipe.distill_weight)
 
     return loss_of

@@ -6,9 +6,8 @@ Nothing is downloaded, and nothing in a file is executed.
 """
 
 import difflib
-import importlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,33 @@ from prunus.errors import FileError, UserError, one_line
 from prunus.files import read_json, read_tensors, same_kind
 from prunus.specs import user_object
 from prunus.zoo.networks import TO_IMAGES
+from prunus.zoo.optional import library
+from prunus.zoo.pretrained import from_folder
 
 SHOWN = 3  # differences that an error names
 
 
 def load_model(
-    spec: str, *, in_shape: tuple[int, int, int], classes: int | None = None, **more: Any
+    spec: str,
+    *,
+    in_shape: tuple[int, ...] | None = None,
+    classes: int | None = None,
+    vocabulary: int | None = None,
+    length: int | None = None,
+    **more: Any,
 ) -> nn.Module:
     """Build the model that a SPEC names, initialised by torch's global seed.
 
+    A model of text from hf:DIR has the folder's weights, if there are some.
+
     Args:
         spec: zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG_DIR or package.module:callable.
-        in_shape: The images' (channels, height, width); passed to a user's callable if it has this parameter.
-        classes: The number of classes, passed in the same way; None: the model does not classify.
-        more: What else the task knows, such as `scale`; passed to a user's callable in the same way.
+        in_shape: The shape of an input, (channels, height, width) of images; None: the model reads text. A user's
+            callable gets it, and what follows, if it has a parameter of that name.
+        classes: The number of classes, or of other outputs; None: the answers are images, or the next tokens.
+        vocabulary: The number of tokens that texts are made of.
+        length: The number of tokens that a text has at most.
+        more: What else the task knows, such as `scale`.
 
     Returns:
         The model.
@@ -42,9 +54,19 @@ def load_model(
         UserError: The spec or name is unknown (the nearest are suggested), a library is missing, a classifier is
             named without classes, or a user's callable does not return a module.
     """
+    sources: dict[str, Callable[..., nn.Module]]
     sources = {"zoo": zoo.build, "torchvision": from_torchvision, "timm": from_timm, "hf": from_config}
     source, _, name = spec.partition(":")
+    if source in sources and name and in_shape is None:
+        assert vocabulary is not None and length is not None  # of text, see Args
+        return reader_of_text(source, name, vocabulary, length, classes)
     if source in sources and name:
+        assert in_shape is not None
+        if source != "zoo" and len(in_shape) != 3:
+            raise UserError(
+                f"{spec} reads images (channels, height, width), but an input has the shape {tuple(in_shape)}; zoo:mlp "
+                "reads rows of a table, and package.module:callable what you like."
+            )
         if classes is not None:
             return sources[source](name, classes, in_shape)
         if source == "zoo" and name in TO_IMAGES:
@@ -56,12 +78,24 @@ def load_model(
             f"{', '.join(f'zoo:{each}' for each in TO_IMAGES)}, package.module:callable."
         )
     make = user_object(spec, "model source", [*sources, "package.module"])
-    asked = {"classes": classes, "in_shape": in_shape, **more}
+    of_text = {} if vocabulary is None else {"vocabulary": vocabulary, "length": length}
+    asked = {"classes": classes, "in_shape": in_shape, **of_text, **more}
     named = inspect.signature(make).parameters
     model = make(**{key: value for key, value in asked.items() if key in named})
     if not isinstance(model, nn.Module):
         raise UserError(f"{spec} should return an nn.Module, but returned a {type(model).__name__}.")
     return model
+
+
+def reader_of_text(source: str, name: str, vocabulary: int, length: int, classes: int | None) -> nn.Module:
+    """Build a model that reads text; UserError if the source has none."""
+    if source == "hf":
+        return from_folder(name, classes)
+    if source == "zoo":
+        return zoo.build_of_text(name, vocabulary=vocabulary, length=length, classes=classes)
+    raise UserError(
+        f"{source}:{name} reads images, but the data are text; give zoo:NAME, hf:DIR or package.module:callable."
+    )
 
 
 def load_weights(model: nn.Module, file: str | Path) -> None:
@@ -131,13 +165,16 @@ def read_pt(file: Path) -> dict[str, Tensor]:
 
 
 def from_torchvision(name: str, classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
-    """Build a torchvision classifier; these take images of three channels."""
+    """Build a torchvision classifier, or network for segmentation; these take images of three channels."""
     models = library("torchvision.models")
     check_listed("torchvision", name, models.list_models())
+    # without it a network for segmentation downloads a backbone
+    backbone = "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters
     if in_shape[0] != 3:
         seen = f"these have {in_shape[0]}; try timm:{name}"
         raise UserError(f"torchvision:{name} takes images of 3 channels, {seen}.")
-    return models.get_model(name, weights=None, num_classes=classes)
+    more = {"weights_backbone": None} if backbone else {}
+    return models.get_model(name, weights=None, num_classes=classes, **more)
 
 
 def from_timm(name: str, classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
@@ -165,18 +202,6 @@ def from_config(folder: str, classes: int, in_shape: tuple[int, int, int]) -> nn
     except Exception as error:  # whatever a library raises about a config that does not fit its class
         raise UserError(
             f"{folder}/config.json describes no image classifier that transformers can build ({one_line(error)})."
-        ) from error
-
-
-def library(name: str):
-    """Import an optional library; the error says how to install it."""
-    try:
-        return importlib.import_module(name)
-    except (ImportError, RuntimeError) as error:
-        package = name.partition(".")[0]
-        raise UserError(
-            f"{package} cannot be imported ({error}). Install a build that fits torch {torch.__version__}: "
-            "pip install 'prunus[models]'."
         ) from error
 
 

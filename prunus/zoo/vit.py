@@ -8,44 +8,11 @@ Shapes: images (B, in_width, H, W) of one size; output (B, classes). T tokens: t
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunus.zoo.transformer import Block, init
+
 PATCH = 4
-
-
-class Attention(nn.Module):
-    """Self-attention with `heads` heads: (B, T, width) to (B, T, width)."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads, self.head_width = heads, width // heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, _ = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, self.head_width)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, head_width)
-        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return self.proj(y.reshape(batch, tokens, self.heads * self.head_width))
-
-
-class Block(nn.Module):
-    """Attention, then an MLP of one hidden layer, each preceded by a norm, on a residual stream."""
-
-    def __init__(self, width: int, heads: int, hidden: int):
-        super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads)
-        self.norm2, self.up, self.down = (
-            nn.LayerNorm(width),
-            nn.Linear(width, hidden),
-            nn.Linear(hidden, width),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
 class ViT(nn.Module):
@@ -69,14 +36,6 @@ class ViT(nn.Module):
         x = self.patches(x).flatten(2).transpose(1, 2)  # (B, T - 1, width)
         x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.places
         return self.linear(self.norm(self.blocks(x))[:, 0])
-
-
-@torch.no_grad()
-def init(module: nn.Module) -> None:
-    """Initialise linear layers by small normal weights and biases of zero."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
 
 
 def vit_tiny(classes: int, in_shape: tuple[int, int, int]) -> ViT:

@@ -3,13 +3,15 @@
     python -m tests.campaign.examples FOLDER
 
 writes them with the code of today. Those in tests/campaign/files were written by version 0.1.0, so they also show that
-its files are still read.
+its files are still read: `saved` is its form of `sealed`. `sealed`, `data` and `lock`, which it did not write, are new.
 """
 
 import json
 import shutil
 import sys
 import tempfile
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +20,15 @@ from torch import nn
 
 import prunus
 from prunus import charts
-from prunus.data import Data, Split
+from prunus.data import Data, Split, load_data
+from prunus.files import write_json
 from prunus.graph import trace
 from prunus.latency.profiling import measure_tables
 from prunus.methods.dhp import DHP
 from prunus.methods.pass_ import PASS
 from prunus.methods.pass_ import Config as PassConfig
-from prunus.run import Settings, prune
+from prunus.run import Settings, lock, prune
+from prunus.run.provenance import FILE
 from prunus.selection import Budget, Sparsity
 from prunus.sparse import masks
 from prunus.tasks import Classification
@@ -123,6 +127,16 @@ def write_run(folder: Path, name: str) -> None:
     result.write_text(json.dumps(json.loads(result.read_text()) | {"charts": every_chart()}))
 
 
+def write_provenance(folder: Path) -> None:
+    """Write what the data of a run were, and the lock of a process elsewhere."""
+    whole = load_data("digits").fingerprint
+    assert whole is not None
+    few = replace(whole, items=dict(islice(whole.items.items(), 12)), skipped={"unreadable": 1})
+    write_json(folder / "data" / FILE, few.to_json())
+    holder = lock.Holder(4711, "desk", "desk 0", "1 0", "0123456789abcdef" * 2)
+    write_json(folder / "lock" / lock.NAME, asdict(holder))
+
+
 def write_saved(folder: Path) -> None:
     """Write keep.json, model.safetensors and masks.safetensors, and whole weights in both formats."""
     model = perceptron()
@@ -131,7 +145,7 @@ def write_saved(folder: Path) -> None:
     left = {name: tensor.abs() > 0.1 for name, tensor in small_model.named_parameters() if tensor.dim() > 1}
     masks.hold(small_model, None, left)
     masks.finalise(small_model)
-    prunus.save(folder / "saved", small_model, keep, graph, left)
+    prunus.save(folder / "sealed", small_model, keep, graph, left)
     (folder / "given").mkdir()
     torch.save(model.state_dict(), folder / "given" / "weights.pt")
     prunus.files.write_tensors(folder / "given" / "weights.safetensors", model.state_dict())
@@ -164,6 +178,7 @@ def write_all(folder: Path) -> None:
     for name in RUNS:
         write_run(folder, name)
     write_saved(folder)
+    write_provenance(folder)
     fit(classifier(), task(), RECIPE, folder=folder / "training")
     (folder / "search").mkdir()
     small_search(folder / "search")

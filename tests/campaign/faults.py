@@ -1,7 +1,7 @@
-"""Faults that would make results worse or wrong without an error, and the tests that have to notice each.
+"""Faults that would make results worse or wrong without an error, and the test that has to notice each.
 
-A fault is a change of one place in the source. test_guard.py makes each in a copy of the package and runs its tests
-there, one of which at least must fail.
+A fault is a change of one place in the source. guard.py makes each in a copy of the package and runs its test there,
+which must fail; without a fault it must pass.
 """
 
 from typing import NamedTuple
@@ -15,14 +15,14 @@ class Fault(NamedTuple):
         file: The file, below prunus/.
         old: Text that occurs there once.
         new: The text in its place.
-        tests: The test files that notice it, separated by spaces.
+        test: The test that notices it, as pytest names it; a quick one, because a fault is made for each run of it.
     """
 
     name: str
     file: str
     old: str
     new: str
-    tests: str
+    test: str
 
 
 FAULTS = (
@@ -31,132 +31,139 @@ FAULTS = (
         "selection/choose.py",
         "score[units].sort(descending=True, stable=True)",
         "score[units].sort(descending=False, stable=True)",
-        "tests/selection/test_selection.py",
+        "tests/selection/test_selection.py::test_the_same_as_a_plain_greedy_loop",
     ),
     Fault(
         "exceed the budget by 2 %",
         "selection/budget.py",
         "return self.value * before",
         "return 1.02 * self.value * before",
-        "tests/selection/test_selection.py",
+        "tests/selection/test_selection.py::test_a_budget_is_a_share_or_an_amount",
     ),
     Fault(
         "leave a part of the budget unused",
         "selection/budget.py",
         "return self.value * before",
         "return 0.95 * self.value * before",
-        "tests/selection/test_selection.py",
+        "tests/selection/test_selection.py::test_a_budget_is_a_share_or_an_amount",
     ),
     Fault(
         "leave one index out",
         "graph/places.py",
         "axes.positions(layout, self.keep).to(device)",
         "axes.positions(layout, self.keep)[:-1].to(device)",
-        "tests/surgery/test_three_ways.py",
+        "tests/surgery/test_three_ways.py::test_whole_it_is_the_network_that_was_given",
     ),
     Fault(
         "cut the next units",
         "graph/places.py",
         "axes.positions(layout, self.keep).to(device)",
         "((axes.positions(layout, self.keep) + 1) % axes.size(layout)).to(device)",
-        "tests/surgery/test_three_ways.py",
+        "tests/surgery/test_three_ways.py::test_cut_masked_and_made_small_answer_alike",
     ),
     Fault(
         "let every proof hold",
         "surgery/proof.py",
         "return self.max_abs_error <= self.tolerance",
         "return True",
-        "tests/surgery/test_proof.py",
+        "tests/surgery/test_proof.py::test_a_failed_proof_names_the_axis_and_leaves_the_model_alone",
     ),
     Fault(
         "prove without comparing weights",
         "surgery/proof.py",
         "        pair.check_weights()",
         "        pass",
-        "tests/surgery/test_proof.py tests/surgery/test_surgery_input.py",
+        "tests/surgery/test_proof.py::test_rows_in_another_order_are_noticed",
     ),
     Fault(
         "score by the square of the norm",
         "scores/weights.py",
         "_normalize(power ** (1 / p), normalize)",
         "_normalize(power, normalize)",
-        "tests/scores/test_scores.py",
+        "tests/scores/test_scores.py::test_magnitude",
     ),
     Fault(
         "renew no norms",
         "recover/finetune.py",
         "    renew_norms(small, calibration_batches(task.data.train, seed))\n",
         "",
-        "tests/recover/test_recover.py",
+        "tests/recover/test_recover.py::test_recovery_starts_from_renewed_norms",
     ),
     Fault(
         "renew norms by the last batch alone",
         "recover/norms.py",
         "pooled[norm] = pool(pooled.get(norm), ",
         "pooled[norm] = pool(None, ",
-        "tests/recover/test_recover.py",
+        "tests/recover/test_recover.py::test_statistics_are_those_of_all_batches_together",
     ),
     Fault(
         "teach from an untrained network",
         "run/stages.py",
         "            teacher=self.base_model(),",
         "            teacher=self.fresh_model(),",
-        "tests/run/test_run.py",
+        "tests/run/test_run.py::test_the_stored_base_teaches",
     ),
     Fault(
         "teach nothing",
         "train/loop.py",
         "torch.lerp(loss, distilled, recipe.distill_weight)",
         "torch.lerp(loss, distilled, 0.0)",
-        "tests/train/test_train.py",
+        "tests/train/test_train.py::test_teacher_is_left_as_it_was_and_changes_the_result",
     ),
     Fault(
         "learn the images that choices are made on",
         "train/loop.py",
         "train, steps = task.data.train, task.data.train.steps",
         "train, steps = task.data.val, task.data.val.steps",
-        "tests/train/test_train.py",
+        "tests/train/test_train.py::test_every_epoch_shows_the_same_examples_in_another_order",
     ),
     Fault(
         "augment nothing",
         "train/loop.py",
         '"augment": True',
         '"augment": False',
-        "tests/train/test_train.py",
+        "tests/train/test_train.py::test_one_step_is_torchs_own",
     ),
     Fault(
         "show every epoch in the same order",
         "train/loop.py",
         '"epoch": at.epoch, "start"',
         '"epoch": 0, "start"',
-        "tests/train/test_train.py",
+        "tests/train/test_train.py::test_every_epoch_shows_the_same_examples_in_another_order",
     ),
     Fault(
         "test on the images that choices are made on",
         "run/stages.py",
         "split = self.task.data.judged",
         "split = self.task.data.val",
-        "tests/run/test_run.py",
+        "tests/run/test_run.py::test_base_and_result_are_judged_on_the_test_set",
     ),
     Fault(
         "report the original's metric as the small one's",
         "run/stages.py",
         '"test": self.test(small),\n            "before"',
         '"test": self.test(base),\n            "before"',
-        "tests/run/test_run.py",
+        "tests/run/test_run.py::test_base_and_result_are_judged_on_the_test_set",
     ),
     Fault(
-        "hold out what is trained on",
+        "hold out by content what is trained on",
+        "data/split.py",
+        "return np.flatnonzero(~held), np.flatnonzero(held)",
+        "return np.arange(len(labels)), np.flatnonzero(held)",
+        "tests/data/test_data.py::test_digits_are_split_into_disjoint_balanced_parts",
+    ),
+    Fault(
+        "hold out by position what is trained on",
         "data/split.py",
         "return np.setdiff1d(np.arange(len(labels)), held), held",
         "return np.arange(len(labels)), held",
-        "tests/data/test_data.py",
+        "tests/data/test_data.py::test_val_keeps_one_image_of_a_rare_class",
     ),
     Fault(
         "count every multiplication twice",
         "selection/cost.py",
         'return int(of(graph, "macs", graph.widths(keep)))',
         'return 2 * int(of(graph, "macs", graph.widths(keep)))',
-        "tests/selection/test_cost.py",
+        "tests/selection/test_cost.py::test_macs_and_params_equal_what_the_shrunk_module_does",
     ),
 )

@@ -1,6 +1,6 @@
 """Damage to every file that Prunus reads: only a UserError may come of it, within bounded memory.
 
-    python -m tests.campaign.fuzz --trials 10000 [--seed 0] [--only NAME]
+    python -m tests.campaign.fuzz --trials 10000 [--seed 0] [--only NAME] [--record FILE]
 
 damages the examples in tests/campaign/files, each trial one of them, reads it by its public reader, and prints for each
 reader how many trials were refused, how many read all the same, and every other error with the damage that causes it.
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from prunus import report
@@ -19,7 +20,8 @@ from prunus.export import load, load_keep, load_masks
 from prunus.files import read_json
 from prunus.graph import trace
 from prunus.latency.cache import Timings
-from prunus.run import RunFolder
+from prunus.run import RunFolder, lock
+from prunus.run.provenance import read_fingerprint
 from prunus.run.records import check_record
 from prunus.train import fit
 from prunus.zoo import load_weights
@@ -55,6 +57,31 @@ def read_saved(file: Path) -> None:
     load_keep(file.parent, trace(model, examples.X))
     load_masks(file.parent)
     load(file.parent, model)
+
+
+def read_sealed(file: Path) -> None:
+    """Load a pruned model and its masks; damage that is not noticed must have changed nothing."""
+    model, whole = examples.perceptron(), examples.FILES / "sealed"
+    assert load_keep(file.parent, trace(model, examples.X)) == load_keep(whole)
+    assert load_masks(file.parent).keys() == load_masks(whole).keys()
+    assert torch.equal(load(file.parent, model)(examples.X), load(whole, model)(examples.X))
+
+
+def read_data(file: Path) -> None:
+    """Read what the data of a run were, and compare that with what they are."""
+    original, found = read_fingerprint(examples.FILES / "data"), read_fingerprint(file.parent)
+    assert original is not None and found is not None
+    original.differences(found)
+    found.differences(original)
+    found.summary()
+
+
+def read_lock(file: Path) -> None:
+    """Read who writes into a folder, and refuse another writer."""
+    holder = lock.read(file)
+    assert holder is not None
+    holder.is_gone()
+    assert str(holder.refusal(file.parent)).isprintable()
 
 
 def read_checkpoint(file: Path) -> None:
@@ -104,6 +131,9 @@ READERS: dict[str, Callable[[Path], None]] = {
         for name in ("base", "prune", "shrink", "recover", "evaluate")
     },
     **{f"saved/{name}": read_saved for name in ("keep.json", "model.safetensors", "masks.safetensors")},
+    **{f"sealed/{name}": read_sealed for name in ("keep.json", "model.safetensors", "masks.safetensors")},
+    "data/data.json": read_data,
+    "lock/.lock": read_lock,
     "training/checkpoint.safetensors": read_checkpoint,
     "search/journal.jsonl": read_journal,
     "times": read_times,
@@ -132,4 +162,4 @@ def tally_of(name: str) -> Tally:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_all(map(tally_of, READERS), __doc__, trials=10_000))
+    raise SystemExit(run_all("fuzz", map(tally_of, READERS), __doc__, trials=10_000))

@@ -1,6 +1,6 @@
 """Damage to every file of a run, which is then resumed: only a PrunusError may come of it.
 
-    python -m tests.campaign.fuzz_runs --trials 200 [--seed 0] [--only NAME]
+    python -m tests.campaign.fuzz_runs --trials 200 [--seed 0] [--only NAME] [--record FILE]
 
 makes a short run of a method that removes units, and one of a method that prunes single weights. Each trial damages a
 file in a copy, removes the records of the stages after the one that wrote it, and continues the run.
@@ -60,4 +60,4 @@ def tallies(place: Path) -> Iterator[Tally]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
-        raise SystemExit(run_all(tallies(Path(place)), __doc__, trials=200))
+        raise SystemExit(run_all("fuzz of runs", tallies(Path(place)), __doc__, trials=200))

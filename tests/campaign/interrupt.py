@@ -1,6 +1,6 @@
 """What a run leaves when it is killed, meets another writer, or has no space left: a campaign over methods.
 
-    python -m tests.campaign.interrupt [--kills 200] [--pairs 100] [--sizes 20] [--seed 0]
+    python -m tests.campaign.interrupt [--kills 200] [--pairs 100] [--sizes 20] [--seed 0] [--record FILE]
 
 Each run prunes a tiny network whole (base, method, proof, recovery, report) in a process of its own:
 
@@ -11,35 +11,32 @@ Each run prunes a tiny network whole (base, method, proof, recovery, report) in 
 - full disk: a small file system (tmpfs, which needs root) fills up somewhere; the run must end with a sentence, and be
   resumed to the same bits once the space has grown.
 
-Prints a line for each case that goes wrong, and a summary as JSON, which goes to benchmarks/results/reliability.json.
+Prints a line for each case. Started again with the same record, it goes on with the cases that are missing.
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import warnings
-from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import prunus
 from prunus.errors import PrunusError, UserError
-from prunus.files import write_json
-from prunus.machine import machine
 from prunus.run import Settings, prune
 from prunus.testing import tiny_task
+from tests.campaign.record import CampaignRecord, Case, add_option
 from tests.lib.programs import figures
 
-RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "reliability.json"
 METHODS = {
     "taylor": ("batches=2",),
     "dhp": (),
@@ -57,8 +54,6 @@ METHODS = {
 FILES = ("model.safetensors", "keep.json", "base.safetensors")
 ENDED, FAILED, REFUSED, BROKEN = 0, 3, 4, 5  # exit statuses of a run's process
 KIB = 1024
-
-Case = dict[str, Any]
 
 
 def run_whole(method: str, folder: Path, resume: bool) -> None:
@@ -116,7 +111,7 @@ def killed(method: str, whole: Path, seconds: float, folder: Path, lot: random.R
         kills, resume = kills + 1, folder.exists() and any(folder.iterdir())
     status = run_to_end(method, folder, resume)
     wrong = same_bits(folder, whole) if status == ENDED else f"the last process ended with {status}"
-    return {"method": method, "kills": kills, "wrong": wrong}
+    return {"kills": kills, "wrong": wrong}
 
 
 # ----------------------------------------------------------------------------------------- two writers
@@ -135,7 +130,7 @@ def together(method: str, whole: Path, folder: Path) -> Case:
         process.join()
     found = sorted(process.exitcode or 0 for process in pair)
     wrong = same_bits(folder, whole) if found == [ENDED, REFUSED] else f"they ended with {found}"
-    return {"method": method, "wrong": wrong}
+    return {"wrong": wrong}
 
 
 # ------------------------------------------------------------------------------------------- full disk
@@ -153,7 +148,7 @@ def on_small_disk(method: str, whole: Path, folder: Path, size_kib: int) -> Case
             wrong = same_bits(run, whole) if last == ENDED else f"resumed, it ended with {last}"
     finally:
         subprocess.run(["umount", folder], check=True)
-    return {"method": method, "kib": size_kib, "was_full": first != ENDED, "wrong": wrong}
+    return {"kib": size_kib, "was_full": first != ENDED, "wrong": wrong}
 
 
 def can_mount() -> bool:
@@ -167,52 +162,40 @@ def can_mount() -> bool:
 
 
 # --------------------------------------------------------------------------------------------- campaign
-def campaign(kills: int, pairs: int, sizes: int, seed: int, home: Path) -> dict[str, Any]:
-    """Go through all cases, methods in turn; returns the summary."""
-    lot, whole, seconds = random.Random(seed), {}, {}
+def campaign(kills: int, pairs: int, sizes: int, seed: int, home: Path, record: CampaignRecord) -> list[Case]:
+    """Go through all cases, methods in turn; returns them."""
+    whole, seconds, cases = {}, {}, []
     for method in METHODS:
         begun = time.monotonic()
         status = run_to_end(method, home / f"{method}_whole")
         if status != ENDED:
             raise SystemExit(f"{method} did not run undisturbed: it ended with {status}")
         whole[method], seconds[method] = home / f"{method}_whole", time.monotonic() - begun
-    done: dict[str, list[Case]] = {"killed": [], "two writers": [], "full disk": []}
 
-    def note(kind: str, case: Case) -> None:
-        done[kind].append(case)
-        if case["wrong"]:
-            print(kind, case, flush=True)
-
-    for number in range(kills):
-        if sum(case["kills"] for case in done["killed"]) >= kills:
-            break
+    def note(kind: str, number: int, make: Callable[[str, Path], Case]) -> Case:
         method = list(METHODS)[number % len(METHODS)]
-        left = kills - sum(case["kills"] for case in done["killed"])
-        folder = home / f"killed{number}"
-        note("killed", killed(method, whole[method], seconds[method], folder, lot, min(8, left)))
+        folder = home / f"{kind}{number}".replace(" ", "")
+        case = record.once(kind, f"seed {seed}, {number}", lambda: {"method": method} | make(method, folder))
+        shutil.rmtree(folder, ignore_errors=True)
+        cases.append(case)
+        print(kind, case, flush=True)
+        return case
+
+    number = left = 0
+    while (left := kills - sum(case["kills"] for case in cases)) > 0:
+        lot, most = random.Random(f"{seed}, {number}"), min(8, left)
+        note("killed", number, lambda m, f: killed(m, whole[m], seconds[m], f, lot, most))  # noqa: B023
+        number += 1
     for number in range(pairs):
-        method = list(METHODS)[number % len(METHODS)]
-        note("two writers", together(method, whole[method], home / f"pair{number}"))
+        note("two writers", number, lambda m, f: together(m, whole[m], f))
     for number in range(sizes if can_mount() else 0):
-        method = list(METHODS)[number % len(METHODS)]
-        needed = sum(path.stat().st_size for path in whole[method].rglob("*") if path.is_file()) // KIB
-        size = 16 + needed * number // sizes
-        note("full disk", on_small_disk(method, whole[method], home / f"disk{number}", size))
-    return {
-        "killed": {
-            "runs": len(done["killed"]),
-            "kills": sum(case["kills"] for case in done["killed"]),
-            "by_method": Counter(
-                {m: sum(c["kills"] for c in done["killed"] if c["method"] == m) for m in METHODS}
-            ),
-        },
-        "two_writers": {"pairs": len(done["two writers"])},
-        "full_disk": {
-            "runs": len(done["full disk"]),
-            "were_full": sum(case["was_full"] for case in done["full disk"]),
-        },
-        "wrong": [case for cases in done.values() for case in cases if case["wrong"]],
-    }
+
+        def fill(method: str, folder: Path, part: float = number / sizes) -> Case:
+            needed = sum(path.stat().st_size for path in whole[method].rglob("*") if path.is_file()) // KIB
+            return on_small_disk(method, whole[method], folder, 16 + int(needed * part))
+
+        note("full disk", number, fill)
+    return cases
 
 
 def main() -> None:
@@ -223,14 +206,16 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--sizes", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    add_option(parser)
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    record = CampaignRecord(asked.record)
+    record.note_circumstances()
     with tempfile.TemporaryDirectory() as home:
-        found = campaign(asked.kills, asked.pairs, asked.sizes, asked.seed, Path(home))
-    found |= {"seed": asked.seed, "prunus": prunus.__version__, "machine": machine(torch.device("cpu"), 1)}
-    print(json.dumps(found, indent=1))
-    write_json(RESULT, found)
-    sys.exit(bool(found["wrong"]))
+        cases = campaign(asked.kills, asked.pairs, asked.sizes, asked.seed, Path(home), record)
+    wrong = [case for case in cases if case["wrong"]]
+    print(f"{len(cases)} cases, {sum(case.get('kills', 0) for case in cases)} kills, {len(wrong)} wrong")
+    sys.exit(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import argparse
 import resource
 import shutil
 import tempfile
-import time
 import traceback
 import warnings
 from collections import Counter
@@ -16,6 +15,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from prunus.errors import PrunusError, UserError
 from tests.campaign.damage import damages
+from tests.campaign.record import CampaignRecord, Case, add_option
 
 MOST_MB = 1024  # by which the process may grow
 SHOWN = 300  # bytes of a damage
@@ -79,6 +79,11 @@ class Tally:
         self.counts["faults"] += 1
         self.faults.setdefault(fault, data)
 
+    def summary(self) -> Case:
+        """Return what came of the trials, as plain JSON."""
+        counts = {key: self.counts[key] for key in ("refused", "read", "faults")}
+        return counts | {"wrong": {fault: repr(data[:SHOWN]) for fault, data in self.faults.items()}}
+
     def run(self, trials: int, number: int) -> "Tally":
         """Make so many trials; number: the seed."""
         with tempfile.TemporaryDirectory() as folder:
@@ -104,10 +109,11 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def run_all(tallies: Iterable[Tally], description: str | None, trials: int) -> int:
+def run_all(kind: str, tallies: Iterable[Tally], description: str | None, trials: int) -> int:
     """Run the trials that the command line asks for, and print a line for each reader.
 
     Args:
+        kind: What the cases are called in the record.
         tallies: The readers.
         description: What the program says about itself.
         trials: How many trials there are by default, of all readers together.
@@ -120,22 +126,32 @@ def run_all(tallies: Iterable[Tally], description: str | None, trials: int) -> i
     parser.add_argument("--trials", type=int, default=trials, help="trials of all readers together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="readers whose name contains this")
+    add_option(parser)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    before, total = peak_mb(), Counter[str]()
+    record = CampaignRecord(asked.record)
+    record.note_circumstances()
+    total = Counter[str]()
     chosen = [tally for tally in tallies if asked.only in tally.name]
+    trials = -(-asked.trials // len(chosen))
     for tally in chosen:
-        began = time.monotonic()
-        tally.run(-(-asked.trials // len(chosen)), asked.seed)
-        total += tally.counts
-        counts = "".join(f"{tally.counts[key]:>9}" for key in ("refused", "read", "faults"))
-        print(f"{tally.name:36}{counts}{time.monotonic() - began:>7.0f} s", flush=True)
-        for fault, data in tally.faults.items():
-            print(f"    {fault}\n        {data[:SHOWN]!r}")
-    made, grown = total["refused"] + total["read"] + total["faults"], peak_mb() - before
+
+        def make(tally: Tally = tally) -> Case:
+            before = peak_mb()
+            return tally.run(trials, asked.seed).summary() | {"grown_mb": round(peak_mb() - before)}
+
+        case = record.once(kind, f"{tally.name}, seed {asked.seed}, {trials} trials", make)
+        total += Counter({key: case[key] for key in ("refused", "read", "faults", "grown_mb")})
+        print(
+            f"{tally.name:36}" + "".join(f"{case[key]:>9}" for key in ("refused", "read", "faults")),
+            flush=True,
+        )
+        for fault, data in case["wrong"].items():
+            print(f"    {fault}\n        {data}")
+    made = total["refused"] + total["read"] + total["faults"]
     print(
         f"{made} trials: {total['refused']} refused, {total['read']} read, {total['faults']} faults;", end=" "
     )
-    print(f"memory grew by {grown:.0f} MB, at most {MOST_MB} are allowed")
-    return int(total["faults"] > 0 or grown > MOST_MB)
+    print(f"memory grew by {total['grown_mb']} MB, at most {MOST_MB} are allowed")
+    return int(total["faults"] > 0 or total["grown_mb"] > MOST_MB)

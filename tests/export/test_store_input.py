@@ -1,6 +1,7 @@
 """Files that are missing, damaged, or of another model are refused by `load` and `save`, with a clear message."""
 
 import json
+from functools import reduce
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import prunus
 from prunus.errors import FileError
 from prunus.export import load_keep
 from prunus.files import read_tensors, write_tensors
+from tests.lib.saved import unseal
 
 X = torch.linspace(-1, 1, 70).view(2, 5, 7)
 
@@ -50,7 +52,7 @@ def test_files_cut_short(saved, file, left):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"format": 2}, "is of format 2, but this version of Prunus reads format 1"),
+        ({"format": 3}, "is of format 3, but this version of Prunus reads formats 1 to 2"),
         ({"axes": []}, r"\$.axes: Expected object, got array. Save the model again"),
         ({"axes": {"0": 3}}, r"\$.axes\['0'\]: Expected object, got int, there is 3"),
         ({"axes": {"0": {"size": 6, "keep": [2, 1]}}}, r"\$.axes\['0'\]: Expected ascending indices below 6"),
@@ -72,17 +74,69 @@ def test_files_cut_short(saved, file, left):
 )
 def test_a_keep_file_with_wrong_content(saved, wrong, words):
     model, _, folder = saved
-    record = json.loads((folder / "keep.json").read_text())
-    (folder / "keep.json").write_text(json.dumps(record | wrong))
+    unseal(folder, **wrong)
     with pytest.raises(FileError, match=words):
         prunus.load(folder, model)
 
 
-def test_tensors_of_another_type_are_refused_and_half_precision_is_not(saved):
+def entries(record, *path):
+    """The paths of all entries of a record, however deep."""
+    inner = record.items() if isinstance(record, dict) else enumerate(record)
+    for key, value in inner:
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from entries(value, *path, key)
+
+
+def test_no_entry_of_a_keep_file_can_be_removed_or_changed_unnoticed(saved):
+    """Also where what is left fits together, as without the attributes that follow the units."""
     model, _, folder = saved
-    whole = read_tensors(folder / "model.safetensors")
-    write_tensors(folder / "model.safetensors", {name: tensor.half() for name, tensor in whole.items()})
+    file = folder / "keep.json"
+    text = file.read_text()
+    changes = [None, 1]
+    for path in entries(json.loads(text)):
+        for change in changes:
+            damaged = json.loads(text)
+            *outer, last = path
+            place = reduce(lambda node, key: node[key], outer, damaged)
+            if change is None:
+                del place[last]
+            elif place[last] == change:
+                continue
+            else:
+                place[last] = change
+            file.write_text(json.dumps(damaged))
+            with pytest.raises(FileError, match=r"keep\.json"):
+                prunus.load(folder, model)
+    file.write_text(json.dumps(json.loads(text)))  # other spaces
+    prunus.load(folder, model)
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_no_bit_of_a_weight_can_change_unnoticed(saved, bit):
+    model, _, folder = saved
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-3] ^= 1 << bit
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(
+        FileError, match=r"model\.safetensors does not match keep\.json: .* Save the model again"
+    ):
+        prunus.load(folder, model)
+
+
+def test_a_model_saved_by_version_0_1_0_is_loaded(saved):
+    model, _, folder = saved
+    expected = prunus.load(folder, model)(X)
+    unseal(folder)
+    assert torch.equal(prunus.load(folder, model)(X), expected)
+
+
+def test_tensors_of_another_type_are_refused_and_half_precision_is_not(saved):
+    model, graph, folder = saved
+    prunus.save(folder, prunus.load(folder, model).half(), {"0": [1, 2]}, graph)
     assert prunus.load(folder, model)[0].weight.dtype == torch.float16
+    whole = read_tensors(folder / "model.safetensors")
+    unseal(folder)
     write_tensors(folder / "model.safetensors", {name: tensor.int() for name, tensor in whole.items()})
     with pytest.raises(FileError, match=r"0.bias is torch.int32 there, torch.float32 in the model"):
         prunus.load(folder, model)

@@ -13,6 +13,7 @@ from prunus.export import store
 from prunus.sparse import maskable, masks
 from prunus.surgery import copies
 from tests.lib.nets import build, random_keep
+from tests.lib.saved import unseal
 
 X = torch.linspace(-1, 1, 70).view(2, 5, 7)
 
@@ -78,7 +79,7 @@ def test_folders_without_masks_load_as_before(saved, tmp_path):
     model, graph, keep, *_ = saved
     prunus.save(tmp_path / "dense", prunus.shrink(model, graph, keep), keep, graph)
     record = json.loads((tmp_path / "dense" / "keep.json").read_text())
-    assert "masks" not in record and record["format"] == 1
+    assert "masks" not in record and record["format"] == 2
     assert store.load_masks(tmp_path / "dense") == {}
     prunus.load(tmp_path / "dense", model)
 
@@ -118,15 +119,17 @@ def test_masks_that_do_not_match_the_keep_file(saved, spoil):
     bits = load_file(folder / store.MASKS)
     spoil(bits)
     save_file(bits, folder / store.MASKS)
-    with pytest.raises(FileError, match=r"does not match keep\.json"):
+    with pytest.raises(FileError, match=r"does not match keep\.json: it has been changed"):
+        store.load_masks(folder)
+    unseal(folder)
+    with pytest.raises(FileError, match="differ; save the model again"):
         store.load_masks(folder)
 
 
 @pytest.mark.parametrize("wrong", [3, [], {"0.weight": "x"}, {"nope": 3}], ids=str)
 def test_a_keep_file_with_wrong_masks(saved, wrong):
     *_, folder = saved
-    record = json.loads((folder / "keep.json").read_text())
-    (folder / "keep.json").write_text(json.dumps(record | {"masks": wrong}))
+    unseal(folder, masks=wrong)
     with pytest.raises(FileError):
         store.load_masks(folder)
 

@@ -24,8 +24,8 @@ def fresh(digits):
 
 
 def begun(folder):
-    run = RunFolder(folder, {"seed": 0}, resume=True)
-    run.begin()
+    with RunFolder(folder, {"seed": 0}, resume=True) as run:
+        run.log("begin")  # without which the folder would be left as it was found
     return run
 
 

@@ -31,7 +31,7 @@ from prunus.train import Recipe, fit
 from tests.lib.latency import Fake
 from tests.lib.metapruning import EXAMPLE, HALF, SMALL, begun, fresh, journal, lines
 from tests.lib.nets import build
-from tests.lib.programs import ARGUMENTS, ended, figures, kill_when_there, program, start
+from tests.lib.programs import ARGUMENTS, Program, figures, kill_when_there, program
 from tests.lib.two_processes import ROOT, SCRIPT, launched
 
 
@@ -97,6 +97,20 @@ def test_without_scores_the_first_units_stay(trained, tmp_path):
     found = prune(trained, HALF, replace(SMALL, order="none", generations=1), begun(tmp_path))
     assert all(units == list(range(len(units))) for units in found.keep.values())
     assert {line["origin"] for line in lines(tmp_path)} == {"uniform", "random"}
+
+
+def test_the_winner_keeps_the_weights_that_were_fitted_for_it(trained, tmp_path):
+    found = prune(trained, HALF, replace(SMALL, weights="closed_form", generations=1), begun(tmp_path))
+    graph, small = (
+        trace(trained.model, EXAMPLE),
+        surgery.shrink(trained.model, trace(trained.model, EXAMPLE), found.keep),
+    )
+    fitted = surgery.cut(found.weights, graph, found.keep)
+    weights = [name for name, tensor in small.named_parameters() if tensor.dim() > 1]
+    assert (
+        sum(not torch.equal(fitted[name], small.get_parameter(name)) for name in weights) > len(weights) / 2
+    )
+    assert cost.macs(graph, found.keep) <= HALF.limit(cost.macs(graph))
 
 
 def test_it_draws_what_it_did(undisturbed, trained, tmp_path):
@@ -264,8 +278,8 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_bits_and_tries_no_network_t
     lot, known, kills = random.Random(0), b"", 0
     while kills < 4 and not (killed / "stages/prune.json").exists():
         more = known.count(b"\n") + lot.randint(1, 8)
-        with ended(start([*arguments, "--out", str(killed), "--resume"])) as process:
-            while process.poll() is None and kept(killed).count(b"\n") < more:
+        with Program([*arguments, "--out", str(killed), "--resume"]) as process:
+            while process.returncode is None and kept(killed).count(b"\n") < more:
                 time.sleep(0.002)
             time.sleep(lot.uniform(0, 0.1))
             process.kill()
@@ -345,6 +359,7 @@ def test_a_whole_run(tmp_path):
     ("given", "words"),
     [
         ({"start": "scratch", "epochs": 3}, "weights=inherit there is no use for start, epochs"),
+        ({"weights": "closed_form", "hidden": 3}, "weights=closed_form there is no use for hidden"),
         ({"weights": "shared", "form": "residual"}, "weights=shared there is no use for form"),
         ({"stride": 4}, "search=evolution there is no use for stride"),
         ({"search": "greedy", "population": 9, "chance": 0.2}, "search=greedy .* population, chance"),

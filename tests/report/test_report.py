@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from prunus import charts, report
-from prunus.errors import UserError
+from prunus.errors import FileError, UserError
 from prunus.files import read_json, write_json
 from prunus.methods import Pruned, magnitude
 from prunus.report.figures import figure
@@ -281,6 +281,44 @@ def test_examples_are_images_side_by_side_with_their_captions(tmp_path):
     assert [tag for tag, _ in Seen(page).tags].count("img") == 2 and "Examples" not in Seen(page).text
     with pytest.raises(ValueError, match="panel 'truth' of 'x' should be the bytes of a PNG file"):
         charts.Panels(title="x", note="", panels=[("truth", b"GIF89a")])
+
+
+def test_examples_are_texts_as_they_are_with_their_captions(tmp_path):
+    text = "a <b>bold</b> & {{ line }}\n  and $another$"
+    chart = charts.to_json(
+        charts.Passages(title="Test text 1", note="how to judge", passages=[("text", text), ("truth", "sea")])
+    )
+    report.write_page(tmp_path / "report.html", result() | {"examples": [chart]})
+    seen = Seen((tmp_path / "report.html").read_text().replace(plotly_js(), ""))
+    assert [tag for tag, _ in seen.tags].count("pre") == 2 and "b" not in [tag for tag, _ in seen.tags]
+    assert {text, "sea", "text", "truth", "Examples", "how to judge"} <= {
+        each.strip("\n") for each in seen.text
+    }
+    page, figures = drawn(tmp_path, [chart])  # as a method's chart too
+    assert text in Seen(page).text and "chart0" not in figures
+
+
+@pytest.mark.parametrize("key", ["examples", "charts"])
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [({"passages": [["text", 3]]}, "passages"), ({"kind": "panels", "panels": [["a", "%"]]}, "panels")],
+)
+def test_a_damaged_example_is_refused(key, part, message, tmp_path):
+    chart = charts.to_json(charts.Passages(title="Test text 1", note="", passages=[("text", "a")]))
+    values = result() | {"input": {"shape": [4]}, "format": 1}
+    write_json(tmp_path / "result.json", values | {key: [chart]})
+    assert report.read_result(tmp_path / "result.json")[key] == [chart]
+    write_json(tmp_path / "result.json", values | {key: [chart | part]})
+    with pytest.raises(FileError, match=message):
+        report.read_result(tmp_path / "result.json")
+
+
+def test_examples_may_be_charts_of_any_kind(tmp_path):
+    report.write_page(tmp_path / "report.html", result() | {"examples": every_kind(), "charts": every_kind()})
+    page = (tmp_path / "report.html").read_text().replace(plotly_js(), "")
+    places = {attrs["id"] for tag, attrs in Seen(page).tags if tag == "div" and "id" in attrs}
+    figures = json.loads(re.search(r"const figures = (.*);\n", page)[1])
+    assert {f"{name}{i}" for name in ("example", "chart") for i in range(4)} <= places & figures.keys()
 
 
 def test_further_metrics_have_rows_of_their_own():

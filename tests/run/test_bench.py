@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from prunus import cli
-from prunus.errors import PruningError, UserError
+from prunus.errors import FileError, PruningError, UserError
 from prunus.files import read_json
 from prunus.run import bench
 from prunus.run.bench import PRUNED, Runner
@@ -108,6 +108,16 @@ def test_a_run_is_measured_and_the_figures_are_stored(capsys, digits_run, tmp_pa
     assert set(record["rows"]) == {"1", "64"} and "batch of 64: at best" in said
     assert ("onnxruntime, pruned" in record["rows"]["1"]) == bool(importlib.util.find_spec("onnxruntime"))
     assert all(line in " ".join(said.split()) for line in record["words"])
+
+
+@pytest.mark.parametrize("name", ["base.safetensors", "model.safetensors"])
+def test_weights_that_were_damaged_since_the_run_are_not_measured(digits_run, tmp_path, name):
+    folder = shutil.copytree(digits_run, tmp_path / "run")
+    data = bytearray((folder / name).read_bytes())
+    data[-20] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(FileError, match=name):
+        bench.bench_run(folder, read_json(folder / "result.json"), seconds=0.05)
 
 
 def test_a_model_that_was_given_as_an_object_cannot_be_built_again(tmp_path):

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from prunus import cli
+from prunus.cli.commands import new_folder
 from prunus.errors import FileError, PrunusError, UserError
 from prunus.files import read_json, write_json
 from prunus.run import RunFolder, lock, sole_writer
@@ -216,3 +217,10 @@ def test_a_run_that_ended_between_look_and_lock_is_not_overwritten(tmp_path):
     with pytest.raises(UserError, match="is not empty"), late:
         pass
     assert not (tmp_path / lock.NAME).exists()
+
+
+def test_two_demos_that_look_for_a_new_folder_at_once_get_two(tmp_path):
+    with new_folder(tmp_path / "runs" / "demo") as one, new_folder(tmp_path / "runs" / "demo") as two:
+        (one / "file").touch()
+        assert [one.name, two.name] == ["demo", "demo-2"]
+    assert only_file(tmp_path / "runs") == ["demo"]

@@ -13,11 +13,13 @@ from prunus import zoo
 from prunus.data import load_data
 from prunus.errors import BudgetError, FileError, PrunusError, UserError
 from prunus.export import load
-from prunus.files import read_json
-from prunus.run import RunFolder, Settings, preview, prune
+from prunus.files import read_json, read_tensors
+from prunus.recover import finetune
+from prunus.run import RunFolder, Settings, preview, prune, stages
 from prunus.run.folder import list_differences
 from prunus.selection import Budget
-from tests.lib.programs import ARGUMENTS, ended, figures, kill_when_there, program, start
+from prunus.testing import tiny_task
+from tests.lib.programs import ARGUMENTS, Program, figures, kill_when_there, program
 
 HALF = Budget(macs=0.5)
 
@@ -49,6 +51,42 @@ def test_a_finished_run_resumes_to_itself(digits_run):
     assert figures(digits_run) == before
 
 
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory):
+    """A short run on tiny images, and the weights of the network that taught in its recovery."""
+    taught = {}
+
+    def recover(*arguments, teacher, **options):
+        taught.update({name: tensor.clone() for name, tensor in teacher.state_dict().items()})
+        return finetune.recover(*arguments, teacher=teacher, **options)
+
+    settings = Settings(method="magnitude", base_epochs=2, epochs=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "recover", recover)
+        out = tmp_path_factory.mktemp("tiny") / "run"
+        return prune(task=tiny_task("residual"), out=out, settings=settings), taught
+
+
+def test_the_stored_base_teaches(tiny_run):
+    result, taught = tiny_run
+    base = read_tensors(result.folder / "base.safetensors")
+    assert base and all(torch.equal(taught[name], tensor) for name, tensor in base.items())
+    assert not torch.equal(taught["head.weight"], tiny_task("residual").model.head.weight)
+
+
+def test_base_and_result_are_judged_on_the_test_set(tiny_run):
+    result, _ = tiny_run
+    task = tiny_task("residual")
+    base = stages.load_into(task.model, result.folder / "base.safetensors")
+    models = {"before": base, "after": result.model}
+    on_test, on_val = (
+        {name: task.evaluate(model, split)["loss"] for name, model in models.items()}
+        for split in (task.data.test, task.data.val)
+    )
+    assert {name: result.values[name]["loss"] for name in models} == pytest.approx(on_test)
+    assert len({*on_test.values(), *on_val.values()}) == 4
+
+
 @pytest.mark.timeout(1200)  # five programs one after the other
 def test_killed_three_times_it_ends_in_the_same_bits(tmp_path):
     arguments = [*ARGUMENTS[:5], "--base-epochs", "2", "--epochs", "2"]
@@ -68,9 +106,9 @@ def test_killed_three_times_it_ends_in_the_same_bits(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_killed_at_any_moment_it_ends_in_the_same_bits(tmp_path, digits_run):
-    killed, seconds = tmp_path / "killed", 3.0
+    killed, seconds = tmp_path / "killed", 0.0
     while not (killed / "result.json").exists():
-        with ended(start([*ARGUMENTS, "--out", str(killed), "--resume"])) as process:
+        with Program([*ARGUMENTS, "--out", str(killed), "--resume"]) as process:
             time.sleep(seconds)
             process.kill()
         seconds += 0.37
@@ -198,28 +236,26 @@ def test_a_budget_out_of_reach_is_refused_before_any_training(tmp_path):
 
 
 def test_a_stage_that_fails_leaves_no_record(tmp_path):
-    run = RunFolder(tmp_path / "run", {"seed": 0})
-    run.begin()
-
     def fail() -> dict:
         raise PrunusError("disk full")
 
-    with pytest.raises(PrunusError):
-        run.stage("base", fail)
-    assert not (tmp_path / "run" / "stages" / "base.json").exists()
-    assert run.stage("base", lambda: {"loss": float("inf")})["loss"] is None
-    assert run.stage("base", fail)["loss"] is None
+    with RunFolder(tmp_path / "run", {"seed": 0}) as run:
+        with pytest.raises(PrunusError):
+            run.stage("base", fail)
+        assert not (tmp_path / "run" / "stages" / "base.json").exists()
+        assert run.stage("base", lambda: {"loss": float("inf")})["loss"] is None
+        assert run.stage("base", fail)["loss"] is None
 
 
 def test_what_a_kill_left_half_written_is_cleared(tmp_path):
-    RunFolder(tmp_path, {"seed": 0}).begin()
+    with RunFolder(tmp_path, {"seed": 0}) as run:
+        run.log("begin")
     torn = tmp_path / "stages" / ".base.json.ab12cd_f"
     torn.parent.mkdir()
     torn.touch()
     (tmp_path / "log.jsonl").write_text('{"event": "begin"}\n{"event": "ep')
-    run = RunFolder(tmp_path, {"seed": 0}, resume=True)
-    run.begin()
-    run.log("again")
+    with RunFolder(tmp_path, {"seed": 0}, resume=True) as run:
+        run.log("again")
     assert not torn.exists()
     events = [json.loads(line)["event"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert events == ["begin", "again"]

@@ -20,8 +20,10 @@ from prunus.graph import trace
 from prunus.methods.metapruning import Config, prune, pruning_net
 from prunus.methods.metapruning.pruning_net import PruningNet
 from prunus.recover import renew_norms
+from prunus.refit import Moments
 from prunus.search import (
     Builder,
+    ClosedForm,
     Feasible,
     Inherit,
     Space,
@@ -42,6 +44,23 @@ from tests.lib.metapruning import EXAMPLE, HALF, SMALL, begun, fresh, journal, l
 from tests.lib.models import torchvision_models
 from tests.lib.providers import FORMS, network, some_widths, supernet
 from tests.lib.two_processes import ROOT, SCRIPT, assert_trains_as_one, launched
+
+
+# ------------------------------------------------------------------------------------ closed form
+def test_weights_in_closed_form_are_those_that_the_moments_give():
+    model, example = network("resnet20")
+    space, images = Space(trace(model, example)), torch.randn(32, *example.shape[1:]).to(example)
+    provider, whole = ClosedForm(model, space, images.split(16)), dict(space.graph.widths())
+    assert same(provider.network(whole), Inherit(model, space).network(whole))
+    widths = space.widths(Feasible(space, HALF).uniform())
+    weights = Moments(model, space.graph, images.split(16)).weights(provider.keep(widths))
+    expected = surgery.shrink(surgery.clone(model, weights), space.graph, provider.keep(widths))
+    assert same(provider.network(widths), expected)
+    assert not same(provider.network(widths), Inherit(model, space).network(widths))
+
+
+def same(model, other):
+    return tensors_hash(effective_tensors(model)) == tensors_hash(effective_tensors(other))
 
 
 # ------------------------------------------------------------------------------------ the PruningNet

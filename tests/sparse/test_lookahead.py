@@ -9,6 +9,7 @@ from torch import nn
 
 import prunus
 from prunus.errors import UserError
+from prunus.sparse import masks
 from prunus.sparse import scores as weight_scores
 
 torch.set_default_dtype(torch.float32)
@@ -637,3 +638,33 @@ def test_the_model_is_left_as_it_is():
     weight_scores.sequential(net, graph, keep_half, "backward")
     assert net.training and all(parameter.grad is None for parameter in net.parameters())
     assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+
+
+class Tabled(nn.Module):
+    """Two layers, beside a row of a table in a plain attribute that their answer chooses, as detectors keep anchors."""
+
+    def __init__(self, tabled: bool):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.tables, self.tabled = [torch.randn(3, 3)], tabled
+
+    def forward(self, x):
+        y = self.b(self.a(x).relu())
+        return y + self.tables[0][y.argmax(1)] if self.tabled else y
+
+
+@pytest.mark.filterwarnings("ignore:lookahead does not see through argmax:UserWarning")
+def test_a_table_in_a_plain_attribute_carries_no_signal():
+    found = []
+    for tabled in (True, False):
+        model = Tabled(tabled).eval()
+        graph = prunus.trace(model, torch.randn(2, 4), modes="eval")
+        found.append(weight_scores.lookahead(model, graph))
+        kept = {name: torch.ones(graph.shapes[name], dtype=torch.bool) for name in ("a.weight", "b.weight")}
+        kept["a.weight"][1], kept["b.weight"][:, 3] = False, False
+        gone = masks.dead(graph, kept)
+        assert gone == {"a": [0, 2, 4, 5]}
+    for name in ("a.weight", "b.weight"):  # argmax reads the answer once more, all of it equally
+        ratio = found[0][name] / found[1][name]
+        assert torch.allclose(ratio, ratio[0, 0].expand_as(ratio), rtol=1e-4)

@@ -18,6 +18,7 @@ from prunus.run import Settings, read_result
 from prunus.selection import Budget, Sparsity
 from prunus.train import loop
 from tests.lib import own_tasks
+from tests.lib.killing import Killed, killing
 from tests.lib.models import imported_beside_torchvision
 from tests.lib.programs import figures, kill_when_there, program
 
@@ -98,28 +99,6 @@ def test_without_a_test_set_the_report_says_so(tmp_path):
     assert tested["judged_on"] == "test" and "There is no test set" not in said(tested)
 
 
-class Killed(Exception):
-    """Stands for a kill."""
-
-
-def killing(after: int):
-    """A display of progress that ends the run after some steps of training and testing."""
-    from contextlib import contextmanager
-
-    left = [after]
-
-    @contextmanager
-    def progress(label, total):
-        def step(done=1, note=""):
-            left[0] -= 1
-            if not left[0]:
-                raise Killed
-
-        yield step
-
-    return progress
-
-
 @pytest.mark.parametrize("make", [own_tasks.regression, own_tasks.multilabel, own_tasks.segmentation])
 @pytest.mark.parametrize("method", ["taylor", "dhp"])
 def test_killed_in_the_middle_of_epochs_it_ends_in_the_same_bits(make, method, tmp_path, monkeypatch):
@@ -169,6 +148,109 @@ def test_a_loader_with_other_examples_is_not_resumed(tmp_path):
     prunus.prune(task=task(0), out=tmp_path, settings=SETTINGS)
     with pytest.raises(UserError, match="train holds other"):
         prunus.prune(task=task(1), out=tmp_path, settings=SETTINGS, resume=True)
+
+
+# --------------------------------------------------------------- models that return their loss in training mode only
+class Detector(nn.Module):
+    """Answers with numbers in evaluation, and with its losses in training, for which it needs the targets."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.norm, self.head = nn.Linear(6, 24), nn.BatchNorm1d(24), nn.Linear(24, 1)
+
+    def forward(self, x, targets=None):
+        answer = self.head(F.relu(self.norm(self.body(x))))
+        if not self.training:
+            return {"answer": answer}
+        assert targets is not None, "targets should not be none when in training mode"
+        return {"near": F.l1_loss(answer, targets), "square": F.mse_loss(answer, targets)}
+
+
+def detection(**options):
+    make = torch.Generator().manual_seed(0)
+    x = torch.randn(96, 6, generator=make)
+    rows = [{"x": row, "targets": row.sum().view(1)} for row in x]
+    given = {"metric": lambda output, target: F.l1_loss(output["answer"], target), "metric_name": "error"}
+    given |= {"recipe": {"epochs": 8, "lr": 1e-2}, "higher_is_better": False} | options
+    return prunus.Task(
+        own_tasks.made(Detector),
+        train=DataLoader(rows[:64], batch_size=16, shuffle=True),
+        val=DataLoader(rows[64:], batch_size=16),
+        loss=None,
+        **given,
+    )
+
+
+DETECTING = [
+    ("magnitude", ()),
+    ("activation", ()),
+    ("dhp", ()),
+    ("lookahead", ()),
+    ("metapruning", ("order=magnitude", *SEARCH)),
+]
+
+
+@pytest.mark.parametrize(("method", "options"), DETECTING)
+def test_a_model_without_a_loss_in_evaluation_is_judged_by_its_metric(method, options, tmp_path):
+    task = detection()
+    statistics = task.model.norm.running_mean.clone()
+    settings = Settings(base_epochs=4, epochs=2, options=options)
+    values = prunus.prune(
+        task=task, method=method, budget=limit(method), out=tmp_path, settings=settings
+    ).values
+    assert values["verified"]["modes"] == ["eval", "train"]
+    assert values["after"]["loss"] is None and values["after"]["error"] < 10
+    losses = [row["loss"] for row in values["history"]["base"]]
+    assert losses[-1] < losses[0]
+    assert task.model.norm.running_mean.equal(statistics)  # the check in training mode changed nothing
+    assert "error on val" in said(values)
+
+
+@pytest.mark.parametrize(
+    ("method", "budget", "changes", "sentence"),
+    [
+        (
+            "taylor",
+            None,
+            {},
+            "taylor needs the loss in evaluation mode.*take another method, such as magnitude",
+        ),
+        ("pass", None, {"options": ("prompt=none",)}, "pass needs the loss in evaluation mode"),
+        ("metapruning", None, {}, "order=taylor needs the loss in evaluation mode.*take order=magnitude"),
+        (
+            "metapruning",
+            None,
+            {"options": ("weights=shared",)},
+            "weights=shared needs the loss in evaluation mode",
+        ),
+        (
+            "lookahead",
+            Sparsity(0.5),
+            {"options": ("score=snip",)},
+            "score=snip needs the loss.*score=lookahead",
+        ),
+        (
+            "magnitude",
+            None,
+            {"distill_weight": 0.5},
+            "distill_weight=0.5: the model answers in training mode with its",
+        ),
+    ],
+)
+def test_what_needs_a_loss_in_evaluation_is_refused_before_anything_is_written(
+    method, budget, changes, sentence, tmp_path
+):
+    with pytest.raises(UserError, match=sentence):
+        prunus.prune(
+            task=detection(), method=method, budget=budget, out=tmp_path / "run", settings=Settings(**changes)
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_loss_in_evaluation_a_metric_is_needed(tmp_path):
+    task = detection(metric=None, higher_is_better=None)
+    with pytest.raises(UserError, match="returns its loss in training mode only, so nothing judges it"):
+        prunus.prune(task=task, method="magnitude", out=tmp_path / "run")
 
 
 # -------------------------------------------------------------------------------------- bad input

@@ -1,8 +1,5 @@
 """PSNR and SSIM against their formulas, scipy and torchmetrics, and on what the tasks judge of an answer."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,8 +7,7 @@ from scipy.ndimage import gaussian_filter
 
 from prunus.tasks import Denoising, SuperResolution
 from prunus.tasks._quality import psnr, ssim
-
-TOOLS = Path(__file__).parents[3] / "shared" / "tools"
+from tests.lib.models import imported_beside_torchvision
 
 
 def pair(channels: int = 3, height: int = 30, width: int = 41) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,11 +43,8 @@ def test_both_are_what_their_formulas_say(channels):
     assert psnr(truth, truth).tolist() == [100, 100] and ssim(truth, truth).tolist() == pytest.approx([1, 1])
 
 
-def test_torchmetrics_agrees(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    if (TOOLS / "torchvision_cpu.py").exists() and "torchvision" not in sys.modules:
-        import torchvision_cpu  # noqa: F401  (lets torchvision import beside a CPU build of torch)
-    theirs = pytest.importorskip("torchmetrics.functional.image", exc_type=ImportError)
+def test_torchmetrics_agrees():
+    theirs = imported_beside_torchvision("torchmetrics.functional.image")
     image, truth = pair()
     found = theirs.peak_signal_noise_ratio(image, truth, data_range=255.0, reduction="none", dim=(1, 2, 3))
     assert torch.allclose(psnr(image, truth), found, atol=1e-5)

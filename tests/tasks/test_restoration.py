@@ -21,7 +21,7 @@ from prunus.run import Settings
 from prunus.run.reopen import reopen_task
 from prunus.selection import Budget
 from prunus.tasks import Denoising, SuperResolution, _restoration
-from prunus.tasks._panels import SIDE, choose_examples
+from prunus.tasks._panels import SIDE, choose_examples, panel
 from tests.lib.pictures import write_pictures
 from tests.lib.restoring import Denoiser, Enlarger
 
@@ -115,7 +115,7 @@ def test_examples_are_the_most_the_least_and_the_median():
 def test_of_a_large_image_the_middle_is_shown():
     image = torch.zeros(1, 3, 20, SIDE + 40)
     image[..., 20 : SIDE + 20] = 255
-    _, png = _restoration.panel("", image)
+    _, png = panel("", image)
     assert (np.asarray(Image.open(io.BytesIO(png))) == 255).all()
 
 

@@ -31,7 +31,9 @@ def test_sizes_are_those_that_dhp_starts_from(name):
     assert (by_module["Global"] + 3 * transposed) / 1e6 == pytest.approx(macs, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["srresnet_x2", "edsr_x3", "edsr_baseline_x4", "dncnn", "unet"])
+@pytest.mark.parametrize(
+    "name", ["srresnet_x2", "edsr_x3", "edsr_baseline_x4", "dncnn", "unet", "unet_segmenter"]
+)
 def test_widths_can_be_halved_with_proof(name):
     torch.manual_seed(0)
     channels = zoo.native_shape(name)[0]
@@ -50,6 +52,22 @@ def test_images_of_any_size_are_read(name, scale):
     model = zoo.build(name, in_shape=(3, 32, 32)).eval()
     with torch.no_grad():
         assert model(torch.rand(1, 3, 21, 35)).shape == (1, 3, 21 * scale, 35 * scale)
+
+
+def test_the_segmenter_has_a_logit_for_each_class_and_pixel_and_the_stated_size():
+    model = zoo.build("unet_segmenter", classes=21).eval()
+    graph = prunus.trace(model, torch.zeros(1, 3, 128, 128))
+    assert prunus.params(graph) == 483_077 and round(prunus.macs(graph) / 1e6) == 585
+    with torch.no_grad():
+        assert model(torch.rand(2, 3, 21, 35)).shape == (2, 21, 21, 35)
+
+
+def test_networks_of_images_read_no_tables():
+    assert zoo.build("mlp", classes=2, in_shape=(5,))(torch.zeros(3, 5)).shape == (3, 2)
+    with pytest.raises(
+        UserError, match=r"zoo:resnet20 reads images .* has the shape \(5,\); zoo:mlp reads rows"
+    ):
+        zoo.build("resnet20", in_shape=(5,))
 
 
 def made(in_shape, scale):

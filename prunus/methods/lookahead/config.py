@@ -8,11 +8,12 @@ from torch import Tensor
 
 from prunus.errors import UserError
 from prunus.graph import Graph
-from prunus.methods import Weights
+from prunus.methods import Weights, check_loss
 from prunus.options import Count
 from prunus.selection import Budget, Sparsity
 from prunus.sparse import Allocation, choose, eligible, patterns
 from prunus.sparse import scores as weight_scores
+from prunus.tasks import Task
 
 # fmt: off
 Score = Literal[
@@ -106,6 +107,11 @@ class Config(Weights):
         self.check_together(limit)
         scores = weight_scores.random(graph)
         self.choose(graph, {name: scores[name] for name in eligible(graph, self.freeze)}, limit)
+
+    def check_task(self, task: Task) -> None:
+        """Raise UserError if the score needs a loss in evaluation mode, and the task has none."""
+        if self.score in ("snip", "grasp"):
+            check_loss(task, f"score={self.score}", "another score, such as score=lookahead")
 
     def choose(
         self,

@@ -7,7 +7,7 @@ import numpy as np
 
 from prunus.errors import UserError
 from prunus.graph import Graph
-from prunus.methods import Units
+from prunus.methods import Units, check_loss
 from prunus.methods.metapruning.pruning_net import HIDDEN, Form, check_memory
 from prunus.options import Count, no_preview, reject_unused
 from prunus.search import (
@@ -28,7 +28,8 @@ from prunus.tasks import Task
 
 Search = Literal["evolution", "greedy", "random"]
 Order = Literal["taylor", "magnitude", "none"]
-Weights = Literal["inherit", "shared", "hypernet"]
+Weights = Literal["inherit", "closed_form", "shared", "hypernet"]
+UNTRAINED = ("inherit", "closed_form")
 Start = Literal["given", "scratch"]
 Winner = Literal["base", "provider", "anew"]
 
@@ -38,8 +39,8 @@ class Config(Units):
     """The options of MetaPruning.
 
     Args:
-        weights: The source of the weights of the networks that are evaluated: "inherit", "shared" or "hypernet"; see
-            above.
+        weights: The source of the weights of the networks that are evaluated: "inherit", "closed_form", "shared" or
+            "hypernet"; see above.
         start: For shared and hypernet: "given": start from the weights of the network; "scratch": reinitialise them.
             None: "given", with hypernet "scratch".
         form: For hypernet: "paper"; "residual": added to shared weights; "factored": multiplied with them, far
@@ -109,8 +110,8 @@ class Config(Units):
             raise UserError(
                 "strict_paper=True goes with weights=hypernet and form=paper, which are the paper's."
             )
-        default = {"inherit": "base", "shared": "provider", "hypernet": "anew"}
-        start = "given" if self.weights == "inherit" else self.start or ("scratch" if hypernet else "given")
+        default = {"inherit": "base", "closed_form": "provider", "shared": "provider", "hypernet": "anew"}
+        start = "given" if self.weights in UNTRAINED else self.start or ("scratch" if hypernet else "given")
         filled = replace(
             self,
             start=start,
@@ -133,7 +134,7 @@ class Config(Units):
         reject_unused(
             self,
             [
-                ("weights=inherit", self.weights == "inherit", of_training),
+                (f"weights={self.weights}", self.weights in UNTRAINED, of_training),
                 ("weights=shared", self.weights == "shared", ("form", "hidden")),
                 ("search=evolution", self.search == "evolution", ("stride",)),
                 ("search=greedy", self.search == "greedy", ("generations", "population", *of_children)),
@@ -174,7 +175,12 @@ class Config(Units):
         super().check(graph, limit)
 
     def check_task(self, task: Task) -> None:
-        """Raise UserError if examples cannot be held out of the training set, or chosen from it, to search with."""
+        """Raise UserError if examples cannot be held out of the training set, or chosen from it, to search with, or if
+        the order of units or the training of a supernet needs a loss in evaluation mode, and the task has none."""
+        if self.weights != "inherit":
+            check_loss(task, f"weights={self.weights}", "weights=inherit with order=magnitude")
+        if self.resolved().order == "taylor":
+            check_loss(task, "order=taylor", "order=magnitude")
         split_training(task.data.train, self.images, 0).train.take(np.arange(1))
 
     def space(self, graph: Graph) -> Space:

@@ -2,11 +2,12 @@
 
 Liu et al., MetaPruning: meta learning for automatic neural network channel pruning, ICCV 2019, arXiv:1903.10258. The
 paper's search, an evolution over the widths of all layers in which nothing is trained. The weights of the evaluated
-networks come from one of three sources:
+networks come from one of four sources:
 
-    inherit   the trained network's weights, its best units first, as in EagleEye; no training, the default
-    shared    one set of weights, trained as networks of many widths at once, as in slimmable networks
-    hypernet  the paper's PruningNet, which generates the weights of any widths; the winner is trained from scratch
+    inherit      the trained network's weights, its best units first, as in EagleEye; no training, the default
+    closed_form  the same, but layers behind a cut are fitted by least squares to the trained network's answers (ours)
+    shared       one set of weights, trained as networks of many widths at once, as in slimmable networks
+    hypernet     the paper's PruningNet, which generates weights of any widths; the winner is trained from scratch
 
 Departs from the paper: networks that cost too much are changed to fit, whereas the paper samples until one fits; the
 uniform network and the one that the scores alone choose are evaluated first; norm statistics are computed exactly over
@@ -36,12 +37,13 @@ from torch import Tensor
 from prunus import scores
 from prunus.graph import Graph
 from prunus.methods import Pruned, Run
-from prunus.methods.metapruning.config import Config
+from prunus.methods.metapruning.config import UNTRAINED, Config
 from prunus.methods.metapruning.pruning_net import PruningNet
 from prunus.recover import renew_norms
 from prunus.search import (
     CHUNKS,
     Builder,
+    ClosedForm,
     Feasible,
     Inherit,
     Orders,
@@ -116,8 +118,11 @@ def prepare(task: Task, budget: Budget, config: Config, run: Run) -> Inputs:
     calibration = calibration_set(parts.train, config.calibration, run.seed)
     renew = moving_norms if config.strict_paper else renew_norms
     history: list[dict[str, Any]] = []
-    if config.weights == "inherit":
+    if config.weights in UNTRAINED:
         provider = Inherit(task.model, space, order)
+        if config.weights == "closed_form":
+            inputs = [x for x, _ in calibration.between(0, len(calibration))]
+            provider = ClosedForm(task.model, space, inputs, order)
         maker = Builder(provider.network, calibration, renew)
     else:
         provider = make_supernet(task, room, order, config, run.seed)

@@ -9,7 +9,7 @@ from prunus import gates
 from prunus.data import Data
 from prunus.errors import UserError
 from prunus.graph import Graph
-from prunus.methods import Units
+from prunus.methods import Units, check_loss
 from prunus.methods.pass_ import statistics
 from prunus.methods.pass_.hypernetwork import load
 from prunus.methods.pass_.prompt import How, Kind, fit_size, image_shape
@@ -106,7 +106,9 @@ class Config(Units):
         raise no_preview("pass", "training", "the magnitudes that it begins with: --method magnitude")
 
     def check_task(self, task: Task) -> None:
-        """Raise UserError if images differ in size, or none can be held out to choose a snapshot with."""
+        """Raise UserError if images differ in size, none can be held out to choose a snapshot with, or the task has no
+        loss in evaluation mode, in which the search runs the network."""
+        check_loss(task, "pass", "another method, such as magnitude or dhp")
         shape = self.pictures(task.graph)
         if shape is not None:
             check_sizes(task.data, shape)

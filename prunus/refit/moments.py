@@ -1,0 +1,197 @@
+"""The second moments of the inputs of a model's products, from which the weights of any cut follow in closed form.
+
+With C = E[u u^T] of the original's inputs u, gathered once, the weight for the columns K and the rows R that stay is
+W' = (W_R C_K + r W_RK) (C_KK + r I)^-1: the best for inputs that the cut has not changed above. So it is somewhat worse
+than fitting in order, but needs neither data nor a forward pass. Source: ours.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.errors import UserError
+from prunus.graph import Graph, Keep, Layout, axes, make_skeleton, named_tensors, quiet_forward
+from prunus.inputs import model_device, move
+from prunus.refit.products import Product
+from prunus.refit.sites import SHARED, Sites, find_sites
+from prunus.refit.systems import RIDGE, check_finite, solve
+from prunus.refit.walk import Walk, address
+
+
+@dataclass
+class _Layer:
+    """A product with a parameter, and the moments of its inputs.
+
+    Args:
+        product: The product, without data.
+        name: The parameter.
+        inputs: The layouts of the input's dimensions.
+        outputs: Those of the output's.
+        centred: Whether means are taken off.
+        count: The number of equations n.
+        squares: u^T u (G, K, K).
+        sums: The sum of u (G, K).
+    """
+
+    product: Product
+    name: str
+    inputs: Sequence[Layout]
+    outputs: Sequence[Layout]
+    centred: bool
+    count: int = 0
+    squares: Tensor | float = 0.0
+    sums: Tensor | float = 0.0
+
+    def add(self, product: Product, out: Tensor, batches: int, number: int) -> None:
+        """Add the inputs of one batch of several."""
+        columns = self.product.matrix().shape[2]
+        spacing = product.spacing(batches * product.count(out), columns)
+        for u, _ in product.equations(out, spacing, number):
+            u = u.float()
+            self.count += u.shape[1]
+            self.squares = self.squares + (u.mT @ u).double()
+            self.sums = self.sums + u.sum(1).double()
+
+
+class Moments:
+    """The second moments of the inputs of a model's products.
+
+    They take 8 bytes times the square of the number of weights of an output, for each product: 5 MB for ResNet-20,
+    1.1 GB for ResNet-50. Batches are read one after the other.
+
+    Args:
+        model: The traced model; it is not changed.
+        graph: Its graph.
+        batches: Inputs as the model takes them: a tensor, a tuple or a dict each.
+
+    Raises:
+        UserError: There is no batch.
+        PruningError: An input is not finite.
+    """
+
+    def __init__(self, model: nn.Module, graph: Graph, batches: Iterable[Any]):
+        self.graph = graph
+        self._layers: dict[tuple[Any, ...], _Layer] = {}
+        bare = make_skeleton(model, real=True)
+        self._parameters = {n: t for n, t in named_tensors(bare).items() if isinstance(t, nn.Parameter)}
+        sites = find_sites(graph, model)
+        self.left = {name: why for name, why in sites.left.items() if why != SHARED}
+        given = list(batches)
+        if not given:
+            raise UserError("expected at least one batch of inputs, got none; give data.")
+        for number, inputs in enumerate(given):
+            met: Counter[str] = Counter()
+            with quiet_forward(), Walk(bare, move(inputs, model_device(model))) as walk:
+                while stop := walk.next():
+                    if stop.product is None or stop.name in self.left:
+                        continue
+                    place = met[stop.name]
+                    met[stop.name] += 1
+                    if place >= len(sites.outputs[stop.name]):
+                        self.left[stop.name] = "the trace has fewer products with it"
+                        continue
+                    stop.out = stop.run()
+                    self._layer(stop.name, stop.product, sites, place).add(
+                        stop.product, stop.out, len(given), number
+                    )
+        parts = Counter(layer.name for layer in self._layers.values())
+        shared = {name: SHARED for name in sites.left if sites.left[name] == SHARED and parts[name] > 1}
+        self.left |= shared  # they read parts that overlap
+        self._layers = {key: layer for key, layer in self._layers.items() if layer.name not in shared}
+        for layer in self._layers.values():
+            check_finite(torch.as_tensor(layer.squares))
+
+    def _layer(self, name: str, product: Product, sites: Sites, place: int) -> _Layer:
+        """The layer of a product, which is new when it is met for the first time."""
+        key = name, product.weight.storage_offset(), product.matrix().shape
+        if key not in self._layers:
+            centred = sites.normalised[name][place] or product.bias is not None
+            layouts = sites.inputs[name][place], sites.outputs[name][place]
+            self._layers[key] = _Layer(product.without_data(), name, *layouts, centred)
+        return self._layers[key]
+
+    @torch.no_grad()
+    def weights(self, keep: Keep, ridge: float = RIDGE) -> dict[str, Tensor]:
+        """Compute the parameters for a cut.
+
+        Args:
+            keep: axis -> indices that stay.
+            ridge: How much the weights are held to the model's own, as a share of the mean diagonal of the moments.
+
+        Returns:
+            name -> tensor of full size, of which the cut takes its part, for the parameters that change.
+
+        Raises:
+            UserError: `keep` does not fit the graph.
+        """
+        keep = self.graph.check_keep(keep)
+        found: dict[str, Tensor] = {}
+        for layer in self._layers.values():
+            self._fit(layer, keep, ridge, found)
+        return found
+
+    def _fit(self, layer: _Layer, keep: Keep, ridge: float, found: dict[str, Tensor]) -> None:
+        """Fit one layer for a cut, into tensors of full size."""
+        product, whole = layer.product, layer.product.matrix()  # (G, O, K)
+        taps = product.weight.shape[2:].numel() if product.is_convolution else 1
+        read = _stay(product, layer.inputs, whole.shape[2] // taps, keep)
+        written = _stay(product, layer.outputs, whole.shape[1], keep)
+        if read is None or written is None or read[1].shape[1] == whole.shape[2] // taps:
+            return
+        groups, channels = (each.to(whole.device) for each in read)
+        rows = written[1].to(whole.device)
+        columns = (channels[:, :, None] * taps + torch.arange(taps, device=whole.device)).flatten(1)
+        every = torch.arange(len(groups), device=whole.device)
+        squares, mean = (
+            torch.as_tensor(layer.squares)[groups],
+            torch.as_tensor(layer.sums)[groups] / layer.count,
+        )
+        if layer.centred:
+            squares = squares - layer.count * mean.unsqueeze(2) * mean.unsqueeze(1)
+        weight = whole[groups][every[:, None], rows]  # (G', O', K)
+        from_kept = squares[every[:, None], columns]  # (G', K', K)
+        places = every[:, None, None], columns[:, :, None], columns[:, None, :]
+        before = weight.gather(2, columns[:, None, :].expand(-1, weight.shape[1], -1))
+        after = solve(squares[places], from_kept @ weight.mT, before, ridge)
+        whole[groups[:, None, None], rows[:, :, None], columns[:, None, :]] = after
+        replace(product, weight=self._own(product.weight, found)).write(whole)
+        if product.bias is not None:
+            shift = (weight @ mean.unsqueeze(2)).squeeze(2)
+            shift -= (after @ mean.gather(1, columns).unsqueeze(2)).squeeze(2)
+            bias = self._own(product.bias, found)
+            bias[(groups[:, None] * whole.shape[1] + rows).flatten()] += shift.flatten().to(bias)
+
+    def _own(self, view: Tensor, found: dict[str, Tensor]) -> Tensor:
+        """The view of a parameter of `found` that `view` is of the model's own."""
+        name, whole = next(
+            (n, t) for n, t in self._parameters.items() if t.numel() and address(t) == address(view)
+        )
+        if name not in found:
+            found[name] = whole.detach().clone()
+        offset = view.storage_offset() - whole.storage_offset()
+        return found[name].as_strided(view.shape, view.stride(), offset)
+
+
+def _stay(
+    product: Product, dims: Sequence[Layout], per_group: int, keep: Keep
+) -> tuple[Tensor, Tensor] | None:
+    """The groups (G',) of a product that stay, and in each the channels (G', n); None if they are not known.
+
+    They are not known where the channels stand in one dimension with something else, such as the batch.
+    """
+    of_groups, of_channels = product.channels(dims)
+    channels = axes.positions(of_channels, keep)
+    if of_groups != 1:
+        groups = axes.positions(of_groups, keep)
+        known = axes.size(of_channels) == per_group and axes.size(of_groups) == product.groups
+        return (groups, channels.expand(len(groups), -1)) if known else None
+    if axes.size(of_channels) != per_group * product.groups:
+        return None
+    groups, counts = (channels // per_group).unique_consecutive(return_counts=True)
+    return (groups, (channels % per_group).view(len(groups), -1)) if counts.unique().numel() == 1 else None
