@@ -150,7 +150,7 @@ class Rows(Task):
     def restore(self, conventions: dict[str, Any]) -> None:
         """Take over how columns of numbers are standardised."""
         if names := conventions.get("features"):
-            mean, std = (np.array(conventions[f"feature_{name}"], np.float64) for name in ("mean", "std"))
+            mean, std = (np.array(conventions[name], np.float64) for name in ("feature_mean", "feature_std"))
             if not len(names) == len(mean) == len(std):
                 raise ValueError("as many means and deviations as features")
             self.features = Features(names, np.zeros((0, len(names))), mean, std)

@@ -117,7 +117,7 @@ class Regression(Rows):
     def restore(self, conventions: dict[str, Any]) -> None:
         """Take over the scales of features and targets."""
         super().restore(conventions)
-        self.mean, self.std = (torch.tensor(conventions[f"target_{name}"]) for name in ("mean", "std"))
+        self.mean, self.std = (torch.tensor(conventions[name]) for name in ("target_mean", "target_std"))
         if not self.mean.shape == self.std.shape == (len(self.names),):
             raise ValueError("a mean and a deviation for each target")
 

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, get_args
 
 from prunus import gates
-from prunus.data import Data
+from prunus.data import Data, Split
 from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.methods import Units, check_loss
@@ -203,7 +203,8 @@ def check_sizes(data: Data, shape: tuple[int, int, int]) -> None:
     They are read for this, unless Prunus has brought all to one size itself. Of train the first is known; another that
     differs stops the search when it is read, with the same advice.
     """
-    if data.fingerprint is not None and data.fingerprint.preprocessing is not None:
+    known = data.fingerprint
+    if isinstance(data.val, Split) and known is not None and known.preprocessing is not None:
         return
     seen = [image_shape(x) for x, _ in data.val.batches(1)]
     wrong = [number for number, each in enumerate(seen) if each != shape]
