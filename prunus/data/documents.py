@@ -72,7 +72,7 @@ def read_text(place: str, *, by_class: bool) -> dict[str, Table]:
                 "for each class, or csv:FILE, jsonl:FILE or parquet:FILE with a column of classes."
             )
         return {"train": paragraphs(path)}
-    folder = find_folder("text", place)
+    folder = find_folder("text", place, expected="a file or a folder")
     parts = {SPLITS[part.name]: part for part in subfolders(folder) if part.name in SPLITS}
     parts = parts if "train" in parts else {"train": folder}
     return {name: text_files(part, folder, by_class) for name, part in parts.items()}

@@ -172,12 +172,12 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_of_system(path.name))
 
 
-def find_folder(source: str, place: str) -> Path:
-    """Find the folder `place`, in which ~ is the user's home; UserError if it does not exist."""
+def find_folder(source: str, place: str, *, expected: str = "a folder") -> Path:
+    """Find the folder `place`, in which ~ is the user's home; UserError, with `expected`, if it does not exist."""
     folder = expand_home(place)
     if not place or not folder.is_dir():
         raise UserError(
-            f"{source}:{place} should name a folder, but it is not there (looked for from {Path.cwd()})."
+            f"{source}:{place} should name {expected}, but it is not there (looked for from {Path.cwd()})."
         )
     return folder
 
@@ -234,7 +234,7 @@ def open_tables(kind: str, place: str, **how: Any) -> dict[str, Any]:
     from datasets.exceptions import DatasetsError
 
     path = expand_home(place)
-    folder = path if path.is_file() else find_folder(kind, place)
+    folder = path if path.is_file() else find_folder(kind, place, expected="a file or a folder")
     files = [str(path)] if path.is_file() else sorted(str(file) for file in folder.rglob(f"*.{kind}"))
     if not files:
         raise UserError(f"{folder} is empty: no .{kind} files in it.")

@@ -50,7 +50,10 @@ class Table:
     def column(self, name: str) -> Any:
         """Return a column as an Arrow array; UserError, with the nearest names, if there is none."""
         if name not in self.part.column_names:
-            raise unknown(f"column of {self.where}", name, self.part.column_names)
+            error = unknown(f"column of {self.where}", name, self.part.column_names)
+            raise UserError(
+                f"{error} Name the right one with --target, --labels, --features or --image-column (target=..., ...)."
+            )
         return self.part.with_format("arrow")[:][name]
 
     def is_numeric(self, name: str) -> bool:

@@ -241,7 +241,7 @@ def test_a_file_that_fills_no_block_is_refused(content, length, message, tmp_pat
     ("spec", "message"),
     [
         ("digits", "unknown source of texts 'digits'.*text:PLACE"),
-        ("text:nowhere", "text:nowhere should name a folder, but it is not there"),
+        ("text:nowhere", "text:nowhere should name a file or a folder, but it is not there"),
         ("csv:.", r"is empty: no \.csv files in it"),
         ("text:.", r"is empty: no \.txt files below it"),
     ],

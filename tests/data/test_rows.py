@@ -128,7 +128,7 @@ FAULTS = {
     "no such column": (
         numbers(20),
         {"read": partial(read_numbers, columns=("hight",))},
-        r"unknown column of 'train' in .* 'hight'\. Did you mean height",
+        r"unknown column of 'train' in .* 'hight'\. Did you mean height.* Name the right one with --target, --labels",
     ),
     "an empty feature": (changed("c", ""), {}, r"column 'c' of .*the first is row 5"),
     "a text as feature": (
