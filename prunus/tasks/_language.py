@@ -20,11 +20,11 @@ from prunus.inputs import call, model_device, move
 from prunus.options import Count
 from prunus.tasks import _contract
 from prunus.tasks._contract import File, Given, Task, bytes_of, named
+from prunus.tasks._losses import IGNORED
 from prunus.tasks.classification import logits
 from prunus.train import Recipe, in_mode
 from prunus.zoo import has_weights
 
-IGNORED = -100  # a target that does not count, as in torch and transformers
 EVALUATION_BATCH = 32  # texts or blocks
 JUDGED = 64  # texts or blocks from which examples are chosen
 MOST_UNUSED = 2  # a model has at most so many times the tokens of its tokenizer; more belong to another one

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from prunus.errors import UserError
 from prunus.inputs import tensors_in
 
+IGNORED = -100  # a class that does not count, as in torch and transformers
+
 Loss = Callable[[Any, Any], Tensor]
 Named = Mapping[str, Loss | tuple[Loss, float]]  # losses by name, each with its weight (1 if it has none)
 ONLY = "loss"  # the name of a loss that is the only one
@@ -104,9 +106,7 @@ def check_losses(losses: Losses, model: nn.Module, output: Any, target: Any) -> 
                 f"{name} should be a scalar tensor, but is {in_words(value)} {at}. Reduce it, for example with .mean()."
             )
         if not value.isfinite():
-            raise UserError(
-                f"{name} is {value.item()} {at}. Check the inputs, the targets and the model's weights."
-            )
+            raise UserError(f"{name} is {value.item()} {at}. {_suspect(target)}")
     total = losses.total(output, target)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
@@ -117,6 +117,14 @@ def check_losses(losses: Losses, model: nn.Module, output: Any, target: Any) -> 
             f"the loss has no gradient {at}: no parameter of the model leads to it. It should be computed from the "
             "output by differentiable functions of torch, without argmax, detach(), item() or numpy."
         )
+
+
+def _suspect(target: Any) -> str:
+    """Say what to look at if a loss is not finite."""
+    classes = [each for each in tensors_in(target) if each.dtype == torch.int64]
+    if classes and all(bool((each == IGNORED).all()) for each in classes):
+        return f"All classes in the target are {IGNORED}, which cross-entropy leaves out; give true ones."
+    return "Check the inputs, the targets and the model's weights."
 
 
 def in_words(thing: Any) -> str:

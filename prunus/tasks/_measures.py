@@ -88,12 +88,11 @@ def is_higher_better(metric: Any) -> bool | None:
     return metric.higher_is_better if is_torchmetric(metric) else metric is not None
 
 
-def check_number(name: str, value: float) -> None:
-    """Raise UserError if a metric's value over a batch is NaN."""
+def check_number(name: str, value: float, at: str) -> None:
+    """Raise UserError if a metric's value over a batch, such as "the first batch of val", is NaN."""
     if math.isnan(value):
         raise UserError(
-            f"{name} is NaN on the first batch of val, not a number. Check the metric on a batch of its size, and the "
-            "outputs."
+            f"{name} is NaN on {at}, not a number. Check the metric on a batch of its size, and the outputs."
         )
 
 

@@ -231,9 +231,9 @@ class Task(_contract.Task):
                     output, trained = self._train_mode(model, inputs)
                 check_losses(self.losses, trained, output, target)
             with torch.no_grad():
-                inputs, target = move(next(self.data.val.batches(BATCH_SIZE)), device)
-                output = self._run(model, inputs, "the first batch of val")
-                self._check_metric(output, target, count_examples(inputs), device)
+                self._check_metric(model, self.data.val, "the first batch of val")
+                if self.data.test is not None:
+                    self._check_metric(model, self.data.test, "the first batch of test")
 
     def _train_mode(self, model: nn.Module, inputs: Any) -> tuple[Any, nn.Module]:
         """The output of training mode and the copy that made it, for a model that returns its loss there alone.
@@ -262,21 +262,24 @@ class Task(_contract.Task):
                 "is given by position, a dict by keyword; unpack=fn makes other inputs of a batch."
             ) from error
 
-    def _check_metric(self, output: Any, target: Any, count: int, device: torch.device) -> None:
-        measure = self._measure(device)
+    def _check_metric(self, model: nn.Module, split: Examples, at: str) -> None:
+        """Raise UserError if the model cannot be called with the first batch of a split, or the metric fails on it."""
+        device = model_device(model)
+        inputs, target = move(next(split.batches(BATCH_SIZE)), device)
+        output, measure = self._run(model, inputs, at), self._measure(device)
         if measure is None:
             return
         try:
-            measure.add(output, target, count)
+            measure.add(output, target, count_examples(inputs))
             value = measure.value()
         except UserError:
             raise
         except Exception as error:  # whatever a user's own metric raises
             raise UserError(
-                f"{self.metric.key} failed on the first batch of val (output {in_words(output)}, target "
+                f"{self.metric.key} failed on {at} (output {in_words(output)}, target "
                 f"{in_words(target)}): {type(error).__name__}: {error}. prediction=fn makes what it needs of an output."
             ) from error
-        check_number(self.metric.key, value)
+        check_number(self.metric.key, value, at)
 
     def asked_of_model(self) -> dict[str, Any]:
         """Return nothing, because the model is there."""

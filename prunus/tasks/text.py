@@ -24,13 +24,13 @@ from prunus.tasks._answers import Answer, ranking
 from prunus.tasks._contract import Given
 from prunus.tasks._language import (
     EVALUATION_BATCH,
-    IGNORED,
     JUDGED,
     Language,
     comes_with_weights,
     cross_entropies,
     tokenizer_given,
 )
+from prunus.tasks._losses import IGNORED
 from prunus.tasks._panels import choose_examples
 from prunus.tasks.classification import logits
 from prunus.train import Recipe, in_mode

@@ -304,6 +304,18 @@ FAULTS = {
         "loss=None is for models that return their loss",
     ),
     "inputs of another shape": ({"batches": [(X[:, :2], Y)]}, "the model cannot be called with one example"),
+    "inputs of another shape in test": (
+        {"test": [(X[:, :2], Y)]},
+        "the model cannot be called with the first batch of test",
+    ),
+    "a metric that fails on test": (
+        {"test": [(X, Y[:3])], "metric": lambda o, t: (o - t).mean().item()},
+        "metric failed on the first batch of test",
+    ),
+    "classes that all count nowhere": (
+        {"batches": [(X, torch.full((len(X),), -100))], "loss": F.cross_entropy},
+        "loss is nan on .* All classes in the target are -100",
+    ),
 }
 
 
