@@ -55,6 +55,15 @@ def count_examples(tree: Any) -> int:
     return next((len(tensor) for tensor in tensors_in(tree) if tensor.dim()), 1)
 
 
+def in_words(thing: Any) -> str:
+    """Describe inputs, outputs or targets for an error, by the shapes of their tensors."""
+    tensors = tensors_in(thing)
+    shapes = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors[:4])
+    more = f" and {len(tensors) - 4} more" if len(tensors) > 4 else ""
+    kind = "tensor" if isinstance(thing, Tensor) else type(thing).__name__
+    return f"{kind} {shapes}{more}" if tensors else f"{kind} {thing!r}"[:80]
+
+
 def take_examples(tree: Any, which: slice) -> Any:
     """Take examples of a batch: of every tensor that has a first dimension, that part of it."""
     return tree_map_only(Tensor, lambda tensor: tensor[which] if tensor.dim() else tensor, tree)

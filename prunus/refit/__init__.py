@@ -2,6 +2,7 @@
 
 Its files, in the order in which to read them:
 
+    batches       the batches of inputs to which weights are fitted, as a user gives them
     products      a product of an input and a weight, as a system of linear equations
     systems       the normal equations of a product: gathered, and solved
     sites         the products of a model that may be fitted again

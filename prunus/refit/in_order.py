@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
-from prunus.errors import PruningError, UserError
+from prunus.errors import PruningError
 from prunus.graph import (
     Graph,
     Keep,
@@ -29,10 +28,11 @@ from prunus.graph import (
 )
 from prunus.inputs import count_examples, model_device, move
 from prunus.progress import Step, silent
+from prunus.refit.batches import read_batches
 from prunus.refit.fitted import Fitted, Layer
 from prunus.refit.products import Product
 from prunus.refit.sites import Sites, find_sites
-from prunus.refit.systems import RIDGE, System
+from prunus.refit.systems import RIDGE, System, check_ridge
 from prunus.refit.walk import Stop, Walk
 
 
@@ -67,33 +67,24 @@ def fit_in_order(
         What was fitted, and what was left.
 
     Raises:
-        UserError: There is no batch.
+        UserError: There is no batch, the model cannot be called with one, or `ridge` is no number from 0.
         PruningError: A number is not finite, or the two models run different products.
     """
     device = model_device(model)
-    inputs = [move(each, device) for each in batches]
-    if not inputs:
-        raise UserError("repair: expected at least one batch of inputs, got none; give data.")
+    check_ridge(ridge)
+    inputs = [move(each, device) for each in read_batches(batches)]
     bare, bare_small = make_skeleton(model, real=True), make_skeleton(small, real=True)
     sites = find_sites(graph, small)
     fitting = _Fitting(graph, Places(graph.check_keep(keep)), sites, layers, ridge)
     with ExitStack() as passes, progress("repairing", sum(map(len, sites.outputs.values()))) as step:
         passes.enter_context(quiet_forward())
-        pairs = [
-            [passes.enter_context(Walk(each, _copied(batch))) for each in (bare, bare_small)]
-            for batch in inputs
-        ]
+        pairs = [[passes.enter_context(Walk(each, batch)) for each in (bare, bare_small)] for batch in inputs]
         while _are_alike(stops := [(original.next(), cut.next()) for original, cut in pairs]):
             step(fitting.at(stops))
     ours, theirs = named_tensors(small), named_tensors(bare_small)
     for name in graph.statistics:
         ours[name].copy_(theirs[name])
     return Fitted(fitting.layers, sites.left, sum(map(count_examples, inputs)))
-
-
-def _copied(inputs: Any) -> Any:
-    """Inputs that a forward pass may write to."""
-    return tree_map_only(Tensor, torch.clone, inputs)
 
 
 def _are_alike(stops: list[tuple[Stop | None, Stop | None]]) -> bool:

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import UserError
 from prunus.graph import Graph, Keep, Layout, axes, make_skeleton, named_tensors, quiet_forward
 from prunus.inputs import model_device, move
+from prunus.refit.batches import read_batches
 from prunus.refit.products import Product
 from prunus.refit.sites import SHARED, Sites, find_sites
-from prunus.refit.systems import RIDGE, check_finite, solve
+from prunus.refit.systems import RIDGE, check_finite, check_ridge, solve
 from prunus.refit.walk import Walk, address
 
 
@@ -71,7 +71,7 @@ class Moments:
         batches: Inputs as the model takes them: a tensor, a tuple or a dict each.
 
     Raises:
-        UserError: There is no batch.
+        UserError: There is no batch, or the model cannot be called with one.
         PruningError: An input is not finite.
     """
 
@@ -82,9 +82,7 @@ class Moments:
         self._parameters = {n: t for n, t in named_tensors(bare).items() if isinstance(t, nn.Parameter)}
         sites = find_sites(graph, model)
         self.left = {name: why for name, why in sites.left.items() if why != SHARED}
-        given = list(batches)
-        if not given:
-            raise UserError("expected at least one batch of inputs, got none; give data.")
+        given = read_batches(batches)
         for number, inputs in enumerate(given):
             met: Counter[str] = Counter()
             with quiet_forward(), Walk(bare, move(inputs, model_device(model))) as walk:
@@ -128,8 +126,9 @@ class Moments:
             name -> tensor of full size, of which the cut takes its part, for the parameters that change.
 
         Raises:
-            UserError: `keep` does not fit the graph.
+            UserError: `keep` does not fit the graph, or `ridge` is no number from 0.
         """
+        check_ridge(ridge)
         keep = self.graph.check_keep(keep)
         found: dict[str, Tensor] = {}
         for layer in self._layers.values():

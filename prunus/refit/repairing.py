@@ -7,6 +7,7 @@ from torch import nn
 
 from prunus.errors import unknown
 from prunus.graph import Graph, Keep
+from prunus.refit.batches import read_batches
 from prunus.refit.in_order import fit_in_order
 from prunus.refit.moments import Moments
 from prunus.refit.systems import RIDGE
@@ -44,12 +45,13 @@ def repair(
         The small model, proved as by `shrink` before batch norms are changed, and for "order" before it is fitted.
 
     Raises:
-        UserError: There is no batch, or `keep` does not fit the graph.
+        UserError: There is no batch, the model cannot be called with one, `keep` does not fit the graph, or `ridge` is no
+            number from 0.
         PruningError: The proof failed, or a number is not finite.
     """
     if how not in get_args(How):
         raise unknown("way to repair", how, get_args(How))
-    given = list(batches)
+    given = read_batches(batches)
     if how == "once":
         model = clone(model, Moments(model, graph, given).weights(keep, ridge))
     small = shrink(model, graph, keep)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunus.errors import PruningError
+from prunus.errors import PruningError, UserError
 
 RIDGE = 1e-3  # the share of the mean diagonal
 
@@ -89,6 +89,12 @@ def solve(a: Tensor, b: Tensor, before: Tensor, ridge: float) -> Tensor:
     if failed.any():  # singular to rounding: the smallest solution
         return (torch.linalg.pinv(regular, hermitian=True) @ wanted).mT
     return torch.cholesky_solve(wanted, lower).mT
+
+
+def check_ridge(ridge: float) -> None:
+    """Raise UserError unless the share by which weights are held to the old ones is a number from 0."""
+    if not 0 <= ridge < float("inf"):
+        raise UserError(f"ridge should be a number from 0, but is {ridge!r}; {RIDGE:g} is usual.")
 
 
 def check_finite(*moments: Tensor) -> None:

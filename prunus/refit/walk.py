@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
+from prunus.errors import UserError, one_line
 from prunus.graph import named_tensors, operators
-from prunus.inputs import call
+from prunus.inputs import call, in_words
 from prunus.refit.products import Product
 
 
@@ -57,11 +59,11 @@ class Walk:
 
     Args:
         model: A bare model (see `graph.make_skeleton`).
-        inputs: The inputs of one batch, as the model takes them.
+        inputs: The inputs of one batch, as the model takes them; the pass gets a copy, to which it may write.
     """
 
     def __init__(self, model: nn.Module, inputs: Any):
-        self.model, self.inputs = model, inputs
+        self.model, self.inputs = model, tree_map_only(Tensor, torch.clone, inputs)
         named = {name: t for name, t in named_tensors(model).items() if t.numel()}
         self._weights = {address(t): name for name, t in named.items() if isinstance(t, nn.Parameter)}
         self._kept = {address(t): name for name, t in named.items() if not isinstance(t, nn.Parameter)}
@@ -76,6 +78,9 @@ class Walk:
 
         Returns:
             The stop; None at the end of the pass.
+
+        Raises:
+            UserError: The model cannot be called with the inputs.
         """
         self._stop = None
         if self._thread.ident is None:
@@ -102,9 +107,22 @@ class Walk:
                 call(self.model, self.inputs)
         except _Ended:
             pass
+        except UserError as failure:
+            self._failure = failure
+        except Exception as failure:  # whatever a user's own model raises
+            self._failure = self._refused(failure)
         except BaseException as failure:
             self._failure = failure
         self._here.release()
+
+    def _refused(self, failure: Exception) -> UserError:
+        """The error for a batch on which the model failed."""
+        error = UserError(
+            f"the model cannot be called with the batch {in_words(self.inputs)}: {one_line(failure)}. Give inputs as "
+            "the model takes them, without labels: a tensor, a tuple by position, or a dict by keyword."
+        )
+        error.__cause__ = failure
+        return error
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator, after a stop if it is one to stop at."""
@@ -120,7 +138,10 @@ class Walk:
 
     def _stop_at(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stop | None:
         def run() -> Any:
-            return func(*args, **kwargs)
+            try:
+                return func(*args, **kwargs)
+            except Exception as failure:  # such as one of sizes that do not fit
+                raise self._refused(failure) from failure
 
         if operators.is_a(func, operators.BATCH_NORM):
             x, mean, variance = (

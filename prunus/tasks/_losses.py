@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UserError
-from prunus.inputs import tensors_in
+from prunus.inputs import in_words, tensors_in
 
 IGNORED = -100  # a class that does not count, as in torch and transformers
 
@@ -125,12 +125,3 @@ def _suspect(target: Any) -> str:
     if classes and all(bool((each == IGNORED).all()) for each in classes):
         return f"All classes in the target are {IGNORED}, which cross-entropy leaves out; give true ones."
     return "Check the inputs, the targets and the model's weights."
-
-
-def in_words(thing: Any) -> str:
-    """Describe outputs or targets for an error, by the shapes of their tensors."""
-    tensors = tensors_in(thing)
-    shapes = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors[:4])
-    more = f" and {len(tensors) - 4} more" if len(tensors) > 4 else ""
-    kind = "tensor" if isinstance(thing, Tensor) else type(thing).__name__
-    return f"{kind} {shapes}{more}" if tensors else f"{kind} {thing!r}"[:80]

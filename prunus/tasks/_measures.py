@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from prunus.errors import UserError
+from prunus.inputs import in_words
 from prunus.metrics import Metric
-from prunus.tasks._losses import in_words
 
 # Names that stand beside the metric in the log and in result.json.
 TAKEN = (

@@ -17,11 +17,11 @@ from prunus import data
 from prunus.data import Data, Examples, LoaderSplit, StreamSplit, own_randomness, reseed, split_given
 from prunus.errors import UserError, one_line
 from prunus.graph import Outputs
-from prunus.inputs import call, count_examples, model_device, move, take_examples
+from prunus.inputs import call, count_examples, in_words, model_device, move, take_examples
 from prunus.tasks import _contract
 from prunus.tasks._answers import Answer, plain
 from prunus.tasks._contract import File
-from prunus.tasks._losses import Loss, Losses, Named, check_losses, in_words
+from prunus.tasks._losses import Loss, Losses, Named, check_losses
 from prunus.tasks._measures import (
     Average,
     Measure,

@@ -21,13 +21,12 @@ from torch import Tensor, nn
 from prunus.charts import Panels
 from prunus.data import IGNORED, Data, Examples, IgnoreIndex, Patches, load_label_maps, read_whole
 from prunus.errors import UserError
-from prunus.inputs import call, model_device, move
+from prunus.inputs import call, in_words, model_device, move
 from prunus.metrics import Metric
 from prunus.options import Count, Pixels
 from prunus.tasks import _contract
 from prunus.tasks._answers import Answer, picture
 from prunus.tasks._contract import File, Given, Task
-from prunus.tasks._losses import in_words
 from prunus.tasks._panels import SIDE, Case, compare_cases, first_examples, panel
 from prunus.tasks._regions import class_ious, confusion, mean_iou, pixel_accuracy
 from prunus.train import Recipe, in_mode

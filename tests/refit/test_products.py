@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from prunus.errors import UserError
 from prunus.refit.walk import Walk
 
 ROUNDING = 1e-4  # relative: sums of at most 100 products of numbers around 1, in float32
@@ -107,7 +108,10 @@ def test_a_pass_that_is_ended_leaves_no_thread():
 
 
 def test_an_error_in_the_model_reaches_the_caller():
-    with pytest.raises(RuntimeError), Walk(torch.nn.Conv2d(3, 4, 1), torch.randn(1, 2, 5, 5)) as walk:
+    refused = pytest.raises(
+        UserError, match=r"the batch tensor \(1, 2, 5, 5\) float32: RuntimeError: .*to have 3 channels"
+    )
+    with refused, Walk(torch.nn.Conv2d(3, 4, 1), torch.randn(1, 2, 5, 5)) as walk:
         while walk.next():
             pass
 

@@ -16,7 +16,7 @@ from prunus.refit import fit_in_order, repair
 from tests.lib import nets
 from tests.lib.mutants import drawn_program
 from tests.lib.random_nets import build, draws
-from tests.lib.refitting import CLOSE, CONSUMERS, EXACT, halved, images, made
+from tests.lib.refitting import CLOSE, CONSUMERS, EXACT, HALF, halved, images, made
 
 
 @pytest.mark.parametrize("kind", CONSUMERS)
@@ -191,12 +191,49 @@ def test_parts_of_one_weight_are_fitted_each():
     assert {"attend.in_proj_weight, part 1", "attend.in_proj_weight, part 2"} <= set(fitted.layers)
 
 
-@pytest.mark.parametrize("given, words", [([], "at least one batch")])
-def test_no_batch_is_refused(given, words):
+@pytest.mark.parametrize("how", ["order", "once"])
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ([], "at least one batch"),
+        (
+            torch.ones(2, 3),
+            r"expected an iterable of batches.* got tensor \(2, 3\) float32; give one batch as \[batch\]",
+        ),
+        (None, "expected an iterable of batches"),
+        ([torch.ones(0, 3)], "one example or more in each batch"),
+        (["words"], "one example or more in each batch"),
+        ([torch.ones(2, 7, 6)], "cannot be called with the batch tensor .2, 7, 6. float32: RuntimeError"),
+        ([(torch.ones(2, 7, 5), torch.ones(2))], "cannot be called with the batch tuple .*without labels"),
+    ],
+)
+def test_what_is_no_batch_is_refused(given, words, how):
     model, x = made("linear")
     graph, keep = halved(model, x)
     with pytest.raises(UserError, match=words):
-        repair(model, graph, keep, given)
+        repair(model, graph, keep, given, how=how)
+
+
+@pytest.mark.parametrize("how", ["order", "once"])
+def test_a_ridge_below_zero_is_refused(how):
+    model, x = made("linear")
+    graph, keep = halved(model, x)
+    with pytest.raises(UserError, match="ridge should be a number from 0, but is -1"):
+        repair(model, graph, keep, [x], how=how, ridge=-1)
+
+
+@pytest.mark.parametrize("how", ["order", "once"])
+def test_a_forward_that_writes_to_its_inputs_leaves_the_batches_as_they_were(how):
+    class Writes(nn.Sequential):
+        def forward(self, input):
+            return super().forward(input.mul_(2).sub_(1))
+
+    torch.manual_seed(0)
+    model, x = Writes(nn.Linear(4, 2 * HALF), nn.ReLU(), nn.Linear(2 * HALF, 2)), torch.randn(16, 4)
+    graph, keep = halved(model, x.clone())
+    given = x.clone()
+    repair(model, graph, keep, [given], how=how)
+    assert torch.equal(given, x)
 
 
 def test_numbers_that_are_not_finite_are_refused_and_no_thread_stays():
@@ -210,11 +247,11 @@ def test_numbers_that_are_not_finite_are_refused_and_no_thread_stays():
     assert threading.active_count() == before
 
 
-def test_inputs_that_do_not_fit_are_refused_by_the_model_itself():
+def test_inputs_that_do_not_fit_are_refused():
     model, x = made("linear")
     graph, keep = halved(model, x)
     before = threading.active_count()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(UserError, match=r"the batch tensor \(2, 7, 6\) float32: RuntimeError"):
         repair(model, graph, keep, [x, torch.randn(2, 7, 6)])
     assert threading.active_count() == before
 
