@@ -125,6 +125,20 @@ def test_the_page_on_language_runs_in_python(tmp_path, monkeypatch):
     assert values["after"]["macs"] <= 0.5 * values["before"]["macs"] and values["after"]["perplexity"] > 1
 
 
+def test_the_page_on_repair_runs_from_top_to_bottom():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    names = {"prunus": prunus, "model": model, "example": torch.randn(1, 5)}
+    names["batches"] = [torch.randn(64, 5) for _ in range(2)]
+    for number, block in enumerate(
+        re.findall(r"```python\n(.*?)```", (DOCS / "repair.md").read_text(), re.S)
+    ):
+        names["small"] = None
+        exec(compile(block, f"repair.md, block {number + 1}", "exec"), names)
+        assert names["small"][2].weight.numel() < 16 * 16
+    assert names["fitted"].layers and not names["fitted"].left
+
+
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_every_path_that_a_page_names_is_there(page):
     text = (ROOT / page).read_text()

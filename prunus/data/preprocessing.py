@@ -107,9 +107,10 @@ class Preprocessing:
         image = decode(name, data, self.channels)
         if image.mode == "F":  # 0..255, of more than 8 bits, which transforms do not expect
             image = Image.fromarray(np.asarray(image).round().astype(np.uint8)).convert(MODES[self.channels])
+        change = transform_of(self.transform)
         reseed(0, *draw)
         try:
-            found = transform_of(self.transform)(image)
+            found = change(image)
         except Exception as error:  # whatever a user's own function raises
             raise UserError(
                 f"the transform {self.transform} failed on image {name}: {one_line(error)}"

@@ -45,8 +45,8 @@ def repair(
         The small model, proved as by `shrink` before batch norms are changed, and for "order" before it is fitted.
 
     Raises:
-        UserError: There is no batch, the model cannot be called with one, `keep` does not fit the graph, or `ridge` is no
-            number from 0.
+        UserError: There is no batch, the model cannot be called with one, `keep` does not fit the graph, or `ridge` is
+            no number from 0.
         PruningError: The proof failed, or a number is not finite.
     """
     if how not in get_args(How):

@@ -167,7 +167,7 @@ def test_what_is_random_in_a_transform_depends_on_the_batch_alone(photos):
             r"should return a float tensor \(C, H, W\), but of image .*/photos/cat/0.png it returned ndarray",
         ),
         ("failing", r"failed on image .*/photos/cat/0.png: KeyError: 'nothing here'"),
-        ("missing", "callable in tests.data.test_preprocessing"),
+        ("missing", "^unknown callable in tests.data.test_preprocessing"),
     ],
 )
 def test_a_transform_that_is_wrong_is_refused_with_the_image(photos, name, sentence):
