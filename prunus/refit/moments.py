@@ -50,7 +50,7 @@ class _Layer:
 
     def add(self, product: Product, out: Tensor, batches: int, number: int) -> None:
         """Add the inputs of one batch of several."""
-        columns = self.product.matrix().shape[2]
+        _, _, columns = product.shape
         spacing = product.spacing(batches * product.count(out), columns)
         for u, _ in product.equations(out, spacing, number):
             u = u.float()
@@ -107,7 +107,7 @@ class Moments:
 
     def _layer(self, name: str, product: Product, sites: Sites, place: int) -> _Layer:
         """The layer of a product, which is new when it is met for the first time."""
-        key = name, product.weight.storage_offset(), product.matrix().shape
+        key = name, product.weight.storage_offset(), product.shape
         if key not in self._layers:
             centred = sites.normalised[name][place] or product.bias is not None
             layouts = sites.inputs[name][place], sites.outputs[name][place]

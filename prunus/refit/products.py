@@ -70,6 +70,17 @@ class Product:
             return self.argument("groups")
         return len(self.weight) if self._batched else 1
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape (G, O, K) of `matrix`."""
+        w, groups = self.weight, self.groups
+        if not self.is_convolution:
+            stands = self._first or operators.is_a(self.func, operators.LINEAR)
+            outputs, columns = w.shape[-2:] if stands else w.shape[-2:][::-1]
+            return groups, outputs, columns
+        outputs = w.shape[1] if self.argument("transposed", False) else w.shape[0] // groups
+        return groups, outputs, w.numel() // (groups * outputs)
+
     def channels(self, dims: Sequence[Any]) -> tuple[Any, Any]:
         """Find among the layouts of an input's or output's dimensions those of its groups and of its channels.
 

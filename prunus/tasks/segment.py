@@ -79,6 +79,9 @@ def make(given: Given, options: Options) -> "Segmentation":
     return task
 
 
+PALETTE = 256  # colours of an image with 8 bits
+
+
 class Segmentation(Task):
     """Images (B, C, H, W) to logits (B, classes, h, w), enlarged to the label map int64 (B, H, W).
 
@@ -231,9 +234,12 @@ class Segmentation(Task):
         return enlarged(class_logits(call(self.model, inputs)), inputs[:, 0]).argmax(1)[0]
 
     def answer(self, output: Tensor, most: int) -> Answer:
-        """Return an image of the classes' numbers, whose palette has their colours."""
-        image = Image.fromarray(output.cpu().numpy().astype(np.uint8))
-        image.putpalette(colours(256).tobytes())
+        """Return an image of the classes' numbers, whose palette has the colours of up to 256 classes."""
+        classes = output.cpu().numpy()
+        if len(self.class_names) > PALETTE:
+            return picture(Image.fromarray(classes.astype(np.uint16)))
+        image = Image.fromarray(classes.astype(np.uint8))
+        image.putpalette(colours(PALETTE).tobytes())
         return picture(image)
 
     @torch.no_grad()

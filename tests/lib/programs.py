@@ -145,3 +145,15 @@ def held_at(arguments: list[str], file: Path) -> Iterator[Program]:
             assert process.returncode is None, process.wait()
             time.sleep(0.01)
         yield process
+
+
+def assert_killed_resumes(asked: list[str], moment: str, folder: Path) -> None:
+    """A run that is killed when a file of its folder is there, and resumed, ends in the bits of an undisturbed one."""
+    whole, killed = folder / "whole", folder / "killed"
+    program([*asked, "--out", str(whole)])
+    kill_when_there([*asked, "--out", str(killed)], killed / moment)
+    assert not (killed / "result.json").exists()
+    program([*asked, "--out", str(killed), "--resume"])
+    assert figures(killed) == figures(whole) and figures(whole)["examples"]
+    for name in ("model.safetensors", "keep.json", "base.safetensors"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()

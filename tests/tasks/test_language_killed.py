@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.lib.programs import figures, kill_when_there, program
+from tests.lib.programs import assert_killed_resumes
 from tests.lib.texts import arguments
 
 MOMENTS = {
@@ -17,11 +17,4 @@ MOMENTS = {
 @pytest.mark.parametrize(("task", "method"), MOMENTS)
 def test_killed_and_resumed_it_ends_in_the_same_bits(task, method, tmp_path):
     asked = [*arguments(tmp_path, task), "--method", method]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    program([*asked, "--out", str(whole)])
-    kill_when_there([*asked, "--out", str(killed)], killed / MOMENTS[task, method])
-    assert not (killed / "result.json").exists()
-    program([*asked, "--out", str(killed), "--resume"])
-    assert figures(killed) == figures(whole) and figures(whole)["examples"]
-    for name in ("model.safetensors", "keep.json", "base.safetensors"):
-        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    assert_killed_resumes(asked, MOMENTS[task, method], tmp_path)

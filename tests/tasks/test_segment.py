@@ -186,6 +186,13 @@ def test_a_finished_run_builds_its_original_again_and_labels_files(tmp_path):
     assert labels.convert("RGB").getpixel((0, 0)) == tuple(colours(3)[found[0, 0]])
 
 
+def test_answers_hold_the_numbers_of_many_classes(tmp_path):
+    task = Segmentation(nn.Conv2d(3, 3, 1), load(tmp_path))
+    task.class_names = tuple(map(str, range(400)))
+    found = task.answer(torch.tensor([[3, 399], [256, 0]]), 1).value
+    assert np.asarray(found).tolist() == [[3, 399], [256, 0]]
+
+
 def test_torchvision_segmenters_are_built_traced_and_answer_with_a_dict(tmp_path):
     torchvision_models()
     from prunus.zoo import load_model
