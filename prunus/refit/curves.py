@@ -1,0 +1,73 @@
+"""Sensitivity curves: how much of what reads an axis is left unexplained, by the number of units that it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+TIE = 1e-9  # of a score for each place in the order, so that equal scores keep the order; float32 does not see it
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The curve of one axis, with the other axes whole.
+
+    Args:
+        order: The units; the one that stays longest first.
+        losses: (size + 1,), float64: for the first 0, 1, ... units of the order the shares (0 to 1) of their output
+            that the products which read the axis leave unexplained, summed over these products.
+        products: The number of these products.
+    """
+
+    order: list[int]
+    losses: Tensor
+    products: int
+
+    def unexplained(self, units: int) -> float:
+        """The share (0 to 1) of the outputs left unexplained with so many units, as the mean over the products."""
+        return float(self.losses[units]) / self.products
+
+    def scores(self) -> Tensor:
+        """Compute a score for each unit, (size,): its part of the loss under the curve's largest convex minorant.
+
+        The first k units of the order have the k highest scores, and leave out the sum of the other scores.
+        """
+        falls = _convex(self.losses).diff().neg()
+        scores = torch.empty_like(falls)
+        scores[self.order] = falls * (1 - TIE * torch.arange(len(falls)))
+        return scores
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The sensitivity curves of a model.
+
+    Args:
+        axes: The curves, by axis.
+        left: The axes without one, with the reason.
+    """
+
+    axes: dict[str, Curve] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def scores(self) -> dict[str, Tensor]:
+        """Return the scores of the units of each axis that has a curve."""
+        return {name: curve.scores() for name, curve in self.axes.items()}
+
+
+def _convex(losses: Tensor) -> Tensor:
+    """The largest convex function that is nowhere above `losses` (n,)."""
+    values, hull = losses.tolist(), [0]
+    for new in range(1, len(values)):
+        while len(hull) > 1:
+            a, b = hull[-2:]
+            if (values[b] - values[a]) * (new - b) <= (values[new] - values[b]) * (b - a):
+                break
+            hull.pop()
+        hull.append(new)
+    found = losses.clone()
+    for a, b in zip(hull, hull[1:], strict=False):
+        found[a : b + 1] = torch.linspace(values[a], values[b], b - a + 1, dtype=losses.dtype)
+    return found
