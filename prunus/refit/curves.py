@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -68,6 +69,6 @@ def _convex(losses: Tensor) -> Tensor:
             hull.pop()
         hull.append(new)
     found = losses.clone()
-    for a, b in zip(hull, hull[1:], strict=False):
+    for a, b in pairwise(hull):
         found[a : b + 1] = torch.linspace(values[a], values[b], b - a + 1, dtype=losses.dtype)
     return found

@@ -7,8 +7,8 @@ fitted again after each step, the loss of one more unit is tr(W_d^T (P_dd)^-1 W_
     a unit goes     W -= P_d (P_dd)^-1 W_d,  P -= P_d (P_dd)^-1 P_d^T
 
 The second is a step of a Cholesky factorisation of P with pivots that the losses choose: P = P_0 - Z Z^T, where Z grows
-by the columns of the unit. Everything is in float64. Backward, because what a cut removes is explained by the many units
-that stay: forward selection judges its first units alone. K^3 multiply-adds and K^2 numbers, twice.
+by the columns of the unit. Everything is in float64. Backward, because a cut asks what the many units that stay explain
+of those that go; forward selection judges its first units alone. K^3 multiply-adds, and 2 K^2 numbers.
 Source: ours; the objective is that of El Halabi et al. (2022), the step that of Optimal Brain Surgeon (1993).
 Shapes: U units of the axis that the product reads, each t columns; O outputs.
 """
@@ -42,7 +42,7 @@ class Reader:
         self._alive = torch.ones(len(units), dtype=torch.bool, device=units.device)
 
     def losses(self) -> Tensor:
-        """Compute what of the output is lost with each of the units, on top of what is: (U,); 0 for one that is gone."""
+        """Compute what more of the output is lost with each of the units: (U,); 0 for one that is gone."""
         alive = self._alive.nonzero().flatten()
         found = self._weight.new_zeros(len(self.units))
         lower = torch.linalg.cholesky(self._blocks[alive])

@@ -68,7 +68,7 @@ CASES = {
         {"2.2": torch.arange(32).view(8, 4)},
     ),
     "grouped": (
-        lambda: plain(nn.Conv2d(8, 6, 3, groups=2)), images(), "0.weight", 4, {"2": torch.tensor([[0, 4], [1, 5], [2, 6], [3, 7]])},
+        lambda: plain(nn.Conv2d(8, 6, 3, groups=2)), images(), "0.weight", 4, {"2": torch.arange(8).view(2, 4).T},
     ),
     "stream": (Shared, images(), "enter.weight", 6, {"a": UNITS[:6], "head": UNITS[:6]}),
     "before a batch norm": (Shared, images(), "a.weight", 7, {"b": UNITS[:7]}),
@@ -92,9 +92,8 @@ def unfolded(layer, x):
 
 def equations(layer, x, centred):
     """For each group inputs with rows for the ridge (n + K, K), what the layer makes of them, and the channels."""
-    for u, channels, weight in zip(
-        *unfolded(layer, x.double()), layer.weight.detach().double().flatten(1).chunk(getattr(layer, "groups", 1)), strict=True
-    ):  # fmt: skip
+    weights = layer.weight.detach().double().flatten(1).chunk(getattr(layer, "groups", 1))
+    for u, channels, weight in zip(*unfolded(layer, x.double()), weights, strict=True):
         u = u - u.mean(0) if centred else u
         held = (RIDGE * u.square().sum(0).mean()).sqrt()
         rows = torch.cat([u, held * torch.eye(u.shape[1]).double()])
@@ -117,12 +116,17 @@ def test_each_step_takes_the_unit_that_costs_least_when_all_are_tried(case):
     make, x, written, size, readers = CASES[case]
     model = make().eval()
     graph = prunus.trace(model, x[:1])
-    axis = next(n for n, a in graph.axes.items() if a.size == size and any(m.tensor == written for m in graph.members(n)))  # fmt: skip
-    seen = {}
-    hooks = [
-        model.get_submodule(name).register_forward_hook(lambda _, args, __, name=name: seen.update({name: args[0].detach()}))
-        for name in readers
-    ]  # fmt: skip
+    among = {
+        m.tensor: name for name, axis in graph.axes.items() if axis.size == size for m in graph.members(name)
+    }
+    axis, seen = among[written], {}
+
+    def see(name):
+        return model.get_submodule(name).register_forward_hook(
+            lambda _, args, __: seen.update({name: args[0].detach()})
+        )
+
+    hooks = [see(name) for name in readers]
     model(x)
     for hook in hooks:
         hook.remove()
@@ -181,7 +185,7 @@ def test_axes_that_no_product_reads_have_no_curve():
     graph = prunus.trace(model, TOKENS[:1])
     curves = Moments(model, graph, [TOKENS]).curves()
     assert set(curves.axes) | set(curves.left) == set(graph.axes) and not set(curves.axes) & set(curves.left)
-    assert [why for why in curves.left.values()] == ["no product with a weight reads it"]
+    assert list(curves.left.values()) == ["no product with a weight reads it"]
 
 
 def test_the_ridge_is_checked():
