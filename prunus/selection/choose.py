@@ -1,7 +1,7 @@
 """Choosing units: scores and a budget give a keep.
 
-All ways of ranking use one algorithm (curves several times): the units of each axis are sorted by falling score and cut into blocks, all
-blocks enter one queue by their score, and are taken from its front as long as they fit the budget.
+All ways of ranking use one algorithm (curves several times): the units of each axis are sorted by falling score and cut
+into blocks, all blocks enter one queue by their score, and are taken from its front as long as they fit the budget.
 
     global      scores as they are
     per_cost    scores divided by the cost of one unit of the axis: the greedy knapsack, for scores in one currency

@@ -1,6 +1,6 @@
 """Widths that leave out the least sum of scores: one multiplier, with the price of a unit at the widths that it gives.
 
-With one multiplier m for the cost c(w), widths w leave out least where the next unit's score of every axis is m times its
+With one multiplier m for the cost c(w), widths w leave out least where the next unit of every axis scores m times its
 price dc/dw (Lagrange). The cost is a product of widths, so prices are not those of the whole network: a unit of a layer
 whose neighbours are narrow is cheap. Prices and widths follow from each other, and are iterated.
 """

@@ -7,7 +7,7 @@ from torch import nn
 
 import prunus
 from prunus.errors import UserError
-from prunus.refit import Moments
+from prunus.refit import Moments, unread
 from prunus.refit.curves import Curve
 from tests.lib.refitting import CONSUMERS, HALF, halved, images, made
 
@@ -186,6 +186,7 @@ def test_axes_that_no_product_reads_have_no_curve():
     curves = Moments(model, graph, [TOKENS]).curves()
     assert set(curves.axes) | set(curves.left) == set(graph.axes) and not set(curves.axes) & set(curves.left)
     assert list(curves.left.values()) == ["no product with a weight reads it"]
+    assert list(curves.left) == unread(graph)
 
 
 def test_the_ridge_is_checked():
