@@ -52,17 +52,32 @@ class Selection(Checked):
         how: The comparison of units: by their scores (global), by their scores per cost in the whole network (per_cost)
             or in the smaller one (curves), with the same share of every axis (uniform), or within axes of the same
             topology (isomorphic).
-        round_to: The number of which widths become multiples; None: multiples that are fast on the hardware.
+        prefer: What widths are chosen for: multiples that are fast on the hardware (speed), or any, so that the budget
+            is spent to the last unit (quality).
+        round_to: The number of which widths become multiples; None: what `prefer` says.
         floor: The fewest units of an axis to keep: an int counts units, a float is a share of the axis.
         cap: The most units of an axis to remove, in the same form.
         freeze: Patterns of axes or layers that keep all units.
     """
 
     how: How = "global"
+    prefer: Literal["speed", "quality"] = "speed"
     round_to: Count | None = None
     floor: Bound = FLOOR
     cap: Bound = CAP
     freeze: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.prefer == "quality" and self.round_to not in (None, 1):
+            raise UserError(
+                f"prefer=quality takes any widths, round_to={self.round_to} does not; give one of them."
+            )
+
+    @property
+    def multiple(self) -> int | None:
+        """The number of which widths become multiples, for `round_to` of `select`."""
+        return 1 if self.prefer == "quality" else self.round_to
 
     def select(
         self,
@@ -78,7 +93,8 @@ class Selection(Checked):
 
     def rules(self, graph: Graph) -> dict[str, Any]:
         """Return the options of `select` for a graph; a method that keeps axes whole overrides this."""
-        return {field.name: getattr(self, field.name) for field in fields(Selection)}
+        names = [field.name for field in fields(Selection) if field.name != "prefer"]
+        return {name: getattr(self, name) for name in names} | {"round_to": self.multiple}
 
 
 def select(

@@ -493,3 +493,16 @@ def test_plan_is_a_table_of_widths_and_costs():
     assert [line.split()[0] for line in lines[-3:]] == ["macs", "params", "memory_mb"]
     with pytest.raises(UserError, match="unknown axis 'stm'"):
         plan(graph, {"stm": [0]})
+
+
+def test_quality_takes_any_widths_until_no_unit_fits_and_speed_multiples():
+    graph = GRAPHS["chain"]
+    scores = equal(graph)
+    fast, best = (
+        Selection(prefer=wish).select(graph, scores, Budget(macs=0.5)) for wish in ("speed", "quality")
+    )
+    assert all(with_more(graph, best, axis, 1) > 0.5 * whole(graph) for axis in best)
+    assert best == select(graph, scores, Budget(macs=0.5), round_to=1)
+    assert fast == select(graph, scores, Budget(macs=0.5)) != best
+    with pytest.raises(UserError, match="give one of them"):
+        Selection(prefer="quality", round_to=8)
