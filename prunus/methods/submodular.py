@@ -19,7 +19,7 @@ from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.methods import Pruned, Run, Units, shown_batches
 from prunus.options import Count, Range
-from prunus.refit import RIDGE, Curves, Moments, unread
+from prunus.refit import RIDGE, Curves, Moments, in_answers, unread
 from prunus.selection import Budget, How
 from prunus.tasks import Task
 
@@ -33,12 +33,15 @@ class Config(Units):
     Args:
         batches: The number of batches of training inputs, without augmentation, to which weights are fitted.
         batch_size: The batch size.
+        answers: The number of those batches on which the change of the model's answer gives curves their weight; 0: all
+            layers that read an axis count alike.
         ridge: How much the fitted weights are held to the model's own, as a share of the mean diagonal of the moments.
     """
 
     how: How = "curves"
     batches: Count = 16
     batch_size: Count = 64
+    answers: Annotated[int, Range(0)] = 2
     ridge: Annotated[float, Range(0, 1)] = RIDGE
 
     def rules(self, graph: Graph) -> dict[str, Any]:
@@ -49,8 +52,9 @@ class Config(Units):
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
     """Keep the units without which most of the outputs of what reads them is unexplained, relative to their cost."""
     graph = task.graph
-    inputs = (x for x, _ in shown_batches(task, run, config.batches, config.batch_size))
-    curves = Moments(task.model, graph, inputs).curves(config.ridge)
+    inputs = [x for x, _ in shown_batches(task, run, config.batches, config.batch_size)]
+    moments = Moments(task.model, graph, inputs)
+    curves = moments.curves(config.ridge)
     if not curves.axes:
         axis, why = next(iter(curves.left.items()))
         raise UserError(
@@ -58,13 +62,16 @@ def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
         )
     for axis, why in curves.left.items():
         run.log("kept_whole", axis=axis, why=why)
+    of = "these layers"
+    if config.answers:
+        of, curves = "the model", in_answers(curves, moments, task.model, graph, inputs[: config.answers])
     config = replace(config, freeze=(*config.freeze, *map(glob.escape, curves.left)))
     whole = {name: torch.zeros(graph.axes[name].size) for name in curves.left}
-    return Pruned(keep=config.select(graph, curves.scores() | whole, budget), charts=[chart(curves)])
+    return Pruned(keep=config.select(graph, curves.scores() | whole, budget), charts=[chart(curves, of)])
 
 
-def chart(curves: Curves) -> Lines:
-    """Draw the curves, and name those that leave most unexplained at half of their units."""
+def chart(curves: Curves, of: str) -> Lines:
+    """Draw curves of the outputs of `of`, and name those that leave most unexplained at half of their units."""
     lines = {
         name: [(k / (len(curve.losses) - 1), curve.unexplained(k)) for k in range(len(curve.losses))]
         for name, curve in curves.axes.items()
@@ -72,10 +79,10 @@ def chart(curves: Curves) -> Lines:
     ranked = sorted(lines, key=lambda name: -curves.axes[name].unexplained(len(lines[name]) // 2))
     return Lines(
         title="Sensitivity curves",
-        note="What of their outputs the layers that read an axis leave unexplained when they are fitted to the units "
-        "that stay, with all other axes whole.",
+        note="What is lost when an axis is cut alone and the layers that read it are fitted to the units that stay, "
+        f"as a share of the variance of the outputs of {of}.",
         x_label="share of the units kept",
-        y_label="share left unexplained",
+        y_label="share lost",
         series={name: lines[name] for name in ranked[:NAMED]},
         thin={"other axes": [lines[name] for name in ranked[NAMED:]]} if ranked[NAMED:] else {},
     )

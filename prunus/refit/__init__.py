@@ -11,10 +11,12 @@ Its files, in the order in which to read them:
     elimination   units of an axis taken away one after the other
     curves        how much of what reads an axis is left unexplained, by the units that it keeps
     moments       the weights of any cut, from what the original's inputs are like
+    answers       curves in the currency of the model's answer
     in_order      each product in turn, on the inputs that the small model gives it
     repairing     repair: shrink a model, and fit what is left
 """
 
+from prunus.refit.answers import in_answers
 from prunus.refit.curves import Curve, Curves
 from prunus.refit.fitted import Fitted
 from prunus.refit.in_order import fit_in_order
@@ -23,4 +25,4 @@ from prunus.refit.repairing import repair
 from prunus.refit.sites import unread
 from prunus.refit.systems import RIDGE
 
-__all__ = ["RIDGE", "Curve", "Curves", "Fitted", "Moments", "fit_in_order", "repair", "unread"]
+__all__ = ["RIDGE", "Curve", "Curves", "Fitted", "Moments", "fit_in_order", "in_answers", "repair", "unread"]

@@ -18,8 +18,9 @@ class Curve:
     Args:
         order: The units; the one that stays longest first.
         losses: (size + 1,), float64: for the first 0, 1, ... units of the order the shares (0 to 1) of their output
-            that the products which read the axis leave unexplained, summed over these products.
-        products: The number of these products.
+            that the products which read the axis leave unexplained, summed over these products; or the same of the
+            model's answer, if it was measured (see `in_answers`).
+        products: The number of these products; 1 for the answer.
     """
 
     order: list[int]
@@ -27,7 +28,7 @@ class Curve:
     products: int
 
     def unexplained(self, units: int) -> float:
-        """The share (0 to 1) of the outputs left unexplained with so many units, as the mean over the products."""
+        """The share of the outputs left unexplained with so many units, as the mean over the products."""
         return float(self.losses[units]) / self.products
 
     def scores(self) -> Tensor:
