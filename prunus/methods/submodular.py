@@ -4,16 +4,18 @@ El Halabi, Srinivas, Lacoste-Julien, Data-Efficient Structured Pruning via Submo
 arXiv:2203.04940: what the layers that read a unit lose when their weights are fitted again to the units that stay.
 
 Departs: units go one by one (backward) where the paper adds them (forward); all layers that read an axis count, where
-the paper prunes the inputs of single layers; one multiplier for the cost gives all widths (how=curves), where the paper
-tries shares layer by layer; the weights stay as they are, because repair fits them (docs/repair.md).
+the paper prunes the inputs of single layers. What the k best units of an axis are worth beside those of other axes is
+the squared change of the model's answer without them, to first order (Taylor's scores without labels), where the paper
+tries shares layer by layer. The weights stay as they are, because repair fits them (docs/repair.md).
 """
 
 import glob
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 
+from prunus import scores
 from prunus.charts import Lines
 from prunus.errors import UserError
 from prunus.graph import Graph
@@ -23,6 +25,7 @@ from prunus.refit import RIDGE, Curves, Moments, in_answers, unread
 from prunus.selection import Budget, How
 from prunus.tasks import Task
 
+PROBED = 2  # batches on which the change of the answer is measured
 NAMED = 8  # lines with a name of their own in the chart
 
 
@@ -33,15 +36,15 @@ class Config(Units):
     Args:
         batches: The number of batches of training inputs, without augmentation, to which weights are fitted.
         batch_size: The batch size.
-        answers: The number of those batches on which the change of the model's answer gives curves their weight; 0: all
-            layers that read an axis count alike.
+        worth: What is compared between axes: the gradients of the model's answer (gradients), how far it moves when an
+            axis is cut (answers), or what the layers that read the axis leave unexplained, all alike (layers).
         ridge: How much the fitted weights are held to the model's own, as a share of the mean diagonal of the moments.
     """
 
-    how: How = "curves"
+    how: How = "per_cost"
     batches: Count = 16
     batch_size: Count = 64
-    answers: Annotated[int, Range(0)] = 2
+    worth: Literal["gradients", "answers", "layers"] = "gradients"
     ridge: Annotated[float, Range(0, 1)] = RIDGE
 
     def rules(self, graph: Graph) -> dict[str, Any]:
@@ -62,12 +65,17 @@ def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
         )
     for axis, why in curves.left.items():
         run.log("kept_whole", axis=axis, why=why)
-    of = "these layers"
-    if config.answers:
-        of, curves = "the model", in_answers(curves, moments, task.model, graph, inputs[: config.answers])
+    of, worths = "the layers", None
+    if config.worth == "answers":
+        of, curves = "the model", in_answers(curves, moments, task.model, graph, inputs[:PROBED])
+    elif config.worth == "gradients":
+        loss = scores.random_projection(run.seed)
+        worths = scores.taylor(task.model, graph, loss, ((x, None) for x in inputs))
     config = replace(config, freeze=(*config.freeze, *map(glob.escape, curves.left)))
     whole = {name: torch.zeros(graph.axes[name].size) for name in curves.left}
-    return Pruned(keep=config.select(graph, curves.scores() | whole, budget), charts=[chart(curves, of)])
+    return Pruned(
+        keep=config.select(graph, curves.scores(worths) | whole, budget), charts=[chart(curves, of)]
+    )
 
 
 def chart(curves: Curves, of: str) -> Lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -31,14 +32,24 @@ class Curve:
         """The share of the outputs left unexplained with so many units, as the mean over the products."""
         return float(self.losses[units]) / self.products
 
-    def scores(self) -> Tensor:
-        """Compute a score for each unit, (size,): its part of the loss under the curve's largest convex minorant.
+    def scores(self, worths: Tensor | None = None) -> Tensor:
+        """Compute a score for each unit, higher means keep; the first k units of the order have the k highest.
 
-        The first k units of the order have the k highest scores, and leave out the sum of the other scores.
+        Args:
+            worths: Numbers (size,) of which the first unit of the order gets the highest, and so on; None: what each
+                unit takes off the loss under the curve's largest convex minorant, so that the first k units leave out
+                the sum of the other scores.
+
+        Returns:
+            (size,), float64.
         """
-        falls = _convex(self.losses).diff().neg()
-        scores = torch.empty_like(falls)
-        scores[self.order] = falls * (1 - TIE * torch.arange(len(falls)))
+        falling = (
+            _convex(self.losses).diff().neg()
+            if worths is None
+            else worths.double().cpu().sort(descending=True)[0]
+        )
+        scores = torch.empty_like(falling)
+        scores[self.order] = falling * (1 - TIE * torch.arange(len(falling)))
         return scores
 
 
@@ -54,9 +65,16 @@ class Curves:
     axes: dict[str, Curve] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
 
-    def scores(self) -> dict[str, Tensor]:
-        """Return the scores of the units of each axis that has a curve."""
-        return {name: curve.scores() for name, curve in self.axes.items()}
+    def scores(self, worths: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Compute the scores of the units of each axis that has a curve.
+
+        Args:
+            worths: What the units are worth, by axis, see `Curve.scores`; None: what they take off the losses.
+
+        Returns:
+            axis -> (size,), float64; higher means keep.
+        """
+        return {name: curve.scores(worths[name] if worths else None) for name, curve in self.axes.items()}
 
 
 def _convex(losses: Tensor) -> Tensor:

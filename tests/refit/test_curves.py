@@ -177,6 +177,9 @@ def test_scores_are_the_falls_of_the_convex_curve_in_its_order():
     curve = Curve([2, 0, 3, 1], losses, 1)
     assert torch.allclose(curve.scores(), torch.tensor([1.25, 0.5, 5.0, 1.25], dtype=torch.float64))
     assert curve.scores().argsort(descending=True).tolist() == curve.order
+    assert torch.allclose(
+        curve.scores(torch.tensor([4.0, 9.0, 1.0, 2.0])), torch.tensor([4.0, 1.0, 9.0, 2.0]).double()
+    )
 
 
 def test_axes_that_no_product_reads_have_no_curve():
