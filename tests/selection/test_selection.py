@@ -217,7 +217,7 @@ def test_the_budget_is_used_up(case, how, share):
 @quick
 @given(
     scored(),
-    st.sampled_from(get_args(How)),
+    st.sampled_from(GREEDY),
     st.sampled_from([None, 1, 4]),
     st.floats(0.05, 1),
     st.floats(0.05, 1),
