@@ -4,9 +4,7 @@ tyro reads each command's options from its parameters, and their help from the d
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from itertools import count
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +14,7 @@ from tyro.conf import Positional, arg
 from prunus import report
 from prunus.cli import describe
 from prunus.cli.answers import answers_json, answers_table, write_images
+from prunus.cli.folders import new_folder
 from prunus.cli.parameters import (
     Channels,
     File,
@@ -27,6 +26,7 @@ from prunus.cli.parameters import (
     Precision,
     Readers,
     Real,
+    Repairs,
     Resizing,
     Runtime,
     Share,
@@ -95,6 +95,7 @@ def run(
     dry_run: bool = False,
     base_epochs: Whole = None,
     base_lr: Real = None,
+    repair: Repairs = None,
     epochs: Whole = None,
     lr: Real = None,
     batch_size: Whole = None,
@@ -145,6 +146,7 @@ def run(
             that decide by training or searching have nothing to show.
         base_epochs: The number of epochs of training before pruning; 0 uses the weights as they are.
         base_lr: The highest learning rate before pruning.
+        repair: The way of fitting the pruned model again without labels, before it is trained; the better one goes on.
         epochs: The number of epochs of training after pruning.
         lr: The highest learning rate after pruning.
         batch_size: The number of examples per step, of all processes together.
@@ -185,6 +187,7 @@ def run(
         skip_broken=skip_broken,
         base_epochs=base_epochs,
         base_lr=base_lr,
+        repair=repair,
         epochs=epochs,
         lr=lr,
         batch_size=batch_size,
@@ -392,27 +395,3 @@ def show(values: dict, folder: Path) -> None:
         hint = f"Zeros make a file smaller, seldom a model faster: `prunus bench {folder}` measures it."
         OUT.print(hint, soft_wrap=True)
     OUT.print(f"The smaller model and its report: {folder}/report.html", soft_wrap=True)
-
-
-@contextmanager
-def new_folder(wanted: Path) -> Iterator[Path]:
-    """Make a folder that is this process's alone, and remove it at the end if nothing was written to it.
-
-    Args:
-        wanted: The folder; if it is there already, the first free number is appended.
-
-    Yields:
-        The folder.
-    """
-    folder = wanted
-    for number in count(2):
-        try:
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            folder = wanted.with_name(f"{wanted.name}-{number}")
-    try:
-        yield folder
-    finally:
-        with suppress(OSError):  # it holds something
-            folder.rmdir()

@@ -7,9 +7,11 @@ Its files, in the order in which to read them:
 """
 
 from prunus.recover.finetune import recover
-from prunus.recover.norms import calibration_batches, renew_norms
+from prunus.recover.norms import RENEW_BATCH_SIZE, RENEW_BATCHES, calibration_batches, renew_norms
 
 __all__ = [
+    "RENEW_BATCHES",
+    "RENEW_BATCH_SIZE",
     "calibration_batches",
     "recover",
     "renew_norms",

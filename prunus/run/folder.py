@@ -34,6 +34,7 @@ from prunus.run.settings import OF_ENVIRONMENT, READ_BY
 
 SETTINGS, LOG, ENVIRONMENTS = "settings.json", "log.jsonl", "environments"
 T = TypeVar("T")
+MEANT = {"repair": "off"}  # by a run of an earlier version, which does not store the setting
 SHOWN = 3  # differences named in an error
 
 
@@ -79,7 +80,7 @@ class RunFolder:
         self.resume = resume
         self.environments: list[dict[str, Any]] = []  # those that computed, in order
         self._held = ExitStack()  # the lock, in the process that has it
-        self.compute_once(self.check)
+        self.settings = self.compute_once(self._settle)
 
     @property
     def device(self) -> torch.device:
@@ -88,10 +89,18 @@ class RunFolder:
         assert device is not None  # set by PartialState's constructor
         return device
 
-    def check(self) -> None:
-        """Raise UserError unless the folder is free, or holds a run that can continue with these settings."""
+    def _settle(self) -> dict[str, Any]:
+        """Return the settings, without those that an earlier version did not store, unless they are asked for.
+
+        Raises UserError unless the folder is free, or holds a run that can continue with these settings.
+        """
         lock.check_free(self.path)
-        check_folder(self.path, self.settings, self.resume)
+        settings, file = self.settings, self.path / SETTINGS
+        if self.resume and file.exists():
+            new = {key for key in MEANT if key not in read_json(file) and settings.get(key) is None}
+            settings = {key: value for key, value in settings.items() if key not in new}
+        check_folder(self.path, settings, self.resume)
+        return settings
 
     def __enter__(self) -> Self:
         self.environments = self.compute_once(self._enter)
@@ -130,6 +139,10 @@ class RunFolder:
             self.environments.append(now)
             stored = self.settings | {ENVIRONMENTS: self.environments}
             self.write(lambda: write_json(self.path / SETTINGS, stored))
+
+    def setting(self, name: str) -> Any:
+        """Return a setting; one that is not stored is what the earlier version meant that began the run."""
+        return (MEANT | self.settings)[name]
 
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Run a stage, unless it is finished.
@@ -230,6 +243,7 @@ def check_settings(path: Path, before: dict[str, Any], now: dict[str, Any]) -> N
         return
     later = {name for stage in stages[stages.index(begun[-1]) + 1 :] for name in READ_BY[stage]}
     free = {*later, *OF_ENVIRONMENT, ENVIRONMENTS}
+    before, now = MEANT | before, MEANT | now
     kept, asked = ({key: value[key] for key in value if key not in free} for value in (before, now))
     different = list_differences(kept, asked)
     if different:

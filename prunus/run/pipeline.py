@@ -28,7 +28,7 @@ from prunus.run import provenance
 from prunus.run.folder import RunFolder
 from prunus.run.prepare import make_pipeline, make_task
 from prunus.run.result import make_result
-from prunus.run.settings import READ_BY, Settings, label, resolve_budget, resolve_task
+from prunus.run.settings import Settings, label, resolve_budget, resolve_repair, resolve_task
 from prunus.run.stages import Pipeline
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import Task
@@ -95,12 +95,14 @@ def prune(
     settings = replace(settings or Settings(), **({"method": method} if method else {}))
     settings, task = resolve_task(settings, task)
     budget = resolve_budget(settings, budget)
+    resolve_repair(settings)  # is refused before anything is read
     stored = _collect_settings(model, task, data, budget, settings)
     run = RunFolder(out, stored, resume=resume, progress=progress)
+    settings = replace(settings, repair=run.setting("repair"))
     with use_threads(settings.threads), run:
         pipeline = _make_pipeline(run, model, example, task, data, budget, settings)
         provenance.settle(run, pipeline.task.data)
-        records = {name: run.stage(name, getattr(pipeline, name)) for name in READ_BY}
+        records = {name: run.stage(name, getattr(pipeline, name)) for name in pipeline.stages}
         values = make_result(pipeline, records)
         run.write(lambda: write_json(run.path / "result.json", values))
         run.write(lambda: report.write_page(run.path / "report.html", values))

@@ -11,7 +11,7 @@ from prunus.data import Data
 from prunus.errors import UserError
 from prunus.methods import configure
 from prunus.run.folder import RunFolder
-from prunus.run.settings import Settings, resolve_method, without_none
+from prunus.run.settings import Settings, resolve_method, resolve_repair, without_none
 from prunus.run.stages import Pipeline
 from prunus.selection import Budget, Metered, Sparsity
 from prunus.tasks import Given, Task, find_kind
@@ -74,6 +74,8 @@ def make_pipeline(
         config=config,
         base_recipe=replace(task.recipe(purpose), **without_none(base)),
         recovery_recipe=recovery_recipe,
+        repairs=resolve_repair(settings),
+        must_repair=settings.repair is not None,
     )
 
 

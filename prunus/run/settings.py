@@ -12,6 +12,8 @@ from prunus.selection import Budget, Sparsity
 from prunus.tasks import DEFAULT, Task, own_task
 from prunus.zoo import Interpolation
 
+Repair = Literal["order", "once", "off"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
@@ -38,6 +40,8 @@ class Settings(Checked):
         base_epochs: Epochs of training before pruning; None: as the task advises, but 0 for a model that is passed as
             a module, because it is taken as trained.
         base_lr: The highest learning rate before pruning; None: as the task advises.
+        repair: The way of fitting the pruned model again without labels: "order" or "once", as in `prunus.repair`, or
+            "off"; None: "order" where units are removed, but a model that cannot be repaired goes on as it was cut.
         epochs: Epochs of training after pruning; None: as the task advises.
         lr: The highest learning rate after pruning; None: as the task advises.
         batch_size: The batch size of every training; None: as the task advises.
@@ -69,6 +73,7 @@ class Settings(Checked):
     skip_broken: bool = False
     base_epochs: Epochs | None = None
     base_lr: Rate | None = None
+    repair: Repair | None = None
     epochs: Epochs | None = None
     lr: Rate | None = None
     batch_size: Count | None = None
@@ -97,6 +102,7 @@ READ_BY = {
     ),
     "prune": ("method", "options", "budget", "runtime"),
     "shrink": (),
+    "repair": ("repair",),
     "recover": ("epochs", "lr", "distill_weight"),
     "evaluate": (),
 }
@@ -138,6 +144,19 @@ def resolve_method(settings: Settings) -> tuple[Method, Options]:
     method = find(settings.method)
     kind = f"option of method {settings.method}"
     return method, configure(method.config_class, settings.options, kind)
+
+
+def resolve_repair(settings: Settings) -> Repair:
+    """Return whether and how the pruned model is repaired; UserError if the method removes no units."""
+    _, config = resolve_method(settings)
+    if config.removes == "units":
+        return settings.repair or "order"
+    if settings.repair not in (None, "off"):
+        raise UserError(
+            f"repair={settings.repair} fits the layers behind removed units, but {settings.method} sets single weights "
+            "to zero; leave it out."
+        )
+    return "off"
 
 
 def without_none(values: Mapping[str, Any]) -> dict[str, Any]:

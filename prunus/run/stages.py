@@ -3,39 +3,41 @@
     base      the weights to start from: trained here, fine-tuned, or as given    base.safetensors
     prune     the method's choice of what stays, and new weights if it trained    prune/
     shrink    the smaller model, proved equal to the masked one                   pruned/
+    repair    its weights fitted again without labels, if that is better          repaired/
     recover   fine-tuning with the base as teacher; saved, loaded, compared       keep.json, model.safetensors
     evaluate  the test set, milliseconds and memory of the saved models
 
 If the method chose single weights, shrink sets the others to zero and removes the units through which nothing passes
 any more, recover keeps the zeros, and the masks are stored beside the model (masks.safetensors).
 
-Choices are made on data.train and data.val; data.test evaluates base, pruned and recovered model, once each.
+Choices are made on data.train and data.val; data.test evaluates base, pruned, repaired and recovered model, once each.
+A run that repairs nothing has no stage repair.
 """
 
 import copy
-from collections.abc import Iterator
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from prunus import charts, surgery
-from prunus.data import Examples
 from prunus.errors import PruningError
 from prunus.export import store
 from prunus.files import read_tensors, write_tensors
 from prunus.graph import Graph, select_outputs
-from prunus.inputs import call, count_examples, move
+from prunus.inputs import call, move
 from prunus.latency import milliseconds
 from prunus.methods import Method, Options, Pruned
-from prunus.progress import Step
 from prunus.recover import recover
 from prunus.run import checks
 from prunus.run.folder import RunFolder
 from prunus.run.records import check_record, hash_files
+from prunus.run.repairing import repair_cut
+from prunus.run.settings import READ_BY, Repair
+from prunus.run.watching import WatchedSplit
 from prunus.selection import Budget, Metered, Sparsity, cost
 from prunus.sparse import masks
 from prunus.surgery import effective_tensors
@@ -43,6 +45,7 @@ from prunus.tasks import Task
 from prunus.train import Recipe, checkpoint, fit, in_mode
 
 BASE, METHOD_WEIGHTS, SHRUNK = "base.safetensors", "weights.safetensors", "pruned"
+REPAIRED = "repaired"
 METHOD_MASKS = "masks.safetensors"
 RESULT = ["keep.json", "model.safetensors", "masks.safetensors"]  # the last for single weights alone
 MB = 2**20  # bytes
@@ -51,7 +54,7 @@ COMPARED = 256  # examples on which outputs are compared
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """The five stages of a run. Each returns its record as plain JSON.
+    """The stages of a run. Each returns its record as plain JSON.
 
     Args:
         run: The run's folder.
@@ -61,6 +64,8 @@ class Pipeline:
         config: The method's options.
         base_recipe: The recipe of the training before pruning.
         recovery_recipe: The recipe of the training after pruning.
+        repairs: Whether and how the pruned model is repaired.
+        must_repair: Whether a model that cannot be repaired is an error; otherwise it goes on as it was cut.
     """
 
     run: RunFolder
@@ -70,6 +75,13 @@ class Pipeline:
     config: Options
     base_recipe: Recipe
     recovery_recipe: Recipe
+    repairs: Repair = "off"
+    must_repair: bool = False
+
+    @property
+    def stages(self) -> list[str]:
+        """The names of the stages, in order."""
+        return [name for name in READ_BY if name != "repair" or self.repairs != "off"]
 
     def base(self) -> dict[str, Any]:
         """Train or fine-tune the base, store its weights, and test them."""
@@ -120,9 +132,7 @@ class Pipeline:
 
     def shrink(self) -> dict[str, Any]:
         """Remove units and weights, prove the result, and test it before any training."""
-        record, model, graph = self.prune_record(), self.base_model(), self.graph
-        if record["weights"]:
-            load_into(model, self.run.path / "prune" / METHOD_WEIGHTS)
+        record, model, graph = self.prune_record(), self.model_to_cut(), self.graph
         keep, left = record["keep"], None
         if self.is_sparse():
             masks.hold(model, graph, self.load_masks())
@@ -145,12 +155,37 @@ class Pipeline:
             }
         return {"verified": verified, "test": self.test(small) | self.sparsity(small)}
 
+    def repair(self) -> dict[str, Any]:
+        """Fit the pruned model again to the answers of the model it was cut from; test it if it is better."""
+        repaired, files = self.run.compute_once(self._repair), {}
+        if repaired["kept"] == "repaired":
+            repaired["test"] = self.test(store.load(self.run.path / REPAIRED, self.fresh_model()))
+            files = hash_files(self.run.path, [f"{REPAIRED}/{name}" for name in RESULT])
+        return {"repaired": repaired, "files": files}
+
+    def _repair(self) -> dict[str, Any]:
+        """Do what one process does of the stage repair."""
+        cut, keep = store.load(self.run.path / SHRUNK, self.fresh_model()), self.load_keep()
+        task = self.task.with_weights_of(self.model_to_cut())
+        assert self.repairs != "off"
+        began_s = time.perf_counter()
+        model, record = repair_cut(
+            cut,
+            task,
+            keep,
+            how=self.repairs,
+            must=self.must_repair,
+            seed=self.run.seed,
+            progress=self.run.progress,
+        )
+        if record["kept"] == "repaired":
+            store.save(self.run.path / REPAIRED, model, keep, self.graph)
+        self.run.log("repair", **record, seconds=time.perf_counter() - began_s)
+        return record
+
     def recover(self) -> dict[str, Any]:
         """Fine-tune the pruned model, save it, and check that the saved model equals the trained one."""
-        small, left = store.load(self.run.path / SHRUNK, self.fresh_model()), None
-        if self.is_sparse():
-            left = store.load_masks(self.run.path / SHRUNK)
-            masks.hold(small, None, left)
+        small, left = self.pruned_model()
         history = recover(
             small,
             self.task.on(small),
@@ -196,6 +231,28 @@ class Pipeline:
     def base_model(self) -> nn.Module:
         """Return a fresh model with the stored base weights."""
         return load_into(self.fresh_model(), self.run.path / BASE)
+
+    def model_to_cut(self) -> nn.Module:
+        """Return the base, with the method's weights if it trained them."""
+        model = self.base_model()
+        if self.prune_record()["weights"]:
+            load_into(model, self.run.path / "prune" / METHOD_WEIGHTS)
+        return model
+
+    def pruned_model(self) -> tuple[nn.Module, dict[str, Tensor] | None]:
+        """Return the model as cut or repaired, and the masks that it is held to, if single weights were chosen."""
+        small, left = store.load(self.run.path / self.place_of_pruned(), self.fresh_model()), None
+        if self.is_sparse():
+            left = store.load_masks(self.run.path / SHRUNK)
+            masks.hold(small, None, left)
+        return small, left
+
+    def place_of_pruned(self) -> str:
+        """Return the folder of the pruned model: as it was cut, or repaired."""
+        if self.repairs == "off":
+            return SHRUNK
+        record = check_record(self.run.path, "repair", self.run.stage("repair", self.repair))
+        return REPAIRED if record["repaired"]["kept"] == "repaired" else SHRUNK
 
     @property
     def graph(self) -> Graph:
@@ -276,48 +333,6 @@ class Pipeline:
         """Append a line to the log for each epoch."""
         for row in history:
             self.run.log("epoch", stage=stage, **row)
-
-
-@dataclass(frozen=True)
-class WatchedSplit:
-    """A split that reports how much of it has been read.
-
-    Args:
-        split: The split that is read.
-        step: step(number) is called with the number of examples of each batch, after its use.
-    """
-
-    split: Examples
-    step: Step
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def steps(self, batch_size: int) -> int:
-        """Return the number of batches of `split`."""
-        return self.split.steps(batch_size)
-
-    def batches(self, batch_size: int, **options: Any) -> Iterator[tuple[Any, Any]]:
-        """Iterate over the batches of `split`; see `Examples.batches`."""
-        for x, y in self.split.batches(batch_size, **options):
-            yield x, y
-            self.step(count_examples(x))
-
-    def hold_out(self, share: float, seed: int) -> tuple[Examples, Examples]:
-        """Hold examples out of `split`."""
-        return self.split.hold_out(share, seed)
-
-    def take(self, chosen: np.ndarray) -> Examples:
-        """Take examples of `split`."""
-        return self.split.take(chosen)
-
-    def read(self, positions: np.ndarray, draw: tuple[int, ...] | None = None) -> tuple[Any, Any]:
-        """Read examples of `split`."""
-        return self.split.read(positions, draw)
-
-    def digest(self) -> str:
-        """Return the digest of `split`."""
-        return self.split.digest()
 
 
 def count_removed(graph: Graph, keep: dict[str, list[int]]) -> int:
