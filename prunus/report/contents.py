@@ -101,6 +101,20 @@ class Repaired(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("Expected either refused or on_val")
 
 
+class Ends(msgspec.Struct, frozen=True, kw_only=True):
+    """A metric before the fine-tuning and after it; None where it was NaN or infinite."""
+
+    start: Gap
+    end: Gap
+
+
+class Recovered(msgspec.Struct, frozen=True, kw_only=True):
+    """Which model was kept after the fine-tuning, and the task's metric on val of both."""
+
+    kept: Literal["start", "end"]
+    on_val: Ends
+
+
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
     """How a budget of milliseconds was met."""
 
@@ -242,6 +256,7 @@ class ResultFile(Record, frozen=True, kw_only=True):
     before: Costs
     pruned: dict[str, Any]
     repaired: Repaired | msgspec.UnsetType = msgspec.UNSET
+    recovered: Recovered | msgspec.UnsetType = msgspec.UNSET
     after: Costs
     verified: Verified
     widths: dict[str, Kept]

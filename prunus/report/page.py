@@ -17,6 +17,7 @@ from prunus.report.rows import (
     latency_sentence,
     metric_of,
     proof_sentence,
+    recovery_sentence,
     repair_sentence,
     rows,
 )
@@ -48,6 +49,7 @@ def write_page(path: Path, result: dict[str, Any]) -> None:
         columns=columns(result),
         rows=rows(result),
         repair=repair_sentence(result),
+        recovery=recovery_sentence(result),
         proof=proof_sentence(result),
         kept=latency_sentence(result),
         data=data_sentence(result),

@@ -106,6 +106,17 @@ def repair_sentence(result: dict[str, Any]) -> str:
     )
 
 
+def recovery_sentence(result: dict[str, Any]) -> str:
+    """Say what the fine-tuning gained on val, and whether it was kept; empty where nothing was trained."""
+    if "recovered" not in result:
+        return ""
+    found, metric = result["recovered"], metric_of(result)
+    start, end = (metric.text(found["on_val"][name]) for name in ("start", "end"))
+    if found["kept"] == "start":
+        return f"Fine-tuning made it worse on val, {end} after {start}, so the model before it was kept."
+    return f"Fine-tuned: on val {start} before it, {end} after it."
+
+
 def latency_rows(result: dict[str, Any]) -> list[Row]:
     """Make the row of a budget of milliseconds: original and smaller model, measured in turns."""
     if "latency" not in result:

@@ -16,13 +16,14 @@ from prunus.report.rows import (
     latency_sentence,
     metric_of,
     proof_sentence,
+    recovery_sentence,
     repair_sentence,
     rows,
 )
 
 
 def summary(result: dict[str, Any]) -> Group:
-    """Make the table of one run, and below it a line each on the proof, the repair, the latency and the data.
+    """Make the table of one run, and below it a line each on the proof, repair, recovery, latency and data.
 
     Args:
         result: The run's result.json.
@@ -36,7 +37,8 @@ def summary(result: dict[str, Any]) -> Group:
         table.add_column(heading, justify="left" if not heading else "right")
     for row in rows(result):
         table.add_row(*(Text(getattr(row, name)) for name in shown))
-    lines = proof_sentence(result), repair_sentence(result), latency_sentence(result), data_sentence(result)
+    sentences = proof_sentence, repair_sentence, recovery_sentence, latency_sentence, data_sentence
+    lines = [say(result) for say in sentences]
     return Group(table, *(Text(line) for line in lines if line))
 
 

@@ -8,7 +8,18 @@ import msgspec
 
 from prunus.errors import FileError
 from prunus.files import Amount, Count, Record, check_json, hash_file
-from prunus.report import AnyChart, Costs, Kept, Latency, Repaired, Row, Verified, check_number, check_sparse
+from prunus.report import (
+    AnyChart,
+    Costs,
+    Kept,
+    Latency,
+    Recovered,
+    Repaired,
+    Row,
+    Verified,
+    check_number,
+    check_sparse,
+)
 
 
 class StageRecord(Record, frozen=True, kw_only=True):
@@ -61,6 +72,7 @@ class RecoverRecord(StageRecord, frozen=True, kw_only=True):
     """The record of stage recover."""
 
     history: list[Row]
+    recovered: Recovered | msgspec.UnsetType = msgspec.UNSET
 
 
 class EvaluateRecord(StageRecord, frozen=True, kw_only=True):

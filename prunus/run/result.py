@@ -22,6 +22,7 @@ def make_result(pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> di
     base, shrink, evaluate = records["base"], records["shrink"], records["evaluate"]
     weights = {key: evaluate[key] for key in ("survivors", "left_dense") if key in evaluate}
     repaired = {"repaired": records["repair"]["repaired"]} if "repair" in records else {}
+    repaired |= {key: records["recover"][key] for key in ("recovered",) if key in records["recover"]}
     timed = {key: records["prune"][key] for key in ("latency",) if key in records["prune"]}
     return {
         "method": pipeline.method.name,

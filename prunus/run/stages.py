@@ -186,7 +186,7 @@ class Pipeline:
     def recover(self) -> dict[str, Any]:
         """Fine-tune the pruned model, save it, and check that the saved model equals the trained one."""
         small, left = self.pruned_model()
-        history = recover(
+        recovered = recover(
             small,
             self.task.on(small),
             self.recovery_recipe,
@@ -195,14 +195,17 @@ class Pipeline:
             seed=self.run.seed,
             progress=self.run.progress,
         )
-        self.log_epochs("recover", history)
+        self.log_epochs("recover", recovered.history)
+        kept = {"kept": recovered.kept, "on_val": recovered.on_val} if recovered.on_val else {}
+        self.run.log("recovered", **kept)
         if self.is_sparse():
             masks.finalise(small)
         self.run.write(lambda: store.save(self.run.path, small, self.load_keep(), self.graph, left))
         check_same(small, store.load(self.run.path, self.fresh_model()))
         if left is not None:
             check_same_masks(left, store.load_masks(self.run.path))
-        return {"history": history, "files": hash_files(self.run.path, RESULT)}
+        judged = {"recovered": kept} if kept else {}
+        return {"history": recovered.history, **judged, "files": hash_files(self.run.path, RESULT)}
 
     def evaluate(self) -> dict[str, Any]:
         """Test the saved model, and measure the costs of base and saved model."""

@@ -3,7 +3,8 @@
     python -m tests.campaign.examples FOLDER
 
 writes them with the code of today. Those in tests/campaign/files were written by version 0.1.0, so they also show that
-its files are still read: `saved` is its form of `sealed`. `sealed`, `data` and `lock`, which it did not write, are new.
+its files are still read: `saved` is its form of `sealed`. `sealed`, `data`, `lock` and `repaired`, which it did not
+write, are new.
 """
 
 import json
@@ -127,6 +128,16 @@ def write_run(folder: Path, name: str) -> None:
     result.write_text(json.dumps(json.loads(result.read_text()) | {"charts": every_chart()}))
 
 
+def write_repaired(folder: Path) -> None:
+    """Write what a run that repairs its model has more than others: settings.json, result.json and a record."""
+    with tempfile.TemporaryDirectory() as place:
+        write_run(Path(place), "units")
+        for file in ("settings.json", "result.json", "stages/repair.json"):
+            there = folder / "repaired" / file
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path(place) / "units" / file, there)
+
+
 def write_provenance(folder: Path) -> None:
     """Write what the data of a run were, and the lock of a process elsewhere."""
     whole = load_data("digits").fingerprint
@@ -177,6 +188,7 @@ def write_all(folder: Path) -> None:
     torch.set_num_threads(1)
     for name in RUNS:
         write_run(folder, name)
+    write_repaired(folder)
     write_saved(folder)
     write_provenance(folder)
     fit(classifier(), task(), RECIPE, folder=folder / "training")

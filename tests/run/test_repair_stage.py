@@ -19,6 +19,7 @@ from prunus.recover import calibration_batches, renew_norms
 from prunus.run import Settings, prune, repairing
 from prunus.selection import Sparsity, cost
 from prunus.testing import tiny_task
+from prunus.testing.networks import TinyClassification
 from tests.lib import own_tasks
 from tests.lib.killing import Killed
 
@@ -157,7 +158,7 @@ class Widening(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = self.inner(x)
-        return logits if self.inner.a.out_channels == 24 else logits + 0 * self.more(logits)
+        return logits if self.inner.stem.out_channels == 16 else logits + 0 * self.more(logits)
 
 
 @pytest.mark.filterwarnings("ignore:2 parameters are never used")
@@ -212,6 +213,38 @@ def test_larger_inputs_than_the_example_count_as_so_much_more(monkeypatch):
     keep = {name: list(range(axis.size)) for name, axis in task.graph.axes.items()}
     monkeypatch.setattr(repairing, "MOST_MB", 200.5 * cost.memory_mb(task.graph))
     assert [repairing.count_allowed(task.graph, keep, times) for times in (1.0, 4.0)] == [100, 25]
+
+
+# ------------------------------------------------------------------------------------------ the training
+class Unlearning(TinyClassification):
+    """Classification whose training raises the loss."""
+
+    def training_loss(self, output, target, recipe):
+        return -super().training_loss(output, target, recipe).clamp_max(50)
+
+
+def test_a_training_that_makes_it_worse_is_not_kept_and_it_is_said(tmp_path, repaired):
+    kept = read_json(repaired / "result.json")["recovered"]
+    assert kept["kept"] == "end" and kept["on_val"]["end"] >= kept["on_val"]["start"]
+    assert "Fine-tuned: on val" in (repaired / "report.html").read_text()
+    task = tiny_task("residual")
+    worse = Unlearning(task.model, task.data)
+    folder = tmp_path / "run"
+    shutil.copytree(repaired, folder)
+    for stage in ("recover", "evaluate"):
+        (folder / "stages" / f"{stage}.json").unlink()
+    shutil.rmtree(folder / "recover")
+    settings = read_json(folder / "settings.json")
+    write_json(folder / "settings.json", settings | {"task": "Unlearning"})
+    result = tiny(folder, task=worse, resume=True, lr=0.5)
+    found = result["recovered"]
+    assert found["kept"] == "start" and found["on_val"]["end"] < found["on_val"]["start"]
+    assert found["on_val"]["start"] == result["repaired"]["on_val"]["repaired"]
+    assert result["after"]["accuracy"] == result["repaired"]["test"]["accuracy"]
+    assert weights(folder) == (folder / "repaired" / "model.safetensors").read_bytes()
+    assert events(folder, "recovered")[-1]["kept"] == "start"
+    assert "so the model before it was kept" in (folder / "report.html").read_text()
+    report.read_result(folder / "result.json")
 
 
 # --------------------------------------------------------------------------------------- kills and records
