@@ -89,6 +89,7 @@ def run(
     method: str = "taylor",
     budget: Limit = None,
     sparsity: Share = None,
+    steps: int = 1,
     weights: File = None,
     seed: int = 0,
     resume: bool = False,
@@ -138,6 +139,7 @@ def run(
             number. Milliseconds of one input are measured here, which takes a minute or two the first time.
         sparsity: The share of single weights to set to zero, instead of a budget. Zeros make files smaller, seldom
             a model faster: measure it with `prunus bench`.
+        steps: The number of steps in which the budget is reached; the network is repaired and trained between them.
         weights: A .safetensors file, or a .pt file of tensors, to fine-tune from.
         seed: The seed of weights, order and random choices; the same seed gives the same numbers on the same CPU.
         resume: Continue the run in --out, which must have been begun with the same settings; those that nothing in it
@@ -175,6 +177,7 @@ def run(
         task_options=task_options,
         method=method,
         options=options,
+        steps=steps,
         seed=seed,
         weights=str(weights.resolve()) if weights else None,
         image_size=image_size,

@@ -20,6 +20,7 @@ from prunus.report.contents import (
     Row,
     Verified,
     check_number,
+    check_repaired,
     check_sparse,
     read_result,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "Verified",
     "bench_table",
     "check_number",
+    "check_repaired",
     "check_sparse",
     "comparison",
     "read_result",

@@ -95,10 +95,14 @@ class Repaired(msgspec.Struct, frozen=True, kw_only=True):
     test: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
-        if (self.kept == "repaired") == (self.test is msgspec.UNSET):
-            raise ValueError("Expected test exactly where the repaired model was kept")
         if (self.refused is msgspec.UNSET) == (self.on_val is msgspec.UNSET):
             raise ValueError("Expected either refused or on_val")
+
+
+def check_repaired(repaired: Repaired | msgspec.UnsetType) -> None:
+    """Raise ValueError unless a repaired model that went on, and no other, was tested."""
+    if repaired is not msgspec.UNSET and (repaired.kept == "repaired") == (repaired.test is msgspec.UNSET):
+        raise ValueError("Expected repaired.test exactly where the repaired model was kept")
 
 
 class Ends(msgspec.Struct, frozen=True, kw_only=True):
@@ -276,6 +280,7 @@ class ResultFile(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.survivors is not msgspec.UNSET and self.left_dense is msgspec.UNSET:
             raise ValueError("Expected left_dense beside survivors")
+        check_repaired(self.repaired)
         check_sparse(self.before, self.after)
 
 

@@ -30,7 +30,7 @@ from prunus.files import Record, read_json, shorten, write_json
 from prunus.machine import environment, explain_change
 from prunus.progress import silent
 from prunus.run import lock
-from prunus.run.settings import OF_ENVIRONMENT, READ_BY
+from prunus.run.settings import OF_ENVIRONMENT, read_by
 
 SETTINGS, LOG, ENVIRONMENTS = "settings.json", "log.jsonl", "environments"
 T = TypeVar("T")
@@ -235,13 +235,14 @@ def check_folder(path: Path, settings: dict[str, Any], resume: bool) -> None:
 def check_settings(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise UserError if a setting differs that a stage has read which is finished or begun.
 
-    A setting is read by the stage that `READ_BY` names, those that it does not name by the first.
+    A setting is read by the stage that `read_by` names, those that it does not name by the first.
     """
-    stages = list(READ_BY)
+    reads = read_by(now)
+    stages = list(reads)
     begun = [stage for stage in stages if is_begun(path, stage)]
     if not begun:
         return
-    later = {name for stage in stages[stages.index(begun[-1]) + 1 :] for name in READ_BY[stage]}
+    later = {name for stage in stages[stages.index(begun[-1]) + 1 :] for name in reads[stage]}
     free = {*later, *OF_ENVIRONMENT, ENVIRONMENTS}
     before, now = MEANT | before, MEANT | now
     kept, asked = ({key: value[key] for key in value if key not in free} for value in (before, now))
@@ -260,7 +261,7 @@ def suggest_removal(path: Path, before: dict[str, Any], now: dict[str, Any], beg
     last = begun[-1]
     unfinished = not (path / "stages" / f"{last}.json").exists()
     changed = {key for key in {**before, **now} if before.get(key) != now.get(key)}
-    if unfinished and changed <= {*READ_BY[last], *OF_ENVIRONMENT, ENVIRONMENTS}:
+    if unfinished and changed <= {*read_by(now)[last], *OF_ENVIRONMENT, ENVIRONMENTS}:
         return f" To compute stage {last} anew with the new ones, remove {path / last} and resume."
     return ""
 

@@ -18,6 +18,7 @@ from prunus.report import (
     Row,
     Verified,
     check_number,
+    check_repaired,
     check_sparse,
 )
 
@@ -66,6 +67,9 @@ class RepairRecord(StageRecord, frozen=True, kw_only=True):
     """The record of stage repair."""
 
     repaired: Repaired
+
+    def __post_init__(self) -> None:
+        check_repaired(self.repaired)
 
 
 class RecoverRecord(StageRecord, frozen=True, kw_only=True):

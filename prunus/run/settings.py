@@ -26,6 +26,8 @@ class Settings(Checked):
         task_options: The options of a built-in task, each "name=value".
         method: The method's name, or "package.module:prune".
         options: The method's options, each "name=value".
+        steps: The number of steps in which the budget is reached; between them the network is repaired and trained, for
+            its part of `epochs` each.
         seed: The seed of weights, order and random choices.
         weights: A file of weights for the model, which are then fine-tuned.
         image_size: The side in pixels to which images are resized; None: as the model expects, or their own size if
@@ -62,6 +64,7 @@ class Settings(Checked):
     task_options: tuple[str, ...] = ()
     method: str = "taylor"
     options: tuple[str, ...] = ()
+    steps: Count = 1
     seed: Seed = 0
     weights: str | None = None
     image_size: Pixels | None = None
@@ -100,7 +103,7 @@ READ_BY = {
         *("image_size", "mean", "std", "crop", "interpolation", "transform"),
         *("base_epochs", "base_lr", "batch_size", "precision"),
     ),
-    "prune": ("method", "options", "budget", "runtime"),
+    "prune": ("method", "options", "steps", "budget", "runtime"),
     "shrink": (),
     "repair": ("repair",),
     "recover": ("epochs", "lr", "distill_weight"),
@@ -157,6 +160,31 @@ def resolve_repair(settings: Settings) -> Repair:
             "to zero; leave it out."
         )
     return "off"
+
+
+def read_by(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return the settings that each stage of a run is the first to read: if it prunes in steps, it trains in prune."""
+    if settings.get("steps", 1) == 1:
+        return READ_BY
+    early = ("repair", "recover")
+    prune = (*READ_BY["prune"], *(name for stage in early for name in READ_BY[stage]))
+    return {
+        stage: prune if stage == "prune" else () if stage in early else READ_BY[stage] for stage in READ_BY
+    }
+
+
+def check_steps(settings: Settings, budget: Budget | Sparsity) -> None:
+    """Raise UserError if the method or the budget do not go with several steps."""
+    _, config = resolve_method(settings)
+    why = config.no_steps
+    if config.removes == "weights":
+        why = "it sets single weights to zero"
+    elif budget.name == "latency_ms":
+        why = "milliseconds are measured on the original's own widths; give a budget of macs, params or memory_mb"
+    if settings.steps > 1 and why:
+        raise UserError(
+            f"steps={settings.steps} does not go with {settings.method} and {budget}: {why}. Leave steps out."
+        )
 
 
 def without_none(values: Mapping[str, Any]) -> dict[str, Any]:

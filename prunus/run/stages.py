@@ -16,27 +16,27 @@ A run that repairs nothing has no stage repair.
 
 import copy
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunus import charts, surgery
-from prunus.errors import PruningError
 from prunus.export import store
 from prunus.files import read_tensors, write_tensors
-from prunus.graph import Graph, select_outputs
+from prunus.graph import Graph, Keep, select_outputs
 from prunus.inputs import call, move
 from prunus.latency import milliseconds
 from prunus.methods import Method, Options, Pruned
 from prunus.recover import recover
 from prunus.run import checks
 from prunus.run.folder import RunFolder
+from prunus.run.loading import check_same, check_same_masks, load_into
 from prunus.run.records import check_record, hash_files
 from prunus.run.repairing import repair_cut
 from prunus.run.settings import READ_BY, Repair
+from prunus.run.steps import Steps, split_epochs, within
 from prunus.run.watching import WatchedSplit
 from prunus.selection import Budget, Metered, Sparsity, cost
 from prunus.sparse import masks
@@ -66,6 +66,7 @@ class Pipeline:
         recovery_recipe: The recipe of the training after pruning.
         repairs: Whether and how the pruned model is repaired.
         must_repair: Whether a model that cannot be repaired is an error; otherwise it goes on as it was cut.
+        steps: The number of steps in which the budget is reached.
     """
 
     run: RunFolder
@@ -77,6 +78,7 @@ class Pipeline:
     recovery_recipe: Recipe
     repairs: Repair = "off"
     must_repair: bool = False
+    steps: int = 1
 
     @property
     def stages(self) -> list[str]:
@@ -165,8 +167,8 @@ class Pipeline:
 
     def _repair(self) -> dict[str, Any]:
         """Do what one process does of the stage repair."""
-        cut, keep = store.load(self.run.path / SHRUNK, self.fresh_model()), self.load_keep()
-        task = self.task.with_weights_of(self.model_to_cut())
+        cut = store.load(self.run.path / SHRUNK, self.fresh_model())
+        task, keep = self.before_cut()
         assert self.repairs != "off"
         began_s = time.perf_counter()
         model, record = repair_cut(
@@ -179,7 +181,7 @@ class Pipeline:
             progress=self.run.progress,
         )
         if record["kept"] == "repaired":
-            store.save(self.run.path / REPAIRED, model, keep, self.graph)
+            store.save(self.run.path / REPAIRED, model, self.load_keep(), self.graph)
         self.run.log("repair", **record, seconds=time.perf_counter() - began_s)
         return record
 
@@ -189,7 +191,7 @@ class Pipeline:
         recovered = recover(
             small,
             self.task.on(small),
-            self.recovery_recipe,
+            replace(self.recovery_recipe, epochs=split_epochs(self.recovery_recipe.epochs, self.steps)[-1]),
             teacher=self.base_model(),
             folder=self.run.folder("recover"),
             seed=self.run.seed,
@@ -241,6 +243,30 @@ class Pipeline:
         if self.prune_record()["weights"]:
             load_into(model, self.run.path / "prune" / METHOD_WEIGHTS)
         return model
+
+    def before_cut(self) -> tuple[Task, Keep]:
+        """Return the task of the model in which the last cut was made, and the units of it that stayed."""
+        keep = self.load_keep()
+        if self.steps == 1:
+            return self.task.with_weights_of(self.model_to_cut()), keep
+        model, kept = self.in_steps(self.base_model()).before_last()
+        task = self.task.on(model)
+        return task, within(kept, keep, task.graph)
+
+    def in_steps(self, base: nn.Module) -> Steps:
+        """Return the pruning in steps, from a model with the weights of the base."""
+        assert isinstance(self.budget, Budget)  # see settings.check_steps
+        return Steps(
+            run=self.run,
+            task=self.task.with_weights_of(base),
+            budget=self.budget,
+            method=self.method,
+            config=self.config,
+            recipe=self.recovery_recipe,
+            number=self.steps,
+            repairs=self.repairs,
+            must_repair=self.must_repair,
+        )
 
     def pruned_model(self) -> tuple[nn.Module, dict[str, Tensor] | None]:
         """Return the model as cut or repaired, and the masks that it is held to, if single weights were chosen."""
@@ -330,6 +356,8 @@ class Pipeline:
 
     def choose(self, model: nn.Module) -> Pruned:
         """Return the method's choice for `model`."""
+        if self.steps > 1:
+            return self.in_steps(model).choose()
         return self.method.prune(self.task.with_weights_of(model), self.budget, self.config, self.run)
 
     def log_epochs(self, stage: str, history: list[dict[str, Any]]) -> None:
@@ -341,36 +369,3 @@ class Pipeline:
 def count_removed(graph: Graph, keep: dict[str, list[int]]) -> int:
     """Return how many units a keep removes."""
     return sum(graph.axes[name].size - len(indices) for name, indices in keep.items())
-
-
-def load_into(model: nn.Module, file: Path) -> nn.Module:
-    """Return `model` with the weights and buffers in `file`; FileError or UserError if they do not fit."""
-    saved = {f"model.{name}": tensor for name, tensor in read_tensors(file).items()}
-    checkpoint.restore(file, "model", saved, checkpoint.named_tensors(model))
-    return model
-
-
-def check_same(model: nn.Module, loaded: nn.Module) -> None:
-    """Raise PruningError unless the saved model, loaded again, equals the one in memory to the bit."""
-    ours, theirs = checkpoint.named_tensors(model), checkpoint.named_tensors(loaded)
-    same = ours.keys() & theirs.keys()
-    differing = [name for name in same if not torch.equal(ours[name].cpu(), theirs[name].cpu())]
-    differing += sorted(ours.keys() ^ theirs.keys())
-    if differing:
-        raise PruningError(
-            f"the saved model differs from the one in memory in {', '.join(differing[:3])}; check the disk, then "
-            "repeat the run with --resume."
-        )
-
-
-def check_same_masks(masks: dict[str, Tensor], loaded: dict[str, Tensor]) -> None:
-    """Raise PruningError unless the saved masks, loaded again, equal those in memory."""
-    differing = sorted(masks.keys() ^ loaded.keys())
-    differing += [
-        name for name in masks.keys() & loaded.keys() if not torch.equal(masks[name].cpu(), loaded[name])
-    ]
-    if differing:
-        raise PruningError(
-            f"the saved masks differ from those in memory in {', '.join(differing[:3])}; check the disk, then repeat "
-            "the run with --resume."
-        )

@@ -24,6 +24,7 @@ from prunus.latency.cache import Timings
 from prunus.run import RunFolder, lock
 from prunus.run.provenance import read_fingerprint
 from prunus.run.records import check_record
+from prunus.run.steps import StepRecord
 from prunus.train import fit
 from prunus.zoo import load_weights
 from tests.campaign import examples
@@ -50,6 +51,11 @@ def read_stage(file: Path) -> None:
     """Read the record of a finished stage."""
     run = RunFolder(file.parents[1], json.loads((file.parents[1] / "settings.json").read_text()), resume=True)
     check_record(run.path, file.stem, run.stage(file.stem, dict))
+
+
+def read_step(file: Path) -> None:
+    """Read what a step did."""
+    read_json(file, StepRecord)
 
 
 def read_saved(file: Path) -> None:
@@ -134,6 +140,7 @@ READERS: dict[str, Callable[[Path], None]] = {
     "repaired/result.json": read_result,
     "repaired/settings.json": partial(read_settings, "repaired"),
     "repaired/stages/repair.json": read_stage,
+    "step.json": read_step,
     **{f"saved/{name}": read_saved for name in ("keep.json", "model.safetensors", "masks.safetensors")},
     **{f"sealed/{name}": read_sealed for name in ("keep.json", "model.safetensors", "masks.safetensors")},
     "data/data.json": read_data,

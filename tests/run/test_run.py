@@ -15,7 +15,7 @@ from prunus.errors import BudgetError, FileError, PrunusError, UserError
 from prunus.export import load
 from prunus.files import read_json, read_tensors
 from prunus.recover import finetune
-from prunus.run import RunFolder, Settings, preview, prune, stages
+from prunus.run import RunFolder, Settings, loading, preview, prune, stages
 from prunus.run.folder import list_differences
 from prunus.selection import Budget
 from prunus.testing import tiny_task
@@ -77,7 +77,7 @@ def test_the_stored_base_teaches(tiny_run):
 def test_base_and_result_are_judged_on_the_test_set(tiny_run):
     result, _ = tiny_run
     task = tiny_task("residual")
-    base = stages.load_into(task.model, result.folder / "base.safetensors")
+    base = loading.load_into(task.model, result.folder / "base.safetensors")
     models = {"before": base, "after": result.model}
     on_test, on_val = (
         {name: task.evaluate(model, split)["loss"] for name, model in models.items()}
