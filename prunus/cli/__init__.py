@@ -6,8 +6,8 @@ Its files, in the order in which to read them:
     describe        tables for `inspect`, `methods` and `tasks`
     answers         the answers of `predict`
     task_options    the options of a task as options of the command
-    folders         a new folder for a command that was given none
     parameters      the types of the commands' parameters
+    folders         a new folder for a command that was given none
     commands        one function per command
     program         main: exit status, and errors as one sentence
 """

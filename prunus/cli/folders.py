@@ -1,4 +1,4 @@
-"""A new folder for the results of a command that was given none."""
+"""A new folder for a command that was given none."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

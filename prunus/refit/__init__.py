@@ -21,8 +21,20 @@ from prunus.refit.curves import Curve, Curves
 from prunus.refit.fitted import Fitted
 from prunus.refit.in_order import fit_in_order
 from prunus.refit.moments import Moments
-from prunus.refit.repairing import repair
+from prunus.refit.repairing import How, cut_and_fit, repair
 from prunus.refit.sites import unread
 from prunus.refit.systems import RIDGE
 
-__all__ = ["RIDGE", "Curve", "Curves", "Fitted", "Moments", "fit_in_order", "in_answers", "repair", "unread"]
+__all__ = [
+    "RIDGE",
+    "Curve",
+    "Curves",
+    "Fitted",
+    "How",
+    "Moments",
+    "cut_and_fit",
+    "fit_in_order",
+    "in_answers",
+    "repair",
+    "unread",
+]
