@@ -87,9 +87,10 @@ class Settings(Checked):
     def __post_init__(self):
         super().__post_init__()
         _ = self.images  # is checked when it is made
-        if self.minutes is not None and "epochs" in self.asked.of("recover"):
+        epochs = self.asked.of("recover").get("epochs")  # all that is asked of recipes is checked here, too
+        if self.minutes is not None and epochs is not None:
             raise UserError(
-                f"minutes={self.minutes:g} and a number of epochs of recovery say two things about the same; give one."
+                f"minutes={self.minutes:g} and {epochs:g} epochs of recovery say two things about the same; give one."
             )
 
     @property
