@@ -182,8 +182,15 @@ class Pipeline:
         planned = read_plan(self.run.path)
         if planned is None:
             small, _ = self.pruned_model()
-            options = {"teacher": self.base_model(), "seed": self.run.seed, "progress": self.run.progress}
-            pace, seconds = measure_pace(small, self.task.on(small), recipe, **options), 60 * self.minutes
+            pace = measure_pace(
+                small,
+                self.task.on(small),
+                recipe,
+                teacher=self.base_model(),
+                seed=self.run.seed,
+                progress=self.run.progress,
+            )
+            seconds = 60 * self.minutes
             planned = self.run.compute_once(lambda: pace.epochs_within(seconds))
             write_plan(self.run, planned)
             self.run.log("planned", minutes=self.minutes, epochs=planned, **asdict(pace))

@@ -137,6 +137,15 @@ def test_figures_show_every_axis_and_epoch():
     assert [line["x"] for line in curves["data"]] == [[1, 2, 3], [1, 2, 3], [4, 5], [4, 5]]
 
 
+def test_a_fraction_of_an_epoch_is_drawn_where_it_ends():
+    values = result()
+    values["history"] = {
+        "base": [{"epoch": 1, "loss": 1.0}, {"epoch": 1.5, "loss": 0.5}],
+        "recover": [{"epoch": 0.25}],
+    }
+    assert [line["x"] for line in curves_figure(values)["data"]] == [[1, 1.5], [1, 1.5], [1.75], [1.75]]
+
+
 def test_a_run_without_training_has_no_curves(tmp_path):
     values = result() | {"history": {"base": [], "recover": []}}
     report.write_page(tmp_path / "report.html", values)

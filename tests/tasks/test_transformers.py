@@ -5,11 +5,9 @@ import torch
 from torch import nn
 
 from prunus import zoo
-from prunus.data import Data
 from prunus.tasks import Classification
 from prunus.tasks._transformers import is_transformer
-from prunus.testing.networks import Attending, tiny_task
-from prunus.train import fit
+from prunus.testing.networks import tiny_task
 from tests.lib.models import imported_beside_torchvision
 
 SHAPE = (3, 32, 32)
