@@ -72,7 +72,7 @@ def test_repair_brings_a_network_back_without_training(trained, digits):
 @pytest.fixture(scope="module")
 def short_run(tmp_path_factory):
     """A run of two epochs before and after, in which the smaller network learns from the base alone."""
-    settings = Settings(base_epochs=2, epochs=2, distill_weight=1.0)
+    settings = Settings(base_epochs=2, epochs=2, distill_weight=1.0, repair="off")
     out = tmp_path_factory.mktemp("short") / "run"
     return prune("zoo:digits_resnet", data="digits", budget=QUARTER, out=out, settings=settings).values
 
