@@ -24,7 +24,7 @@ HOSTILE = "</script><script>alert(1)</script><b>&\"' {{ 7*7 }} $x$ ü"
 
 def result(name: str = "layer1", seed: int = 0, accuracy: float = 0.91) -> dict:
     """A result.json as a run would write it, with `name` wherever a name stands."""
-    epochs = [{"epoch": epoch, "loss": 1 / (epoch + 1), "lr": 0.1, "accuracy": 0.5} for epoch in range(3)]
+    epochs = [{"epoch": epoch, "loss": 1 / (epoch + 1), "lr": 0.1, "accuracy": 0.5} for epoch in (1, 2, 3)]
     costs = {"macs": 41e6, "params": 272e3, "latency_ms": 2.5, "memory_mb": 1.5, "file_mb": 1.1}
     return {
         "method": name,
