@@ -39,6 +39,7 @@ from prunus.cli.parameters import (
     Threads,
     Transform,
     Whole,
+    parse_limit,
 )
 from prunus.cli.terminal import Terminal
 from prunus.errors import UserError
@@ -47,7 +48,6 @@ from prunus.methods import find
 from prunus.progress import bar
 from prunus.run import Settings, compare_data, export_run, load_run, preview, prune, read_result, sole_writer
 from prunus.run import bench as benching
-from prunus.selection import Budget, Sparsity
 from prunus.tasks import DEFAULT, find_kind
 from prunus.zoo import load_model, load_weights
 
@@ -397,15 +397,6 @@ DESCRIPTION = """Make trained PyTorch networks smaller and faster, with a proof 
 
 Begin with `prunus demo`; `prunus COMMAND --help` shows examples. With --debug, every command shows the traceback of an
 error."""
-
-
-def parse_limit(budget: str | None, sparsity: float | None) -> Budget | Sparsity | None:
-    """Parse --budget or --sparsity; None if neither was given."""
-    if budget is not None and sparsity is not None:
-        raise UserError("give --budget (methods that remove units) or --sparsity (single weights), not both.")
-    if sparsity is not None:
-        return Sparsity(sparsity)
-    return None if budget is None else Budget.parse(budget)
 
 
 def show(values: dict, folder: Path) -> None:

@@ -5,6 +5,8 @@ from typing import Annotated, Literal, get_args
 
 from tyro.conf import UseAppendAction, arg
 
+from prunus.errors import UserError
+from prunus.selection import Budget, Sparsity
 from prunus.zoo import Interpolation
 
 ADVISED = "(default: the task's recommendation)"
@@ -52,3 +54,12 @@ Pairs = Annotated[tuple[str, ...], UseAppendAction, arg(name="set", metavar="NAM
 TaskPairs = Annotated[tuple[str, ...], UseAppendAction, arg(name="task-set", metavar="NAME=VALUE")]
 RecipePairs = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="[PART.]NAME=VALUE")]
 Spec = Annotated[str | None, arg(metavar="SPEC", help_behavior_hint="(the task's own, if it has one)")]
+
+
+def parse_limit(budget: str | None, sparsity: float | None) -> Budget | Sparsity | None:
+    """Parse --budget or --sparsity; None if neither was given."""
+    if budget is not None and sparsity is not None:
+        raise UserError("give --budget (methods that remove units) or --sparsity (single weights), not both.")
+    if sparsity is not None:
+        return Sparsity(sparsity)
+    return None if budget is None else Budget.parse(budget)
