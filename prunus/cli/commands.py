@@ -19,6 +19,7 @@ from prunus.cli.parameters import (
     Channels,
     File,
     Limit,
+    Minutes,
     Multiple,
     Pairs,
     Part,
@@ -26,6 +27,7 @@ from prunus.cli.parameters import (
     Precision,
     Readers,
     Real,
+    RecipePairs,
     Repairs,
     Resizing,
     Runtime,
@@ -94,14 +96,16 @@ def run(
     seed: int = 0,
     resume: bool = False,
     dry_run: bool = False,
-    base_epochs: Whole = None,
+    base_epochs: Real = None,
     base_lr: Real = None,
     repair: Repairs = None,
-    epochs: Whole = None,
+    epochs: Real = None,
+    minutes: Minutes = None,
     lr: Real = None,
     batch_size: Whole = None,
     precision: Precision = None,
     distill_weight: Real = None,
+    recipe: RecipePairs = (),
     runtime: Runtime = None,
     image_size: Size = None,
     mean: Channels = None,
@@ -149,11 +153,16 @@ def run(
         base_epochs: The number of epochs of training before pruning; 0 uses the weights as they are.
         base_lr: The highest learning rate before pruning.
         repair: The way of fitting the pruned model again without labels, before it is trained; the better one goes on.
-        epochs: The number of epochs of training after pruning.
+        epochs: The number of epochs of training after pruning; fractions count, here and above.
+        minutes: The time for training after pruning, in place of epochs: some steps are tried first, and as many are
+            planned as fit.
         lr: The highest learning rate after pruning.
         batch_size: The number of examples per step, of all processes together.
         precision: The precision of training: bf16 (the default if the hardware supports it) or no (full precision).
         distill_weight: The weight of distillation from the unpruned model in the loss, 0 to 1.
+        recipe: A field of a training's recipe; may be given several times. PART is base, search (the method's own
+            training) or recover; without it, all three: --recipe recover.optimizer=adamw --recipe recover.lr=1e-3
+            --recipe schedule=linear. `prunus tasks NAME` lists the fields.
         runtime: The runtime that measures a budget of latency_ms: torch on the training device, or onnxruntime on
             the processor.
         image_size: The side in pixels to which all images are resized.
@@ -192,10 +201,12 @@ def run(
         base_lr=base_lr,
         repair=repair,
         epochs=epochs,
+        minutes=minutes,
         lr=lr,
         batch_size=batch_size,
         precision=precision,
         distill_weight=distill_weight,
+        recipe=recipe,
         runtime=runtime,
         threads=threads,
     )
@@ -397,4 +408,7 @@ def show(values: dict, folder: Path) -> None:
     if "sparsity" in values["after"]:
         hint = f"Zeros make a file smaller, seldom a model faster: `prunus bench {folder}` measures it."
         OUT.print(hint, soft_wrap=True)
+    if (minutes := values["settings"].get("minutes")) is not None:
+        epochs = values["settings"]["recovery"]["epochs"]
+        OUT.print(f"Recovery took {epochs:.3g} epochs, planned for {minutes:g} minutes.", soft_wrap=True)
     OUT.print(f"The smaller model and its report: {folder}/report.html", soft_wrap=True)

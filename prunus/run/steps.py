@@ -122,7 +122,7 @@ class Steps:
                 lambda: self._repair(step, small, task, chosen.keep, keep)
             )
             small = store.load(self._folder(step), copy.deepcopy(self.task.model).to(self.run.device))
-        recipe = replace(self.recipe, epochs=split_epochs(self.recipe.epochs, self.number)[step - 1])
+        recipe = self.recipe.adapt(epochs=split_epochs(self.recipe.epochs, self.number)[step - 1])
         found = recover(
             small,
             self.task.on(small),
@@ -280,4 +280,4 @@ def split_epochs(epochs: float, number: int) -> list[float]:
     """Split the epochs of recovery into those of the steps: whole ones, as even as can be, and a fraction last."""
     each, more = divmod(int(epochs), number)
     parts: list[float] = [each + (step >= number - more) for step in range(number)]
-    return [*parts[:-1], parts[-1] + epochs - int(epochs)]
+    return [*parts[:-1], parts[-1] + (epochs - int(epochs))]
