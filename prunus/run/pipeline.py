@@ -25,7 +25,9 @@ from prunus.machine import use_threads
 from prunus.methods import Pruned
 from prunus.progress import silent
 from prunus.run import provenance
+from prunus.run.advice import resolve_auto
 from prunus.run.folder import RunFolder
+from prunus.run.from_base import begin_from
 from prunus.run.prepare import make_pipeline, make_task
 from prunus.run.result import make_result
 from prunus.run.settings import READ_BY, Settings, label, resolve_budget, resolve_task
@@ -35,9 +37,11 @@ from prunus.tasks import Task
 
 # Settings that are stored unless they are the usual ones, because runs of version 0.1.0 lack them.
 LATER = (
-    *("skip_broken", "task", "task_options"),
+    *("skip_broken", "task", "task_options", "total_epochs"),
     *("mean", "std", "crop", "interpolation", "transform", "workers"),
 )
+WHOLE = Budget(macs=1.0)
+NOTHING_PRUNED: dict[str, Any] = {"method": "random", "options": (), "runtime": None}  # the settings of a base alone
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ def prune(
     method: str | None = None,
     settings: Settings | None = None,
     resume: bool = False,
+    base: str | Path | None = None,
     progress: Callable[..., Any] = silent,
 ) -> Result:
     """Prune a model to a budget, recover it, test it and write a report, all in one folder.
@@ -82,6 +87,8 @@ def prune(
         method: The method's name; settings.method if None.
         settings: How the run proceeds; the defaults of `Settings` if None.
         resume: Whether to continue the run that the folder holds.
+        base: The folder of another run with the same settings up to the end of its stage base, whose base this one takes
+            in place of training its own; a run that the folder holds is continued.
         progress: How to show the progress of long stages; such as `prunus.progress.bar`.
 
     Returns:
@@ -94,18 +101,59 @@ def prune(
     """
     settings = replace(settings or Settings(), **({"method": method} if method else {}))
     settings, task = resolve_task(settings, task)
+    settings, why = resolve_auto(settings, budget, task)
     budget = resolve_budget(settings, budget)
-    stored = _collect_settings(model, task, data, budget, settings)
-    run = RunFolder(out, stored, resume=resume, progress=progress)
+    stored = collect_settings(model, task, data, budget, settings)
+    if base is not None:
+        begin_from(Path(base), Path(out), stored)
+    run = RunFolder(out, stored, resume=resume or base is not None, progress=progress)
     with use_threads(settings.threads), run:
         pipeline = _make_pipeline(run, model, example, task, data, budget, settings)
         provenance.settle(run, pipeline.task.data)
+        if why:
+            run.log("auto", method=settings.method, why=why)
         records = {name: run.stage(name, getattr(pipeline, name)) for name in READ_BY}
         values = make_result(pipeline, records)
         run.write(lambda: write_json(run.path / "result.json", values))
         run.write(lambda: report.write_page(run.path / "report.html", values))
         run.log("done", **{key: values[key] for key in ("before", "pruned", "after")})
         return Result(run.path, values, store.load(run.path, pipeline.fresh_model()))
+
+
+def train_base(
+    model: nn.Module | str | None = None,
+    example: Any = None,
+    *,
+    task: Task | str | None = None,
+    data: Data | str | None = None,
+    out: str | Path,
+    settings: Settings,
+    resume: bool = False,
+    progress: Callable[..., Any] = silent,
+) -> None:
+    """Train the base of a run, and nothing else; other runs can begin with it (from_base.py).
+
+    Args:
+        model: As in `prune`.
+        example: As in `prune`.
+        task: As in `prune`.
+        data: As in `prune`.
+        out: The folder.
+        settings: The settings, of which those of the stage base count (`READ_BY`).
+        resume: As in `prune`.
+        progress: As in `prune`.
+
+    Raises:
+        UserError: As in `prune`.
+        TrainingError: As in `prune`.
+    """
+    settings, task = resolve_task(replace(settings, **NOTHING_PRUNED), task)
+    stored = collect_settings(model, task, data, WHOLE, settings)
+    run = RunFolder(out, stored, resume=resume, progress=progress)
+    with use_threads(settings.threads), run:
+        pipeline = _make_pipeline(run, model, example, task, data, WHOLE, settings)
+        provenance.settle(run, pipeline.task.data)
+        run.stage("base", pipeline.base)
 
 
 def preview(
@@ -136,6 +184,7 @@ def preview(
         UserError: An argument is wrong, or the method decides only by training or searching.
     """
     settings, task = resolve_task(settings or Settings(), task)
+    settings, _ = resolve_auto(settings, budget, task)
     budget = resolve_budget(settings, budget)
     with use_threads(settings.threads), tempfile.TemporaryDirectory() as folder:
         run = RunFolder(folder, asdict(settings), progress=progress)
@@ -144,14 +193,28 @@ def preview(
         return pipeline.graph, pipeline.choose(pipeline.fresh_model())
 
 
-def _collect_settings(
+def collect_settings(
     model: nn.Module | str | None,
     task: Task | None,
     data: Data | str | None,
     budget: Budget | Sparsity,
     settings: Settings,
 ) -> dict[str, Any]:
-    """Return the contents of settings.json; a run resumes only with the same."""
+    """Return the contents of settings.json; a run resumes only with the same.
+
+    Args:
+        model: As in `prune`.
+        task: A task of the user's own; None for a built-in one.
+        data: As in `prune`.
+        budget: The limit.
+        settings: The settings.
+
+    Returns:
+        Plain JSON.
+
+    Raises:
+        UserError: Model or data are missing, or given twice.
+    """
     if task is None:
         if model is None or data is None:
             missing = "model" if model is None else "data"

@@ -9,7 +9,7 @@ from torch import nn
 from prunus import latency
 from prunus.data import Data
 from prunus.errors import UserError
-from prunus.methods import configure
+from prunus.methods import Options, configure
 from prunus.run.folder import RunFolder
 from prunus.run.settings import Settings, resolve_method, without_none
 from prunus.run.stages import Pipeline
@@ -61,20 +61,33 @@ def make_pipeline(
     if base_epochs is None and is_trained:
         base_epochs = 0
     base = {"epochs": base_epochs, "lr": settings.base_lr}
-    recovery = {"epochs": settings.epochs, "lr": settings.lr, "distill_weight": settings.distill_weight}
-    recovery_recipe = replace(task.recipe("recover"), **without_none(recovery))
-    check_distillation(task, recovery_recipe)
     has_weights = is_trained or settings.weights or task.is_pretrained
-    purpose = "tune" if has_weights else "scratch"
+    base_recipe = replace(task.recipe("tune" if has_weights else "scratch"), **without_none(base))
+    epochs = settings.epochs
+    if settings.total_epochs is not None:
+        config, epochs = config.share_training(task, settings.total_epochs)
+        epochs += base_recipe.epochs if config.recovery_purpose == "scratch" else 0
+    recovery = {"epochs": epochs, "lr": settings.lr, "distill_weight": settings.distill_weight}
+    recovery_recipe = replace(advised_recovery(task, config), **without_none(recovery))
+    check_distillation(task, recovery_recipe)
     return Pipeline(
         run=run,
         task=task,
         budget=budget,
         method=method,
         config=config,
-        base_recipe=replace(task.recipe(purpose), **without_none(base)),
+        base_recipe=base_recipe,
         recovery_recipe=recovery_recipe,
     )
+
+
+def advised_recovery(task: Task, config: Options) -> Recipe:
+    """Return the recipe that the task advises after pruning; weights that were never trained learn from the base, too."""
+    taught = task.recipe("recover")
+    if config.recovery_purpose == "recover":
+        return taught
+    teaching = {"distill_weight": taught.distill_weight, "distill_temperature": taught.distill_temperature}
+    return replace(task.recipe("scratch"), **teaching)
 
 
 def check_distillation(task: Task, recipe: Recipe) -> None:

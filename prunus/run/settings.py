@@ -39,6 +39,9 @@ class Settings(Checked):
             a module, because it is taken as trained.
         base_lr: The highest learning rate before pruning; None: as the task advises.
         epochs: Epochs of training after pruning; None: as the task advises.
+        total_epochs: Epochs of training after the base, the method's search and recovery together, in place of `epochs`;
+            a training from scratch gets those of the base in addition. A search that trains takes half, unless its
+            options say how many.
         lr: The highest learning rate after pruning; None: as the task advises.
         batch_size: The batch size of every training; None: as the task advises.
         precision: "bf16" or "no"; None: as the task advises.
@@ -70,6 +73,7 @@ class Settings(Checked):
     base_epochs: Epochs | None = None
     base_lr: Rate | None = None
     epochs: Epochs | None = None
+    total_epochs: Epochs | None = None
     lr: Rate | None = None
     batch_size: Count | None = None
     precision: Literal["bf16", "no"] | None = None
@@ -81,6 +85,11 @@ class Settings(Checked):
     def __post_init__(self):
         super().__post_init__()
         _ = self.images  # is checked when it is made
+        if self.epochs is not None and self.total_epochs is not None:
+            raise UserError(
+                f"epochs={self.epochs:g} are those of recovery, total_epochs={self.total_epochs:g} those of search and "
+                "recovery together; give one of the two."
+            )
 
     @property
     def images(self) -> ImageOptions:
@@ -95,7 +104,7 @@ READ_BY = {
         *("image_size", "mean", "std", "crop", "interpolation", "transform"),
         *("base_epochs", "base_lr", "batch_size", "precision"),
     ),
-    "prune": ("method", "options", "budget", "runtime"),
+    "prune": ("method", "options", "budget", "runtime", "total_epochs"),
     "shrink": (),
     "recover": ("epochs", "lr", "distill_weight"),
     "evaluate": (),
