@@ -66,9 +66,10 @@ class Config(Options):
             if not callable(getattr(module, "reset_parameters", None))
         ]
         if stay:
+            more = f" and {len(stay) - 1} more" if stay[1:] else ""
             raise UserError(
-                f"weights=anew cannot initialise {stay[0]}{f' and {len(stay) - 1} more' if stay[1:] else ''}: the module "
-                "has no method reset_parameters. Define one, or leave weights=base."
+                f"weights=anew cannot initialise {stay[0]}{more}: the module has no method reset_parameters. Define "
+                "one, or leave weights=base."
             )
 
     def check(self, graph: Graph, limit: Budget | Sparsity) -> None:

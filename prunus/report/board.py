@@ -48,7 +48,10 @@ def tables_of(board: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
     limits: dict[str, list[dict[str, Any]]] = {}
     for row in board["rows"]:
         limits.setdefault(budget_text({"budget": row["limit"]}), []).append(row)
-    return {limit: [base_row(board, metric, rows), *(cells(row, metric, rows) for row in rows)] for limit, rows in limits.items()}
+    return {
+        limit: [base_row(board, metric, rows), *(cells(row, metric, rows) for row in rows)]
+        for limit, rows in limits.items()
+    }
 
 
 def base_row(board: Mapping[str, Any], metric: Metric, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -103,7 +106,9 @@ def spread_text(values: Spread, metric: Metric | None = None) -> str:
     if values is None:
         return ""
     texts = [
-        f"{metric.factor * value:.{metric.digits}f}" if metric else f"{value:.3g}" for value in values if value is not None
+        f"{metric.factor * value:.{metric.digits}f}" if metric else f"{value:.3g}"
+        for value in values
+        if value is not None
     ]
     return " ± ".join(texts)
 

@@ -26,7 +26,7 @@ Its files, in the order in which to read them:
 """
 
 from prunus.run.advice import resolve_auto
-from prunus.run.board import Comparison, compare
+from prunus.run.board import METHODS, Comparison, compare
 from prunus.run.export import export_run
 from prunus.run.folder import RunFolder
 from prunus.run.lock import sole_writer
@@ -37,6 +37,7 @@ from prunus.run.settings import Settings
 from prunus.tasks import Prediction
 
 __all__ = [
+    "METHODS",
     "Comparison",
     "Prediction",
     "RunFolder",

@@ -31,7 +31,9 @@ class Advice:
 
 BOARD: dict[Case, Advice] = {
     "units": Advice(
-        "taylor", (), "after recovery no search for widths is better, and it takes seconds instead of a training"
+        "taylor",
+        (),
+        "after recovery no search for widths is better, and it takes seconds instead of a training",
     ),
     "units without a loss": Advice(
         "activation", (), "the model answers with its loss in training mode alone, which taylor cannot use"

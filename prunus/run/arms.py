@@ -1,9 +1,9 @@
 """The arms of a comparison: every method with every budget that it takes, and every seed.
 
-    taylor                      a method
-    magnitude:how=uniform       with options, separated by commas
-    mine.method:prune:share=2   one of the user's own
-    scratch                     the widths of the first arm of its budget, initialised again and trained from scratch
+taylor                      a method
+magnitude:how=uniform       with options, separated by commas
+mine.method:prune:share=2   one of the user's own
+scratch                     the widths of the first arm of its budget, initialised again and trained from scratch
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from prunus.errors import UserError
-from prunus.methods import find, option_types
+from prunus.methods import Method, find, option_types
 from prunus.run.advice import resolve_auto
 from prunus.run.settings import Settings, resolve_budget
 from prunus.selection import Budget, Sparsity
@@ -90,14 +90,8 @@ def plan_arms(
     limits = [parse_limit(each) if isinstance(each, str) else each for each in budgets]
     asked = [replace_auto(text, limit, settings, task) for limit in limits for text in methods]
     kinds = {text: find_kind_of(text) for text, _ in asked}
-    for text, method in kinds.items():
-        if not any(isinstance(limit, find(method).limit) for limit in limits):
-            find(method).check(limits[0])
-    if idle := [limit for limit in limits if not any(isinstance(limit, find(m).limit) for m in kinds.values())]:
-        raise UserError(f"none of the methods takes {idle[0].name}={idle[0].value:g}; name one that does.")
+    check_limits(limits, [find(kind) for kind in kinds.values()], settings.runtime)
     check_options(settings.options, list(kinds.values()))
-    if settings.runtime is not None and all(limit.name != "latency_ms" for limit in limits):
-        raise UserError(f"runtime={settings.runtime} needs a budget of latency_ms; leave out the runtime.")
     arms: dict[str, Arm] = {}
     for text, limit in asked:
         for seed in seeds if isinstance(limit, find(kinds[text]).limit) else ():
@@ -121,7 +115,9 @@ def find_kind_of(text: str) -> str:
     if method != SCRATCH:
         return method
     if options:
-        raise UserError(f"{text}: scratch takes no options; it has the widths of the first arm of its budget.")
+        raise UserError(
+            f"{text}: scratch takes no options; it has the widths of the first arm of its budget."
+        )
     return "structure"
 
 
@@ -132,7 +128,9 @@ def make_arm(
     method, options = parse_method(text)
     own = {option.partition("=")[0] for option in options}
     known = {name for name, _ in option_types(find(kind).config_class)}
-    of_all = [pair for pair in shared.options if (name := pair.partition("=")[0]) in known and name not in own]
+    of_all = [
+        pair for pair in shared.options if (name := pair.partition("=")[0]) in known and name not in own
+    ]
     settings = replace(shared, method=kind, options=(*of_all, *options), seed=seed)
     if limit.name != "latency_ms":
         settings = replace(settings, runtime=None)
@@ -185,6 +183,18 @@ def check_shared(settings: Settings) -> None:
             raise UserError(
                 f"{name}={getattr(settings, name)}: a comparison takes {instead} in its place; leave it out."
             )
+
+
+def check_limits(limits: Sequence[Limit], methods: Sequence[Method], runtime: str | None) -> None:
+    """Raise UserError if a method takes none of the limits, or a limit no method, or nothing is timed in a runtime."""
+    for method in methods:
+        if not any(isinstance(limit, method.limit) for limit in limits):
+            method.check(limits[0])
+    for limit in limits:
+        if not any(isinstance(limit, method.limit) for method in methods):
+            raise UserError(f"none of the methods takes {limit.name}={limit.value:g}; name one that does.")
+    if runtime is not None and all(limit.name != "latency_ms" for limit in limits):
+        raise UserError(f"runtime={runtime} needs a budget of latency_ms; leave out the runtime.")
 
 
 def check_options(options: Sequence[str], methods: Sequence[str]) -> None:

@@ -11,7 +11,8 @@ The folder of a comparison:
     logs/NAME.txt       what the process of an arm showed, with several jobs
     compare.json        all figures; compare.html shows them
 
-A run that is finished stays, one that was killed goes on. The milliseconds of all arms are measured at the end, in turns.
+A run that is finished stays, one that was killed goes on. The milliseconds of all arms are measured at the end, in
+turns.
 """
 
 import copy
@@ -127,7 +128,9 @@ def compare(
             run_in_processes(queue, subject, jobs, folder / "logs", progress)
         else:
             run_here(queue, subject, progress)
-        results = {arm.name: read_result(folder / RUNS / arm.name) for arm in arms if arm.name not in queue.failed}
+        results = {
+            arm.name: read_result(folder / RUNS / arm.name) for arm in arms if arm.name not in queue.failed
+        }
         if not results:
             raise PrunusError(f"no arm was finished. {next(iter(queue.failed.values()))}")
         with use_threads(settings.threads):
@@ -135,7 +138,9 @@ def compare(
         values = make_standing(arms, results, queue.failed, latency)
         write_json(folder / "compare.json", values)
         report.write_board(folder / "compare.html", values)
-    return Comparison(folder, values, {arm.name: queue.failed[arm.name] for arm in arms if arm.name in queue.failed})
+    return Comparison(
+        folder, values, {arm.name: queue.failed[arm.name] for arm in arms if arm.name in queue.failed}
+    )
 
 
 def make_orders(folder: Path, arms: Sequence[Arm]) -> list[Order]:
@@ -143,7 +148,9 @@ def make_orders(folder: Path, arms: Sequence[Arm]) -> list[Order]:
     orders: dict[str, Order] = {}
     for arm in arms:
         name = f"base-seed{arm.seed}"
-        orders.setdefault(name, Order(name=name, out=folder / BASES / f"seed{arm.seed}", settings=arm.settings))
+        orders.setdefault(
+            name, Order(name=name, out=folder / BASES / f"seed{arm.seed}", settings=arm.settings)
+        )
     for arm in arms:
         base = orders[f"base-seed{arm.seed}"]
         orders[arm.name] = Order(

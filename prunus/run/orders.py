@@ -98,7 +98,12 @@ def carry_out(order: Order, subject: Subject, progress: Callable[..., Any] = sil
         subject: What is pruned.
         progress: How to show the progress.
     """
-    what: dict[str, Any] = {"task": subject.task, "data": subject.data, "progress": progress, "out": order.out}
+    what: dict[str, Any] = {
+        "task": subject.task,
+        "data": subject.data,
+        "progress": progress,
+        "out": order.out,
+    }
     what |= {"settings": order.settings, "resume": True}
     if order.base is None:
         train_base(subject.model, subject.example, **what)

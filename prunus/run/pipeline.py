@@ -41,7 +41,11 @@ LATER = (
     *("mean", "std", "crop", "interpolation", "transform", "workers"),
 )
 WHOLE = Budget(macs=1.0)
-NOTHING_PRUNED: dict[str, Any] = {"method": "random", "options": (), "runtime": None}  # the settings of a base alone
+NOTHING_PRUNED: dict[str, Any] = {
+    "method": "random",
+    "options": (),
+    "runtime": None,
+}  # the settings of a base alone
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,8 @@ def prune(
         method: The method's name; settings.method if None.
         settings: How the run proceeds; the defaults of `Settings` if None.
         resume: Whether to continue the run that the folder holds.
-        base: The folder of another run with the same settings up to the end of its stage base, whose base this one takes
-            in place of training its own; a run that the folder holds is continued.
+        base: The folder of another run with the same settings up to the end of its stage base, whose base this one
+            takes in place of training its own; a run that `out` holds is continued.
         progress: How to show the progress of long stages; such as `prunus.progress.bar`.
 
     Returns:

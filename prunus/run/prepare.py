@@ -82,7 +82,7 @@ def make_pipeline(
 
 
 def advised_recovery(task: Task, config: Options) -> Recipe:
-    """Return the recipe that the task advises after pruning; weights that were never trained learn from the base, too."""
+    """Return the recipe that the task advises after pruning, or from scratch, with the base as teacher in both."""
     taught = task.recipe("recover")
     if config.recovery_purpose == "recover":
         return taught

@@ -39,9 +39,9 @@ class Settings(Checked):
             a module, because it is taken as trained.
         base_lr: The highest learning rate before pruning; None: as the task advises.
         epochs: Epochs of training after pruning; None: as the task advises.
-        total_epochs: Epochs of training after the base, the method's search and recovery together, in place of `epochs`;
-            a training from scratch gets those of the base in addition. A search that trains takes half, unless its
-            options say how many.
+        total_epochs: Epochs of training after the base, of the method's search and recovery together, in place of
+            `epochs`; a search that trains takes half, unless its options say how many. A training from scratch gets
+            those of the base in addition.
         lr: The highest learning rate after pruning; None: as the task advises.
         batch_size: The batch size of every training; None: as the task advises.
         precision: "bf16" or "no"; None: as the task advises.

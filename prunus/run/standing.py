@@ -29,8 +29,8 @@ def make_standing(
         latency: The milliseconds of the finished arms, measured side by side, and of the base, by their names.
 
     Returns:
-        Plain JSON. arms: the figures of each. rows: for each method and limit mean and standard deviation of each figure
-        over its seeds, and of its difference to the first method with the same limit and seeds.
+        Plain JSON. arms: the figures of each. rows: for each method and limit mean and standard deviation of each
+        figure over its seeds, and of its difference to the first method with the same limit and seeds.
     """
     first = next(iter(results.values()))
     metric = Metric(**first["metric_shown"])

@@ -5,6 +5,7 @@ this process ended, the other stops. What it shows goes to a file of its own, an
 """
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from prunus.errors import PrunusError
 from prunus.progress import bar
@@ -158,9 +159,8 @@ def prefixed(progress: Callable[..., Any], prefix: str) -> Callable[..., Any]:
 
 def main() -> None:
     """Carry out the order on standard input; the process of `start`."""
-    source = sys.stdin.buffer
-    order, subject = from_line(source.readline())
-    threading.Thread(target=stop_at_end, args=(source,), daemon=True).start()
+    order, subject = from_line(sys.stdin.buffer.readline())
+    threading.Thread(target=stop_at_end, args=(sys.stdin.fileno(),), daemon=True).start()
     try:
         carry_out(order, subject, bar)
     except KeyboardInterrupt:
@@ -171,7 +171,8 @@ def main() -> None:
         sys.exit(reason_of(error))
 
 
-def stop_at_end(source: IO[bytes]) -> None:
-    """Interrupt this process when `source` is closed at its other end."""
-    source.read()
+def stop_at_end(source: int) -> None:
+    """Interrupt this process when the pipe `source`, a file descriptor, is closed at its other end."""
+    while os.read(source, 1):  # not by sys.stdin, whose lock would be held when this process ends
+        pass
     interrupt_main()
