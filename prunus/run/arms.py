@@ -83,7 +83,6 @@ def plan_arms(
     Raises:
         UserError: A method, an option or a limit is wrong, or the settings say what differs from arm to arm.
     """
-    check_shared(settings)
     for what, given in {"method": methods, "budget": budgets, "seed": seeds}.items():
         if not given:
             raise UserError(f"a comparison needs at least one {what}.")

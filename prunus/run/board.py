@@ -34,7 +34,7 @@ from prunus.inputs import move
 from prunus.latency import measure, milliseconds
 from prunus.machine import cores, use_threads
 from prunus.progress import silent
-from prunus.run.arms import BASES, RUNS, Arm, Limit, plan_arms
+from prunus.run.arms import BASES, RUNS, Arm, Limit, check_shared, plan_arms
 from prunus.run.lock import check_free, sole_writer
 from prunus.run.orders import Order, Queue, Subject, check_order
 from prunus.run.reopen import reopen_task
@@ -109,6 +109,7 @@ def compare(
         PrunusError: No arm was finished.
     """
     settings = settings or Settings()
+    check_shared(settings)
     if settings.total_epochs is None:
         settings = replace(settings, total_epochs=TOTAL_EPOCHS)
     if jobs > 1 and settings.threads is None:
@@ -123,6 +124,7 @@ def compare(
     for order in orders:
         check_order(order, subject, own)
     with sole_writer(folder):
+        (folder / BASES).mkdir(exist_ok=True)
         queue = Queue(orders)
         if jobs > 1:
             run_in_processes(queue, subject, jobs, folder / "logs", progress)

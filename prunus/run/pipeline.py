@@ -7,6 +7,7 @@ The stages are in stages.py; folder.py resumes a killed run.
 """
 
 import copy
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -234,7 +235,7 @@ def collect_settings(
     for name in LATER:
         if stored[name] == usual[name]:
             del stored[name]
-    return things | {"budget": {budget.name: budget.value}} | stored
+    return json.loads(json.dumps(things | {"budget": {budget.name: budget.value}} | stored))
 
 
 def _make_pipeline(

@@ -9,6 +9,7 @@ import pytest
 
 from prunus import tasks
 from prunus.cli import commands, main
+from prunus.cli.run_options import RunOptions
 from prunus.cli.task_options import gather_task_options
 from prunus.errors import UserError
 from prunus.tasks import Options, Task, find_kind, kinds, own_task
