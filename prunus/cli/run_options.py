@@ -89,10 +89,9 @@ class RunOptions:
         options = self.options
         options += (f"freeze={','.join(self.freeze)}",) if self.freeze else ()
         options += (f"round_to={self.round_to}",) if self.round_to is not None else ()
-        own = {name: value for name, value in vars(self).items() if name not in NOT_SETTINGS}
-        return Settings(
-            **own | {"options": options, "weights": self.weights and str(self.weights.resolve())} | more
-        )
+        own: dict[str, Any] = {name: value for name, value in vars(self).items() if name not in NOT_SETTINGS}
+        own |= {"options": options, "weights": self.weights and str(self.weights.resolve())}
+        return Settings(**own | more)
 
 
 NOT_SETTINGS = ("freeze", "round_to")

@@ -286,7 +286,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_in_the_same_bits(finished, tmp
     ends = 0
     while ends < 50:
         try:
-            found = compared(tmp_path / "board", resume=True, progress=interrupted(15 + 20 * ends))
+            found = compared(tmp_path / "board", resume=True, progress=interrupted(4 + 4 * ends))
             break
         except KeyboardInterrupt:
             ends += 1
