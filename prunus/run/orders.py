@@ -12,6 +12,7 @@ from prunus.data import Data
 from prunus.progress import silent
 from prunus.run.folder import check_folder
 from prunus.run.pipeline import NOTHING_PRUNED, WHOLE, collect_settings, prune, train_base
+from prunus.run.records import file_of
 from prunus.run.settings import READ_BY, Settings
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import Task
@@ -62,17 +63,16 @@ class Order:
 
     @property
     def stages(self) -> list[str]:
-        """The stages that it has to finish."""
+        """The stages of its run that it is about."""
         return [stage for stage in READ_BY if (stage == "base") == (self.base is None)]
 
-    def finished(self) -> list[str]:
-        """Return those of its stages that are finished."""
-        return [stage for stage in self.stages if (self.out / "stages" / f"{stage}.json").exists()]
+    def count_finished(self) -> int:
+        """Count those of its stages that are finished."""
+        return sum(file_of(self.out, stage).exists() for stage in self.stages)
 
     def is_done(self) -> bool:
         """Return whether nothing is left to do."""
-        last = self.base is None or (self.out / "report.html").exists()
-        return len(self.finished()) == len(self.stages) and last
+        return file_of(self.out, "base").exists() if self.base is None else (self.out / "report.html").exists()
 
 
 def check_order(order: Order, subject: Subject, task: Task | None) -> None:

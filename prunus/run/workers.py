@@ -59,22 +59,22 @@ def run_in_processes(
         progress: How to show the progress of all: a step for each stage that is finished.
     """
     running: dict[str, tuple[Order, subprocess.Popen[bytes]]] = {}
-    stages = sum(len(order.stages) - len(order.finished()) for order in queue.waiting)
-    seen = 0
+    left = {order.name: len(order.stages) - order.count_finished() for order in queue.waiting}
+    stages, seen = sum(left.values()), 0
     logs.mkdir(parents=True, exist_ok=True)
-    begun: list[tuple[Order, int]] = []  # with the number of stages that were finished then
     try:
         with progress("comparing", stages) as step:
             while queue.open:
                 while len(running) < jobs and (order := queue.take()) is not None:
-                    begun.append((order, len(order.finished())))
                     running[order.name] = order, start(order, subject, logs / f"{order.name}.txt")
                 for order, process in list(running.values()):
                     if (status := process.poll()) is not None:
                         del running[order.name]
                         close(process)
                         queue.end(order, failure(status, logs / f"{order.name}.txt"))
-                now = sum(len(order.finished()) - before for order, before in begun)
+                for order, _ in running.values():
+                    left[order.name] = len(order.stages) - order.count_finished()
+                now = stages - sum(left[name] for name in queue.open)
                 step(now - seen, f"{queue.done} of {queue.total} done, now {', '.join(running) or 'none'}")
                 seen = now
                 time.sleep(POLL_S if running else 0)
