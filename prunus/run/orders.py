@@ -72,7 +72,9 @@ class Order:
 
     def is_done(self) -> bool:
         """Return whether nothing is left to do."""
-        return file_of(self.out, "base").exists() if self.base is None else (self.out / "report.html").exists()
+        return (
+            file_of(self.out, "base").exists() if self.base is None else (self.out / "report.html").exists()
+        )
 
 
 def check_order(order: Order, subject: Subject, task: Task | None) -> None:
@@ -159,7 +161,7 @@ class Queue:
         for order in list(self.waiting):
             if lost := [name for name in order.needs if name in self.failed]:
                 self.waiting.remove(order)
-                self.end(order, f"{lost[0]}, which it needs, failed.")
+                self.end(order, f"{lost[0]}, which it needs, failed: {self.failed[lost[0]]}")
             elif not self.open.intersection(order.needs):
                 self.waiting.remove(order)
                 return order

@@ -17,6 +17,7 @@ from prunus.methods import configure, find
 from prunus.run import Settings, board, compare, prune, resolve_auto, workers
 from prunus.run.arms import parse_method, plan_arms
 from prunus.run.orders import Order, Subject
+from prunus.run.standing import summarise
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import Classification
 from tests.lib.boards import ARMS, DATA, MODEL, SETTINGS, few_digits, interrupted, models
@@ -264,6 +265,21 @@ def test_the_rows_are_mean_and_spread_over_seeds_and_differences_are_of_the_same
         )
         assert rows[method]["seeds"] == rows[method]["asked"] == 2
     assert read_json(finished.folder / "compare.json") == finished.values and not finished.failed
+
+
+def an_arm(method: str, seed: int, recovered: float | None, macs: float = 1.0) -> dict:
+    figures = None if recovered is None else {"recovered": recovered, "macs": macs}
+    return {"method": method, "limit": {"macs": 0.5}, "seed": seed, "figures": figures}
+
+
+def test_differences_are_to_the_first_method_with_the_same_seed_where_both_are_finished():
+    arms = [an_arm("a", 0, 0.5), an_arm("a", 1, 0.75), an_arm("a", 2, None)]
+    arms += [an_arm("b", 0, 0.75), an_arm("b", 1, 0.75), an_arm("b", 2, 1.0), an_arm("c", 0, None)]
+    first, second, third = summarise(arms)
+    assert (first["seeds"], first["asked"], first["gain"]) == (2, 3, None)
+    assert second["gain"] == pytest.approx([0.125, statistics.stdev([0.25, 0.0])])
+    assert second["recovered"][0] == pytest.approx(2.5 / 3)
+    assert third == {"method": "c", "limit": {"macs": 0.5}, "seeds": 0, "asked": 1, "gain": None}
 
 
 def test_milliseconds_are_of_one_measuring_in_turns(finished):
