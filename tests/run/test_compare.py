@@ -350,7 +350,7 @@ def test_an_arm_that_fails_is_named_with_its_reason_and_the_others_go_on(tmp_pat
         assert "fail-macs=0.5-seed0 failed: there is nothing to be seen here." in said
         assert "fault-macs=0.5-seed0 failed: unexpected ZeroDivisionError: a fault" in said
         assert (
-            "scratch-macs=0.5-seed0 failed: tests.lib.boards-fail-macs=0.5-seed0, which it needs, failed."
+            "scratch-macs=0.5-seed0 failed: tests.lib.boards-fail-macs=0.5-seed0, which it needs, failed: there is"
             in said
         )
     values = read_json(tmp_path / "board" / "compare.json")
