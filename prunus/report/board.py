@@ -131,9 +131,9 @@ def sentences(board: Mapping[str, Any]) -> list[str]:
     unit = f" in {metric.unit}" if metric.unit else ""
     better = "" if metric.higher_is_better else "; lower is better"
     return [
-        f"{metric.key}{unit} on {where}{better}; mean ± standard deviation over seeds. Every arm trained for "
-        f"{board['total_epochs']:g} epochs after the base, search and recovery together (scratch: the base's epochs in "
-        "addition). Milliseconds are of one input, all measured in turns at the end."
+        f"{metric.key}{unit} on {where}{better}; mean ± standard deviation over seeds. Epochs after the base, of search "
+        f"and recovery together, the same for every arm: {board['total_epochs']:g} (scratch: and as many as the base). "
+        "Milliseconds are of one input, all measured in turns at the end."
     ]
 
 

@@ -70,7 +70,7 @@ def figures_of(
     recovery = result["settings"]["recovery"]["epochs"]
     return {
         "as_cut": result["pruned"][metric.key],
-        "repaired": result.get("repaired", {}).get(metric.key),
+        "repaired": repaired_metric(result, metric),
         "recovered": after[metric.key],
         "macs": after["macs"],
         "macs_share": after["macs"] / before["macs"],
@@ -82,6 +82,13 @@ def figures_of(
         "search_epochs": max(0.0, result["settings"]["total_epochs"] - recovery),
         "recovery_epochs": recovery,
     }
+
+
+def repaired_metric(result: dict[str, Any], metric: Metric) -> float | None:
+    """Return the metric of the model that recovery began with; None for runs without a stage that repairs."""
+    if "repaired" not in result:
+        return None
+    return result["repaired"].get("test", result["pruned"])[metric.key]
 
 
 def base_figures(

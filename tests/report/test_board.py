@@ -100,7 +100,7 @@ def test_the_table_shows_mean_and_spread_the_difference_to_the_first_and_who_fai
     text = " ".join(text_of(report.board_table(board())).split())
     assert "macs <= 50 %" in text and "to first" in text and "repaired" not in text and "zeros" not in text
     assert "85.00 ± 7.07" in text and "-5.00" in text and "1 of 2" in text and "92.00 ± 1.00" in text
-    assert "taylor-seed1 failed: because of taylor" in text and "5 epochs after the base" in text
+    assert "taylor-seed1 failed: because of taylor" in text and "the same for every arm: 5" in text
 
 
 def test_a_value_that_was_not_finite_leaves_its_cell_empty(tmp_path):
