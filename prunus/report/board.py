@@ -131,8 +131,8 @@ def sentences(board: Mapping[str, Any]) -> list[str]:
     unit = f" in {metric.unit}" if metric.unit else ""
     better = "" if metric.higher_is_better else "; lower is better"
     return [
-        f"{metric.key}{unit} on {where}{better}; mean ± standard deviation over seeds. Epochs after the base, of search "
-        f"and recovery together, the same for every arm: {board['total_epochs']:g} (scratch: and as many as the base). "
+        f"{metric.key}{unit} on {where}{better}; mean ± standard deviation over seeds. Epochs after the base, "
+        f"of search and recovery together, the same for every arm: {board['total_epochs']:g} (scratch: and as many as the base). "
         "Milliseconds are of one input, all measured in turns at the end."
     ]
 
