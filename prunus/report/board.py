@@ -27,7 +27,10 @@ def board_table(board: Mapping[str, Any]) -> Group:
     for title, rows in tables_of(board).items():
         table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for heading in rows[0]:
-            table.add_column(heading, justify="left" if heading == "method" else "right", overflow="fold")
+            left = heading == "method"
+            table.add_column(
+                heading, justify="left" if left else "right", overflow="fold", min_width=16 * left
+            )
         for row in rows:
             table.add_row(*map(Text, row.values()))
         parts.append(table)
@@ -92,7 +95,7 @@ def cells(row: Mapping[str, Any], metric: Metric, rows: Sequence[Mapping[str, An
         "recovered": spread_text(row.get("recovered"), metric),
     }
     if "gain" in some:
-        found[f"to {rows[0]['method']}"] = gain_text(row["gain"], metric)
+        found["gain"] = gain_text(row["gain"], metric)
     return found
 
 
@@ -130,10 +133,15 @@ def sentences(board: Mapping[str, Any]) -> list[str]:
     where = "the test set" if board["judged_on"] == "test" else "val, as there is no test set"
     unit = f" in {metric.unit}" if metric.unit else ""
     better = "" if metric.higher_is_better else "; lower is better"
+    first, base = board["rows"][0]["method"], board["base"]
+    chance = 100 * abs(base["again_latency_ms"] / base["latency_ms"] - 1)
     return [
-        f"{metric.key}{unit} on {where}{better}; mean ± standard deviation over seeds. Epochs after the base, "
-        f"of search and recovery together, the same for every arm: {board['total_epochs']:g} (scratch: and as many as the base). "
-        "Milliseconds are of one input, all measured in turns at the end."
+        f"{metric.key}{unit} on {where}{better}; mean ± standard deviation over seeds. Gain: the difference to "
+        f"{first}, the first method, seed by seed.",
+        "Epochs after the base, of search and recovery together, the same for every arm: "
+        f"{board['total_epochs']:g} (scratch: and as many as the base).",
+        "Milliseconds are of one input, all measured in turns at the end. A second copy of the unpruned network took "
+        f"{chance:.0f} % more or less than it: smaller differences are chance.",
     ]
 
 

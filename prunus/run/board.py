@@ -42,13 +42,13 @@ from prunus.run.saved import read_result
 from prunus.run.settings import Settings, resolve_task
 from prunus.run.stages import BASE as BASE_FILE
 from prunus.run.stages import load_into
-from prunus.run.standing import BASE, make_standing
+from prunus.run.standing import AGAIN, BASE, make_standing
 from prunus.run.workers import run_here, run_in_processes
 from prunus.tasks import Task
 
 METHODS = ("taylor", "magnitude", "magnitude:how=uniform", "random", "scratch")
 TOTAL_EPOCHS = 10
-SECONDS_EACH = 0.5  # of measuring, for each network
+SECONDS_EACH = 1.0  # of measuring, for each network
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,10 @@ def check_folder(folder: Path, resume: bool) -> None:
 def measure_arms(
     folder: Path, results: dict[str, dict[str, Any]], subject: Subject, progress: Callable[..., Any]
 ) -> dict[str, milliseconds.Latency]:
-    """Measure the milliseconds of all finished arms and of a base side by side, on the device that trains."""
+    """Measure the milliseconds of all finished arms and of a base side by side, on the device that trains.
+
+    A second copy of the base tells how much of a difference is chance.
+    """
     name, result = next(iter(results.items()))
     task = subject.task
     if task is None:
@@ -204,7 +207,8 @@ def measure_arms(
         task = reopen_task(folder / RUNS / name, result, given)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = accelerator or torch.device("cpu")
-    models = {BASE: load_into(copy.deepcopy(task.model), folder / RUNS / name / BASE_FILE)}
+    base = load_into(copy.deepcopy(task.model), folder / RUNS / name / BASE_FILE)
+    models = {BASE: base, AGAIN: copy.deepcopy(base)}
     models |= {name: store.load(folder / RUNS / name, task.model) for name in results}
     models = {name: model.to(device) for name, model in models.items()}
     return measure(models, move(task.example, device), seconds=SECONDS_EACH * len(models), progress=progress)

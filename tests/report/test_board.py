@@ -82,6 +82,7 @@ def board(name: str = "taylor", second: float | None = 0.85) -> dict:
             "macs": 40e6,
             "params": 2e5,
             "latency_ms": 3.0,
+            "again_latency_ms": 3.15,
             "latency_spread_ms": 0.1,
             "metric": [0.92, 0.01],
         },
@@ -98,7 +99,13 @@ def text_of(renderable, width: int = 200) -> str:
 
 def test_the_table_shows_mean_and_spread_the_difference_to_the_first_and_who_failed():
     text = " ".join(text_of(report.board_table(board())).split())
-    assert "macs <= 50 %" in text and "to first" in text and "repaired" not in text and "zeros" not in text
+    assert (
+        "macs <= 50 %" in text
+        and "the difference to first, the first method" in text
+        and "5 % more or less" in text
+        and "repaired" not in text
+        and "zeros" not in text
+    )
     assert "85.00 ± 7.07" in text and "-5.00" in text and "1 of 2" in text and "92.00 ± 1.00" in text
     assert "taylor-seed1 failed: because of taylor" in text and "the same for every arm: 5" in text
 
