@@ -4,9 +4,7 @@ tyro reads each command's options from its parameters, and their help from the d
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from itertools import count
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +14,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from prunus import report
 from prunus.cli import describe
 from prunus.cli.answers import answers_json, answers_table, write_images
+from prunus.cli.folders import new_folder
 from prunus.cli.parameters import Limit, Names, Seeds, Share, Spec, Whole
 from prunus.cli.run_options import RunOptions
 from prunus.cli.terminal import Terminal
@@ -383,27 +382,3 @@ def show(values: dict, folder: Path) -> None:
         hint = f"Zeros make a file smaller, seldom a model faster: `prunus bench {folder}` measures it."
         OUT.print(hint, soft_wrap=True)
     OUT.print(f"The smaller model and its report: {folder}/report.html", soft_wrap=True)
-
-
-@contextmanager
-def new_folder(wanted: Path) -> Iterator[Path]:
-    """Make a folder that is this process's alone, and remove it at the end if nothing was written to it.
-
-    Args:
-        wanted: The folder; if it is there already, the first free number is appended.
-
-    Yields:
-        The folder.
-    """
-    folder = wanted
-    for number in count(2):
-        try:
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            folder = wanted.with_name(f"{wanted.name}-{number}")
-    try:
-        yield folder
-    finally:
-        with suppress(OSError):  # it holds something
-            folder.rmdir()

@@ -13,6 +13,7 @@ from prunus.cli.parameters import (
     Precision,
     Readers,
     Real,
+    Repairs,
     Resizing,
     Runtime,
     Size,
@@ -38,6 +39,8 @@ class RunOptions:
             together; a search that trains takes half, unless its options say how many.
         base_epochs: The number of epochs of training before pruning; 0 uses the weights as they are.
         base_lr: The highest learning rate before pruning.
+        repair: The way of fitting the pruned model again without labels, before it is trained; the better one goes on.
+        steps: The number of steps in which the budget is reached; the network is repaired and trained between them.
         lr: The highest learning rate after pruning.
         batch_size: The number of examples per step, of all processes together.
         precision: The precision of training: bf16 (the default if the hardware supports it) or no (full precision).
@@ -65,6 +68,8 @@ class RunOptions:
     total_epochs: Total = None
     base_epochs: Whole = None
     base_lr: Real = None
+    repair: Repairs = None
+    steps: int = 1
     lr: Real = None
     batch_size: Whole = None
     precision: Precision = None

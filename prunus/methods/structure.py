@@ -38,6 +38,7 @@ class Config(Options):
     """
 
     removes = "units"
+    no_steps = "what another run kept is of the whole network"
     of: str = ""
     weights: Literal["base", "anew"] = "base"
 

@@ -12,10 +12,13 @@ from prunus.metrics import Metric, format_number
 from prunus.report.figures import figure
 from prunus.report.rows import (
     budget_text,
+    columns,
     data_sentence,
     latency_sentence,
     metric_of,
     proof_sentence,
+    recovery_sentence,
+    repair_sentence,
     rows,
 )
 from prunus.report.style import BASE, GRID, KEPT, REMOVED, layout, named_rows, plain
@@ -44,7 +47,10 @@ def write_page(path: Path, result: dict[str, Any]) -> None:
         result=result,
         headline=_headline(result),
         budget=budget_text(result),
+        columns=columns(result),
         rows=rows(result),
+        repair=repair_sentence(result),
+        recovery=recovery_sentence(result),
         proof=proof_sentence(result),
         kept=latency_sentence(result),
         data=data_sentence(result),

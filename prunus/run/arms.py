@@ -1,9 +1,12 @@
 """The arms of a comparison: every method with every budget that it takes, and every seed.
 
-taylor                      a method
-magnitude:how=uniform       with options, separated by commas
-mine.method:prune:share=2   one of the user's own
-scratch                     the widths of the first arm of its budget, initialised again and trained from scratch
+    taylor                      a method
+    magnitude:how=uniform       with options, separated by commas
+    mine.method:prune:share=2   one of the user's own
+    taylor:repair=off,steps=3   with settings of its own, if the method has no options of these names
+    scratch                     the widths of the first arm of its budget, initialised again and trained from scratch
+
+Options and settings that are asked of all arms go to those that have them; their own come before.
 """
 
 import hashlib
@@ -11,11 +14,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from prunus.errors import UserError
 from prunus.methods import Method, find, option_types
 from prunus.run.advice import resolve_auto
-from prunus.run.settings import Settings, resolve_budget
+from prunus.run.settings import Settings, check_steps, resolve_budget, resolve_repair
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import Task
 
@@ -120,17 +124,33 @@ def find_kind_of(text: str) -> str:
     return "structure"
 
 
+def split_settings(options: Sequence[str], known: set[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Split the options of an arm into those of its method, which are known, and the settings that only its run has."""
+    of_run: dict[str, Any] = {}
+    for name, _, text in (pair.partition("=") for pair in options):
+        if name == "repair" and name not in known:
+            of_run[name] = text
+        elif name == "steps" and name not in known:
+            if not text.isdecimal():
+                raise UserError(f"steps should be a whole number, but is {text!r}.")
+            of_run[name] = int(text)
+    return tuple(pair for pair in options if pair.partition("=")[0] not in of_run), of_run
+
+
 def make_arm(
     text: str, limit: Limit, seed: int, shared: Settings, folder: Path, kind: str, before: list[Arm]
 ) -> Arm:
     """Make one arm; `before` are those already made. UserError if its options are wrong or conflict."""
     method, options = parse_method(text)
-    own = {option.partition("=")[0] for option in options}
     known = {name for name, _ in option_types(find(kind).config_class)}
+    options, of_run = split_settings(options, known)
+    own = {option.partition("=")[0] for option in options}
     of_all = [
         pair for pair in shared.options if (name := pair.partition("=")[0]) in known and name not in own
     ]
     settings = replace(shared, method=kind, options=(*of_all, *options), seed=seed)
+    if isinstance(limit, Sparsity):
+        settings = replace(settings, repair=None, steps=1)
     if limit.name != "latency_ms":
         settings = replace(settings, runtime=None)
     first = None
@@ -141,8 +161,11 @@ def make_arm(
                 "scratch has the widths of the first arm of its budget; name a method that removes units before it."
             )
         of = (folder / RUNS / first.name).resolve()
-        settings = replace(settings, options=(f"of={of}", "weights=anew"), lr=None)
+        settings = replace(settings, options=(f"of={of}", "weights=anew"), lr=None, repair=None, steps=1)
+    settings = replace(settings, **of_run)
     resolve_budget(settings, limit)
+    resolve_repair(settings)
+    check_steps(settings, limit)
     return Arm(label=text, limit=limit, seed=seed, settings=settings, after=first)
 
 

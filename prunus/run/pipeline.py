@@ -24,6 +24,7 @@ from prunus.files import write_json
 from prunus.graph import Graph
 from prunus.machine import use_threads
 from prunus.methods import Pruned
+from prunus.options import no_preview
 from prunus.progress import silent
 from prunus.run import provenance
 from prunus.run.advice import resolve_auto
@@ -31,21 +32,23 @@ from prunus.run.folder import RunFolder
 from prunus.run.from_base import begin_from
 from prunus.run.prepare import make_pipeline, make_task
 from prunus.run.result import make_result
-from prunus.run.settings import READ_BY, Settings, label, resolve_budget, resolve_task
+from prunus.run.settings import Settings, check_steps, label, resolve_budget, resolve_repair, resolve_task
 from prunus.run.stages import Pipeline
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import Task
 
 # Settings that are stored unless they are the usual ones, because runs of version 0.1.0 lack them.
 LATER = (
-    *("skip_broken", "task", "task_options", "total_epochs"),
+    *("skip_broken", "task", "task_options", "steps", "total_epochs"),
     *("mean", "std", "crop", "interpolation", "transform", "workers"),
 )
 WHOLE = Budget(macs=1.0)
 NOTHING_PRUNED: dict[str, Any] = {
     "method": "random",
     "options": (),
+    "steps": 1,
     "runtime": None,
+    "repair": None,
 }  # the settings of a base alone
 
 
@@ -108,16 +111,19 @@ def prune(
     settings, task = resolve_task(settings, task)
     settings, why = resolve_auto(settings, budget, task)
     budget = resolve_budget(settings, budget)
+    resolve_repair(settings)  # both are refused before anything is read
+    check_steps(settings, budget)
     stored = collect_settings(model, task, data, budget, settings)
     if base is not None:
         begin_from(Path(base), Path(out), stored)
     run = RunFolder(out, stored, resume=resume or base is not None, progress=progress)
+    settings = replace(settings, repair=run.setting("repair"))
     with use_threads(settings.threads), run:
         pipeline = _make_pipeline(run, model, example, task, data, budget, settings)
         provenance.settle(run, pipeline.task.data)
         if why:
             run.log("auto", method=settings.method, why=why)
-        records = {name: run.stage(name, getattr(pipeline, name)) for name in READ_BY}
+        records = {name: run.stage(name, getattr(pipeline, name)) for name in pipeline.stages}
         values = make_result(pipeline, records)
         run.write(lambda: write_json(run.path / "result.json", values))
         run.write(lambda: report.write_page(run.path / "report.html", values))
@@ -191,6 +197,10 @@ def preview(
     settings, task = resolve_task(settings or Settings(), task)
     settings, _ = resolve_auto(settings, budget, task)
     budget = resolve_budget(settings, budget)
+    if settings.steps > 1:
+        raise no_preview(
+            f"steps={settings.steps}", "training between steps", "a single step by leaving steps out"
+        )
     with use_threads(settings.threads), tempfile.TemporaryDirectory() as folder:
         run = RunFolder(folder, asdict(settings), progress=progress)
         pipeline = _make_pipeline(run, model, example, task, data, budget, settings)

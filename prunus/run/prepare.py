@@ -11,7 +11,7 @@ from prunus.data import Data
 from prunus.errors import UserError
 from prunus.methods import Options, configure
 from prunus.run.folder import RunFolder
-from prunus.run.settings import Settings, resolve_method, without_none
+from prunus.run.settings import Settings, resolve_method, resolve_repair, without_none
 from prunus.run.stages import Pipeline
 from prunus.selection import Budget, Metered, Sparsity
 from prunus.tasks import Given, Task, find_kind
@@ -54,6 +54,12 @@ def make_pipeline(
     task.check(task.model)
     config.check_task(task)
     budget = with_meter(run, task, budget, settings)
+    if settings.steps > 1 and task.graph.behind:
+        raise UserError(
+            f"steps={settings.steps}: {min(task.graph.behind)} stands behind a parametrisation, and only weights that "
+            "stand in the model as they are can be pruned in steps. Remove the parametrisation "
+            "(torch.nn.utils.parametrize.remove_parametrizations), or leave steps out."
+        )
     # A budget of milliseconds that was met might not be met if it were measured again.
     if not (isinstance(budget, Metered) and run.is_finished("prune")):
         config.check(task.graph, budget)
@@ -78,6 +84,9 @@ def make_pipeline(
         config=config,
         base_recipe=base_recipe,
         recovery_recipe=recovery_recipe,
+        repairs=resolve_repair(settings),
+        must_repair=settings.repair is not None,
+        steps=settings.steps,
     )
 
 

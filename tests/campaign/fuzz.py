@@ -9,6 +9,7 @@ reader how many trials were refused, how many read all the same, and every other
 import json
 import warnings
 from collections.abc import Callable
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from prunus.latency.cache import Timings
 from prunus.run import RunFolder, lock
 from prunus.run.provenance import read_fingerprint
 from prunus.run.records import check_record
+from prunus.run.steps import StepRecord
 from prunus.train import fit
 from prunus.zoo import load_weights
 from tests.campaign import examples
@@ -39,9 +41,9 @@ def read_result(file: Path) -> None:
     report.write_page(file.with_name("report.html"), values)
 
 
-def read_settings(file: Path) -> None:
-    """Resume a run with the settings of the example."""
-    original = json.loads((examples.FILES / "units" / "settings.json").read_text())
+def read_settings(home: str, file: Path) -> None:
+    """Resume a run with the settings of the example in a folder."""
+    original = json.loads((examples.FILES / home / "settings.json").read_text())
     RunFolder(file.parent, original, resume=True)
 
 
@@ -49,6 +51,11 @@ def read_stage(file: Path) -> None:
     """Read the record of a finished stage."""
     run = RunFolder(file.parents[1], json.loads((file.parents[1] / "settings.json").read_text()), resume=True)
     check_record(run.path, file.stem, run.stage(file.stem, dict))
+
+
+def read_step(file: Path) -> None:
+    """Read what a step did."""
+    read_json(file, StepRecord)
 
 
 def read_saved(file: Path) -> None:
@@ -125,11 +132,15 @@ def read_hypernetwork(file: Path) -> None:
 READERS: dict[str, Callable[[Path], None]] = {
     "units/result.json": read_result,
     "weights/result.json": read_result,
-    "units/settings.json": read_settings,
+    "units/settings.json": partial(read_settings, "units"),
     **{
         f"weights/stages/{name}.json": read_stage
         for name in ("base", "prune", "shrink", "recover", "evaluate")
     },
+    "repaired/result.json": read_result,
+    "repaired/settings.json": partial(read_settings, "repaired"),
+    "repaired/stages/repair.json": read_stage,
+    "step.json": read_step,
     **{f"saved/{name}": read_saved for name in ("keep.json", "model.safetensors", "masks.safetensors")},
     **{f"sealed/{name}": read_sealed for name in ("keep.json", "model.safetensors", "masks.safetensors")},
     "data/data.json": read_data,

@@ -66,6 +66,53 @@ def test_summary_says_what_a_newcomer_asks():
         assert words in text
 
 
+def repaired(kept: str = "repaired") -> dict:
+    """A result.json of a run that repaired, with the model that went on."""
+    test = {"test": {"accuracy": 0.8, "loss": 0.5}} if kept == "repaired" else {}
+    both = {"cut": 0.5, "repaired": 0.79} if kept == "repaired" else {"cut": 0.5, "repaired": None}
+    found = {"how": "order", "kept": kept, "on_val": both, "examples": 1024, "layers": 9, "left": {"a": "b"}}
+    return result() | {
+        "repaired": found | {"unexplained": [0.31, 0.0625]} | test,
+        "input": {"shape": [1, 8, 8]},
+    }
+
+
+def test_a_repaired_model_has_a_column_of_its_own(tmp_path):
+    text = " ".join(text_of(report.summary(repaired()), width=120).split())
+    assert "before ┃ as cut ┃ repaired ┃ recovered" in text
+    assert "92.00 % │ 40.00 % │ 80.00 % │ 91.00 %" in text
+    assert "41 M │ 20.5 M │ 20.5 M │ 20.5 M" in text
+    said = (
+        "Repaired without labels: 9 layers fitted to 1024 examples, and 1 left; on average 6.25 % of a layer's output "
+        "is left unexplained, 31 % as cut. On val 79.00 %; with renewed norms alone 50.00 %; it went on."
+    )
+    assert said in text
+    report.write_page(tmp_path / "report.html", repaired())
+    page = (tmp_path / "report.html").read_text()
+    assert "<th>as cut</th><th>repaired</th><th>recovered</th>" in page and "80.00 %" in page
+    assert "“As cut” is the smaller model" in page and "9 layers fitted" in page
+
+
+def test_a_repair_that_was_not_kept_has_a_sentence_and_no_column(tmp_path):
+    text = " ".join(text_of(report.summary(repaired("cut")), width=120).split())
+    assert "before ┃ pruned ┃ recovered" in text and "80.00 %" not in text
+    assert "On val not finite; with renewed norms alone 50.00 %, which was better, so that went on." in text
+    values = result() | {"repaired": {"how": "order", "kept": "cut", "refused": "no."}}
+    assert "Not repaired: no. The model went on as it was cut." in text_of(report.summary(values))
+    assert "repair" not in text_of(report.summary(result())).lower()
+
+
+@pytest.mark.parametrize("kept", ["repaired", "cut"])
+def test_what_a_repair_gained_is_read_back(tmp_path, kept):
+    write_json(tmp_path / "result.json", repaired(kept))
+    assert report.read_result(tmp_path / "result.json")["repaired"]["kept"] == kept
+    damaged = repaired("repaired")
+    damaged["repaired"]["test"] = {"loss": 0.5}
+    write_json(tmp_path / "result.json", damaged)
+    with pytest.raises(FileError, match=r"repaired\.test, should hold 'accuracy'"):
+        report.read_result(tmp_path / "result.json")
+
+
 def test_markup_in_names_reaches_no_console():
     """Also where a user prints a table with a console of rich that reads markup."""
     name = "[bold]x[/nothing]"

@@ -90,6 +90,16 @@ def test_an_option_for_all_goes_to_the_methods_that_have_it_and_their_own_wins()
     assert scratch.settings.options[1:] == ("weights=anew",)
 
 
+def test_repair_and_steps_can_be_an_arms_own_and_go_to_those_that_can():
+    shared = replace(SETTINGS, repair="once", steps=2)
+    methods = ["taylor", "taylor:repair=off,steps=3", "scratch", "lookahead"]
+    found = planned(methods, ["macs=0.5", "sparsity=0.8"], settings=shared)
+    asked = [(arm.settings.repair, arm.settings.steps) for arm in found]
+    assert asked == [("once", 2), ("off", 3), (None, 1), (None, 1)]
+    (own,) = planned(["pass:steps=9"])
+    assert own.settings.options == ("steps=9",) and own.settings.steps == 1
+
+
 def test_an_arm_that_is_asked_for_twice_runs_once_and_auto_is_a_name_for_one():
     assert [arm.label for arm in planned(["auto", "taylor", "random", "random"])] == ["taylor", "random"]
     assert [arm.label for arm in planned(["auto"], ["sparsity=0.9"])] == ["lookahead"]
@@ -128,6 +138,9 @@ def test_names_of_folders_are_safe_and_differ(text):
             "none of taylor has such an option",
         ),
         ({"methods": ["taylor"], "settings": {"runtime": "torch"}}, "needs a budget of latency_ms"),
+        ({"methods": ["taylor:steps=few"]}, "steps should be a whole number, but is 'few'"),
+        ({"methods": ["taylor:repair=twice"]}, "repair"),
+        ({"methods": ["dhp"], "settings": {"steps": 2}}, "steps=2 does not go with dhp"),
         ({"methods": ["taylor"], "jobs": 0}, "jobs should be a whole number from 1, but is 0"),
     ],
     ids=str,

@@ -75,6 +75,7 @@ class Config(Units):
         how: How the scores alone choose (see select): that network is evaluated first, beside the uniform one.
     """
 
+    no_steps = "it searches for the widths of the whole network"
     weights: Weights = "inherit"
     start: Start | None = None
     form: Form = "paper"
