@@ -15,7 +15,7 @@ from prunus import report
 from prunus.cli import describe
 from prunus.cli.answers import answers_json, answers_table, write_images
 from prunus.cli.folders import new_folder
-from prunus.cli.parameters import Limit, Names, Seeds, Share, Spec, Whole
+from prunus.cli.parameters import Limit, Minutes, Names, Real, Seeds, Share, Spec
 from prunus.cli.run_options import RunOptions
 from prunus.cli.terminal import Terminal
 from prunus.errors import PrunusError, UserError
@@ -85,7 +85,8 @@ def run(
     seed: int = 0,
     resume: bool = False,
     dry_run: bool = False,
-    epochs: Whole = None,
+    epochs: Real = None,
+    minutes: Minutes = None,
 ) -> None:
     """Make a model smaller: train or fine-tune it, prune it to a budget, prove, recover, test and report.
     A run that was killed continues with the same command and --resume, and ends in the same numbers.
@@ -114,9 +115,12 @@ def run(
             depends on yet may be corrected.
         dry_run: Show what would be removed from the model as it is, and stop; nothing is trained or written. Methods
             that decide by training or searching have nothing to show.
-        epochs: The number of epochs of training after pruning.
+        epochs: The number of epochs of training after pruning; fractions count, as for all epochs.
+        minutes: The time for training after pruning, in place of epochs: some steps are tried first, and as many are
+            planned as fit.
     """
-    settings, limit = common.settings(method=method, seed=seed, epochs=epochs), parse_limit(budget, sparsity)
+    settings = common.settings(method=method, seed=seed, epochs=epochs, minutes=minutes)
+    limit = parse_limit(budget, sparsity)
     settings, why = resolve_auto(settings, limit)
     if why:
         OUT.print(why, soft_wrap=True)
@@ -381,4 +385,7 @@ def show(values: dict, folder: Path) -> None:
     if "sparsity" in values["after"]:
         hint = f"Zeros make a file smaller, seldom a model faster: `prunus bench {folder}` measures it."
         OUT.print(hint, soft_wrap=True)
+    if (minutes := values["settings"].get("minutes")) is not None:
+        epochs = values["settings"]["recovery"]["epochs"]
+        OUT.print(f"Recovery took {epochs:.3g} epochs, planned for {minutes:g} minutes.", soft_wrap=True)
     OUT.print(f"The smaller model and its report: {folder}/report.html", soft_wrap=True)

@@ -13,6 +13,7 @@ from prunus.cli.parameters import (
     Precision,
     Readers,
     Real,
+    RecipePairs,
     Repairs,
     Resizing,
     Runtime,
@@ -45,6 +46,9 @@ class RunOptions:
         batch_size: The number of examples per step, of all processes together.
         precision: The precision of training: bf16 (the default if the hardware supports it) or no (full precision).
         distill_weight: The weight of distillation from the unpruned model in the loss, 0 to 1.
+        recipe: A field of a training's recipe; may be given several times. PART is base, search (the method's own
+            training) or recover; without it, all three: --recipe recover.optimizer=adamw --recipe recover.lr=1e-3
+            --recipe schedule=linear. `prunus tasks NAME` lists the fields.
         runtime: The runtime that measures a budget of latency_ms: torch on the training device, or onnxruntime on
             the processor.
         image_size: The side in pixels to which all images are resized.
@@ -66,7 +70,7 @@ class RunOptions:
     task: str = DEFAULT
     weights: File = None
     total_epochs: Total = None
-    base_epochs: Whole = None
+    base_epochs: Real = None
     base_lr: Real = None
     repair: Repairs = None
     steps: int = 1
@@ -74,6 +78,7 @@ class RunOptions:
     batch_size: Whole = None
     precision: Precision = None
     distill_weight: Real = None
+    recipe: RecipePairs = ()
     runtime: Runtime = None
     image_size: Size = None
     mean: Channels = None

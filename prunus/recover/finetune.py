@@ -40,6 +40,7 @@ def recover(
     folder: Path | str | None = None,
     seed: int = 0,
     progress: Callable[..., AbstractContextManager[Step]] = silent,
+    label: str = "recovering",
 ) -> Recovered:
     """Recover a pruned model in place: renew its norms, then fine-tune it, unless that makes it worse on val.
 
@@ -47,10 +48,12 @@ def recover(
         small: The pruned model.
         task: The loss, the metric and the data.
         recipe: The settings of the fine-tuning.
-        teacher: The unpruned model, whose answers are learned too, by recipe.distill_weight.
+        teacher: The unpruned model, whose answers are learned too, by recipe.distill_weight; it moves to the device
+            that trains, and is otherwise unchanged.
         folder: A folder for a checkpoint, from which the fine-tuning resumes.
         seed: The seed of the batches.
         progress: Shows the steps, such as `progress.bar`.
+        label: The name of the stage, for `progress`.
 
     Returns:
         The history, and which of the models of the start and of the end was kept.
@@ -64,7 +67,7 @@ def recover(
     before = {name: tensor.detach().clone() for name, tensor in tensors.items()} if recipe.epochs else {}
     start = task.evaluate(small, task.data.val)[key] if recipe.epochs else None
     history = fit(
-        small, task, recipe, seed=seed, teacher=teacher, folder=folder, progress=progress, label="recovering"
+        small, task, recipe, seed=seed, teacher=teacher, folder=folder, progress=progress, label=label
     )
     if not history:
         return Recovered(history=history)

@@ -148,11 +148,23 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("Expected either shape or shapes")
 
 
+class Recovery(msgspec.Struct, frozen=True, kw_only=True):
+    """The recipe of recovery, as far as it is shown."""
+
+    epochs: Amount
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings that every run has."""
+    """The settings that every run has, and the time of recovery, if it was given."""
 
     model: str
     data: str
+    minutes: Amount | None = None
+    recovery: Recovery | msgspec.UnsetType = msgspec.UNSET
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None and self.recovery is msgspec.UNSET:
+            raise ValueError("Expected recovery.epochs beside minutes")
 
 
 class Chart(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):

@@ -140,11 +140,11 @@ def curves_figure(result: dict[str, Any]) -> dict[str, Any]:
     """Make a figure of the metric on held-out training data and the loss per epoch: base, then recovery."""
     metric = metric_of(result)
     data: list[dict[str, Any]] = []
-    start = 0
+    start = 0.0
     for stage, color in (("base", BASE), ("recover", KEPT)):
         history = result["history"].get(stage) or []
-        epochs = [start + number for number in range(1, len(history) + 1)]
-        start += len(history)
+        epochs = [start + (row.get("epoch") or number) for number, row in enumerate(history, 1)]
+        start = epochs[-1] if epochs else start
         for key, axis in ((metric.key, "y"), ("loss", "y2")):
             data.append(
                 {

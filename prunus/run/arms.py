@@ -19,7 +19,8 @@ from typing import Any
 from prunus.errors import UserError
 from prunus.methods import Method, find, option_types
 from prunus.run.advice import resolve_auto
-from prunus.run.settings import Settings, check_steps, resolve_budget, resolve_repair
+from prunus.run.recipes import part_of
+from prunus.run.settings import Settings, check_steps, resolve_budget, resolve_method, resolve_repair
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import Task
 
@@ -31,7 +32,7 @@ LONGEST = 100  # characters of an arm's name
 OF_EACH_ARM = {  # settings that a comparison sets itself, and what to give instead
     "method": "the methods to compare",
     "seed": "seeds",
-    "epochs": "total_epochs, which are the same for all arms",
+    "minutes": "total_epochs, which are the same for all arms,",
 }
 
 
@@ -162,11 +163,23 @@ def make_arm(
             )
         of = (folder / RUNS / first.name).resolve()
         settings = replace(settings, options=(f"of={of}", "weights=anew"), lr=None, repair=None, steps=1)
-    settings = replace(settings, **of_run)
+    recipe = tuple(text for text in shared.recipe if concerns(text, settings))
+    settings = replace(settings, recipe=recipe, **of_run)
     resolve_budget(settings, limit)
     resolve_repair(settings)
     check_steps(settings, limit)
     return Arm(label=text, limit=limit, seed=seed, settings=settings, after=first)
+
+
+def concerns(text: str, settings: Settings) -> bool:
+    """Return whether a field of a recipe, asked of all arms, concerns one.
+
+    A search that trains nothing has no recipe, and a training from scratch its own learning rate.
+    """
+    _, config = resolve_method(settings)
+    if part_of(text) == "search":
+        return config.fixed_in_search() is not None
+    return config.recovery_purpose == "recover" or text.partition("=")[0].strip() != "recover.lr"
 
 
 def parse_method(text: str) -> tuple[str, tuple[str, ...]]:
@@ -205,6 +218,12 @@ def check_shared(settings: Settings) -> None:
             raise UserError(
                 f"{name}={getattr(settings, name)}: a comparison takes {instead} in its place; leave it out."
             )
+
+    if "epochs" in settings.asked.of("recover"):
+        raise UserError(
+            "a comparison takes total_epochs, which are the same for all arms, in place of epochs of recovery; leave "
+            "those out."
+        )
 
 
 def check_limits(limits: Sequence[Limit], methods: Sequence[Method], runtime: str | None) -> None:

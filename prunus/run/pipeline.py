@@ -6,11 +6,10 @@
 The stages are in stages.py; folder.py resumes a killed run.
 """
 
-import copy
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +31,19 @@ from prunus.run.folder import RunFolder
 from prunus.run.from_base import begin_from
 from prunus.run.prepare import make_pipeline, make_task
 from prunus.run.result import make_result
-from prunus.run.settings import Settings, check_steps, label, resolve_budget, resolve_repair, resolve_task
+from prunus.run.settings import (
+    Settings,
+    check_steps,
+    label,
+    resolve_budget,
+    resolve_repair,
+    resolve_task,
+    to_json,
+)
 from prunus.run.stages import Pipeline
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import Task
 
-# Settings that are stored unless they are the usual ones, because runs of version 0.1.0 lack them.
-LATER = (
-    *("skip_broken", "task", "task_options", "steps", "total_epochs"),
-    *("mean", "std", "crop", "interpolation", "transform", "workers"),
-)
 WHOLE = Budget(macs=1.0)
 NOTHING_PRUNED: dict[str, Any] = {
     "method": "random",
@@ -202,7 +204,7 @@ def preview(
             f"steps={settings.steps}", "training between steps", "a single step by leaving steps out"
         )
     with use_threads(settings.threads), tempfile.TemporaryDirectory() as folder:
-        run = RunFolder(folder, asdict(settings), progress=progress)
+        run = RunFolder(folder, to_json(settings), progress=progress)
         pipeline = _make_pipeline(run, model, example, task, data, budget, settings)
         pipeline = replace(pipeline, config=pipeline.config.preview())
         return pipeline.graph, pipeline.choose(pipeline.fresh_model())
@@ -241,11 +243,7 @@ def collect_settings(
                 "give either a task, or a model and data; a task has a model and data of its own."
             )
         things = {"model": label(task.model), "data": label(task.data), "task": type(task).__qualname__}
-    stored, usual = asdict(settings), asdict(Settings())
-    for name in LATER:
-        if stored[name] == usual[name]:
-            del stored[name]
-    return json.loads(json.dumps(things | {"budget": {budget.name: budget.value}} | stored))
+    return json.loads(json.dumps(things | {"budget": {budget.name: budget.value}} | to_json(settings)))
 
 
 def _make_pipeline(
@@ -261,6 +259,4 @@ def _make_pipeline(
     if task is None:
         assert model is not None and data is not None
         task = make_task(model, example, data, settings, provenance.split_of(run.path))
-    else:
-        task = copy.copy(task)  # the user's own task keeps its recipe fields
     return make_pipeline(run, task, budget, settings, is_trained=is_trained)

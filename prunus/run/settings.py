@@ -1,13 +1,14 @@
 """The settings of a run, and the stage that reads each first."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Annotated, Any, Literal
 
 from prunus.data import Crop, Data, ImageOptions, WorkerCount
 from prunus.errors import UserError
 from prunus.methods import Method, Options, configure, find
-from prunus.options import Checked, Count, Epochs, Pixels, Rate, Seed, Share
+from prunus.options import Checked, Count, Epochs, Pixels, Range, Rate, Seed, Share
+from prunus.run.recipes import PARTS, SAME_AS, Asked, ask, by_part
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import DEFAULT, Task, own_task
 from prunus.zoo import Interpolation
@@ -44,15 +45,19 @@ class Settings(Checked):
         base_lr: The highest learning rate before pruning; None: as the task advises.
         repair: The way of fitting the pruned model again without labels: "order" or "once", as in `prunus.repair`, or
             "off"; None: "order" where units are removed, but a model that cannot be repaired goes on as it was cut.
-        epochs: Epochs of training after pruning; None: as the task advises.
+        epochs: Epochs of training after pruning; None: as the task advises. Fractions of epochs count, here and above.
         total_epochs: Epochs of training after the base, of the method's search and recovery together, in place of
             `epochs`; a search that trains takes half, unless its options say how many. A training from scratch gets
             those of the base in addition.
+        minutes: In place of epochs, the time for recovery, as far as it can be foreseen: some steps are tried, and as
+            many are planned as fit.
         lr: The highest learning rate after pruning; None: as the task advises.
         batch_size: The batch size of every training; None: as the task advises.
         precision: "bf16" or "no"; None: as the task advises.
         distill_weight: The weight of distillation from the base in the loss of recovery, 0 to 1; None: as the task
             advises.
+        recipe: Fields of `train.Recipe` for trainings, each "PART.NAME=VALUE", such as "recover.optimizer=adamw"; PART
+            is base, search (a method's own training) or recover, and without it all three.
         runtime: The runtime that measures a budget of milliseconds: "torch" on the training device (None: torch), or
             "onnxruntime" on the processor.
         threads: The number of threads that torch computes with; None: as many as it is set to.
@@ -82,10 +87,12 @@ class Settings(Checked):
     repair: Repair | None = None
     epochs: Epochs | None = None
     total_epochs: Epochs | None = None
+    minutes: Annotated[float, Range(0, above=True)] | None = None
     lr: Rate | None = None
     batch_size: Count | None = None
     precision: Literal["bf16", "no"] | None = None
     distill_weight: Share | None = None
+    recipe: tuple[str, ...] = ()
     runtime: Literal["torch", "onnxruntime"] | None = None
     threads: Count | None = None
     workers: WorkerCount | None = None
@@ -93,11 +100,17 @@ class Settings(Checked):
     def __post_init__(self):
         super().__post_init__()
         _ = self.images  # is checked when it is made
-        if self.epochs is not None and self.total_epochs is not None:
-            raise UserError(
-                f"epochs={self.epochs:g} are those of recovery, total_epochs={self.total_epochs:g} those of search and "
-                "recovery together; give one of the two."
-            )
+        epochs = self.asked.of("recover").get("epochs")  # all that is asked of recipes is checked here, too
+        asked = {name: getattr(self, name) for name in ("minutes", "total_epochs")}
+        given = [f"{name}={value:g}" for name, value in asked.items() if value is not None]
+        given += [] if epochs is None else [f"{epochs:g} epochs of recovery"]
+        if len(given) > 1:
+            raise UserError(f"{' and '.join(given)} say two things about the same; give one.")
+
+    @property
+    def asked(self) -> Asked:
+        """What is asked of the recipes, by `recipe` and by the settings that say the same."""
+        return ask(self.recipe, {name: getattr(self, name) for name in SAME_AS})
 
     @property
     def images(self) -> ImageOptions:
@@ -105,20 +118,38 @@ class Settings(Checked):
         return ImageOptions(**{field.name: getattr(self, field.name) for field in fields(ImageOptions)})
 
 
+OF_RECIPE = {
+    part: f"recipe.{part}" for part in PARTS
+}  # settings.json has a list for each part in place of `recipe`
 # The settings that each stage is the first to read: until it has begun, they may be corrected when a run is resumed.
 READ_BY = {
     "base": (
         *("model", "data", "task", "task_options", "seed", "weights", "skip_broken"),
         *("image_size", "mean", "std", "crop", "interpolation", "transform"),
-        *("base_epochs", "base_lr", "batch_size", "precision"),
+        *("base_epochs", "base_lr", "batch_size", "precision", OF_RECIPE["base"]),
     ),
-    "prune": ("method", "options", "steps", "budget", "runtime", "total_epochs"),
+    "prune": ("method", "options", "steps", "budget", "runtime", "total_epochs", OF_RECIPE["search"]),
     "shrink": (),
     "repair": ("repair",),
-    "recover": ("epochs", "lr", "distill_weight"),
+    "recover": ("epochs", "minutes", "lr", "distill_weight", OF_RECIPE["recover"]),
     "evaluate": (),
 }
+LATER = (
+    *("skip_broken", "task", "task_options", "steps", "minutes", "recipe", "total_epochs"),
+    *("mean", "std", "crop", "interpolation", "transform", "workers"),
+)
 OF_ENVIRONMENT = ("threads", "workers")  # of the machine that computes; the first may change with a warning
+
+
+def to_json(settings: Settings) -> dict[str, Any]:
+    """Return the settings as settings.json stores them.
+
+    Those that version 0.1.0 lacks are left out where they are the usual ones.
+    """
+    stored, usual = asdict(settings), asdict(Settings())
+    stored = {name: value for name, value in stored.items() if name not in LATER or value != usual[name]}
+    recipe = by_part(stored.pop("recipe", ()))
+    return stored | {OF_RECIPE[part]: texts for part, texts in recipe.items() if texts}
 
 
 def resolve_budget(settings: Settings, budget: Budget | Sparsity | None) -> Budget | Sparsity:
@@ -192,15 +223,12 @@ def check_steps(settings: Settings, budget: Budget | Sparsity) -> None:
         why = "it sets single weights to zero"
     elif budget.name == "latency_ms":
         why = "milliseconds are measured on the original's own widths; give a budget of macs, params or memory_mb"
+    elif settings.minutes is not None:
+        why = "the minutes would have to be shared among the steps; give a number of epochs"
     if settings.steps > 1 and why:
         raise UserError(
             f"steps={settings.steps} does not go with {settings.method} and {budget}: {why}. Leave steps out."
         )
-
-
-def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries whose value is not None."""
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def label(thing: object) -> str:

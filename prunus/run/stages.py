@@ -16,7 +16,7 @@ A run that repairs nothing has no stage repair.
 
 import copy
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -29,10 +29,11 @@ from prunus.graph import Graph, Keep, select_outputs
 from prunus.inputs import call, move
 from prunus.latency import milliseconds
 from prunus.methods import Method, Options, Pruned
-from prunus.recover import recover
+from prunus.recover import measure_pace, recover
 from prunus.run import checks
 from prunus.run.folder import RunFolder
 from prunus.run.loading import check_same, check_same_masks, load_into
+from prunus.run.plan import read_plan, write_plan
 from prunus.run.records import check_record, hash_files
 from prunus.run.repairing import repair_cut
 from prunus.run.settings import READ_BY, Repair
@@ -64,6 +65,7 @@ class Pipeline:
         config: The method's options.
         base_recipe: The recipe of the training before pruning.
         recovery_recipe: The recipe of the training after pruning.
+        minutes: The time for that training, which then decides about its epochs; None: the recipe does.
         repairs: Whether and how the pruned model is repaired.
         must_repair: Whether a model that cannot be repaired is an error; otherwise it goes on as it was cut.
         steps: The number of steps in which the budget is reached.
@@ -76,6 +78,7 @@ class Pipeline:
     config: Options
     base_recipe: Recipe
     recovery_recipe: Recipe
+    minutes: float | None = None
     repairs: Repair = "off"
     must_repair: bool = False
     steps: int = 1
@@ -187,15 +190,18 @@ class Pipeline:
 
     def recover(self) -> dict[str, Any]:
         """Fine-tune the pruned model, save it, and check that the saved model equals the trained one."""
+        recipe = self.plan_recovery()
+        recipe = recipe.adapt(epochs=split_epochs(recipe.epochs, self.steps)[-1])
         small, left = self.pruned_model()
         recovered = recover(
             small,
             self.task.on(small),
-            replace(self.recovery_recipe, epochs=split_epochs(self.recovery_recipe.epochs, self.steps)[-1]),
+            recipe,
             teacher=self.base_model(),
             folder=self.run.folder("recover"),
             seed=self.run.seed,
             progress=self.run.progress,
+            label=f"recovering for {recipe.epochs:.3g} epochs",
         )
         self.log_epochs("recover", recovered.history)
         kept = {"kept": recovered.kept, "on_val": recovered.on_val} if recovered.on_val else {}
@@ -208,6 +214,25 @@ class Pipeline:
             check_same_masks(left, store.load_masks(self.run.path))
         judged = {"recovered": kept} if kept else {}
         return {"history": recovered.history, **judged, "files": hash_files(self.run.path, RESULT)}
+
+    def plan_recovery(self) -> Recipe:
+        """Return the recipe of recovery, with as many epochs as fit into the minutes, if they decide.
+
+        The number of epochs is stored before the training starts, so that a run that was killed goes on with the same.
+        """
+        recipe = self.recovery_recipe
+        if self.minutes is None:
+            return recipe
+        planned = read_plan(self.run.path)
+        if planned is None:
+            small, _ = self.pruned_model()
+            task, teacher, progress = self.task.on(small), self.base_model(), self.run.progress
+            pace = measure_pace(small, task, recipe, teacher=teacher, seed=self.run.seed, progress=progress)
+            seconds = 60 * self.minutes
+            planned = self.run.compute_once(lambda: pace.epochs_within(seconds))
+            write_plan(self.run, planned)
+            self.run.log("planned", minutes=self.minutes, epochs=planned, **asdict(pace))
+        return recipe.adapt(epochs=planned)
 
     def evaluate(self) -> dict[str, Any]:
         """Test the saved model, and measure the costs of base and saved model."""

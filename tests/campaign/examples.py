@@ -3,8 +3,8 @@
     python -m tests.campaign.examples FOLDER
 
 writes them with the code of today. Those in tests/campaign/files were written by version 0.1.0, so they also show that
-its files are still read: `saved` is its form of `sealed`. `sealed`, `data`, `lock`, `repaired` and `step.json`, which
-it did not write, are new.
+its files are still read: `saved` is its form of `sealed`. `sealed`, `data`, `lock`, `plan`, `repaired` and `step.json`,
+which it did not write, are new.
 """
 
 import json
@@ -28,7 +28,7 @@ from prunus.latency.profiling import measure_tables
 from prunus.methods.dhp import DHP
 from prunus.methods.pass_ import PASS
 from prunus.methods.pass_ import Config as PassConfig
-from prunus.run import Settings, lock, prune
+from prunus.run import Settings, lock, plan, prune
 from prunus.run.provenance import FILE
 from prunus.run.steps import DONE
 from prunus.selection import Budget, Sparsity
@@ -149,13 +149,15 @@ def write_step(folder: Path) -> None:
 
 
 def write_provenance(folder: Path) -> None:
-    """Write what the data of a run were, and the lock of a process elsewhere."""
+    """Write what the data of a run were, the lock of a process elsewhere, and how long a recovery was planned to be."""
     whole = load_data("digits").fingerprint
     assert whole is not None
     few = replace(whole, items=dict(islice(whole.items.items(), 12)), skipped={"unreadable": 1})
     write_json(folder / "data" / FILE, few.to_json())
     holder = lock.Holder(4711, "desk", "desk 0", "1 0", "0123456789abcdef" * 2)
     write_json(folder / "lock" / lock.NAME, asdict(holder))
+    (folder / "plan" / plan.FILE).parent.mkdir(parents=True)
+    write_json(folder / "plan" / plan.FILE, {"epochs": 2.5})
 
 
 def write_saved(folder: Path) -> None:

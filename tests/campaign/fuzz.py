@@ -22,6 +22,7 @@ from prunus.files import read_json
 from prunus.graph import trace
 from prunus.latency.cache import Timings
 from prunus.run import RunFolder, lock
+from prunus.run.plan import read_plan
 from prunus.run.provenance import read_fingerprint
 from prunus.run.records import check_record
 from prunus.run.steps import StepRecord
@@ -81,6 +82,11 @@ def read_data(file: Path) -> None:
     original.differences(found)
     found.differences(original)
     found.summary()
+
+
+def read_planned(file: Path) -> None:
+    """Read how many epochs of recovery were planned."""
+    assert read_plan(file.parents[1])
 
 
 def read_lock(file: Path) -> None:
@@ -144,6 +150,7 @@ READERS: dict[str, Callable[[Path], None]] = {
     **{f"saved/{name}": read_saved for name in ("keep.json", "model.safetensors", "masks.safetensors")},
     **{f"sealed/{name}": read_sealed for name in ("keep.json", "model.safetensors", "masks.safetensors")},
     "data/data.json": read_data,
+    "plan/recover/plan.json": read_planned,
     "lock/.lock": read_lock,
     "training/checkpoint.safetensors": read_checkpoint,
     "search/journal.jsonl": read_journal,

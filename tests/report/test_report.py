@@ -24,7 +24,7 @@ HOSTILE = "</script><script>alert(1)</script><b>&\"' {{ 7*7 }} $x$ ü"
 
 def result(name: str = "layer1", seed: int = 0, accuracy: float = 0.91) -> dict:
     """A result.json as a run would write it, with `name` wherever a name stands."""
-    epochs = [{"epoch": epoch, "loss": 1 / (epoch + 1), "lr": 0.1, "accuracy": 0.5} for epoch in range(3)]
+    epochs = [{"epoch": epoch, "loss": 1 / (epoch + 1), "lr": 0.1, "accuracy": 0.5} for epoch in (1, 2, 3)]
     costs = {"macs": 41e6, "params": 272e3, "latency_ms": 2.5, "memory_mb": 1.5, "file_mb": 1.1}
     return {
         "method": name,
@@ -182,6 +182,15 @@ def test_figures_show_every_axis_and_epoch():
     widths, curves = widths_figure(result()), curves_figure(result())
     assert widths["data"][0]["x"] == [3, 8] and widths["data"][1]["x"] == [5, 0]
     assert [line["x"] for line in curves["data"]] == [[1, 2, 3], [1, 2, 3], [4, 5], [4, 5]]
+
+
+def test_a_fraction_of_an_epoch_is_drawn_where_it_ends():
+    values = result()
+    values["history"] = {
+        "base": [{"epoch": 1, "loss": 1.0}, {"epoch": 1.5, "loss": 0.5}],
+        "recover": [{"epoch": 0.25}],
+    }
+    assert [line["x"] for line in curves_figure(values)["data"]] == [[1, 1.5], [1, 1.5], [1.75], [1.75]]
 
 
 def test_a_run_without_training_has_no_curves(tmp_path):

@@ -100,6 +100,13 @@ def test_repair_and_steps_can_be_an_arms_own_and_go_to_those_that_can():
     assert own.settings.options == ("steps=9",) and own.settings.steps == 1
 
 
+def test_a_recipe_of_searches_goes_to_those_that_train():
+    asked = ("search.optimizer=adamw", "recover.lr=0.01", "weight_decay=0.01")
+    taylor, dhp, scratch = planned(["taylor", "dhp", "scratch"], settings=replace(SETTINGS, recipe=asked))
+    assert taylor.settings.recipe == asked[1:] and dhp.settings.recipe == asked
+    assert scratch.settings.recipe == asked[2:]
+
+
 def test_an_arm_that_is_asked_for_twice_runs_once_and_auto_is_a_name_for_one():
     assert [arm.label for arm in planned(["auto", "taylor", "random", "random"])] == ["taylor", "random"]
     assert [arm.label for arm in planned(["auto"], ["sparsity=0.9"])] == ["lookahead"]
@@ -133,6 +140,7 @@ def test_names_of_folders_are_safe_and_differ(text):
         ({"methods": ["taylor"], "settings": {"method": "dhp"}}, "takes the methods to compare in its place"),
         ({"methods": ["taylor"], "settings": {"seed": 2}}, "takes seeds in its place"),
         ({"methods": ["taylor"], "settings": {"epochs": 2, "total_epochs": None}}, "takes total_epochs"),
+        ({"methods": ["taylor"], "settings": {"minutes": 2, "total_epochs": None}}, "takes total_epochs"),
         (
             {"methods": ["taylor"], "settings": {"options": ("score=snip",)}},
             "none of taylor has such an option",
@@ -204,7 +212,7 @@ def test_every_arm_was_trained_as_long_by_the_same_teacher(finished):
 
 
 def test_epochs_and_total_epochs_are_not_given_both():
-    with pytest.raises(UserError, match="give one of the two"):
+    with pytest.raises(UserError, match="say two things about the same"):
         Settings(epochs=1, total_epochs=2)
 
 
