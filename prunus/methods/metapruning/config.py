@@ -7,7 +7,7 @@ import numpy as np
 
 from prunus.errors import UserError
 from prunus.graph import Graph
-from prunus.methods import Units, check_loss
+from prunus.methods import Units, check_loss, epochs_left, half_of
 from prunus.methods.metapruning.pruning_net import HIDDEN, Form, check_memory
 from prunus.options import Count, no_preview, reject_unused
 from prunus.search import (
@@ -109,6 +109,14 @@ class Config(Units):
     def preview(self) -> "Config":
         """Raise UserError, because units are chosen by the search."""
         raise no_preview("metapruning", "a search", "another method, such as --method taylor")
+
+    def share_training(self, task: Task, epochs: float) -> tuple["Config", float]:
+        """Give a supernet half of the epochs, unless the options say how many; other searches train nothing."""
+        if self.weights in UNTRAINED:
+            return self, epochs
+        searched = self.epochs or half_of(epochs)
+        what = f"metapruning with weights={self.weights} and epochs={searched:g}"
+        return replace(self, epochs=searched), epochs_left(what, searched, epochs)
 
     def resolved(self) -> "Config":
         """Return the options with a value for each None that depends on others; UserError if options conflict."""

@@ -9,7 +9,7 @@ from prunus import gates
 from prunus.data import Data, Split
 from prunus.errors import UserError
 from prunus.graph import Graph
-from prunus.methods import Units, check_loss
+from prunus.methods import Units, check_loss, epochs_left
 from prunus.methods.pass_ import statistics
 from prunus.methods.pass_.hypernetwork import load
 from prunus.methods.pass_.prompt import How, Kind, fit_size, image_shape
@@ -111,6 +111,11 @@ class Config(Units):
     def preview(self) -> "Config":
         """Raise UserError, because units are chosen by training."""
         raise no_preview("pass", "training", "the magnitudes that it begins with: --method magnitude")
+
+    def share_training(self, task: Task, epochs: float) -> tuple["Config", float]:
+        """Leave for recovery as many steps as the search does not take, although it trains the hypernetwork alone."""
+        searched = self.steps / task.data.train.steps(task.recipe("recover").batch_size)
+        return self, epochs_left(f"pass with steps={self.steps}", searched, epochs)
 
     def check_task(self, task: Task) -> None:
         """Raise UserError if images differ in size, none can be held out to choose a snapshot with, or the task has no
