@@ -15,7 +15,7 @@ from prunus import report
 from prunus.cli import describe
 from prunus.cli.answers import answers_json, answers_table, write_images
 from prunus.cli.folders import new_folder
-from prunus.cli.parameters import Limit, Minutes, Names, Real, Seeds, Share, Spec
+from prunus.cli.parameters import Initial, Limit, Minutes, Names, Real, Seeds, Share, Spec
 from prunus.cli.run_options import RunOptions
 from prunus.cli.terminal import Terminal
 from prunus.errors import PrunusError, UserError
@@ -38,7 +38,7 @@ from prunus.run import bench as benching
 from prunus.run import compare as run_board
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import find_kind
-from prunus.zoo import load_model
+from prunus.zoo import load_model, load_weights
 
 Common = Annotated[RunOptions, OmitArgPrefixes]
 # Of several processes only the first prints.
@@ -172,26 +172,35 @@ def inspect(
     input_shape: tuple[int, int, int] | None = None,
     classes: int | None = None,
     explain: str | None = None,
+    weights: Initial = None,
 ) -> None:
-    """Show what of a model can shrink: its axes, what is coupled, what is fixed and why, and the costs;
-    nothing is trained, loaded or changed.
+    """Show what of a model can shrink: its axes, what is coupled, what is fixed and why, and the costs; of images, also
+    what each axis leaves unexplained with fewer units. Nothing is trained or changed.
 
     Examples:
       prunus inspect --model zoo:resnet56
+      prunus inspect --model zoo:resnet20 --data parquet:cifar10 --weights cifar10_resnet20.safetensors
       prunus inspect --model timm:vit_tiny_patch16_224 --explain blocks.0.attn.qkv
       prunus inspect --model my.net:Net --input-shape 3 64 64 --classes 5
 
     Args:
         model: zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG_DIR or package.module:callable.
-        data: The data from which to take the image shape and the number of classes.
+        data: The data from which to take the image shape and the number of classes, and 512 training images for the
+            sensitivity of each axis; labels are not read.
         input_shape: The channels, height and width of one image.
         classes: The number of classes.
         explain: An axis, layer or parameter to explain in full.
+        weights: A .safetensors file, or a .pt file of tensors; the sensitivity is that of these weights.
     """
-    shape, number = describe.input_of(model, data, input_shape, classes)
+    loaded = describe.load_images(model, data)
+    shape, number = describe.input_of(model, loaded, input_shape, classes)
     network = load_model(model, classes=number, in_shape=shape)
+    if weights is not None:
+        load_weights(network, weights)
     graph = trace(network, describe.example(shape))
     OUT.print(Text(graph.explain(explain)) if explain else describe.graph(graph))
+    if loaded is not None and not explain:
+        OUT.print(describe.curves(describe.measure_curves(network, graph, loaded, bar)))
 
 
 def methods(name: Positional[str | None] = None) -> None:

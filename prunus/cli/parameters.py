@@ -42,6 +42,7 @@ Multiple = Annotated[
     int | None, arg(metavar="INT", help_behavior_hint="(default: multiples that are fast on the hardware)")
 ]
 File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: train from scratch)")]
+Initial = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the model's first)")]
 Patterns = Annotated[tuple[str, ...], arg(metavar="PATTERN ...", help_behavior_hint="(default: none)")]
 Names = Annotated[tuple[str, ...], arg(metavar="NAME ...")]
 Seeds = Annotated[tuple[int, ...], arg(metavar="INT ...")]

@@ -98,7 +98,7 @@ class DHP:
         self.owners = self.units.owners
         self.costs = self.units.unit_costs() if config.cost_aware else torch.ones(len(self.owners))
         self.threshold = 0.0 if config.mode == "exact" else 5e-3
-        steps_of = blocks(graph, config.round_to or GRIDS[0], halve=config.round_to is None)
+        steps_of = blocks(graph, config.multiple or GRIDS[0], halve=config.multiple is None)
         self.blocks = dict(zip(graph.axes, steps_of.tolist(), strict=True))
         self.check_every, self.horizon = -(-steps // CHECKS), max(1, steps // HORIZON)
         self.tracked = torch.linspace(0, len(self.owners) - 1, min(TRACKED, len(self.owners))).long()
