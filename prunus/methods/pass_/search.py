@@ -68,6 +68,7 @@ class PASS(nn.Module):
 
     statistics: Tensor
     inputs: Tensor
+    costs: Tensor
     kept: Tensor
 
     def __init__(
@@ -147,6 +148,9 @@ class PASS(nn.Module):
         statistics = standardise(statistic(model, graph), sizes)
         self.register_buffer("statistics", statistics, persistent=False)
         self.register_buffer("inputs", network_inputs(graph, names, statistics), persistent=False)
+        free = self.units.floors < torch.tensor(list(sizes.values()))
+        costs = self.units.unit_costs() * free[self.units.owners]  # what always stays is not paid for
+        self.register_buffer("costs", costs, persistent=False)
         self.register_buffer("kept", torch.ones(len(statistics), dtype=torch.bool))
         self.network = copy_model(model, {})
         for module in self.network.modules():
@@ -256,9 +260,23 @@ class PASS(nn.Module):
     def straight_through(self, found: Tensor, kept: Tensor) -> Tensor:
         """The masks (N,), ones and zeros, whose gradients go to the scores (straight-through)."""
         slope = found - found.detach()  # zeros, with the gradient of the scores
+        if self.config.straight_through == "budget":
+            slope = self._within_budget(slope)
         if self.config.straight_through == "clipped":
             slope = slope * (self._distance(found.detach(), kept) <= 1)
         return kept.to(slope.dtype) + slope
+
+    def _within_budget(self, slope: Tensor) -> Tensor:
+        """The slopes (N,), lowered together so that their cost is nothing: a score that rises pushes others out.
+
+        So a unit is charged the gradient that the same cost has on average, and one to which the loss does not respond
+        falls, whatever its weights are.
+        """
+        if self.config.scope == "per_axis":
+            owners = self.hypernetwork.owners
+            sums = slope.new_zeros(len(self.names)).index_add(0, owners, slope)
+            return slope - (sums / torch.bincount(owners))[owners]
+        return (slope - (self.costs @ slope) / self.costs.sum()) * (self.costs > 0)
 
     def _distance(self, found: Tensor, kept: Tensor) -> Tensor:
         """The distances (N,) of scores from the threshold, the best score not kept; infinite if all are kept."""
