@@ -1,5 +1,6 @@
 """Metrics: the number that a task is judged by, and how people read numbers."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -32,6 +33,13 @@ class Metric:
         if before is None or after is None:
             return ""
         return self._with_unit(f"{self.factor * (after - before):+.{self.digits}f}", self.unit_of_changes)
+
+    def is_worse(self, value: float | None, other: float | None) -> bool:
+        """Return whether a stored value is that of a worse model than another; any number is better than none."""
+        numbers = [number is not None and math.isfinite(number) for number in (value, other)]
+        if value is None or other is None or not all(numbers):
+            return numbers == [False, True]
+        return value < other if self.higher_is_better else value > other
 
     def spread(self, deviation: float) -> str:
         """Return a standard deviation of stored values, such as "0.20 points"."""

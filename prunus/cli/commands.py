@@ -28,6 +28,7 @@ from prunus.cli.parameters import (
     Readers,
     Real,
     RecipePairs,
+    Repairs,
     Resizing,
     Runtime,
     Share,
@@ -90,12 +91,14 @@ def run(
     method: str = "taylor",
     budget: Limit = None,
     sparsity: Share = None,
+    steps: int = 1,
     weights: File = None,
     seed: int = 0,
     resume: bool = False,
     dry_run: bool = False,
     base_epochs: Real = None,
     base_lr: Real = None,
+    repair: Repairs = None,
     epochs: Real = None,
     minutes: Minutes = None,
     lr: Real = None,
@@ -140,6 +143,7 @@ def run(
             number. Milliseconds of one input are measured here, which takes a minute or two the first time.
         sparsity: The share of single weights to set to zero, instead of a budget. Zeros make files smaller, seldom
             a model faster: measure it with `prunus bench`.
+        steps: The number of steps in which the budget is reached; the network is repaired and trained between them.
         weights: A .safetensors file, or a .pt file of tensors, to fine-tune from.
         seed: The seed of weights, order and random choices; the same seed gives the same numbers on the same CPU.
         resume: Continue the run in --out, which must have been begun with the same settings; those that nothing in it
@@ -148,6 +152,7 @@ def run(
             that decide by training or searching have nothing to show.
         base_epochs: The number of epochs of training before pruning; 0 uses the weights as they are.
         base_lr: The highest learning rate before pruning.
+        repair: The way of fitting the pruned model again without labels, before it is trained; the better one goes on.
         epochs: The number of epochs of training after pruning; fractions count, here and above.
         minutes: The time for training after pruning, in place of epochs: some steps are tried first, and as many are
             planned as fit.
@@ -181,6 +186,7 @@ def run(
         task_options=task_options,
         method=method,
         options=options,
+        steps=steps,
         seed=seed,
         weights=str(weights.resolve()) if weights else None,
         image_size=image_size,
@@ -193,6 +199,7 @@ def run(
         skip_broken=skip_broken,
         base_epochs=base_epochs,
         base_lr=base_lr,
+        repair=repair,
         epochs=epochs,
         minutes=minutes,
         lr=lr,

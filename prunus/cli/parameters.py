@@ -18,6 +18,10 @@ Runtime = Annotated[
     Literal["torch", "onnxruntime"] | None,
     arg(metavar="torch|onnxruntime", help_behavior_hint="(default: torch, with latency_ms)"),
 ]
+Repairs = Annotated[
+    Literal["order", "once", "off"] | None,
+    arg(metavar="order|once|off", help_behavior_hint="(default: order, where units are removed)"),
+]
 AS_EXPECTED = "(default: as the model expects)"
 Size = Annotated[int | None, arg(metavar="INT", help_behavior_hint=AS_EXPECTED)]
 Channels = Annotated[tuple[float, ...] | None, arg(metavar="FLOAT ...", help_behavior_hint=AS_EXPECTED)]

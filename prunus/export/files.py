@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prunus.errors import PruningError, one_line
 from prunus.export.programs import export_program, feed_of, missing_for_onnx, open_session, to_onnx
 from prunus.files import write_atomic
+from prunus.graph import evaluation_mode
 from prunus.inputs import call, random_batch, tensors_in
 
 RELATIVE_TOLERANCE = 1e-3  # of the largest output, because other kernels add in another order
@@ -26,7 +27,7 @@ def export_model(folder: Path, model: nn.Module, example: Any, free_dims: Sequen
 
     Args:
         folder: The folder to write to.
-        model: A model that returns tensors.
+        model: A model that returns tensors; it runs in evaluation mode, and keeps its own.
         example: One input with a batch dimension of 1: a tensor, or a tuple or dict of arguments.
         free_dims: The dimensions of inputs that stay free; those beside the batch only if torch can export them so.
 
@@ -37,7 +38,11 @@ def export_model(folder: Path, model: nn.Module, example: Any, free_dims: Sequen
         PrunusError: torch cannot export the model.
         PruningError: An exported file computes something else than the model.
     """
-    folder, model = Path(folder), model.eval()
+    with evaluation_mode(model):
+        return _export(Path(folder), model, example, free_dims)
+
+
+def _export(folder: Path, model: nn.Module, example: Any, free_dims: Sequence[int]) -> list[str]:
     lines: list[str] = []
     try:
         program, other, expected = make_program(model, example, free_dims)

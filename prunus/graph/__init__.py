@@ -38,6 +38,7 @@ from prunus.graph.copying import check_traceable, copy_model
 from prunus.graph.draws import SameDraws
 from prunus.graph.graph import Graph, Member
 from prunus.graph.levels import Levels
+from prunus.graph.modules import evaluation_mode
 from prunus.graph.op import (
     CONSUMES,
     DIRECTION,
@@ -87,6 +88,7 @@ __all__ = [
     "Untracked",
     "check_traceable",
     "copy_model",
+    "evaluation_mode",
     "get_integer",
     "is_inexact",
     "kept_tensors",

@@ -1,6 +1,9 @@
-"""The modules of a model, listed without the nested generators of torch: a trace lists them again and again."""
+"""The modules of a model: listed without the nested generators of torch, because a trace lists them again and again."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -28,3 +31,20 @@ def list_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
             if inner is not None:
                 waiting.append((prefix + child, inner))
     return found
+
+
+@contextmanager
+def evaluation_mode(*models: nn.Module) -> Iterator[None]:
+    """Put models into evaluation mode; afterwards every module returns to the mode it had.
+
+    Args:
+        models: The models.
+    """
+    training = [module for model in models for module in model.modules() if module.training]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -16,6 +16,7 @@ from prunus.graph.axes import Axis, Layout
 from prunus.graph.construction import stated
 from prunus.graph.copying import check_traceable
 from prunus.graph.graph import Graph, _short
+from prunus.graph.modules import evaluation_mode
 from prunus.graph.operators import Args, Kwargs
 from prunus.graph.outputs import Outputs
 from prunus.graph.parametrised import follow_steps
@@ -256,13 +257,11 @@ def part(model: nn.Module, name: str, inputs: Any) -> tuple[nn.Module, Any]:
         calls.append((args, kwargs))
 
     handle = modules[name].register_forward_pre_hook(catch, with_kwargs=True)
-    mode = model.training
     try:
-        with torch.no_grad():
-            call(model.eval(), inputs)
+        with torch.no_grad(), evaluation_mode(model):
+            call(model, inputs)
     finally:
         handle.remove()
-        model.train(mode)
     if not calls or (calls[0][0] and calls[0][1]):
         raise UserError(
             f"{name} must run on `inputs` and take its arguments all by position or all by keyword; "

@@ -9,11 +9,8 @@ that time.) Source: ours.
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-
-from torch import nn
 
 from prunus.export import Call
 
@@ -107,16 +104,3 @@ def count_repeats(call: Call, least_ms: float = LEAST_MS) -> int:
     """Count the calls that take `least_ms` together; this also warms the call up."""
     fastest = min(milliseconds(call) for _ in range(WARMUP))
     return max(1, math.ceil(least_ms / max(fastest, 1e-4)))
-
-
-@contextmanager
-def evaluation_mode(*models: nn.Module) -> Iterator[None]:
-    """Put models into evaluation mode; afterwards every module returns to the mode it had."""
-    training = [module for model in models for module in model.modules() if module.training]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

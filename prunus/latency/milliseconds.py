@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from prunus.export import programs
+from prunus.graph import evaluation_mode
 from prunus.latency import clock
 from prunus.latency.operator_timing import Runtime
 from prunus.latency.profiling import find_runtime
@@ -52,7 +53,7 @@ def latency_ms(model: nn.Module, example: Any, *, repeats: int = 20, warmup: int
         The latency in milliseconds.
     """
     call = programs.prepare_torch(model, example)
-    with clock.evaluation_mode(model):
+    with evaluation_mode(model):
         times = [clock.milliseconds(call) for _ in range(warmup + repeats)]
     return Latency.of(times[warmup:])
 
@@ -84,7 +85,7 @@ def measure(
         UserError: The runtime is unknown or not installed.
     """
     runtime = find_runtime(runtime)
-    with clock.evaluation_mode(*models.values()):
+    with evaluation_mode(*models.values()):
         calls = [runtime.prepare(model, example) for model in models.values()]
         with progress(f"measuring in {runtime.name}", round(seconds)) as step:
             rounds = runtime.race(calls, seconds, step)

@@ -29,9 +29,11 @@ class Options(Checked, ABC):
 
     A method's `Config` derives from `Units` or `Weights`, or from this class if it selects in its own way. Its
     docstring explains the options; `prunus methods NAME` shows it. `removes` is "units" or "weights".
+    `no_steps` says why the method cannot prune in steps (`--steps`); it is empty where it can.
     """
 
     removes: ClassVar[Literal["units", "weights"]]
+    no_steps: ClassVar[str] = ""
 
     @abstractmethod
     def default_limit(self) -> Budget | Sparsity:

@@ -28,6 +28,7 @@ class Config(Options):
     """
 
     removes = "units"
+    no_steps = "what another run kept is of the whole network"
     of: str = ""
 
     def default_limit(self) -> Budget:

@@ -2,8 +2,8 @@
 
 Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, arXiv:1906.10771.
 
-Departs: the trained network is scored once, whereas the paper alternates between pruning a little, training and
-scoring; and scores are divided by the cost of a unit (how=global does not divide).
+Departs: the trained network is scored once unless `--steps` is given, whereas the paper alternates between pruning a
+little, training and scoring; and scores are divided by the cost of a unit (how=global does not divide).
 """
 
 from dataclasses import dataclass

@@ -23,7 +23,7 @@ class Pace:
 
     Args:
         spent_s: Seconds that were spent on measuring.
-        begin_s: Seconds before the first step, in which norms are renewed.
+        begin_s: Seconds before the first step, in which norms are renewed and the model is evaluated.
         step_s: Seconds for a step of the optimiser, the teacher's answers included.
         evaluation_s: Seconds for an evaluation, at the end of each epoch.
         steps: Steps in an epoch.
@@ -77,7 +77,8 @@ def measure_pace(
     """
     began = clock()
     renew_norms(small, calibration_batches(task.data.train, seed))
-    renewed = clock()
+    task.evaluate(small, task.data.val)
+    begun = clock()
     steps, watch = task.data.train.steps(recipe.batch_size), Stopwatch(clock)
     trial = recipe.adapt(epochs=min(TRIED, steps) / steps)
     fit(
@@ -91,10 +92,10 @@ def measure_pace(
         label="taking the time",
     )
     ended = clock()
-    times = watch.times if len(watch.times) > 1 else [renewed, *watch.times]
+    times = watch.times if len(watch.times) > 1 else [begun, *watch.times]
     return Pace(
         spent_s=ended - began,
-        begin_s=renewed - began,
+        begin_s=begun - began,
         step_s=statistics.median(after - before for before, after in pairwise(times)),
         evaluation_s=ended - times[-1],
         steps=steps,

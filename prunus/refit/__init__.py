@@ -16,6 +16,6 @@ Its files, in the order in which to read them:
 from prunus.refit.fitted import Fitted
 from prunus.refit.in_order import fit_in_order
 from prunus.refit.moments import Moments
-from prunus.refit.repairing import repair
+from prunus.refit.repairing import How, cut_and_fit, repair
 
-__all__ = ["Fitted", "Moments", "fit_in_order", "repair"]
+__all__ = ["Fitted", "How", "Moments", "cut_and_fit", "fit_in_order", "repair"]

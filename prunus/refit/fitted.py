@@ -37,6 +37,14 @@ class Fitted:
     left: dict[str, str] = field(default_factory=dict)
     examples: int = 0
 
+    def unexplained(self) -> tuple[float, float]:
+        """The share of a layer's output that is left unexplained, the mean over layers: as they were cut, and now."""
+        count = max(1, len(self.layers))
+        before, after = (
+            [getattr(layer, when) for layer in self.layers.values()] for when in ("before", "after")
+        )
+        return sum(before) / count, sum(after) / count
+
     def summary(self) -> str:
         """Say in a sentence or two what was fitted, and whether there were enough examples."""
         text = f"fitted {len(self.layers)} layers again to {self.examples} examples"
@@ -49,3 +57,17 @@ class Fitted:
             name, why = next(iter(self.left.items()))
             text += f"; left {len(self.left)} as they were cut, such as {name}: {why}"
         return text + "."
+
+
+def name_part(name: str, number: int, parts: int) -> str:
+    """Name one of the products that read a parameter: by the parameter, and by its number if there are several.
+
+    Args:
+        name: The parameter.
+        number: The number of the product, from 0.
+        parts: How many products read it.
+
+    Returns:
+        The name.
+    """
+    return name if parts == 1 else f"{name}, part {number + 1}"

@@ -29,7 +29,7 @@ from prunus.graph import (
 from prunus.inputs import count_examples, model_device, move
 from prunus.progress import Step, silent
 from prunus.refit.batches import read_batches
-from prunus.refit.fitted import Fitted, Layer
+from prunus.refit.fitted import Fitted, Layer, name_part
 from prunus.refit.products import Product
 from prunus.refit.sites import Sites, find_sites
 from prunus.refit.systems import RIDGE, System, check_ridge
@@ -139,7 +139,7 @@ class _Fitting:
         if wanted is None:
             self.sites.left[name] = "what stays of its output depends on the size of the batch"
             return 1
-        key = name if len(self.sites.outputs[name]) == 1 else f"{name}, part {number + 1}"
+        key = name_part(name, number, len(self.sites.outputs[name]))
         self.layers[key] = self._fit(
             [each.product for each in cuts], wanted, self.sites.normalised[name][number]
         )

@@ -8,7 +8,8 @@ than fitting in order, but needs neither data nor a forward pass. Source: ours.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from prunus.graph import Graph, Keep, Layout, axes, make_skeleton, named_tensors, quiet_forward
-from prunus.inputs import model_device, move
+from prunus.inputs import count_examples, model_device, move
+from prunus.progress import Step, silent
 from prunus.refit.batches import read_batches
+from prunus.refit.fitted import Fitted, Layer, name_part
 from prunus.refit.products import Product
 from prunus.refit.sites import SHARED, Sites, find_sites
 from prunus.refit.systems import RIDGE, check_finite, check_ridge, solve
@@ -59,6 +62,41 @@ class _Layer:
             self.sums = self.sums + u.sum(1).double()
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """The weights of a product for a cut: G' groups and in each O' outputs and K' columns stay.
+
+    Args:
+        layer: The product, with the moments of its inputs.
+        groups: The groups that stay (G',).
+        rows: The outputs that stay (G', O').
+        columns: The columns that stay (G', K').
+        squares: The moments of all columns (G', K, K).
+        mean: The means of all columns (G', K).
+        weight: The original's weights of the outputs that stay (G', O', K).
+        after: The new ones (G', O', K').
+    """
+
+    layer: _Layer
+    groups: Tensor
+    rows: Tensor
+    columns: Tensor
+    squares: Tensor
+    mean: Tensor
+    weight: Tensor
+    after: Tensor
+
+    def describe(self) -> Layer:
+        """What the product leaves unexplained, with the old weights and with the new ones."""
+        where = self.columns[:, None, :].expand_as(self.after)
+        lost, missed = self.weight.scatter(2, where, 0.0), self.weight.scatter_add(2, where, -self.after)
+        whole, before, after = (
+            float((each @ self.squares * each).sum()) for each in (self.weight, lost, missed)
+        )
+        shares = (max(0.0, left) / max(whole, 1e-300) for left in (before, after))
+        return Layer(*shares, self.layer.count, self.columns.shape[1])
+
+
 class Moments:
     """The second moments of the inputs of a model's products.
 
@@ -69,41 +107,54 @@ class Moments:
         model: The traced model; it is not changed.
         graph: Its graph.
         batches: Inputs as the model takes them: a tensor, a tuple or a dict each.
+        progress: Shows the batches, such as `progress.bar`.
 
     Raises:
         UserError: There is no batch, or the model cannot be called with one.
         PruningError: An input is not finite.
     """
 
-    def __init__(self, model: nn.Module, graph: Graph, batches: Iterable[Any]):
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: Graph,
+        batches: Iterable[Any],
+        *,
+        progress: Callable[..., AbstractContextManager[Step]] = silent,
+    ):
         self.graph = graph
         self._layers: dict[tuple[Any, ...], _Layer] = {}
         bare = make_skeleton(model, real=True)
         self._parameters = {n: t for n, t in named_tensors(bare).items() if isinstance(t, nn.Parameter)}
         sites = find_sites(graph, model)
         self.left = {name: why for name, why in sites.left.items() if why != SHARED}
-        given = read_batches(batches)
-        for number, inputs in enumerate(given):
-            met: Counter[str] = Counter()
-            with quiet_forward(), Walk(bare, move(inputs, model_device(model))) as walk:
-                while stop := walk.next():
-                    if stop.product is None or stop.name in self.left:
-                        continue
-                    place = met[stop.name]
-                    met[stop.name] += 1
-                    if place >= len(sites.outputs[stop.name]):
-                        self.left[stop.name] = "the trace has fewer products with it"
-                        continue
-                    stop.out = stop.run()
-                    self._layer(stop.name, stop.product, sites, place).add(
-                        stop.product, stop.out, len(given), number
-                    )
+        given, device = read_batches(batches), model_device(model)
+        self.examples = sum(map(count_examples, given))
+        with progress("gathering moments", len(given)) as step:
+            for number, inputs in enumerate(given):
+                with quiet_forward(), Walk(bare, move(inputs, device)) as walk:
+                    self._gather(walk, sites, len(given), number)
+                step(1)
         parts = Counter(layer.name for layer in self._layers.values())
         shared = {name: SHARED for name in sites.left if sites.left[name] == SHARED and parts[name] > 1}
         self.left |= shared  # they read parts that overlap
         self._layers = {key: layer for key, layer in self._layers.items() if layer.name not in shared}
         for layer in self._layers.values():
             check_finite(torch.as_tensor(layer.squares))
+
+    def _gather(self, walk: Walk, sites: Sites, batches: int, number: int) -> None:
+        """Add the inputs of the products that a pass over one batch of several meets."""
+        met: Counter[str] = Counter()
+        while stop := walk.next():
+            if stop.product is None or stop.name in self.left:
+                continue
+            place = met[stop.name]
+            met[stop.name] += 1
+            if place >= len(sites.outputs[stop.name]):
+                self.left[stop.name] = "the trace has fewer products with it"
+                continue
+            stop.out = stop.run()
+            self._layer(stop.name, stop.product, sites, place).add(stop.product, stop.out, batches, number)
 
     def _layer(self, name: str, product: Product, sites: Sites, place: int) -> _Layer:
         """The layer of a product, which is new when it is met for the first time."""
@@ -128,43 +179,54 @@ class Moments:
         Raises:
             UserError: `keep` does not fit the graph, or `ridge` is no number from 0.
         """
-        check_ridge(ridge)
-        keep = self.graph.check_keep(keep)
         found: dict[str, Tensor] = {}
-        for layer in self._layers.values():
-            self._fit(layer, keep, ridge, found)
+        for cut in self._cuts(keep, ridge):
+            self._write(cut, found)
         return found
 
-    def _fit(self, layer: _Layer, keep: Keep, ridge: float, found: dict[str, Tensor]) -> None:
-        """Fit one layer for a cut, into tensors of full size."""
-        product, whole = layer.product, layer.product.matrix()  # (G, O, K)
-        taps = product.weight.shape[2:].numel() if product.is_convolution else 1
-        read = _stay(product, layer.inputs, whole.shape[2] // taps, keep)
-        written = _stay(product, layer.outputs, whole.shape[1], keep)
-        if read is None or written is None or read[1].shape[1] == whole.shape[2] // taps:
-            return
-        groups, channels = (each.to(whole.device) for each in read)
-        rows = written[1].to(whole.device)
-        columns = (channels[:, :, None] * taps + torch.arange(taps, device=whole.device)).flatten(1)
-        every = torch.arange(len(groups), device=whole.device)
-        squares, mean = (
-            torch.as_tensor(layer.squares)[groups],
-            torch.as_tensor(layer.sums)[groups] / layer.count,
-        )
-        if layer.centred:
-            squares = squares - layer.count * mean.unsqueeze(2) * mean.unsqueeze(1)
-        weight = whole[groups][every[:, None], rows]  # (G', O', K)
-        from_kept = squares[every[:, None], columns]  # (G', K', K)
-        places = every[:, None, None], columns[:, :, None], columns[:, None, :]
-        before = weight.gather(2, columns[:, None, :].expand(-1, weight.shape[1], -1))
-        after = solve(squares[places], from_kept @ weight.mT, before, ridge)
-        whole[groups[:, None, None], rows[:, :, None], columns[:, None, :]] = after
+    @torch.no_grad()
+    def fit(self, keep: Keep, ridge: float = RIDGE) -> tuple[dict[str, Tensor], Fitted]:
+        """Compute the parameters for a cut, and what they leave unexplained of the outputs.
+
+        Args:
+            keep: As in `weights`.
+            ridge: As in `weights`.
+
+        Returns:
+            What `weights` returns; and what was fitted, and what was left.
+
+        Raises:
+            UserError: As in `weights`.
+        """
+        found: dict[str, Tensor] = {}
+        layers: dict[str, Layer] = {}
+        parts, met = Counter(layer.name for layer in self._layers.values()), Counter[str]()
+        for cut in self._cuts(keep, ridge):
+            name = cut.layer.name
+            self._write(cut, found)
+            layers[name_part(name, met[name], parts[name])] = cut.describe()
+            met[name] += 1
+        return found, Fitted(layers, dict(self.left), self.examples)
+
+    def _cuts(self, keep: Keep, ridge: float) -> Iterator[_Cut]:
+        """The new weights of the products whose inputs a cut makes fewer."""
+        check_ridge(ridge)
+        keep = self.graph.check_keep(keep)
+        for layer in self._layers.values():
+            cut = _solve_cut(layer, keep, ridge)
+            if cut is not None:
+                yield cut
+
+    def _write(self, cut: _Cut, found: dict[str, Tensor]) -> None:
+        """Write the weights of one product into tensors of full size."""
+        product, whole = cut.layer.product, cut.layer.product.matrix()
+        whole[cut.groups[:, None, None], cut.rows[:, :, None], cut.columns[:, None, :]] = cut.after
         replace(product, weight=self._own(product.weight, found)).write(whole)
         if product.bias is not None:
-            shift = (weight @ mean.unsqueeze(2)).squeeze(2)
-            shift -= (after @ mean.gather(1, columns).unsqueeze(2)).squeeze(2)
+            shift = (cut.weight @ cut.mean.unsqueeze(2)).squeeze(2)
+            shift -= (cut.after @ cut.mean.gather(1, cut.columns).unsqueeze(2)).squeeze(2)
             bias = self._own(product.bias, found)
-            bias[(groups[:, None] * whole.shape[1] + rows).flatten()] += shift.flatten().to(bias)
+            bias[(cut.groups[:, None] * whole.shape[1] + cut.rows).flatten()] += shift.flatten().to(bias)
 
     def _own(self, view: Tensor, found: dict[str, Tensor]) -> Tensor:
         """The view of a parameter of `found` that `view` is of the model's own."""
@@ -175,6 +237,32 @@ class Moments:
             found[name] = whole.detach().clone()
         offset = view.storage_offset() - whole.storage_offset()
         return found[name].as_strided(view.shape, view.stride(), offset)
+
+
+def _solve_cut(layer: _Layer, keep: Keep, ridge: float) -> _Cut | None:
+    """The new weights of a product; None if its inputs stay whole, or if what stays of them is not known."""
+    product, whole = layer.product, layer.product.matrix()  # (G, O, K)
+    taps = product.weight.shape[2:].numel() if product.is_convolution else 1
+    read = _stay(product, layer.inputs, whole.shape[2] // taps, keep)
+    written = _stay(product, layer.outputs, whole.shape[1], keep)
+    if read is None or written is None or read[1].shape[1] == whole.shape[2] // taps:
+        return None
+    groups, channels = (each.to(whole.device) for each in read)
+    rows = written[1].to(whole.device)
+    columns = (channels[:, :, None] * taps + torch.arange(taps, device=whole.device)).flatten(1)
+    every = torch.arange(len(groups), device=whole.device)
+    squares, mean = (
+        torch.as_tensor(layer.squares)[groups],
+        torch.as_tensor(layer.sums)[groups] / layer.count,
+    )
+    if layer.centred:
+        squares = squares - layer.count * mean.unsqueeze(2) * mean.unsqueeze(1)
+    weight = whole[groups][every[:, None], rows]  # (G', O', K)
+    from_kept = squares[every[:, None], columns]  # (G', K', K)
+    places = every[:, None, None], columns[:, :, None], columns[:, None, :]
+    before = weight.gather(2, columns[:, None, :].expand(-1, weight.shape[1], -1))
+    after = solve(squares[places], from_kept @ weight.mT, before, ridge)
+    return _Cut(layer, groups, rows, columns, squares, mean, weight, after)
 
 
 def _stay(

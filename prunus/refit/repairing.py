@@ -1,13 +1,16 @@
 """Repair: shrink a model, and fit what is left to the original's answers."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
 from torch import nn
 
 from prunus.errors import unknown
 from prunus.graph import Graph, Keep
+from prunus.progress import Step, silent
 from prunus.refit.batches import read_batches
+from prunus.refit.fitted import Fitted
 from prunus.refit.in_order import fit_in_order
 from prunus.refit.moments import Moments
 from prunus.refit.systems import RIDGE
@@ -49,11 +52,47 @@ def repair(
             no number from 0.
         PruningError: The proof failed, or a number is not finite.
     """
+    return cut_and_fit(model, graph, keep, batches, how=how, ridge=ridge)[0]
+
+
+def cut_and_fit(
+    model: nn.Module,
+    graph: Graph,
+    keep: Keep,
+    batches: Iterable[Any],
+    *,
+    how: How = "order",
+    ridge: float = RIDGE,
+    verify: str = "on",
+    progress: Callable[..., AbstractContextManager[Step]] = silent,
+) -> tuple[nn.Module, Fitted]:
+    """Do what `repair` does, and say what was fitted.
+
+    Args:
+        model: As in `repair`.
+        graph: As in `repair`.
+        keep: As in `repair`.
+        batches: As in `repair`.
+        how: As in `repair`.
+        ridge: As in `repair`.
+        verify: "on" proves the cut, "off" does not, as in `shrink`.
+        progress: Shows the layers or the batches, such as `progress.bar`.
+
+    Returns:
+        The small model, and what was fitted.
+
+    Raises:
+        UserError: As in `repair`.
+        PruningError: As in `repair`.
+    """
     if how not in get_args(How):
         raise unknown("way to repair", how, get_args(How))
     given = read_batches(batches)
-    if how == "once":
-        model = clone(model, Moments(model, graph, given).weights(keep, ridge))
-    small = shrink(model, graph, keep)
-    fit_in_order(model, small, graph, keep, given, layers=how == "order", ridge=ridge)
-    return small
+    if how == "order":
+        small = shrink(model, graph, keep, verify=verify)
+        return small, fit_in_order(model, small, graph, keep, given, ridge=ridge, progress=progress)
+    weights, fitted = Moments(model, graph, given, progress=progress).fit(keep, ridge)
+    model = clone(model, weights)
+    small = shrink(model, graph, keep, verify=verify)
+    fit_in_order(model, small, graph, keep, given, layers=False, progress=progress)
+    return small, fitted

@@ -62,6 +62,63 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("Expected change_by_units beside units_gone")
 
 
+class Both(msgspec.Struct, frozen=True, kw_only=True):
+    """A metric of the model as it was cut, and of the repaired one; None where it was NaN or infinite."""
+
+    cut: Gap
+    repaired: Gap
+
+
+class Repaired(msgspec.Struct, frozen=True, kw_only=True):
+    """What a repair of the pruned model gained, and which model went on.
+
+    Args:
+        how: The way of repairing.
+        kept: The model that went on: repaired, or as it was cut.
+        refused: Why the model could not be repaired; the fields below are then missing.
+        on_val: The task's metric on val of both models, each with renewed norms.
+        examples: The number of inputs to which it was fitted.
+        layers: The number of layers that were fitted.
+        unexplained: The share of a layer's output that was left unexplained before and after, the mean over layers.
+        left: The parameters that were left as they were cut, with the reason.
+        test: What the repaired model has on the test set, if it went on.
+    """
+
+    how: Literal["order", "once"]
+    kept: Literal["repaired", "cut"]
+    refused: str | msgspec.UnsetType = msgspec.UNSET
+    on_val: Both | msgspec.UnsetType = msgspec.UNSET
+    examples: Count = 0
+    layers: Count = 0
+    unexplained: tuple[Amount, Amount] = (0.0, 0.0)
+    left: dict[str, str] = msgspec.field(default_factory=dict)
+    test: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+
+    def __post_init__(self) -> None:
+        if (self.refused is msgspec.UNSET) == (self.on_val is msgspec.UNSET):
+            raise ValueError("Expected either refused or on_val")
+
+
+def check_repaired(repaired: Repaired | msgspec.UnsetType) -> None:
+    """Raise ValueError unless a repaired model that went on, and no other, was tested."""
+    if repaired is not msgspec.UNSET and (repaired.kept == "repaired") == (repaired.test is msgspec.UNSET):
+        raise ValueError("Expected repaired.test exactly where the repaired model was kept")
+
+
+class Ends(msgspec.Struct, frozen=True, kw_only=True):
+    """A metric before the fine-tuning and after it; None where it was NaN or infinite."""
+
+    start: Gap
+    end: Gap
+
+
+class Recovered(msgspec.Struct, frozen=True, kw_only=True):
+    """Which model was kept after the fine-tuning, and the task's metric on val of both."""
+
+    kept: Literal["start", "end"]
+    on_val: Ends
+
+
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
     """How a budget of milliseconds was met."""
 
@@ -91,11 +148,23 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("Expected either shape or shapes")
 
 
+class Recovery(msgspec.Struct, frozen=True, kw_only=True):
+    """The recipe of recovery, as far as it is shown."""
+
+    epochs: Amount
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings that every run has."""
+    """The settings that every run has, and the time of recovery, if it was given."""
 
     model: str
     data: str
+    minutes: Amount | None = None
+    recovery: Recovery | msgspec.UnsetType = msgspec.UNSET
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None and self.recovery is msgspec.UNSET:
+            raise ValueError("Expected recovery.epochs beside minutes")
 
 
 class Chart(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
@@ -202,6 +271,8 @@ class ResultFile(Record, frozen=True, kw_only=True):
     judged_on: Literal["val", "test"] = "test"
     before: Costs
     pruned: dict[str, Any]
+    repaired: Repaired | msgspec.UnsetType = msgspec.UNSET
+    recovered: Recovered | msgspec.UnsetType = msgspec.UNSET
     after: Costs
     verified: Verified
     widths: dict[str, Kept]
@@ -221,6 +292,7 @@ class ResultFile(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.survivors is not msgspec.UNSET and self.left_dense is msgspec.UNSET:
             raise ValueError("Expected left_dense beside survivors")
+        check_repaired(self.repaired)
         check_sparse(self.before, self.after)
 
 
@@ -241,6 +313,8 @@ def read_result(path: Path) -> dict[str, Any]:
     metric = found.metric_shown.key if found.metric_shown else found.metric
     for part in ("before", "pruned", "after"):
         check_number(values[part], metric, f"{path}, {part},", ResultFile, or_none=True)
+    if found.repaired is not msgspec.UNSET and found.repaired.test is not msgspec.UNSET:
+        check_number(found.repaired.test, metric, f"{path}, repaired.test,", ResultFile, or_none=True)
     if found.after.sparsity is not msgspec.UNSET:
         check_number(values["pruned"], "sparsity", f"{path}, pruned,", ResultFile)
     return values

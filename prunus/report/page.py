@@ -12,10 +12,13 @@ from prunus.metrics import Metric, format_number
 from prunus.report.figures import figure
 from prunus.report.rows import (
     budget_text,
+    columns,
     data_sentence,
     latency_sentence,
     metric_of,
     proof_sentence,
+    recovery_sentence,
+    repair_sentence,
     rows,
 )
 from prunus.report.style import BASE, GRID, KEPT, REMOVED, layout, named_rows, plain
@@ -43,7 +46,10 @@ def write_page(path: Path, result: dict[str, Any]) -> None:
         result=result,
         headline=_headline(result),
         budget=budget_text(result),
+        columns=columns(result),
         rows=rows(result),
+        repair=repair_sentence(result),
+        recovery=recovery_sentence(result),
         proof=proof_sentence(result),
         kept=latency_sentence(result),
         data=data_sentence(result),
@@ -120,11 +126,11 @@ def curves_figure(result: dict[str, Any]) -> dict[str, Any]:
     """Make a figure of the metric on held-out training data and the loss per epoch: base, then recovery."""
     metric = metric_of(result)
     data: list[dict[str, Any]] = []
-    start = 0
+    start = 0.0
     for stage, color in (("base", BASE), ("recover", KEPT)):
         history = result["history"].get(stage) or []
-        epochs = [start + number for number in range(1, len(history) + 1)]
-        start += len(history)
+        epochs = [start + (row.get("epoch") or number) for number, row in enumerate(history, 1)]
+        start = epochs[-1] if epochs else start
         for key, axis in ((metric.key, "y"), ("loss", "y2")):
             data.append(
                 {

@@ -18,11 +18,13 @@ class Row:
         pruned: Its value right after pruning; empty if it is not measured there.
         after: Its value after recovery.
         change: The change from `before` to `after`.
+        repaired: Its value after repair; empty if it is not measured there.
     """
 
     label: str
     before: str
     pruned: str
+    repaired: str = ""
     after: str
     change: str
 
@@ -30,13 +32,21 @@ class Row:
 def rows(result: dict[str, Any]) -> list[Row]:
     """Make the rows of one result.json: costs first, then the metric."""
     before, after, pruned = result["before"], result["after"], result["pruned"]
+    repaired = result.get("repaired", {}).get("test")
     table: list[Row] = []
     for key, label, text in COSTS:
         if before.get(key) is not None and after.get(key) is not None:
             was, now = before[key], after[key]
             shrunk = text(now) if key in SAME_AFTER_RECOVERY else ""
             table.append(
-                Row(label=label, before=text(was), pruned=shrunk, after=text(now), change=_times(was, now))
+                Row(
+                    label=label,
+                    before=text(was),
+                    pruned=shrunk,
+                    repaired=shrunk,
+                    after=text(now),
+                    change=_times(was, now),
+                )
             )
     table += [*latency_rows(result), *sparsity_rows(result), *size_rows(result)]
     for metric in (metric_of(result), *(Metric(**each) for each in result.get("further_metrics", []))):
@@ -46,6 +56,7 @@ def rows(result: dict[str, Any]) -> list[Row]:
                 label=f"{metric.key} on {judged_on(result)}",
                 before=metric.text(was),
                 pruned=metric.text(pruned[metric.key]),
+                repaired=metric.text(repaired[metric.key]) if repaired else "",
                 after=metric.text(now),
                 change=metric.change(was, now),
             )
@@ -64,6 +75,48 @@ def metric_of(result: dict[str, Any]) -> Metric:
     return Metric(**shown) if shown else replace(ACCURACY, key=result["metric"])
 
 
+def columns(result: dict[str, Any]) -> dict[str, str]:
+    """Return the columns of the table: the fields of `Row` with their headings."""
+    is_repaired = result.get("repaired", {}).get("kept") == "repaired"
+    return {
+        "label": "",
+        "before": "before",
+        "pruned": "as cut" if is_repaired else "pruned",
+        **({"repaired": "repaired"} if is_repaired else {}),
+        "after": "recovered",
+        "change": "of before",
+    }
+
+
+def repair_sentence(result: dict[str, Any]) -> str:
+    """Say what the repair of the pruned model gained, and which model went on; empty where nothing was repaired."""
+    if "repaired" not in result:
+        return ""
+    found, metric = result["repaired"], metric_of(result)
+    if "refused" in found:
+        return f"Not repaired: {found['refused']} The model went on as it was cut."
+    cut, repaired = (metric.text(found["on_val"][name]) for name in ("cut", "repaired"))
+    before, after = (f"{100 * share:.3g} %" for share in found["unexplained"])
+    left = f", and {len(found['left'])} left" if found["left"] else ""
+    better = "it went on" if found["kept"] == "repaired" else "which was better, so that went on"
+    return (
+        f"Repaired without labels: {found['layers']} layers fitted to {found['examples']} examples{left}; on average "
+        f"{after} of a layer's output is left unexplained, {before} as cut. On val {repaired}; with renewed norms "
+        f"alone {cut}{';' if found['kept'] == 'repaired' else ','} {better}."
+    )
+
+
+def recovery_sentence(result: dict[str, Any]) -> str:
+    """Say what the fine-tuning gained on val, and whether it was kept; empty where nothing was trained."""
+    if "recovered" not in result:
+        return ""
+    found, metric = result["recovered"], metric_of(result)
+    start, end = (metric.text(found["on_val"][name]) for name in ("start", "end"))
+    if found["kept"] == "start":
+        return f"Fine-tuning made it worse on val, {end} after {start}, so the model before it was kept."
+    return f"Fine-tuned: on val {start} before it, {end} after it."
+
+
 def latency_rows(result: dict[str, Any]) -> list[Row]:
     """Make the row of a budget of milliseconds: original and smaller model, measured in turns."""
     if "latency" not in result:
@@ -73,7 +126,12 @@ def latency_rows(result: dict[str, Any]) -> list[Row]:
     label = f"milliseconds in {found['runtime']}, in turns"
     return [
         Row(
-            label=label, before=f"{was:.3g}", pruned=f"{now:.3g}", after=f"{now:.3g}", change=_times(was, now)
+            label=label,
+            before=f"{was:.3g}",
+            pruned=f"{now:.3g}",
+            repaired=f"{now:.3g}",
+            after=f"{now:.3g}",
+            change=_times(was, now),
         )
     ]
 

@@ -9,11 +9,21 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from prunus.report.rows import budget_text, data_sentence, latency_sentence, metric_of, proof_sentence, rows
+from prunus.report.rows import (
+    budget_text,
+    columns,
+    data_sentence,
+    latency_sentence,
+    metric_of,
+    proof_sentence,
+    recovery_sentence,
+    repair_sentence,
+    rows,
+)
 
 
 def summary(result: dict[str, Any]) -> Group:
-    """Make the table of one run, and below it a line each on the proof, the latency and the data.
+    """Make the table of one run, and below it a line each on the proof, repair, recovery, latency and data.
 
     Args:
         result: The run's result.json.
@@ -22,11 +32,13 @@ def summary(result: dict[str, Any]) -> Group:
         A renderable for rich's console.
     """
     table = Table(title=Text(f"{result['method']}, {budget_text(result)}"), title_justify="left")
-    for heading in ("", "before", "pruned", "recovered", "of before"):
+    shown = columns(result)
+    for heading in shown.values():
         table.add_column(heading, justify="left" if not heading else "right")
     for row in rows(result):
-        table.add_row(*map(Text, (row.label, row.before, row.pruned, row.after, row.change)))
-    lines = proof_sentence(result), latency_sentence(result), data_sentence(result)
+        table.add_row(*(Text(getattr(row, name)) for name in shown))
+    sentences = proof_sentence, repair_sentence, recovery_sentence, latency_sentence, data_sentence
+    lines = [say(result) for say in sentences]
     return Group(table, *(Text(line) for line in lines if line))
 
 

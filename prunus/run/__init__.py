@@ -9,7 +9,11 @@ Its files, in the order in which to read them:
     records     the schemas of the stages' records
     plan        how many epochs a recovery takes whose time was given
     checks      checks that a method's choice meets the limit
-    stages      the five stages, each from files to files
+    loading     models of a run, read from their files
+    watching    a split that reports how much of it has been read
+    repairing   repairing the pruned model, and whether it is better for it
+    steps       pruning in steps, with repair and training between them
+    stages      the stages, each from files to files
     provenance  data.json: what the data of a run were
     prepare     loading and checking everything before anything is trained
     result      result.json

@@ -37,11 +37,11 @@ from prunus.inputs import call, random_batch, tensors_in
 from prunus.latency import take_turns
 from prunus.options import Range, check_value
 from prunus.progress import silent
+from prunus.run.loading import load_into
 from prunus.run.lock import sole_writer
 from prunus.run.records import check_files, file_of
 from prunus.run.reopen import reopen_task
 from prunus.run.stages import BASE as BASE_FILE
-from prunus.run.stages import load_into
 from prunus.sparse import formats
 
 BATCHES = (1, 64)

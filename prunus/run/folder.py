@@ -30,10 +30,11 @@ from prunus.files import Record, read_json, shorten, write_json
 from prunus.machine import environment, explain_change
 from prunus.progress import silent
 from prunus.run import lock
-from prunus.run.settings import OF_ENVIRONMENT, READ_BY
+from prunus.run.settings import OF_ENVIRONMENT, read_by
 
 SETTINGS, LOG, ENVIRONMENTS = "settings.json", "log.jsonl", "environments"
 T = TypeVar("T")
+MEANT = {"repair": "off"}  # by a run of an earlier version, which does not store the setting
 SHOWN = 3  # differences named in an error
 
 
@@ -79,7 +80,7 @@ class RunFolder:
         self.resume = resume
         self.environments: list[dict[str, Any]] = []  # those that computed, in order
         self._held = ExitStack()  # the lock, in the process that has it
-        self.compute_once(self.check)
+        self.settings = self.compute_once(self._settle)
 
     @property
     def device(self) -> torch.device:
@@ -88,10 +89,18 @@ class RunFolder:
         assert device is not None  # set by PartialState's constructor
         return device
 
-    def check(self) -> None:
-        """Raise UserError unless the folder is free, or holds a run that can continue with these settings."""
+    def _settle(self) -> dict[str, Any]:
+        """Return the settings, without those that an earlier version did not store, unless they are asked for.
+
+        Raises UserError unless the folder is free, or holds a run that can continue with these settings.
+        """
         lock.check_free(self.path)
-        check_folder(self.path, self.settings, self.resume)
+        settings, file = self.settings, self.path / SETTINGS
+        if self.resume and file.exists():
+            new = {key for key in MEANT if key not in read_json(file) and settings.get(key) is None}
+            settings = {key: value for key, value in settings.items() if key not in new}
+        check_folder(self.path, settings, self.resume)
+        return settings
 
     def __enter__(self) -> Self:
         self.environments = self.compute_once(self._enter)
@@ -130,6 +139,10 @@ class RunFolder:
             self.environments.append(now)
             stored = self.settings | {ENVIRONMENTS: self.environments}
             self.write(lambda: write_json(self.path / SETTINGS, stored))
+
+    def setting(self, name: str) -> Any:
+        """Return a setting; one that is not stored is what the earlier version meant that began the run."""
+        return (MEANT | self.settings)[name]
 
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Run a stage, unless it is finished.
@@ -222,14 +235,16 @@ def check_folder(path: Path, settings: dict[str, Any], resume: bool) -> None:
 def check_settings(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise UserError if a setting differs that a stage has read which is finished or begun.
 
-    A setting is read by the stage that `READ_BY` names, those that it does not name by the first.
+    A setting is read by the stage that `read_by` names, those that it does not name by the first.
     """
-    stages = list(READ_BY)
+    reads = read_by(now)
+    stages = list(reads)
     begun = [stage for stage in stages if is_begun(path, stage)]
     if not begun:
         return
-    later = {name for stage in stages[stages.index(begun[-1]) + 1 :] for name in READ_BY[stage]}
+    later = {name for stage in stages[stages.index(begun[-1]) + 1 :] for name in reads[stage]}
     free = {*later, *OF_ENVIRONMENT, ENVIRONMENTS}
+    before, now = MEANT | before, MEANT | now
     kept, asked = ({key: value[key] for key in value if key not in free} for value in (before, now))
     different = list_differences(kept, asked)
     if different:
@@ -246,7 +261,7 @@ def suggest_removal(path: Path, before: dict[str, Any], now: dict[str, Any], beg
     last = begun[-1]
     unfinished = not (path / "stages" / f"{last}.json").exists()
     changed = {key for key in {**before, **now} if before.get(key) != now.get(key)}
-    if unfinished and changed <= {*READ_BY[last], *OF_ENVIRONMENT, ENVIRONMENTS}:
+    if unfinished and changed <= {*read_by(now)[last], *OF_ENVIRONMENT, ENVIRONMENTS}:
         return f" To compute stage {last} anew with the new ones, remove {path / last} and resume."
     return ""
 

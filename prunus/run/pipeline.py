@@ -22,12 +22,21 @@ from prunus.files import write_json
 from prunus.graph import Graph
 from prunus.machine import use_threads
 from prunus.methods import Pruned
+from prunus.options import no_preview
 from prunus.progress import silent
 from prunus.run import provenance
 from prunus.run.folder import RunFolder
 from prunus.run.prepare import make_pipeline, make_task
 from prunus.run.result import make_result
-from prunus.run.settings import READ_BY, Settings, label, resolve_budget, resolve_task, to_json
+from prunus.run.settings import (
+    Settings,
+    check_steps,
+    label,
+    resolve_budget,
+    resolve_repair,
+    resolve_task,
+    to_json,
+)
 from prunus.run.stages import Pipeline
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import Task
@@ -88,12 +97,15 @@ def prune(
     settings = replace(settings or Settings(), **({"method": method} if method else {}))
     settings, task = resolve_task(settings, task)
     budget = resolve_budget(settings, budget)
+    resolve_repair(settings)  # both are refused before anything is read
+    check_steps(settings, budget)
     stored = _collect_settings(model, task, data, budget, settings)
     run = RunFolder(out, stored, resume=resume, progress=progress)
+    settings = replace(settings, repair=run.setting("repair"))
     with use_threads(settings.threads), run:
         pipeline = _make_pipeline(run, model, example, task, data, budget, settings)
         provenance.settle(run, pipeline.task.data)
-        records = {name: run.stage(name, getattr(pipeline, name)) for name in READ_BY}
+        records = {name: run.stage(name, getattr(pipeline, name)) for name in pipeline.stages}
         values = make_result(pipeline, records)
         run.write(lambda: write_json(run.path / "result.json", values))
         run.write(lambda: report.write_page(run.path / "report.html", values))
@@ -130,6 +142,10 @@ def preview(
     """
     settings, task = resolve_task(settings or Settings(), task)
     budget = resolve_budget(settings, budget)
+    if settings.steps > 1:
+        raise no_preview(
+            f"steps={settings.steps}", "training between steps", "a single step by leaving steps out"
+        )
     with use_threads(settings.threads), tempfile.TemporaryDirectory() as folder:
         run = RunFolder(folder, to_json(settings), progress=progress)
         pipeline = _make_pipeline(run, model, example, task, data, budget, settings)

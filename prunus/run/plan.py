@@ -1,9 +1,11 @@
 """plan.json: how many epochs a recovery takes whose time was given, stored before it starts."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from prunus.files import Amount, Record, read_json, write_json
+from msgspec import Meta
+
+from prunus.files import Record, read_json, write_json
 from prunus.run.folder import RunFolder
 
 FILE = Path("recover") / "plan.json"
@@ -13,7 +15,7 @@ class Plan(Record, frozen=True, kw_only=True):
     """The contents of the file."""
 
     remedy: ClassVar[str] = "Remove the folder recover, and continue with --resume, which plans again."
-    epochs: Amount
+    epochs: Annotated[float, Meta(gt=0, le=1e6)]
 
 
 def read_plan(folder: Path) -> float | None:

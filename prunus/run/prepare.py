@@ -11,7 +11,7 @@ from prunus.errors import UserError
 from prunus.methods import configure
 from prunus.run.folder import RunFolder
 from prunus.run.recipes import check_warmup
-from prunus.run.settings import Settings, resolve_method
+from prunus.run.settings import Settings, resolve_method, resolve_repair
 from prunus.run.stages import Pipeline
 from prunus.selection import Budget, Metered, Sparsity
 from prunus.tasks import Given, Task, find_kind
@@ -56,6 +56,12 @@ def make_pipeline(
     task.check(task.model)
     config.check_task(task)
     budget = with_meter(run, task, budget, settings)
+    if settings.steps > 1 and task.graph.behind:
+        raise UserError(
+            f"steps={settings.steps}: {min(task.graph.behind)} stands behind a parametrisation, and only weights that "
+            "stand in the model as they are can be pruned in steps. Remove the parametrisation "
+            "(torch.nn.utils.parametrize.remove_parametrizations), or leave steps out."
+        )
     # A budget of milliseconds that was met might not be met if it were measured again.
     if not (isinstance(budget, Metered) and run.is_finished("prune")):
         config.check(task.graph, budget)
@@ -75,6 +81,9 @@ def make_pipeline(
         base_recipe=base,
         recovery_recipe=recovery,
         minutes=settings.minutes,
+        repairs=resolve_repair(settings),
+        must_repair=settings.repair is not None,
+        steps=settings.steps,
     )
 
 

@@ -8,7 +8,19 @@ import msgspec
 
 from prunus.errors import FileError
 from prunus.files import Amount, Count, Record, check_json, hash_file
-from prunus.report import AnyChart, Costs, Kept, Latency, Row, Verified, check_number, check_sparse
+from prunus.report import (
+    AnyChart,
+    Costs,
+    Kept,
+    Latency,
+    Recovered,
+    Repaired,
+    Row,
+    Verified,
+    check_number,
+    check_repaired,
+    check_sparse,
+)
 
 
 class StageRecord(Record, frozen=True, kw_only=True):
@@ -51,10 +63,20 @@ class ShrinkRecord(StageRecord, frozen=True, kw_only=True):
     test: dict[str, Any]
 
 
+class RepairRecord(StageRecord, frozen=True, kw_only=True):
+    """The record of stage repair."""
+
+    repaired: Repaired
+
+    def __post_init__(self) -> None:
+        check_repaired(self.repaired)
+
+
 class RecoverRecord(StageRecord, frozen=True, kw_only=True):
     """The record of stage recover."""
 
     history: list[Row]
+    recovered: Recovered | msgspec.UnsetType = msgspec.UNSET
 
 
 class EvaluateRecord(StageRecord, frozen=True, kw_only=True):
@@ -75,6 +97,7 @@ RECORDS: dict[str, type[StageRecord]] = {
     "base": BaseRecord,
     "prune": PruneRecord,
     "shrink": ShrinkRecord,
+    "repair": RepairRecord,
     "recover": RecoverRecord,
     "evaluate": EvaluateRecord,
 }
@@ -114,6 +137,9 @@ def check_records(folder: Path, records: Mapping[str, dict[str, Any]], metric: s
         if "test" in record:
             where = f"{file_of(folder, name)}, test,"
             check_number(record["test"], metric, where, RECORDS[name], or_none=True)
+    if "test" in records.get("repair", {}).get("repaired", {}):
+        where = f"{file_of(folder, 'repair')}, repaired.test,"
+        check_number(records["repair"]["repaired"]["test"], metric, where, RepairRecord, or_none=True)
     if "sparsity" in records["evaluate"]["after"]:
         where = f"{file_of(folder, 'shrink')}, test,"
         check_number(records["shrink"]["test"], "sparsity", where, ShrinkRecord)

@@ -21,6 +21,8 @@ def make_result(pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> di
     built_with = {name: value for name, value in pipeline.task.asked_of_model().items() if name != "in_shape"}
     base, shrink, evaluate = records["base"], records["shrink"], records["evaluate"]
     weights = {key: evaluate[key] for key in ("survivors", "left_dense") if key in evaluate}
+    repaired = {"repaired": records["repair"]["repaired"]} if "repair" in records else {}
+    repaired |= {key: records["recover"][key] for key in ("recovered",) if key in records["recover"]}
     timed = {key: records["prune"][key] for key in ("latency",) if key in records["prune"]}
     return {
         "method": pipeline.method.name,
@@ -35,6 +37,7 @@ def make_result(pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> di
         "data": fingerprint_of(pipeline.task.data).summary(),
         "before": evaluate["before"] | base["test"],
         "pruned": shrink["test"],
+        **repaired,
         "after": evaluate["after"] | evaluate["test"],
         "verified": shrink["verified"],
         "widths": evaluate["widths"],

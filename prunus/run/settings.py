@@ -1,5 +1,6 @@
 """The settings of a run, and the stage that reads each first."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,8 @@ from prunus.run.recipes import PARTS, SAME_AS, Asked, ask, by_part
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import DEFAULT, Task, own_task
 from prunus.zoo import Interpolation
+
+Repair = Literal["order", "once", "off"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,8 @@ class Settings(Checked):
         task_options: The options of a built-in task, each "name=value".
         method: The method's name, or "package.module:prune".
         options: The method's options, each "name=value".
+        steps: The number of steps in which the budget is reached; between them the network is repaired and trained, for
+            its part of `epochs` each.
         seed: The seed of weights, order and random choices.
         weights: A file of weights for the model, which are then fine-tuned.
         image_size: The side in pixels to which images are resized; None: as the model expects, or their own size if
@@ -38,6 +43,8 @@ class Settings(Checked):
         base_epochs: Epochs of training before pruning; None: as the task advises, but 0 for a model that is passed as
             a module, because it is taken as trained.
         base_lr: The highest learning rate before pruning; None: as the task advises.
+        repair: The way of fitting the pruned model again without labels: "order" or "once", as in `prunus.repair`, or
+            "off"; None: "order" where units are removed, but a model that cannot be repaired goes on as it was cut.
         epochs: Epochs of training after pruning; None: as the task advises. Fractions of epochs count, here and above.
         minutes: In place of epochs, the time for recovery, as far as it can be foreseen: some steps are tried, and as
             many are planned as fit.
@@ -62,6 +69,7 @@ class Settings(Checked):
     task_options: tuple[str, ...] = ()
     method: str = "taylor"
     options: tuple[str, ...] = ()
+    steps: Count = 1
     seed: Seed = 0
     weights: str | None = None
     image_size: Pixels | None = None
@@ -73,6 +81,7 @@ class Settings(Checked):
     skip_broken: bool = False
     base_epochs: Epochs | None = None
     base_lr: Rate | None = None
+    repair: Repair | None = None
     epochs: Epochs | None = None
     minutes: Annotated[float, Range(0, above=True)] | None = None
     lr: Rate | None = None
@@ -114,13 +123,14 @@ READ_BY = {
         *("image_size", "mean", "std", "crop", "interpolation", "transform"),
         *("base_epochs", "base_lr", "batch_size", "precision", OF_RECIPE["base"]),
     ),
-    "prune": ("method", "options", "budget", "runtime", OF_RECIPE["search"]),
+    "prune": ("method", "options", "steps", "budget", "runtime", OF_RECIPE["search"]),
     "shrink": (),
+    "repair": ("repair",),
     "recover": ("epochs", "minutes", "lr", "distill_weight", OF_RECIPE["recover"]),
     "evaluate": (),
 }
 LATER = (
-    *("skip_broken", "task", "task_options", "minutes", "recipe"),
+    *("skip_broken", "task", "task_options", "steps", "minutes", "recipe"),
     *("mean", "std", "crop", "interpolation", "transform", "workers"),
 )
 OF_ENVIRONMENT = ("threads", "workers")  # of the machine that computes; the first may change with a warning
@@ -172,6 +182,46 @@ def resolve_method(settings: Settings) -> tuple[Method, Options]:
     method = find(settings.method)
     kind = f"option of method {settings.method}"
     return method, configure(method.config_class, settings.options, kind)
+
+
+def resolve_repair(settings: Settings) -> Repair:
+    """Return whether and how the pruned model is repaired; UserError if the method removes no units."""
+    _, config = resolve_method(settings)
+    if config.removes == "units":
+        return settings.repair or "order"
+    if settings.repair not in (None, "off"):
+        raise UserError(
+            f"repair={settings.repair} fits the layers behind removed units, but {settings.method} sets single weights "
+            "to zero; leave it out."
+        )
+    return "off"
+
+
+def read_by(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return the settings that each stage of a run is the first to read: if it prunes in steps, it trains in prune."""
+    if settings.get("steps", 1) == 1:
+        return READ_BY
+    early = ("repair", "recover")
+    prune = (*READ_BY["prune"], *(name for stage in early for name in READ_BY[stage]))
+    return {
+        stage: prune if stage == "prune" else () if stage in early else READ_BY[stage] for stage in READ_BY
+    }
+
+
+def check_steps(settings: Settings, budget: Budget | Sparsity) -> None:
+    """Raise UserError if the method or the budget do not go with several steps."""
+    _, config = resolve_method(settings)
+    why = config.no_steps
+    if config.removes == "weights":
+        why = "it sets single weights to zero"
+    elif budget.name == "latency_ms":
+        why = "milliseconds are measured on the original's own widths; give a budget of macs, params or memory_mb"
+    elif settings.minutes is not None:
+        why = "the minutes would have to be shared among the steps; give a number of epochs"
+    if settings.steps > 1 and why:
+        raise UserError(
+            f"steps={settings.steps} does not go with {settings.method} and {budget}: {why}. Leave steps out."
+        )
 
 
 def label(thing: object) -> str:

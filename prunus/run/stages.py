@@ -3,40 +3,42 @@
     base      the weights to start from: trained here, fine-tuned, or as given    base.safetensors
     prune     the method's choice of what stays, and new weights if it trained    prune/
     shrink    the smaller model, proved equal to the masked one                   pruned/
+    repair    its weights fitted again without labels, if that is better          repaired/
     recover   fine-tuning with the base as teacher; saved, loaded, compared       keep.json, model.safetensors
     evaluate  the test set, milliseconds and memory of the saved models
 
 If the method chose single weights, shrink sets the others to zero and removes the units through which nothing passes
 any more, recover keeps the zeros, and the masks are stored beside the model (masks.safetensors).
 
-Choices are made on data.train and data.val; data.test evaluates base, pruned and recovered model, once each.
+Choices are made on data.train and data.val; data.test evaluates base, pruned, repaired and recovered model, once each.
+A run that repairs nothing has no stage repair.
 """
 
 import copy
-from collections.abc import Iterator
+import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from prunus import charts, surgery
-from prunus.data import Examples
-from prunus.errors import PruningError
 from prunus.export import store
 from prunus.files import read_tensors, write_tensors
-from prunus.graph import Graph, select_outputs
-from prunus.inputs import call, count_examples, move
+from prunus.graph import Graph, Keep, select_outputs
+from prunus.inputs import call, move
 from prunus.latency import milliseconds
 from prunus.methods import Method, Options, Pruned
-from prunus.progress import Step
 from prunus.recover import measure_pace, recover
 from prunus.run import checks
 from prunus.run.folder import RunFolder
+from prunus.run.loading import check_same, check_same_masks, load_into
 from prunus.run.plan import read_plan, write_plan
 from prunus.run.records import check_record, hash_files
+from prunus.run.repairing import repair_cut
+from prunus.run.settings import READ_BY, Repair
+from prunus.run.steps import Steps, split_epochs, within
+from prunus.run.watching import WatchedSplit
 from prunus.selection import Budget, Metered, Sparsity, cost
 from prunus.sparse import masks
 from prunus.surgery import effective_tensors
@@ -44,6 +46,7 @@ from prunus.tasks import Task
 from prunus.train import Recipe, checkpoint, fit, in_mode
 
 BASE, METHOD_WEIGHTS, SHRUNK = "base.safetensors", "weights.safetensors", "pruned"
+REPAIRED = "repaired"
 METHOD_MASKS = "masks.safetensors"
 RESULT = ["keep.json", "model.safetensors", "masks.safetensors"]  # the last for single weights alone
 MB = 2**20  # bytes
@@ -52,7 +55,7 @@ COMPARED = 256  # examples on which outputs are compared
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """The five stages of a run. Each returns its record as plain JSON.
+    """The stages of a run. Each returns its record as plain JSON.
 
     Args:
         run: The run's folder.
@@ -63,6 +66,9 @@ class Pipeline:
         base_recipe: The recipe of the training before pruning.
         recovery_recipe: The recipe of the training after pruning.
         minutes: The time for that training, which then decides about its epochs; None: the recipe does.
+        repairs: Whether and how the pruned model is repaired.
+        must_repair: Whether a model that cannot be repaired is an error; otherwise it goes on as it was cut.
+        steps: The number of steps in which the budget is reached.
     """
 
     run: RunFolder
@@ -73,6 +79,14 @@ class Pipeline:
     base_recipe: Recipe
     recovery_recipe: Recipe
     minutes: float | None = None
+    repairs: Repair = "off"
+    must_repair: bool = False
+    steps: int = 1
+
+    @property
+    def stages(self) -> list[str]:
+        """The names of the stages, in order."""
+        return [name for name in READ_BY if name != "repair" or self.repairs != "off"]
 
     def base(self) -> dict[str, Any]:
         """Train or fine-tune the base, store its weights, and test them."""
@@ -123,9 +137,7 @@ class Pipeline:
 
     def shrink(self) -> dict[str, Any]:
         """Remove units and weights, prove the result, and test it before any training."""
-        record, model, graph = self.prune_record(), self.base_model(), self.graph
-        if record["weights"]:
-            load_into(model, self.run.path / "prune" / METHOD_WEIGHTS)
+        record, model, graph = self.prune_record(), self.model_to_cut(), self.graph
         keep, left = record["keep"], None
         if self.is_sparse():
             masks.hold(model, graph, self.load_masks())
@@ -148,11 +160,40 @@ class Pipeline:
             }
         return {"verified": verified, "test": self.test(small) | self.sparsity(small)}
 
+    def repair(self) -> dict[str, Any]:
+        """Fit the pruned model again to the answers of the model it was cut from; test it if it is better."""
+        repaired, files = self.run.compute_once(self._repair), {}
+        if repaired["kept"] == "repaired":
+            repaired["test"] = self.test(store.load(self.run.path / REPAIRED, self.fresh_model()))
+            files = hash_files(self.run.path, [f"{REPAIRED}/{name}" for name in RESULT])
+        return {"repaired": repaired, "files": files}
+
+    def _repair(self) -> dict[str, Any]:
+        """Do what one process does of the stage repair."""
+        cut = store.load(self.run.path / SHRUNK, self.fresh_model())
+        task, keep = self.before_cut()
+        assert self.repairs != "off"
+        began_s = time.perf_counter()
+        model, record = repair_cut(
+            cut,
+            task,
+            keep,
+            how=self.repairs,
+            must=self.must_repair,
+            seed=self.run.seed,
+            progress=self.run.progress,
+        )
+        if record["kept"] == "repaired":
+            store.save(self.run.path / REPAIRED, model, self.load_keep(), self.graph)
+        self.run.log("repair", **record, seconds=time.perf_counter() - began_s)
+        return record
+
     def recover(self) -> dict[str, Any]:
         """Fine-tune the pruned model, save it, and check that the saved model equals the trained one."""
         recipe = self.plan_recovery()
+        recipe = recipe.adapt(epochs=split_epochs(recipe.epochs, self.steps)[-1])
         small, left = self.pruned_model()
-        history = recover(
+        recovered = recover(
             small,
             self.task.on(small),
             recipe,
@@ -162,14 +203,17 @@ class Pipeline:
             progress=self.run.progress,
             label=f"recovering for {recipe.epochs:.3g} epochs",
         )
-        self.log_epochs("recover", history)
+        self.log_epochs("recover", recovered.history)
+        kept = {"kept": recovered.kept, "on_val": recovered.on_val} if recovered.on_val else {}
+        self.run.log("recovered", **kept)
         if self.is_sparse():
             masks.finalise(small)
         self.run.write(lambda: store.save(self.run.path, small, self.load_keep(), self.graph, left))
         check_same(small, store.load(self.run.path, self.fresh_model()))
         if left is not None:
             check_same_masks(left, store.load_masks(self.run.path))
-        return {"history": history, "files": hash_files(self.run.path, RESULT)}
+        judged = {"recovered": kept} if kept else {}
+        return {"history": recovered.history, **judged, "files": hash_files(self.run.path, RESULT)}
 
     def plan_recovery(self) -> Recipe:
         """Return the recipe of recovery, with as many epochs as fit into the minutes, if they decide.
@@ -182,20 +226,13 @@ class Pipeline:
         planned = read_plan(self.run.path)
         if planned is None:
             small, _ = self.pruned_model()
-            options = {"teacher": self.base_model(), "seed": self.run.seed, "progress": self.run.progress}
-            pace, seconds = measure_pace(small, self.task.on(small), recipe, **options), 60 * self.minutes
+            task, teacher, progress = self.task.on(small), self.base_model(), self.run.progress
+            pace = measure_pace(small, task, recipe, teacher=teacher, seed=self.run.seed, progress=progress)
+            seconds = 60 * self.minutes
             planned = self.run.compute_once(lambda: pace.epochs_within(seconds))
             write_plan(self.run, planned)
             self.run.log("planned", minutes=self.minutes, epochs=planned, **asdict(pace))
         return recipe.adapt(epochs=planned)
-
-    def pruned_model(self) -> tuple[nn.Module, dict[str, Tensor] | None]:
-        """Return the model of the stage shrink, and the masks that it is held to, if single weights were chosen."""
-        small, left = store.load(self.run.path / SHRUNK, self.fresh_model()), None
-        if self.is_sparse():
-            left = store.load_masks(self.run.path / SHRUNK)
-            masks.hold(small, None, left)
-        return small, left
 
     def evaluate(self) -> dict[str, Any]:
         """Test the saved model, and measure the costs of base and saved model."""
@@ -224,6 +261,52 @@ class Pipeline:
     def base_model(self) -> nn.Module:
         """Return a fresh model with the stored base weights."""
         return load_into(self.fresh_model(), self.run.path / BASE)
+
+    def model_to_cut(self) -> nn.Module:
+        """Return the base, with the method's weights if it trained them."""
+        model = self.base_model()
+        if self.prune_record()["weights"]:
+            load_into(model, self.run.path / "prune" / METHOD_WEIGHTS)
+        return model
+
+    def before_cut(self) -> tuple[Task, Keep]:
+        """Return the task of the model in which the last cut was made, and the units of it that stayed."""
+        keep = self.load_keep()
+        if self.steps == 1:
+            return self.task.with_weights_of(self.model_to_cut()), keep
+        model, kept = self.in_steps(self.base_model()).before_last()
+        task = self.task.on(model)
+        return task, within(kept, keep, task.graph)
+
+    def in_steps(self, base: nn.Module) -> Steps:
+        """Return the pruning in steps, from a model with the weights of the base."""
+        assert isinstance(self.budget, Budget)  # see settings.check_steps
+        return Steps(
+            run=self.run,
+            task=self.task.with_weights_of(base),
+            budget=self.budget,
+            method=self.method,
+            config=self.config,
+            recipe=self.recovery_recipe,
+            number=self.steps,
+            repairs=self.repairs,
+            must_repair=self.must_repair,
+        )
+
+    def pruned_model(self) -> tuple[nn.Module, dict[str, Tensor] | None]:
+        """Return the model as cut or repaired, and the masks that it is held to, if single weights were chosen."""
+        small, left = store.load(self.run.path / self.place_of_pruned(), self.fresh_model()), None
+        if self.is_sparse():
+            left = store.load_masks(self.run.path / SHRUNK)
+            masks.hold(small, None, left)
+        return small, left
+
+    def place_of_pruned(self) -> str:
+        """Return the folder of the pruned model: as it was cut, or repaired."""
+        if self.repairs == "off":
+            return SHRUNK
+        record = check_record(self.run.path, "repair", self.run.stage("repair", self.repair))
+        return REPAIRED if record["repaired"]["kept"] == "repaired" else SHRUNK
 
     @property
     def graph(self) -> Graph:
@@ -298,6 +381,8 @@ class Pipeline:
 
     def choose(self, model: nn.Module) -> Pruned:
         """Return the method's choice for `model`."""
+        if self.steps > 1:
+            return self.in_steps(model).choose()
         return self.method.prune(self.task.with_weights_of(model), self.budget, self.config, self.run)
 
     def log_epochs(self, stage: str, history: list[dict[str, Any]]) -> None:
@@ -306,81 +391,6 @@ class Pipeline:
             self.run.log("epoch", stage=stage, **row)
 
 
-@dataclass(frozen=True)
-class WatchedSplit:
-    """A split that reports how much of it has been read.
-
-    Args:
-        split: The split that is read.
-        step: step(number) is called with the number of examples of each batch, after its use.
-    """
-
-    split: Examples
-    step: Step
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def steps(self, batch_size: int) -> int:
-        """Return the number of batches of `split`."""
-        return self.split.steps(batch_size)
-
-    def batches(self, batch_size: int, **options: Any) -> Iterator[tuple[Any, Any]]:
-        """Iterate over the batches of `split`; see `Examples.batches`."""
-        for x, y in self.split.batches(batch_size, **options):
-            yield x, y
-            self.step(count_examples(x))
-
-    def hold_out(self, share: float, seed: int) -> tuple[Examples, Examples]:
-        """Hold examples out of `split`."""
-        return self.split.hold_out(share, seed)
-
-    def take(self, chosen: np.ndarray) -> Examples:
-        """Take examples of `split`."""
-        return self.split.take(chosen)
-
-    def read(self, positions: np.ndarray, draw: tuple[int, ...] | None = None) -> tuple[Any, Any]:
-        """Read examples of `split`."""
-        return self.split.read(positions, draw)
-
-    def digest(self) -> str:
-        """Return the digest of `split`."""
-        return self.split.digest()
-
-
 def count_removed(graph: Graph, keep: dict[str, list[int]]) -> int:
     """Return how many units a keep removes."""
     return sum(graph.axes[name].size - len(indices) for name, indices in keep.items())
-
-
-def load_into(model: nn.Module, file: Path) -> nn.Module:
-    """Return `model` with the weights and buffers in `file`; FileError or UserError if they do not fit."""
-    saved = {f"model.{name}": tensor for name, tensor in read_tensors(file).items()}
-    checkpoint.restore(file, "model", saved, checkpoint.named_tensors(model))
-    return model
-
-
-def check_same(model: nn.Module, loaded: nn.Module) -> None:
-    """Raise PruningError unless the saved model, loaded again, equals the one in memory to the bit."""
-    ours, theirs = checkpoint.named_tensors(model), checkpoint.named_tensors(loaded)
-    same = ours.keys() & theirs.keys()
-    differing = [name for name in same if not torch.equal(ours[name].cpu(), theirs[name].cpu())]
-    differing += sorted(ours.keys() ^ theirs.keys())
-    if differing:
-        raise PruningError(
-            f"the saved model differs from the one in memory in {', '.join(differing[:3])}; check the disk, then "
-            "repeat the run with --resume."
-        )
-
-
-def check_same_masks(masks: dict[str, Tensor], loaded: dict[str, Tensor]) -> None:
-    """Raise PruningError unless the saved masks, loaded again, equal those in memory."""
-    differing = sorted(masks.keys() ^ loaded.keys())
-    differing += [
-        name for name in masks.keys() & loaded.keys() if not torch.equal(masks[name].cpu(), loaded[name])
-    ]
-    if differing:
-        raise PruningError(
-            f"the saved masks differ from those in memory in {', '.join(differing[:3])}; check the disk, then repeat "
-            "the run with --resume."
-        )

@@ -3,7 +3,8 @@
     python -m tests.campaign.examples FOLDER
 
 writes them with the code of today. Those in tests/campaign/files were written by version 0.1.0, so they also show that
-its files are still read: `saved` is its form of `sealed`. `sealed`, `data` and `lock`, which it did not write, are new.
+its files are still read: `saved` is its form of `sealed`. `sealed`, `data`, `lock`, `plan`, `repaired` and `step.json`,
+which it did not write, are new.
 """
 
 import json
@@ -27,11 +28,13 @@ from prunus.latency.profiling import measure_tables
 from prunus.methods.dhp import DHP
 from prunus.methods.pass_ import PASS
 from prunus.methods.pass_ import Config as PassConfig
-from prunus.run import Settings, lock, prune
+from prunus.run import Settings, lock, plan, prune
 from prunus.run.provenance import FILE
+from prunus.run.steps import DONE
 from prunus.selection import Budget, Sparsity
 from prunus.sparse import masks
 from prunus.tasks import Classification
+from prunus.testing import tiny_task
 from prunus.train import Recipe, fit
 from tests.lib.dhp import batches, sgd, small
 from tests.lib.latency import Fake
@@ -127,14 +130,34 @@ def write_run(folder: Path, name: str) -> None:
     result.write_text(json.dumps(json.loads(result.read_text()) | {"charts": every_chart()}))
 
 
+def write_repaired(folder: Path) -> None:
+    """Write what a run that repairs its model has more than others: settings.json, result.json and a record."""
+    with tempfile.TemporaryDirectory() as place:
+        write_run(Path(place), "units")
+        for file in ("settings.json", "result.json", "stages/repair.json"):
+            there = folder / "repaired" / file
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path(place) / "units" / file, there)
+
+
+def write_step(folder: Path) -> None:
+    """Write what a step of a run in steps did."""
+    with tempfile.TemporaryDirectory() as place:
+        settings = Settings(method="magnitude", base_epochs=1, epochs=2, steps=2)
+        prune(task=tiny_task("residual"), budget=HALF, out=place, settings=settings)
+        shutil.copy(Path(place) / "prune" / "1" / DONE, folder)
+
+
 def write_provenance(folder: Path) -> None:
-    """Write what the data of a run were, and the lock of a process elsewhere."""
+    """Write what the data of a run were, the lock of a process elsewhere, and how long a recovery was planned to be."""
     whole = load_data("digits").fingerprint
     assert whole is not None
     few = replace(whole, items=dict(islice(whole.items.items(), 12)), skipped={"unreadable": 1})
     write_json(folder / "data" / FILE, few.to_json())
     holder = lock.Holder(4711, "desk", "desk 0", "1 0", "0123456789abcdef" * 2)
     write_json(folder / "lock" / lock.NAME, asdict(holder))
+    (folder / "plan" / plan.FILE).parent.mkdir(parents=True)
+    write_json(folder / "plan" / plan.FILE, {"epochs": 2.5})
 
 
 def write_saved(folder: Path) -> None:
@@ -177,6 +200,8 @@ def write_all(folder: Path) -> None:
     torch.set_num_threads(1)
     for name in RUNS:
         write_run(folder, name)
+    write_repaired(folder)
+    write_step(folder)
     write_saved(folder)
     write_provenance(folder)
     fit(classifier(), task(), RECIPE, folder=folder / "training")

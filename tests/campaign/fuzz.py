@@ -9,6 +9,7 @@ reader how many trials were refused, how many read all the same, and every other
 import json
 import warnings
 from collections.abc import Callable
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from prunus.files import read_json
 from prunus.graph import trace
 from prunus.latency.cache import Timings
 from prunus.run import RunFolder, lock
+from prunus.run.plan import read_plan
 from prunus.run.provenance import read_fingerprint
 from prunus.run.records import check_record
+from prunus.run.steps import StepRecord
 from prunus.train import fit
 from prunus.zoo import load_weights
 from tests.campaign import examples
@@ -39,9 +42,9 @@ def read_result(file: Path) -> None:
     report.write_page(file.with_name("report.html"), values)
 
 
-def read_settings(file: Path) -> None:
-    """Resume a run with the settings of the example."""
-    original = json.loads((examples.FILES / "units" / "settings.json").read_text())
+def read_settings(home: str, file: Path) -> None:
+    """Resume a run with the settings of the example in a folder."""
+    original = json.loads((examples.FILES / home / "settings.json").read_text())
     RunFolder(file.parent, original, resume=True)
 
 
@@ -49,6 +52,11 @@ def read_stage(file: Path) -> None:
     """Read the record of a finished stage."""
     run = RunFolder(file.parents[1], json.loads((file.parents[1] / "settings.json").read_text()), resume=True)
     check_record(run.path, file.stem, run.stage(file.stem, dict))
+
+
+def read_step(file: Path) -> None:
+    """Read what a step did."""
+    read_json(file, StepRecord)
 
 
 def read_saved(file: Path) -> None:
@@ -74,6 +82,11 @@ def read_data(file: Path) -> None:
     original.differences(found)
     found.differences(original)
     found.summary()
+
+
+def read_planned(file: Path) -> None:
+    """Read how many epochs of recovery were planned."""
+    assert read_plan(file.parents[1])
 
 
 def read_lock(file: Path) -> None:
@@ -125,14 +138,19 @@ def read_hypernetwork(file: Path) -> None:
 READERS: dict[str, Callable[[Path], None]] = {
     "units/result.json": read_result,
     "weights/result.json": read_result,
-    "units/settings.json": read_settings,
+    "units/settings.json": partial(read_settings, "units"),
     **{
         f"weights/stages/{name}.json": read_stage
         for name in ("base", "prune", "shrink", "recover", "evaluate")
     },
+    "repaired/result.json": read_result,
+    "repaired/settings.json": partial(read_settings, "repaired"),
+    "repaired/stages/repair.json": read_stage,
+    "step.json": read_step,
     **{f"saved/{name}": read_saved for name in ("keep.json", "model.safetensors", "masks.safetensors")},
     **{f"sealed/{name}": read_sealed for name in ("keep.json", "model.safetensors", "masks.safetensors")},
     "data/data.json": read_data,
+    "plan/recover/plan.json": read_planned,
     "lock/.lock": read_lock,
     "training/checkpoint.safetensors": read_checkpoint,
     "search/journal.jsonl": read_journal,

@@ -18,12 +18,13 @@ from prunus.run import Settings, prune
 from tests.campaign.examples import METHODS, RUNS
 from tests.campaign.tally import Tally, run_all
 
-STAGES = ["base", "prune", "shrink", "recover", "evaluate"]
+STAGES = ["base", "prune", "shrink", "repair", "recover", "evaluate"]
 WRITTEN_BY = {
     "base.safetensors": "base",
     "base": "base",
     "prune": "prune",
     "pruned": "shrink",
+    "repaired": "repair",
 }  # others by recover
 
 

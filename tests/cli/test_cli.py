@@ -111,7 +111,12 @@ def test_the_users_mistakes_end_in_one_message_and_status_2(capsys, tmp_path, ar
         ("--image-size 0", "image_size should be a whole number from 1 to 16384, but is 0; the nearest is 1"),
         ("--round-to 0", "round_to should be a whole number from 1, but is 0; the nearest is 1"),
         ("--batch-size 0", "batch_size should be a whole number from 1, but is 0; the nearest is 1"),
-        ("--epochs -3", "epochs should be a whole number from 0, but is -3; the nearest is 0"),
+        ("--epochs -3", "epochs should be a finite number from 0, but is -3.0; the nearest is 0"),
+        ("--minutes 0", "minutes should be a finite number above 0, but is 0.0"),
+        ("--recipe recover.lrr=1", "unknown field of a recipe 'lrr'. Did you mean lr"),
+        ("--recipe recver.lr=1", "unknown part of a run 'recver'. Did you mean recover"),
+        ("--recipe recover.lr=0.1 --lr 0.2", "lr=0.2 and recover.lr=0.1 say two things about the same"),
+        ("--minutes 3 --epochs 2", "minutes=3 and 2 epochs of recovery say two things about the same"),
         ("--threads 0", "threads should be a whole number from 1, but is 0; the nearest is 1"),
         (
             "--distill-weight 1.5",

@@ -119,11 +119,35 @@ def test_recovery_starts_from_renewed_norms(digits):
     model = zoo.build("digits_resnet")
     small, by_hand = damaged(model), damaged(model)
     task = Classification(small, digits)
-    assert recover(small, task, replace(task.recipe("recover"), epochs=0)) == []
+    assert recover(small, task, replace(task.recipe("recover"), epochs=0)).history == []
     renew_norms(by_hand, digits.train.batches(256, seed=0, augment=True))  # as the weights were trained
     for name, tensor in by_hand.state_dict().items():
         assert torch.allclose(small.state_dict()[name], tensor, atol=1e-5), name
     assert not torch.allclose(small.bn1.running_var, model.bn1.running_var, rtol=0.05, atol=0.05)
+
+
+class Unlearning(Classification):
+    """Classification whose training raises the loss."""
+
+    def training_loss(self, output, target, recipe):
+        return -super().training_loss(output, target, recipe).clamp_max(50)
+
+
+def test_a_model_that_training_makes_worse_stays_as_it_was(digits, trained, tmp_path):
+    renewed = damaged(trained)
+    renew_norms(renewed, digits.train.batches(256, seed=0, augment=True))
+    recipe = replace(Classification(trained, digits).recipe("recover"), epochs=1, lr=0.02)
+    for task in (Unlearning(trained, digits), Classification(trained, digits)):
+        for _ in range(2):  # the second time from the checkpoint of the end
+            small = damaged(trained)
+            found = recover(small, task, recipe, teacher=None, folder=tmp_path / type(task).__name__)
+            start, end = (task.evaluate(each, digits.val)["accuracy"] for each in (renewed, small))
+            same = all(torch.equal(t, renewed.state_dict()[n]) for n, t in small.state_dict().items())
+            assert found.on_val["start"] == start and len(found.history) == 1
+            if isinstance(task, Unlearning):
+                assert found.kept == "start" and same and found.on_val["end"] < start
+            else:
+                assert found.kept == "end" and not same and found.on_val["end"] == end >= start
 
 
 def test_recovery_resumes_bit_equal(digits, trained, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from torch import nn
 import prunus
 from prunus.errors import PruningError, TraceError, UserError
 from prunus.inputs import call
-from prunus.refit import Moments, repair
+from prunus.refit import Moments, fit_in_order, repair
 from prunus.surgery import clone
 from tests.lib.mutants import drawn_program
 from tests.lib.random_nets import build
@@ -41,10 +41,48 @@ def test_with_one_cut_above_they_are_those_of_fitting_in_order(groups, bias):
     above = [name for name in graph.axes if any(m.tensor == "0.weight" for m in graph.members(name))]
     keep = {name: range(0, graph.axes[name].size, 2) for name in above}
     ours, theirs = fitted(model, graph, keep, [x]), repair(model, graph, keep, [x])
+    one = Moments(model, graph, [x]).fit(keep)[1].layers["2.weight"]
+    other = fit_in_order(model, prunus.shrink(model, graph, keep), graph, keep, [x]).layers["2.weight"]
+    assert (one.before, one.after) == pytest.approx((other.before, other.after), rel=1e-3)
+    assert (one.equations, one.columns) == (other.equations, other.columns)
     assert not torch.allclose(ours[2].weight, prunus.shrink(model, graph, keep)[2].weight, rtol=1e-2)
     assert torch.allclose(ours[2].weight, theirs[2].weight, rtol=1e-3, atol=1e-4)
     if bias:
         assert torch.allclose(ours[2].bias, theirs[2].bias, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_they_leave_unexplained_is_the_share_of_the_outputs_that_differs(bias):
+    """Against the outputs themselves, of the model with other weights and zeros in the inputs that are cut."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 12, 3, bias=bias), nn.ReLU(), nn.Conv2d(12, 2, 1)
+    )
+    x = images(count=256)
+    graph = prunus.trace(model, x[:1])
+    keep = {
+        name: range(0, axis.size, 2)
+        for name, axis in graph.axes.items()
+        if any(m.tensor == "0.weight" for m in graph.members(name))
+    }
+    weights, found = Moments(model, graph, [x]).fit(keep)
+    assert weights.keys() == Moments(model, graph, [x]).weights(keep).keys()
+    layer = found.layers["2.weight"]
+    assert found.examples == len(x) and layer.columns == 9 * 16 // 2
+    stays = torch.zeros(16)
+    stays[::2] = 1
+    with torch.no_grad():
+        hidden = model[1](model[0](x))
+        wanted = model[2](hidden)
+        read = clone(model, weights)[2]
+        for layer_of, share in ((model[2], layer.before), (read, layer.after)):
+            missed = layer_of(hidden * stays[:, None, None]) - wanted
+            if bias:  # which a new bias takes care of
+                missed = missed - missed.mean((0, 2, 3), keepdim=True)
+                wanted = wanted - wanted.mean((0, 2, 3), keepdim=True)
+            assert float(missed.square().sum() / wanted.square().sum()) == pytest.approx(share, rel=1e-3)
+    assert layer.after < 0.8 * layer.before
+    assert found.unexplained() == (layer.before, layer.after)
 
 
 @pytest.mark.filterwarnings("ignore")

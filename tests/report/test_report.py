@@ -24,7 +24,7 @@ HOSTILE = "</script><script>alert(1)</script><b>&\"' {{ 7*7 }} $x$ ü"
 
 def result(name: str = "layer1", seed: int = 0, accuracy: float = 0.91) -> dict:
     """A result.json as a run would write it, with `name` wherever a name stands."""
-    epochs = [{"epoch": epoch, "loss": 1 / (epoch + 1), "lr": 0.1, "accuracy": 0.5} for epoch in range(3)]
+    epochs = [{"epoch": epoch, "loss": 1 / (epoch + 1), "lr": 0.1, "accuracy": 0.5} for epoch in (1, 2, 3)]
     costs = {"macs": 41e6, "params": 272e3, "latency_ms": 2.5, "memory_mb": 1.5, "file_mb": 1.1}
     return {
         "method": name,
@@ -64,6 +64,53 @@ def test_summary_says_what_a_newcomer_asks():
     text = text_of(report.summary(result()))
     for words in ("41 M", "20.5 M", "50 %", "92.00 %", "40.00 %", "91.00 %", "-1.00 points", "Proved"):
         assert words in text
+
+
+def repaired(kept: str = "repaired") -> dict:
+    """A result.json of a run that repaired, with the model that went on."""
+    test = {"test": {"accuracy": 0.8, "loss": 0.5}} if kept == "repaired" else {}
+    both = {"cut": 0.5, "repaired": 0.79} if kept == "repaired" else {"cut": 0.5, "repaired": None}
+    found = {"how": "order", "kept": kept, "on_val": both, "examples": 1024, "layers": 9, "left": {"a": "b"}}
+    return result() | {
+        "repaired": found | {"unexplained": [0.31, 0.0625]} | test,
+        "input": {"shape": [1, 8, 8]},
+    }
+
+
+def test_a_repaired_model_has_a_column_of_its_own(tmp_path):
+    text = " ".join(text_of(report.summary(repaired()), width=120).split())
+    assert "before ┃ as cut ┃ repaired ┃ recovered" in text
+    assert "92.00 % │ 40.00 % │ 80.00 % │ 91.00 %" in text
+    assert "41 M │ 20.5 M │ 20.5 M │ 20.5 M" in text
+    said = (
+        "Repaired without labels: 9 layers fitted to 1024 examples, and 1 left; on average 6.25 % of a layer's output "
+        "is left unexplained, 31 % as cut. On val 79.00 %; with renewed norms alone 50.00 %; it went on."
+    )
+    assert said in text
+    report.write_page(tmp_path / "report.html", repaired())
+    page = (tmp_path / "report.html").read_text()
+    assert "<th>as cut</th><th>repaired</th><th>recovered</th>" in page and "80.00 %" in page
+    assert "“As cut” is the smaller model" in page and "9 layers fitted" in page
+
+
+def test_a_repair_that_was_not_kept_has_a_sentence_and_no_column(tmp_path):
+    text = " ".join(text_of(report.summary(repaired("cut")), width=120).split())
+    assert "before ┃ pruned ┃ recovered" in text and "80.00 %" not in text
+    assert "On val not finite; with renewed norms alone 50.00 %, which was better, so that went on." in text
+    values = result() | {"repaired": {"how": "order", "kept": "cut", "refused": "no."}}
+    assert "Not repaired: no. The model went on as it was cut." in text_of(report.summary(values))
+    assert "repair" not in text_of(report.summary(result())).lower()
+
+
+@pytest.mark.parametrize("kept", ["repaired", "cut"])
+def test_what_a_repair_gained_is_read_back(tmp_path, kept):
+    write_json(tmp_path / "result.json", repaired(kept))
+    assert report.read_result(tmp_path / "result.json")["repaired"]["kept"] == kept
+    damaged = repaired("repaired")
+    damaged["repaired"]["test"] = {"loss": 0.5}
+    write_json(tmp_path / "result.json", damaged)
+    with pytest.raises(FileError, match=r"repaired\.test, should hold 'accuracy'"):
+        report.read_result(tmp_path / "result.json")
 
 
 def test_markup_in_names_reaches_no_console():
@@ -135,6 +182,15 @@ def test_figures_show_every_axis_and_epoch():
     widths, curves = widths_figure(result()), curves_figure(result())
     assert widths["data"][0]["x"] == [3, 8] and widths["data"][1]["x"] == [5, 0]
     assert [line["x"] for line in curves["data"]] == [[1, 2, 3], [1, 2, 3], [4, 5], [4, 5]]
+
+
+def test_a_fraction_of_an_epoch_is_drawn_where_it_ends():
+    values = result()
+    values["history"] = {
+        "base": [{"epoch": 1, "loss": 1.0}, {"epoch": 1.5, "loss": 0.5}],
+        "recover": [{"epoch": 0.25}],
+    }
+    assert [line["x"] for line in curves_figure(values)["data"]] == [[1, 1.5], [1, 1.5], [1.75], [1.75]]
 
 
 def test_a_run_without_training_has_no_curves(tmp_path):

@@ -27,7 +27,9 @@ def reached(*_, **__):
 
 
 def run_in(folder, *recipe, task=None, resume=False, **settings):
-    settings = Settings(**{"method": "magnitude", "base_epochs": 0, "epochs": 0} | settings, recipe=recipe)
+    settings = Settings(
+        **{"method": "magnitude", "base_epochs": 0, "epochs": 0, "repair": "off"} | settings, recipe=recipe
+    )
     return prune(task=task or tiny_task("residual"), out=folder, settings=settings, resume=resume)
 
 

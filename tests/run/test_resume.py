@@ -12,6 +12,7 @@ import torch
 from prunus.errors import PrunusError, UserError
 from prunus.files import read_json, write_json
 from prunus.run import RunFolder, Settings, folder, pipeline, prune
+from prunus.run.recipes import PARTS
 from prunus.run.settings import OF_ENVIRONMENT, READ_BY
 from prunus.selection import Budget
 
@@ -35,7 +36,8 @@ def resume(path, **changes):
 def test_every_setting_belongs_to_a_stage_or_to_the_environment():
     of_stages = [name for names in READ_BY.values() for name in names]
     assert len(of_stages) == len(set(of_stages))
-    known = {field.name for field in fields(Settings)} | {"model", "data", "task", "budget"}
+    known = {field.name for field in fields(Settings)} - {"recipe"} | {"model", "data", "task", "budget"}
+    known |= {f"recipe.{part}" for part in PARTS}  # as they are stored
     assert known == {*of_stages, *OF_ENVIRONMENT}
 
 

@@ -15,7 +15,7 @@ from prunus.errors import BudgetError, FileError, PrunusError, UserError
 from prunus.export import load
 from prunus.files import read_json, read_tensors
 from prunus.recover import finetune
-from prunus.run import RunFolder, Settings, preview, prune, stages
+from prunus.run import RunFolder, Settings, loading, preview, prune, stages
 from prunus.run.folder import list_differences
 from prunus.selection import Budget
 from prunus.testing import tiny_task
@@ -31,7 +31,7 @@ def test_a_run_leaves_everything_promised(digits_run):
     assert result["after"]["macs"] <= 0.5 * result["before"]["macs"]
     assert result["verified"]["max_abs_error"] <= result["verified"]["tolerance"]
     assert result["before"]["accuracy"] > 0.5 and result["after"]["accuracy"] > 0.5
-    assert set(result["seconds"]) == {"base", "prune", "shrink", "recover", "evaluate"}
+    assert set(result["seconds"]) == {"base", "prune", "shrink", "repair", "recover", "evaluate"}
     events = [json.loads(line) for line in (digits_run / "log.jsonl").read_text().splitlines()]
     assert [e["stage"] for e in events if e["event"] == "epoch"] == ["base"] * 3 + ["recover"] * 2
 
@@ -77,7 +77,7 @@ def test_the_stored_base_teaches(tiny_run):
 def test_base_and_result_are_judged_on_the_test_set(tiny_run):
     result, _ = tiny_run
     task = tiny_task("residual")
-    base = stages.load_into(task.model, result.folder / "base.safetensors")
+    base = loading.load_into(task.model, result.folder / "base.safetensors")
     models = {"before": base, "after": result.model}
     on_test, on_val = (
         {name: task.evaluate(model, split)["loss"] for name, model in models.items()}
@@ -92,7 +92,7 @@ def test_killed_three_times_it_ends_in_the_same_bits(tmp_path):
     arguments = [*ARGUMENTS[:5], "--base-epochs", "2", "--epochs", "2"]
     program([*arguments, "--out", str(tmp_path / "whole")])
     killed = tmp_path / "killed"
-    moments = ("base/checkpoint.safetensors", "stages/base.json", "recover/checkpoint.safetensors")
+    moments = ("base/checkpoint.safetensors", "repaired/keep.json", "recover/checkpoint.safetensors")
     for number, moment in enumerate(moments):
         resume = ["--resume"] if number else []
         kill_when_there([*arguments, "--out", str(killed), *resume], killed / moment)
@@ -191,8 +191,8 @@ def test_differences_are_named_with_their_path():
         ({"base_lr": float("nan")}, "base_lr should be a number from 0 to 100, but is nan"),
         ({"image_size": 0}, "image_size should be a whole number from 1 to 16384, .* nearest is 1"),
         ({"batch_size": 0}, "batch_size should be a whole number from 1, but is 0; the nearest is 1"),
-        ({"epochs": 1.5}, "epochs should be a whole number from 0, but is 1.5; the nearest is 2"),
-        ({"base_epochs": -1}, "base_epochs should be a whole number from 0, .* nearest is 0"),
+        ({"epochs": float("inf")}, "epochs should be a finite number from 0, but is inf"),
+        ({"base_epochs": -1}, "base_epochs should be a finite number from 0, .* nearest is 0"),
         ({"distill_weight": 2}, "distill_weight should be a number from 0 to 1, but is 2; the nearest is 1"),
         ({"threads": 0}, "threads should be a whole number from 1, but is 0; the nearest is 1"),
         ({"runtime": "onxruntime"}, "Did you mean onnxruntime"),

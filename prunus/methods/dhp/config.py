@@ -44,6 +44,7 @@ class Config(Units):
         factors: The size of the hypernetwork's embedding (mode paper).
     """
 
+    no_steps = "it removes units little by little anyhow, while it trains"
     mode: Mode = "exact"
     pressure: Pressure | None = None
     start: Start | None = None

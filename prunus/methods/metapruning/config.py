@@ -76,6 +76,7 @@ class Config(Units):
             one they choose with how=global. Taylor's scores are changes of the loss, so their costs count.
     """
 
+    no_steps = "it searches for the widths of the whole network"
     weights: Weights = "inherit"
     start: Start | None = None
     form: Form = "paper"

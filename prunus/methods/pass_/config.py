@@ -78,6 +78,7 @@ class Config(Units):
         UserError: An option is out of range or unknown.
     """
 
+    no_steps = "it learns which units to keep of the whole network"
     prompt: Prompt = "pad"
     prompt_size: Count | None = None
     prompt_how: How = "add"

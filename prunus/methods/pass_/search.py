@@ -37,7 +37,7 @@ class PASS(nn.Module):
     """A search for units in your own training loop; `model` is not changed:
 
         search = PASS(model, example, Budget(macs=0.5), steps=300)
-        optimizer = torch.optim.Adam(search.learned(), lr=1e-4)
+        optimizer = torch.optim.Adam(search.learned(), lr=1e-3)
         for x, y in batches:  # 300 of them
             optimizer.zero_grad()
             loss(search(x), y).backward()
