@@ -23,6 +23,7 @@ from prunus.methods.pass_ import hypernetwork
 from prunus.methods.pass_.config import Config
 from prunus.methods.pass_.hypernetwork import MaskNetwork
 from prunus.methods.pass_.prompt import Prompt, Prompted, change_first
+from prunus.methods.pass_.slopes import at_equal_cost, at_equal_counts, distances
 from prunus.methods.pass_.state import check_state
 from prunus.methods.pass_.statistics import STATISTICS, network_inputs, standardise
 from prunus.selection import Budget, Metered, min_units, price_of
@@ -259,33 +260,16 @@ class PASS(nn.Module):
 
     def straight_through(self, found: Tensor, kept: Tensor) -> Tensor:
         """The masks (N,), ones and zeros, whose gradients go to the scores (straight-through)."""
-        slope = found - found.detach()  # zeros, with the gradient of the scores
+        found_now, slopes = found.detach(), found - found.detach()  # zeros, with the gradient of the scores
+        owners = self.hypernetwork.owners if self.config.scope == "per_axis" else None
         if self.config.straight_through == "budget":
-            slope = self._within_budget(slope)
-        if self.config.straight_through == "clipped":
-            slope = slope * (self._distance(found.detach(), kept) <= 1)
-        return kept.to(slope.dtype) + slope
-
-    def _within_budget(self, slope: Tensor) -> Tensor:
-        """The slopes (N,), lowered together so that their cost is nothing: a score that rises pushes others out.
-
-        So a unit is charged the gradient that the same cost has on average, and one to which the loss does not respond
-        falls, whatever its weights are.
-        """
-        if self.config.scope == "per_axis":
-            owners = self.hypernetwork.owners
-            sums = slope.new_zeros(len(self.names)).index_add(0, owners, slope)
-            return slope - (sums / torch.bincount(owners))[owners]
-        return (slope - (self.costs @ slope) / self.costs.sum()) * (self.costs > 0)
-
-    def _distance(self, found: Tensor, kept: Tensor) -> Tensor:
-        """The distances (N,) of scores from the threshold, the best score not kept; infinite if all are kept."""
-        out = found.masked_fill(kept, -torch.inf)  # not the lowest kept score: floors keep low scores, too
-        if self.config.scope == "global":
-            return (found - out.max()).abs()
-        owners = self.hypernetwork.owners
-        best = out.new_full((len(self.names),), -torch.inf).scatter_reduce(0, owners, out, "amax")
-        return (found - best[owners]).abs()
+            if owners is None:
+                slopes = at_equal_cost(slopes, self.costs)
+            else:
+                slopes = at_equal_counts(slopes, owners, len(self.names))
+        elif self.config.straight_through == "clipped":
+            slopes = slopes * (distances(found_now, kept, owners, len(self.names)) <= 1)
+        return kept.to(slopes.dtype) + slopes
 
     def run(self, masks: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The network's output with the given masks (N,)."""
