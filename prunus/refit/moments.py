@@ -90,11 +90,13 @@ class _Cut:
         """What the product leaves unexplained, with the old weights and with the new ones."""
         where = self.columns[:, None, :].expand_as(self.after)
         lost, missed = self.weight.scatter(2, where, 0.0), self.weight.scatter_add(2, where, -self.after)
-        whole, before, after = (
-            float((each @ self.squares * each).sum()) for each in (self.weight, lost, missed)
-        )
-        shares = (max(0.0, left) / max(whole, 1e-300) for left in (before, after))
-        return Layer(*shares, self.layer.count, self.columns.shape[1])
+        whole = max(self._energy(self.weight), 1e-300)
+        before, after = (max(0.0, self._energy(each)) / whole for each in (lost, missed))
+        return Layer(before, after, self.layer.count, self.columns.shape[1])
+
+    def _energy(self, weight: Tensor) -> float:
+        """The sum of the squared outputs of weights for all columns (G', O', K)."""
+        return float((weight @ self.squares * weight).sum())
 
 
 class Moments:

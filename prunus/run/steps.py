@@ -11,13 +11,12 @@ recover.
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -144,8 +143,15 @@ class Steps:
     def _repair(self, step: int, small: nn.Module, task: Task, chosen: Keep, keep: Keep) -> dict[str, Any]:
         """Repair a model in one process and store it; returns what was done."""
         assert self.repairs != "off"
-        options = {"seed": self.run.seed, "progress": self.run.progress}
-        model, record = repair_cut(small, task, chosen, how=self.repairs, must=self.must_repair, **options)
+        model, record = repair_cut(
+            small,
+            task,
+            chosen,
+            how=self.repairs,
+            must=self.must_repair,
+            seed=self.run.seed,
+            progress=self.run.progress,
+        )
         store.save(self._folder(step), model, keep, self.task.graph)
         return record
 
@@ -204,7 +210,6 @@ class Steps:
         )
 
 
-@dataclass(frozen=True)
 class OfStep:
     """The run that a method is called with in a step; see `methods.Run`.
 
@@ -213,15 +218,9 @@ class OfStep:
         step: The number of the step.
     """
 
-    run: RunFolder
-    step: int
-    seed: int = field(init=False)
-    progress: Callable[..., Any] = field(init=False)
-    processes: PartialState = field(init=False)
-
-    def __post_init__(self) -> None:
-        for name in ("seed", "progress", "processes"):
-            object.__setattr__(self, name, getattr(self.run, name))
+    def __init__(self, run: RunFolder, step: int):
+        self.run, self.step = run, step
+        self.seed, self.progress, self.processes = run.seed, run.progress, run.processes
 
     def folder(self, name: str) -> Path:
         """Return the folder of that name within the step's."""
