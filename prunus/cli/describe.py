@@ -3,19 +3,25 @@
 import inspect
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from itertools import islice
 
 import torch
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 from prunus import selection, zoo
-from prunus.data import load_data
+from prunus.data import Data, load_data
 from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.methods import Method, Pruned, find, names, option_types, type_in_words
 from prunus.metrics import format_number
 from prunus.options import Count, Pixels, check_value
+from prunus.progress import Step
+from prunus.refit import Curves, Moments
 from prunus.selection import Budget, cost
 from prunus.sparse import masks
 from prunus.tasks import Kind, find_kind, kinds
@@ -23,21 +29,28 @@ from prunus.train import Recipe
 
 DEFAULT_SHAPE, DEFAULT_CLASSES, ZOO_CLASSES = (3, 224, 224), 1000, 10  # ImageNet's; the zoo is for CIFAR-10
 REASONS = 12  # reasons that are shown
+IMAGES, BATCH = 512, 64  # of which curves are made
+SHARES = (0.75, 0.5, 0.25)  # of the units, at which curves are shown
+
+
+def load_images(model: str, data: str | None) -> Data | None:
+    """The images that are named, read as the model expects them; nothing is trained on them."""
+    if data is None:
+        return None
+    return load_data(data, skip_broken=True, expected=zoo.expected_images(model), workers=0)
 
 
 def input_of(
-    model: str, data: str | None, shape: tuple[int, int, int] | None, classes: int | None
+    model: str, data: Data | None, shape: tuple[int, int, int] | None, classes: int | None
 ) -> tuple[tuple[int, ...], int]:
     """Shape of one input and number of classes: as given, otherwise the data's, otherwise the model's usual ones."""
     check_value("classes", classes, Count | None)
     for size in shape or ():
         check_value("input_shape", size, Pixels)
     if data is not None:
-        # nothing is trained on them
-        loaded = load_data(data, skip_broken=True, expected=zoo.expected_images(model), workers=0)
-        channels, height, width = loaded.example.shape[1:]
-        if (number := classes or loaded.classes) is None:
-            raise UserError(f"{data} has no classes; give their number with --classes.")
+        channels, height, width = data.example.shape[1:]
+        if (number := classes or data.classes) is None:
+            raise UserError(f"{data.name} has no classes; give their number with --classes.")
         return shape or (channels, height, width), number
     source, _, name = model.partition(":")
     if source == "zoo":
@@ -65,6 +78,42 @@ def graph(traced: Graph) -> Group:
         f"{cost.coverage(traced):.1%} of the multiply-adds."
     )
     return Group(axes, Text("fixed dimensions and why:"), Text("\n".join(lines)), Text(costs))
+
+
+def measure_curves(
+    model: nn.Module,
+    traced: Graph,
+    data: Data,
+    progress: Callable[..., AbstractContextManager[Step]],
+) -> Curves:
+    """What each axis leaves unexplained, from images to train on."""
+    with progress("measuring", IMAGES // BATCH) as step:
+
+        def batches() -> Iterator[torch.Tensor]:
+            for images, _ in islice(data.train.batches(BATCH, seed=0), IMAGES // BATCH):
+                yield images
+                step(1)
+
+        return Moments(model.eval(), traced, batches()).curves()
+
+
+def curves(found: Curves) -> Table:
+    """The curves at shares of the units of each axis."""
+    table = Table(
+        title="sensitivity: what of their outputs the layers that read an axis leave unexplained with fewer units",
+        title_justify="left",
+    )
+    table.add_column("axis", overflow="fold")
+    table.add_column("layers", justify="right")
+    for share in SHARES:
+        table.add_column(f"{share:.0%} of units", justify="right")
+    for name, curve in found.axes.items():
+        size = len(curve.order)
+        left = [f"{curve.unexplained(max(1, round(share * size))):.1%}" for share in SHARES]
+        table.add_row(Text(name), str(curve.products), *left)
+    for name, why in found.left.items():
+        table.add_row(Text(name), Text(why))
+    return table
 
 
 def list_first(names: list[str], most: int = 4) -> str:

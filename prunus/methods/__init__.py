@@ -5,7 +5,7 @@ Its files, in the order in which to read them:
     _contract                               the contract: a method's options, its use of a run, its result
     _registry                               finding a method by its name, and setting its options
     magnitude taylor activation bn_scale    methods that score units, a file for each
-    fpgm lamp random                        more of them
+    fpgm lamp random submodular             more of them
     structure                               the widths of an earlier run
     dhp/                                    widths learned by hypernetworks with latent vectors
     pass_/                                  masks from a recurrent hypernetwork that reads a visual prompt
@@ -13,7 +13,18 @@ Its files, in the order in which to read them:
     lookahead/                              single weights, scored with their neighbouring layers
 """
 
-from prunus.methods._contract import HALF, Options, Pruned, Run, Units, Weights, check_loss, shown_batches
+from prunus.methods._contract import (
+    HALF,
+    Options,
+    Pruned,
+    Run,
+    Units,
+    Weights,
+    check_loss,
+    epochs_left,
+    half_of,
+    shown_batches,
+)
 from prunus.methods._registry import Method, configure, find, names, option_types, type_in_words
 
 __all__ = [
@@ -26,7 +37,9 @@ __all__ = [
     "Weights",
     "check_loss",
     "configure",
+    "epochs_left",
     "find",
+    "half_of",
     "names",
     "option_types",
     "shown_batches",

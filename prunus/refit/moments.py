@@ -20,11 +20,15 @@ from prunus.graph import Graph, Keep, Layout, axes, make_skeleton, named_tensors
 from prunus.inputs import count_examples, model_device, move
 from prunus.progress import Step, silent
 from prunus.refit.batches import read_batches
+from prunus.refit.curves import Curve, Curves
+from prunus.refit.elimination import Reader, eliminate
 from prunus.refit.fitted import Fitted, Layer, name_part
 from prunus.refit.products import Product
 from prunus.refit.sites import SHARED, Sites, find_sites
 from prunus.refit.systems import RIDGE, check_finite, check_ridge, solve
 from prunus.refit.walk import Walk, address
+
+LEAST_RIDGE = 1e-6  # for curves: what sums of products in float32 cannot tell from nothing
 
 
 @dataclass
@@ -187,6 +191,42 @@ class Moments:
         return found
 
     @torch.no_grad()
+    def curves(self, ridge: float = RIDGE) -> Curves:
+        """Find for each axis in which order its units go best, and what of the outputs each number leaves unexplained.
+
+        Backward: see `elimination`. All products that read an axis count alike, each by the variance of its output (by
+        its squares where nothing takes care of the mean), and what `ridge` holds back is part of the loss. Units that a
+        product loses together with their outputs, as a depthwise convolution does, are no loss to it.
+
+        Args:
+            ridge: How much weights are held to the model's own, as a share of the mean diagonal of the moments.
+
+        Returns:
+            The curves. An axis that no product with moments reads has none.
+
+        Raises:
+            UserError: `ridge` is no number from 0.
+        """
+        check_ridge(ridge)
+        found = Curves(left={name: self._why_unread(name) for name in self.graph.axes})
+        for name, axis in self.graph.axes.items():
+            read = [readers for layer in self._layers.values() if (readers := _readers(layer, axis, ridge))]
+            if read:
+                order, losses = eliminate([reader for readers in read for reader in readers], axis.size)
+                found.axes[name] = Curve(order, losses, len(read))
+                del found.left[name]
+        return found
+
+    def _why_unread(self, axis: str) -> str:
+        """Why an axis has no curve, if it has none."""
+        reasons = (
+            f"{member.tensor} reads it, but {self.left[member.tensor]}"
+            for member in self.graph.members(axis)
+            if member.role == "consumes" and member.tensor in self.left
+        )
+        return next(reasons, "no product with a weight reads it")
+
+    @torch.no_grad()
     def fit(self, keep: Keep, ridge: float = RIDGE) -> tuple[dict[str, Tensor], Fitted]:
         """Compute the parameters for a cut, and what they leave unexplained of the outputs.
 
@@ -239,6 +279,35 @@ class Moments:
             found[name] = whole.detach().clone()
         offset = view.storage_offset() - whole.storage_offset()
         return found[name].as_strided(view.shape, view.stride(), offset)
+
+
+def _readers(layer: _Layer, axis: axes.Axis, ridge: float) -> list[Reader]:
+    """The groups of a product that lose inputs, but not all of them, with units of an axis; ready to lose them."""
+    product, whole = layer.product, layer.product.matrix()  # (G, O, K)
+    groups, per_group = len(whole), whole.shape[2]
+    taps = product.weight.shape[2:].numel() if product.is_convolution else 1
+    of_groups, of_channels = product.channels(layer.inputs)
+    places = axes.units(of_channels).get(axis)  # (U, n)
+    apart = groups if of_groups == 1 else 1  # groups that stand one after the other in the channels
+    if places is None or axes.size(of_channels) * taps != per_group * apart:
+        return []
+    every = torch.as_tensor(layer.squares)
+    if layer.centred:
+        mean = torch.as_tensor(layer.sums) / layer.count
+        every = every - layer.count * mean.unsqueeze(2) * mean.unsqueeze(1)
+    held = max(ridge, LEAST_RIDGE) * every.diagonal(dim1=1, dim2=2).mean(1)
+    every = every + held[:, None, None] * torch.eye(per_group, dtype=every.dtype, device=every.device)
+    total = float((whole @ every * whole).sum())
+    found, channels = [], per_group // taps
+    for group in range(groups if total > 0 else 0):
+        there = places // channels == (group if apart > 1 else 0)
+        units, counts = there.nonzero()[:, 0].unique_consecutive(return_counts=True)
+        if not len(units) or len(counts.unique()) > 1 or int(counts[0]) == channels:
+            continue
+        columns = (places[there] % channels).view(len(units), -1, 1) * taps + torch.arange(taps)
+        columns, units = columns.flatten(1).to(every.device), units.to(every.device)
+        found.append(Reader(every[group], whole[group].T, units, columns, 1 / total))
+    return found
 
 
 def _solve_cut(layer: _Layer, keep: Keep, ridge: float) -> _Cut | None:

@@ -10,7 +10,7 @@ from math import prod
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from prunus.graph import Graph, Layout, Op, Tag, operators, parametrised
+from prunus.graph import Graph, Layout, Op, Tag, axes, operators, parametrised
 
 SHARED = "several products use it"
 
@@ -68,6 +68,20 @@ def find_sites(graph: Graph, model: nn.Module) -> Sites:
         if count > prod(graph.shapes[name]):
             sites.left.setdefault(name, SHARED)
     return sites
+
+
+def unread(graph: Graph) -> list[str]:
+    """List the axes that no product with a parameter reads, so that none can make good what is lost on them."""
+    read = {
+        axis.name
+        for op, _, numbers in _uses(graph)
+        if numbers
+        for operand in op.operands()
+        if isinstance(operand, Tag) and operand.data
+        for layout in operand.dims
+        for axis in axes.leaves(layout)
+    }
+    return [name for name in graph.axes if name not in read]
 
 
 def _computed(model: nn.Module) -> Iterator[str]:

@@ -4,12 +4,12 @@ Its files, in the order in which to read them:
 
     members        the weights that belong to a unit, combined and normalised
     weights        magnitude, lamp, bn_scale, fpgm, random
-    gradients      taylor
+    gradients      taylor, and a loss without labels
     activations    activation
 """
 
 from prunus.scores.activations import activation
-from prunus.scores.gradients import taylor
+from prunus.scores.gradients import random_projection, taylor
 from prunus.scores.members import Batches, Combine, Normalize, Scores
 from prunus.scores.weights import bn_scale, fpgm, lamp, magnitude, random
 
@@ -24,5 +24,6 @@ __all__ = [
     "lamp",
     "magnitude",
     "random",
+    "random_projection",
     "taylor",
 ]

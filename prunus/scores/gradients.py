@@ -1,4 +1,4 @@
-"""Scores of units from gradients: taylor."""
+"""Scores of units from gradients: taylor, and what it takes for a loss where there are no labels."""
 
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UserError
-from prunus.graph import Graph, is_inexact, make_skeleton
+from prunus.graph import Graph, is_inexact, make_skeleton, output_tensors
 from prunus.inputs import call
 from prunus.scores.members import ALL, Batches, Scores, _as_float, _gather, _members, _to_device
 
@@ -66,3 +66,25 @@ def taylor(
     if not count:
         raise UserError("taylor: expected at least one batch to score with, got none; give data.")
     return {axis: squares / count for axis, squares in total.items()}
+
+
+def random_projection(seed: int) -> Callable[[Any, Any], Tensor]:
+    """Make a loss without labels: the answers of a model, projected on random directions that change at every call.
+
+    Over the draws its mean squared gradient is that of the answers, summed over their numbers. So `taylor` scores a
+    unit by the squared change of the answers, to first order. Source: ours; Hutchinson's estimate (1989).
+
+    Args:
+        seed: The seed of the directions.
+
+    Returns:
+        loss(output, targets), which does not read the targets.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss(output: Any, targets: Any) -> Tensor:
+        answers = [each for each in output_tensors(output) if each.is_floating_point()]
+        ways = [torch.randn(each.shape, generator=generator).to(each) for each in answers]
+        return reduce(torch.add, [(each * way).sum() for each, way in zip(answers, ways, strict=True)])
+
+    return loss

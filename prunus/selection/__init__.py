@@ -2,12 +2,13 @@
 
 Its files, in the order in which to read them:
 
-    cost       closed forms of widths: macs, params, memory_mb
-    budget     limits: Budget, Metered, Sparsity
-    bounds     floors, caps, frozen axes
-    fill       units taken from a queue until the budget is full
-    choose     select, and the options of a method that selects
-    changes    Plan: the changes that a keep makes
+    cost        closed forms of widths: macs, params, memory_mb
+    budget      limits: Budget, Metered, Sparsity
+    bounds      floors, caps, frozen axes
+    fill        units taken from a queue until the budget is full
+    multiplier  widths that leave out the least sum of scores
+    choose      select, and the options of a method that selects
+    changes     Plan: the changes that a keep makes
 """
 
 from prunus.selection.bounds import CAP, FLOOR, Bound, holders, min_units

@@ -1,11 +1,13 @@
 """Choosing units: scores and a budget give a keep.
 
-All ways of ranking use one algorithm: the units of each axis are sorted by falling score and cut into blocks, all
-blocks enter one queue by their score, and are taken from its front as long as they fit the budget.
+All ways of ranking use one algorithm (curves several times): the units of each axis are sorted by falling score and cut
+into blocks, all blocks enter one queue by their score, and are taken from its front as long as they fit the budget.
 
     global      scores as they are
     per_cost    scores divided by the cost of one unit of the axis: the greedy knapsack, for scores in one currency
                 over all axes, such as the change of the loss
+    curves      scores divided by that cost at the widths which are chosen, so that the sum of the scores left out is
+                least (multiplier.py)
     uniform     the rank within the axis, divided by its size: every axis keeps the same share
     isomorphic  the share of units, over all axes of the same topology, with a score no higher
                 (Fang et al., Isomorphic Pruning, ECCV 2024, arXiv:2407.04616)
@@ -17,7 +19,7 @@ Shapes: A axes, N blocks in the queue, C candidates.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -32,8 +34,9 @@ from prunus.selection import cost
 from prunus.selection.bounds import CAP, FLOOR, Bound, min_units
 from prunus.selection.budget import Budget, Metered
 from prunus.selection.fill import Price, _approach, _fill, _Limits, _queue, blocks
+from prunus.selection.multiplier import least_left_out
 
-How = Literal["global", "per_cost", "uniform", "isomorphic"]
+How = Literal["global", "per_cost", "curves", "uniform", "isomorphic"]
 # Widths are multiples of the first grid with which the budget can be met. 16, because kernels process 16 features at
 # once, and on several threads batch norm is slower with 8 or 24 than with 16 or 32; see benchmarks/round_to.py.
 GRIDS = (16, 8, 4, 2, 1)
@@ -46,19 +49,35 @@ class Selection(Checked):
     """The options of `select`, as part of a method's options.
 
     Args:
-        how: The comparison of units: by their scores (global), by their scores per cost (per_cost), with the same share
-            of every axis (uniform), or within axes of the same topology (isomorphic).
-        round_to: The number of which widths become multiples; None: multiples that are fast on the hardware.
+        how: The comparison of units: by their scores (global), by their scores per cost in the whole network (per_cost)
+            or in the smaller one (curves), with the same share of every axis (uniform), or within axes of the same
+            topology (isomorphic).
+        prefer: What widths are chosen for: multiples that are fast on the hardware (speed), or any, so that the budget
+            is spent to the last unit (quality).
+        round_to: The number of which widths become multiples; None: what `prefer` says.
         floor: The fewest units of an axis to keep: an int counts units, a float is a share of the axis.
         cap: The most units of an axis to remove, in the same form.
         freeze: Patterns of axes or layers that keep all units.
     """
 
     how: How = "global"
+    prefer: Literal["speed", "quality"] = "speed"
     round_to: Count | None = None
     floor: Bound = FLOOR
     cap: Bound = CAP
     freeze: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.prefer == "quality" and self.round_to not in (None, 1):
+            raise UserError(
+                f"prefer=quality takes any widths, round_to={self.round_to} does not; give one of them."
+            )
+
+    @property
+    def multiple(self) -> int | None:
+        """The number of which widths become multiples, for `round_to` of `select`."""
+        return 1 if self.prefer == "quality" else self.round_to
 
     def select(
         self,
@@ -74,7 +93,8 @@ class Selection(Checked):
 
     def rules(self, graph: Graph) -> dict[str, Any]:
         """Return the options of `select` for a graph; a method that keeps axes whole overrides this."""
-        return {field.name: getattr(self, field.name) for field in fields(Selection)}
+        names = [field.name for field in fields(Selection) if field.name != "prefer"]
+        return {name: getattr(self, name) for name in names} | {"round_to": self.multiple}
 
 
 def select(
@@ -99,11 +119,12 @@ def select(
         price: price(widths (C, A)) -> costs (C,) in the budget's unit; None: the closed form, or the measurements of a
             `Metered` budget.
         within: axis -> the units that may be chosen; None, or an axis left out: all.
-        how: The ranking of units: global, per_cost, uniform or isomorphic; see the top of this file.
-        round_to: The number of which widths become multiples, unless the axis stays whole. None: multiples of 16 (of
-            8, 4, 2 or 1 in dimensions below 32, 16, 8 or 4, or if the budget cannot be met otherwise), and one axis
-            may leave that grid, so that the cost is below the budget by at most 0.5 % of the original's, or by less
-            than one unit. With a given price no axis leaves it, because odd widths take longer than the next multiple.
+        how: The ranking of units: global, per_cost, curves, uniform or isomorphic; see the top of this file.
+        round_to: The number of which widths become multiples, unless the axis stays whole, or `within` leaves less than
+            one multiple. None: multiples of 16 (of 8, 4, 2 or 1 in dimensions below 32, 16, 8 or 4, or if the budget
+            cannot be met otherwise), and one axis may leave that grid, so that the cost is below the budget by at most
+            0.5 % of the original's, or by less than one unit. With a given price no axis leaves it, because odd widths
+            take longer than the next multiple.
         floor: The fewest units to keep; see `min_units`.
         cap: The most units to remove; see `min_units`.
         freeze: Patterns of axes that keep all units; see `min_units`.
@@ -151,7 +172,9 @@ def select(
     def limits_on(grid: int) -> _Limits:
         steps = blocks(graph, grid, halve=round_to is None)
         base = torch.minimum(-(bound // -steps) * steps, most)  # rounded up to whole blocks
-        return _Limits(price, limit, base, most, steps, least)
+        # a part of an axis ends with a whole block, too; only an axis that stays whole may have another width
+        top = torch.where(most == sizes, most, (most // steps * steps).maximum(base))
+        return _Limits(price, limit, base, top, steps, least)
 
     first, *finer = (round_to,) if round_to else GRIDS
     limits = limits_on(first)
@@ -164,11 +187,23 @@ def select(
     base, steps = limits.base, limits.steps
     # Between measured points a table is flat or steep by chance, so there the cost of a whole block counts.
     probe = torch.minimum(steps, sizes - 1).clamp_min(1) if measured else torch.ones(len(sizes))
-    unit_cost = ((before - price(sizes - probe.diag())) / probe / before).clamp_min(FREE)
-    queue = _queue(_rank(graph, order, how, unit_cost), base, steps)
-    widths = _fill(limits, base, queue)
+
+    def unit_costs(widths: Tensor) -> Tensor:
+        """The cost of one unit of each axis, as a share of the original's."""
+        change = torch.where(widths > probe, -probe, probe)
+        return ((price(widths + change.diag()) - price(widths[None])) / change / before).clamp_min(FREE)
+
+    tops = limits.sizes.long().tolist()
+    if how == "curves":
+        falling = [score[:top] for (score, _), top in zip(order.values(), tops, strict=True)]
+        widths, queue = least_left_out(limits, falling, unit_costs)
+    else:
+        ranked = _rank(graph, order, how, unit_costs(sizes))
+        queue = _queue([values[:top] for values, top in zip(ranked, tops, strict=True)], base, steps)
+        widths = _fill(limits, base, queue)
     if round_to is None and not measured:
-        widths = _approach(limits, widths, queue, enough=limit - TOLERANCE * before)
+        anywhere = replace(limits, sizes=most)  # the one axis that leaves the grid may do so in a part of it
+        widths = _approach(anywhere, widths, queue, enough=limit - TOLERANCE * before)
     return {
         name: units[: int(width)].sort().values.tolist()
         for (name, (_, units)), width in zip(order.items(), widths.tolist(), strict=True)

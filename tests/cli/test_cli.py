@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -66,6 +67,18 @@ def test_inspect_shows_axes_and_reasons(capsys):
     text = said(capsys, "inspect", "--model", "zoo:digits_resnet")
     assert "fixed dimensions and why" in text and "halving every axis removes" in text
     assert "conv1" in said(capsys, "inspect", "--model", "zoo:digits_resnet", "--explain", "conv1")
+
+
+def test_inspect_of_data_and_weights_shows_curves(capsys, digits_run):
+    weights = str(digits_run / "base.safetensors")
+    text = said(capsys, "inspect", "--model", "zoo:digits_resnet", "--data", "digits", "--weights", weights)
+    rows = re.findall(
+        r"(\S+) +\S +(\d+) +\S +([\d.]+)% +\S +([\d.]+)% +\S +([\d.]+)%", text.partition("sensitivity")[2]
+    )
+    assert [row[:2] for row in rows][:2] == [("conv1", "3"), ("layer1.0.conv1", "1")] and len(rows) == 6
+    assert all(0 < float(most) < float(half) < float(least) < 100 for _, _, most, half, least in rows)
+    untrained = said(capsys, "inspect", "--model", "zoo:digits_resnet", "--data", "digits")
+    assert untrained.partition("sensitivity")[2] != text.partition("sensitivity")[2]
 
 
 @pytest.mark.parametrize(

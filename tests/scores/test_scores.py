@@ -322,3 +322,16 @@ def test_both_parts_of_complex_weights_are_scored():
     torch.testing.assert_close(scores.taylor(model, graph, F.cross_entropy, batches)["a"], slope.square())
     seen = scores.activation(model, graph, batches, normalize="none")["a"]
     torch.testing.assert_close(seen, hidden.detach().abs().mean(0))
+
+
+def test_random_projections_score_the_change_of_the_answer_without_labels():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)), torch.randn(1, 3)
+    graph = trace(model, x)
+    found = scores.taylor(model, graph, scores.random_projection(0), [(x, None)] * 4000)["0"]
+    change = (model[2].weight * model[1](model[0](x))).square().sum(0)
+    assert (change > 0).sum() >= 2
+    assert torch.allclose(found, change.detach(), rtol=0.1, atol=0)
+    again = scores.taylor(model, graph, scores.random_projection(0), [(x, None)] * 4000)["0"]
+    other = scores.taylor(model, graph, scores.random_projection(1), [(x, None)] * 4000)["0"]
+    assert torch.equal(found, again) and not torch.equal(found, other)

@@ -1,7 +1,7 @@
 """Selection against a plain greedy loop, its promises as properties, and what it refuses."""
 
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import get_args
 
 import pytest
@@ -69,6 +69,7 @@ GRAPHS = {
     "attention": trace(Attention(), torch.zeros(1, 6, 64)),
     "chain": trace(chain(), torch.zeros(1, 10)),
 }
+GREEDY = [how for how in get_args(How) if how != "curves"]  # that takes blocks several times
 graphs = st.sampled_from(sorted(GRAPHS)).map(GRAPHS.get)
 quick = settings(max_examples=60, deadline=None)
 
@@ -139,7 +140,7 @@ def plain_greedy(graph, ranks, limit, step, floors):
 
 
 @quick
-@given(scored(), st.sampled_from(get_args(How)), st.sampled_from([1, 3, 8]), st.floats(0.3, 1))
+@given(scored(), st.sampled_from(GREEDY), st.sampled_from([1, 3, 8]), st.floats(0.3, 1))
 def test_the_same_as_a_plain_greedy_loop(case, how, round_to, share):
     graph, scores = case
     step = {
@@ -216,7 +217,7 @@ def test_the_budget_is_used_up(case, how, share):
 @quick
 @given(
     scored(),
-    st.sampled_from(get_args(How)),
+    st.sampled_from(GREEDY),
     st.sampled_from([None, 1, 4]),
     st.floats(0.05, 1),
     st.floats(0.05, 1),
@@ -292,6 +293,36 @@ def test_isomorphic_compares_only_axes_of_one_topology():
         graph, scores, how="isomorphic", **options
     )
     assert select(graph, louder, **options) != select(graph, scores, **options)
+
+
+@pytest.mark.parametrize("name", ["macs", "params"])
+def test_curves_leave_out_hardly_more_than_the_best_of_all_widths(name):
+    layers = [nn.Linear(a, b) for a, b in pairwise([8, 12, 10, 12, 4])]
+    graph, better = trace(nn.Sequential(*layers), torch.zeros(1, 8)), 0
+    sizes = graph.widths()
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        scores = {
+            axis: (torch.rand(size, generator=generator) * 4).exp().sort(descending=True).values
+            for axis, size in sizes.items()
+        }
+
+        def left_out(widths, scores=scores):
+            return sum(float(scores[axis][width:].sum()) for axis, width in widths.items())
+
+        all_widths = [
+            dict(zip(sizes, widths, strict=True))
+            for widths in product(*(range(2, size + 1) for size in sizes.values()))
+        ]
+        fitting = [w for w in all_widths if cost.of(graph, name, w) <= 0.4 * whole(graph, name)]
+        best = min(map(left_out, fitting))
+        ours, per_cost = (
+            left_out(graph.widths(select(graph, scores, Budget(**{name: 0.4}), how=how, round_to=1)))
+            for how in ("curves", "per_cost")
+        )
+        assert best <= ours * (1 + 1e-9) and ours <= per_cost and ours <= 1.1 * best
+        better += ours < 0.999 * per_cost
+    assert better >= 5
 
 
 def test_per_cost_prefers_what_is_cheap():
@@ -462,3 +493,26 @@ def test_plan_is_a_table_of_widths_and_costs():
     assert [line.split()[0] for line in lines[-3:]] == ["macs", "params", "memory_mb"]
     with pytest.raises(UserError, match="unknown axis 'stm'"):
         plan(graph, {"stm": [0]})
+
+
+def test_quality_takes_any_widths_until_no_unit_fits_and_speed_multiples():
+    graph = GRAPHS["chain"]
+    scores = equal(graph)
+    fast, best = (
+        Selection(prefer=wish).select(graph, scores, Budget(macs=0.5)) for wish in ("speed", "quality")
+    )
+    assert all(with_more(graph, best, axis, 1) > 0.5 * whole(graph) for axis in best)
+    assert best == select(graph, scores, Budget(macs=0.5), round_to=1)
+    assert fast == select(graph, scores, Budget(macs=0.5)) != best
+    with pytest.raises(UserError, match="give one of them"):
+        Selection(prefer="quality", round_to=8)
+
+
+def test_what_may_be_chosen_of_an_axis_ends_with_a_whole_block():
+    model = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3))
+    graph = trace(model, torch.zeros(2, 4))
+    scores = {"0": torch.arange(32.0)}
+    budget, there = Budget(macs=0.9), {"0": range(27)}
+    assert select(graph, scores, budget, within=there, round_to=4)["0"] == list(range(3, 27))
+    assert select(graph, scores, budget, within={"0": range(3)}, round_to=4)["0"] == [0, 1, 2]
+    assert len(select(graph, scores, Budget(macs=1.0), round_to=5)["0"]) == 32  # whole

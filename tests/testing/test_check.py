@@ -26,6 +26,11 @@ def test_every_method_holds_what_it_should(name):
     check_method(name, options=QUICK.get(name, ()))
 
 
+@pytest.mark.parametrize("worth", ["answers", "layers"])
+def test_submodular_holds_it_whatever_units_are_worth(worth):
+    check_method("submodular", options=[f"worth={worth}", "how=curves", "batches=2"])
+
+
 def test_structure_holds_it_with_a_folder(tmp_path):
     for network in ("residual", "concatenating", "attending"):
         task = tiny_task(network)
