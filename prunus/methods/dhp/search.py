@@ -309,7 +309,8 @@ class DHP:
             budget, price = Budget(**{self.budget.name: self.target}), self.units.price
         found = self.as_mask(self.choose(budget, staying, price))
         now, then = self.units.shares(torch.stack([found, before])).tolist()
-        return found if last is None or now >= min(then, self.target - TOLERANCE) else before
+        single = max(self.blocks.values()) == 1  # as much of the budget is filled by any choice
+        return found if last is None or single or now >= min(then, self.target - TOLERANCE) else before
 
     def choose(self, budget: Budget, left: Tensor, price: Price | None = None) -> dict[str, list[int]]:
         """The keep of the best among the units `left` (N,) bool; units that are being removed rank last."""
