@@ -15,7 +15,9 @@ from .graph import rule as rule
 from .graph import trace as trace
 from .latency import latency_ms as latency_ms
 from .refit import repair as repair
+from .run import Comparison as Comparison
 from .run import Saved as Saved
+from .run import compare as compare
 from .run import prune as prune
 from .selection import Budget as Budget
 from .selection import Sparsity as Sparsity
@@ -35,12 +37,14 @@ from .tasks._own import Task as Task
 __version__: str
 __all__ = [
     "Budget",
+    "Comparison",
     "Graph",
     "Proof",
     "Saved",
     "Sparsity",
     "Task",
     "carry_over",
+    "compare",
     "crop",
     "latency",
     "latency_ms",

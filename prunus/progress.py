@@ -63,8 +63,8 @@ def lines(label: str, total: int, console: Console) -> Iterator[Step]:
         now = time.monotonic()
         if now - shown >= LINE_EVERY_S and seen < total:
             shown = now
-            left_s = (now - start) / max(seen, 1) * (total - seen)
-            say(f"{100 * seen / total:.0f} %, {left_s:.0f} s left{', ' * bool(note)}{note}")
+            left = f", {(now - start) / seen * (total - seen):.0f} s left" if seen else ""
+            say(f"{100 * seen / total:.0f} %{left}{', ' * bool(note)}{note}")
 
     def say(text: str) -> None:
         console.print(f"{label}: {text}", highlight=False, markup=False, soft_wrap=True)

@@ -9,48 +9,37 @@ from pathlib import Path
 from typing import Annotated
 
 from rich.text import Text
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from prunus import report
 from prunus.cli import describe
 from prunus.cli.answers import answers_json, answers_table, write_images
 from prunus.cli.folders import new_folder
-from prunus.cli.parameters import (
-    Channels,
-    File,
-    Initial,
-    Limit,
-    Minutes,
-    Multiple,
-    Pairs,
-    Part,
-    Patterns,
-    Precision,
-    Readers,
-    Real,
-    RecipePairs,
-    Repairs,
-    Resizing,
-    Runtime,
-    Share,
-    Size,
-    Spec,
-    TaskPairs,
-    Threads,
-    Transform,
-    Whole,
-    parse_limit,
-)
+from prunus.cli.parameters import Initial, Limit, Minutes, Names, Real, Seeds, Share, Spec, parse_limit
+from prunus.cli.run_options import RunOptions
 from prunus.cli.terminal import Terminal
-from prunus.errors import UserError
+from prunus.errors import PrunusError, UserError
 from prunus.graph import trace
 from prunus.methods import find
 from prunus.progress import bar
-from prunus.run import Settings, compare_data, export_run, load_run, preview, prune, read_result, sole_writer
+from prunus.run import (
+    METHODS,
+    Settings,
+    compare_data,
+    export_run,
+    load_run,
+    preview,
+    prune,
+    read_result,
+    resolve_auto,
+    sole_writer,
+)
 from prunus.run import bench as benching
-from prunus.tasks import DEFAULT, find_kind
+from prunus.run import compare as run_board
+from prunus.tasks import find_kind
 from prunus.zoo import load_model, load_weights
 
+Common = Annotated[RunOptions, OmitArgPrefixes]
 # Of several processes only the first prints.
 OUT = Terminal(quiet=os.environ.get("RANK", "0") != "0")
 
@@ -86,41 +75,17 @@ def demo(
 
 def run(
     out: Path,
+    common: Common,
     model: Spec = None,
     data: Spec = None,
-    task: str = DEFAULT,
     method: str = "taylor",
     budget: Limit = None,
     sparsity: Share = None,
-    steps: int = 1,
-    weights: File = None,
     seed: int = 0,
     resume: bool = False,
     dry_run: bool = False,
-    base_epochs: Real = None,
-    base_lr: Real = None,
-    repair: Repairs = None,
     epochs: Real = None,
     minutes: Minutes = None,
-    lr: Real = None,
-    batch_size: Whole = None,
-    precision: Precision = None,
-    distill_weight: Real = None,
-    recipe: RecipePairs = (),
-    runtime: Runtime = None,
-    image_size: Size = None,
-    mean: Channels = None,
-    std: Channels = None,
-    crop: Part = None,
-    interpolation: Resizing = None,
-    transform: Transform = None,
-    workers: Readers = None,
-    skip_broken: bool = False,
-    threads: Threads = None,
-    freeze: Patterns = (),
-    round_to: Multiple = None,
-    options: Pairs = (),
-    task_options: TaskPairs = (),
 ) -> None:
     """Make a model smaller: train or fine-tune it, prune it to a budget, prove, recover, test and report.
     A run that was killed continues with the same command and --resume, and ends in the same numbers.
@@ -134,84 +99,30 @@ def run(
 
     Args:
         out: The folder for the smaller model, the report and everything that resuming needs.
+        common: How a model is made, how images are read, and how networks are trained.
         model: zoo:NAME, torchvision:NAME, timm:NAME, hf:DIR or package.module:callable.
         data: digits, parquet:DIR, imagefolder:DIR, hub:NAME or package.module:callable; of texts text:PLACE, csv:PLACE,
             jsonl:PLACE or parquet:PLACE.
-        task: The purpose of the model; `prunus tasks` lists them. package.module:callable returns a prunus.Task, which
-            has a model and data of its own.
-        method: The pruning method; `prunus methods` lists them.
+        method: The pruning method; `prunus methods` lists them. auto: the one that our board recommends, which is said
+            with its reason.
         budget: The upper limit on macs, params, memory_mb or latency_ms: a share of the original's (macs=0.5) or a
             number. Milliseconds of one input are measured here, which takes a minute or two the first time.
         sparsity: The share of single weights to set to zero, instead of a budget. Zeros make files smaller, seldom
             a model faster: measure it with `prunus bench`.
-        steps: The number of steps in which the budget is reached; the network is repaired and trained between them.
-        weights: A .safetensors file, or a .pt file of tensors, to fine-tune from.
         seed: The seed of weights, order and random choices; the same seed gives the same numbers on the same CPU.
         resume: Continue the run in --out, which must have been begun with the same settings; those that nothing in it
             depends on yet may be corrected.
         dry_run: Show what would be removed from the model as it is, and stop; nothing is trained or written. Methods
             that decide by training or searching have nothing to show.
-        base_epochs: The number of epochs of training before pruning; 0 uses the weights as they are.
-        base_lr: The highest learning rate before pruning.
-        repair: The way of fitting the pruned model again without labels, before it is trained; the better one goes on.
-        epochs: The number of epochs of training after pruning; fractions count, here and above.
+        epochs: The number of epochs of training after pruning; fractions count, as for all epochs.
         minutes: The time for training after pruning, in place of epochs: some steps are tried first, and as many are
             planned as fit.
-        lr: The highest learning rate after pruning.
-        batch_size: The number of examples per step, of all processes together.
-        precision: The precision of training: bf16 (the default if the hardware supports it) or no (full precision).
-        distill_weight: The weight of distillation from the unpruned model in the loss, 0 to 1.
-        recipe: A field of a training's recipe; may be given several times. PART is base, search (the method's own
-            training) or recover; without it, all three: --recipe recover.optimizer=adamw --recipe recover.lr=1e-3
-            --recipe schedule=linear. `prunus tasks NAME` lists the fields.
-        runtime: The runtime that measures a budget of latency_ms: torch on the training device, or onnxruntime on
-            the processor.
-        image_size: The side in pixels to which all images are resized.
-        mean: The mean of each channel of the images over 0..1, such as 0.485 0.456 0.406.
-        std: The standard deviation of each channel over 0..1.
-        crop: The side of the central square that is cut out of an image, as a share of its shorter side.
-        interpolation: The way of resizing.
-        transform: package.module:callable, which maps a PIL image to a float tensor (C, H, W), in place of all that.
-        workers: The number of processes that read images; 0: this one reads. The numbers stay the same.
-        skip_broken: Leave out images and texts that cannot be read; otherwise they are listed, and nothing begins.
-        threads: The number of threads that torch computes with; on one machine the same number gives the same bits.
-        freeze: Patterns of layers that keep all units, such as 'head*' 'layer4.*'.
-        round_to: The number of which all widths become multiples.
-        options: An option of the method; may be given several times. `prunus methods NAME` lists them.
-        task_options: An option of the task, also given as --NAME VALUE. `prunus tasks NAME` lists them.
     """
-    options += (f"freeze={','.join(freeze)}",) if freeze else ()
-    options += (f"round_to={round_to}",) if round_to is not None else ()
-    settings = Settings(
-        task=task,
-        task_options=task_options,
-        method=method,
-        options=options,
-        steps=steps,
-        seed=seed,
-        weights=str(weights.resolve()) if weights else None,
-        image_size=image_size,
-        mean=mean,
-        std=std,
-        crop=crop,
-        interpolation=interpolation,
-        transform=transform,
-        workers=workers,
-        skip_broken=skip_broken,
-        base_epochs=base_epochs,
-        base_lr=base_lr,
-        repair=repair,
-        epochs=epochs,
-        minutes=minutes,
-        lr=lr,
-        batch_size=batch_size,
-        precision=precision,
-        distill_weight=distill_weight,
-        recipe=recipe,
-        runtime=runtime,
-        threads=threads,
-    )
+    settings = common.settings(method=method, seed=seed, epochs=epochs, minutes=minutes)
     limit = parse_limit(budget, sparsity)
+    settings, why = resolve_auto(settings, limit)
+    if why:
+        OUT.print(why, soft_wrap=True)
     if dry_run:
         graph, found = preview(model, data=data, budget=limit, settings=settings, progress=bar)
         OUT.print(describe.plan(graph, found), soft_wrap=True)
@@ -273,7 +184,7 @@ def inspect(
 
     Args:
         model: zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG_DIR or package.module:callable.
-        data: The data from which to take the image shape and the number of classes, and 512 images to train on for the
+        data: The data from which to take the image shape and the number of classes, and 512 training images for the
             sensitivity of each axis; labels are not read.
         input_shape: The channels, height and width of one image.
         classes: The number of classes.
@@ -317,17 +228,81 @@ def tasks(name: Positional[str | None] = None) -> None:
     OUT.print(describe.task(find_kind(name)) if name else describe.tasks())
 
 
-def compare(folders: Positional[tuple[Path, ...]]) -> None:
-    """Show finished runs side by side; runs that differ only in their seed get a mean and a spread.
+def compare(
+    folders: Positional[tuple[Path, ...]],
+    common: Common,
+    model: Spec = None,
+    data: Spec = None,
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(needed to run methods)")] = None,
+    methods: Names = METHODS,
+    budgets: Names = ("macs=0.5",),
+    seeds: Seeds = (0,),
+    jobs: int = 1,
+    resume: bool = False,
+) -> None:
+    """Compare methods: run each with every budget and seed from the same base, with equally long training, and show
+    quality, costs and milliseconds side by side, with mean and spread over seeds. With folders of finished runs in
+    place of --out: show these.
+
+    Every arm is an ordinary run in OUT/runs; OUT/compare.html has the table and pictures, OUT/compare.json the figures.
+    A comparison that was killed continues with the same command and --resume; so it also gets more methods or seeds.
 
     Examples:
+      prunus compare --model zoo:resnet20 --data digits --image-size 32 --out runs/first
+      prunus compare --model zoo:resnet56 --data hub:cifar10 --weights mine.safetensors --total-epochs 5 --jobs 2 \\
+          --methods taylor random magnitude:how=uniform dhp scratch --budgets macs=0.5 macs=0.25 \\
+          --seeds 0 1 2 --out runs/board
       prunus compare runs/taylor runs/magnitude runs/random
 
     Args:
-        folders: The folders of the runs.
+        folders: The folders of finished runs.
+        common: How a model is made, how images are read, and how all arms are trained.
+        model: zoo:NAME, torchvision:NAME, timm:NAME, hf:DIR or package.module:callable.
+        data: digits, parquet:DIR, imagefolder:DIR, hub:NAME or package.module:callable; of texts text:PLACE, csv:PLACE,
+            jsonl:PLACE or parquet:PLACE.
+        out: The folder of the comparison.
+        methods: The methods, each with options if need be: magnitude:how=uniform,round_to=8. scratch: the widths of the
+            first method, trained from scratch. The others are compared with the first.
+        budgets: The limits, such as macs=0.5 params=0.3 sparsity=0.8; a method takes those of its kind.
+        seeds: The seeds; each has a base of its own.
+        jobs: The number of runs at once, each in a process of its own.
+        resume: Continue the comparison in --out.
     """
-    if not folders:
-        raise UserError("name the run folders to compare, for example: prunus compare runs/a runs/b.")
+    if folders and out:
+        raise UserError(
+            "give either folders of finished runs, or --out and what to run; see prunus compare --help."
+        )
+    if folders:
+        compare_finished(folders)
+        return
+    if out is None:
+        raise UserError(
+            "name the run folders to compare, for example: prunus compare runs/a runs/b. Or say what to run, and "
+            "where: prunus compare --model zoo:resnet20 --data digits --methods taylor random --out runs/board."
+        )
+    found = run_board(
+        model,
+        data=data,
+        out=out,
+        methods=methods,
+        budgets=budgets,
+        seeds=seeds,
+        settings=common.settings(),
+        jobs=jobs,
+        resume=resume,
+        progress=bar,
+    )
+    OUT.print(report.board_table(found.values))
+    OUT.print(f"The table and its pictures: {out}/compare.html", soft_wrap=True)
+    if found.failed:
+        raise PrunusError(
+            f"{len(found.failed)} of {len(found.values['arms'])} arms failed, as listed above. Mend the cause, then "
+            "repeat the command with --resume."
+        )
+
+
+def compare_finished(folders: tuple[Path, ...]) -> None:
+    """Show finished runs side by side; those that differ only in their seed get a mean and a spread."""
     OUT.print(report.comparison({str(folder): read_result(folder) for folder in folders}))
     for line in compare_data(folders):
         OUT.print(line, markup=False, soft_wrap=True)

@@ -14,6 +14,10 @@ Minutes = Annotated[
     float | None, arg(metavar="FLOAT", help_behavior_hint="(default: as many as the epochs take)")
 ]
 Whole = Annotated[int | None, arg(metavar="INT", help_behavior_hint=ADVISED)]
+Total = Annotated[
+    float | None,
+    arg(metavar="FLOAT", help_behavior_hint="(default: only --epochs counts; 10 in a comparison)"),
+]
 Real = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint=ADVISED)]
 Precision = Annotated[Literal["bf16", "no"] | None, arg(metavar="bf16|no", help_behavior_hint=ADVISED)]
 Runtime = Annotated[
@@ -42,6 +46,8 @@ Multiple = Annotated[
 File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: train from scratch)")]
 Initial = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the model's first)")]
 Patterns = Annotated[tuple[str, ...], arg(metavar="PATTERN ...", help_behavior_hint="(default: none)")]
+Names = Annotated[tuple[str, ...], arg(metavar="NAME ...")]
+Seeds = Annotated[tuple[int, ...], arg(metavar="INT ...")]
 Limit = Annotated[
     str | None,
     arg(metavar="COST=LIMIT", help_behavior_hint="(default: macs=0.5, for methods that remove units)"),

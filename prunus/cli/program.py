@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 COMMANDS, prog="prunus", description=DESCRIPTION, args=arguments, config=config
             )
             return 0
-        if arguments[0] == "run":
+        if arguments[0] in ("run", "compare"):
             arguments = gather_task_options(arguments)
         # Called directly, so that its help shows the examples: tyro takes "Examples:" for a section to leave out.
         description = (getdoc(command) or "").partition("\nArgs:")[0]

@@ -13,7 +13,18 @@ Its files, in the order in which to read them:
     lookahead/                              single weights, scored with their neighbouring layers
 """
 
-from prunus.methods._contract import HALF, Options, Pruned, Run, Units, Weights, check_loss, shown_batches
+from prunus.methods._contract import (
+    HALF,
+    Options,
+    Pruned,
+    Run,
+    Units,
+    Weights,
+    check_loss,
+    epochs_left,
+    half_of,
+    shown_batches,
+)
 from prunus.methods._registry import Method, configure, find, names, option_types, type_in_words
 
 __all__ = [
@@ -26,7 +37,9 @@ __all__ = [
     "Weights",
     "check_loss",
     "configure",
+    "epochs_left",
     "find",
+    "half_of",
     "names",
     "option_types",
     "shown_batches",

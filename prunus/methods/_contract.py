@@ -60,6 +60,27 @@ class Options(Checked, ABC):
         gives; None: it trains nothing, with these options."""
         return None
 
+    @property
+    def recovery_purpose(self) -> Literal["recover", "scratch"]:
+        """The purpose of the training after pruning: "scratch" if the method leaves weights that were never trained."""
+        return "recover"
+
+    def share_training(self, task: Task, epochs: float) -> tuple[Self, float]:
+        """Divide a training between the method's search and the recovery after it.
+
+        Args:
+            task: The task.
+            epochs: The epochs of both together.
+
+        Returns:
+            The options, with which the search trains for its part, and the epochs that are left for recovery: all of
+            them for methods that train nothing.
+
+        Raises:
+            UserError: The search would train for longer than that.
+        """
+        return self, epochs
+
     def preview(self) -> Self:
         """Return options that train nothing, for `--dry-run`; UserError if the method decides only by training."""
         return self
@@ -152,6 +173,33 @@ def check_loss(task: Task, what: str, instead: str) -> None:
             f"{what} needs the loss in evaluation mode, but the model returns its loss in training mode only. Give "
             f"loss=fn(output, target) of what it returns in evaluation, or take {instead}."
         )
+
+
+def epochs_left(what: str, searched: float, epochs: float) -> float:
+    """Return the epochs that a search leaves for recovery.
+
+    Args:
+        what: The options that set the length of the search, in words.
+        searched: The epochs of the search.
+        epochs: The epochs of search and recovery together.
+
+    Returns:
+        The difference.
+
+    Raises:
+        UserError: It is negative.
+    """
+    if searched > epochs:
+        raise UserError(
+            f"{what} trains for {searched:.3g} epochs in its search, but search and recovery have {epochs:g} together; "
+            "give the search fewer, or a larger total_epochs."
+        )
+    return epochs - searched
+
+
+def half_of(epochs: float) -> int:
+    """Return the epochs of a search that may train for half of `epochs`, at least 1."""
+    return max(1, round(epochs / 2))
 
 
 def shown_batches(task: Task, run: Run, batches: int, batch_size: int) -> Iterator[tuple[Any, Any]]:

@@ -8,8 +8,12 @@ Its files, in the order in which to read them:
     tables     tables for the terminal: one run, several runs, milliseconds
     figures    figures for the page
     page       report.html, one file
+    board      a comparison of methods, as rows and as a table
+    board_page compare.html, one file
 """
 
+from prunus.report.board import board_table
+from prunus.report.board_page import write_board
 from prunus.report.contents import (
     AnyChart,
     Costs,
@@ -37,11 +41,13 @@ __all__ = [
     "Row",
     "Verified",
     "bench_table",
+    "board_table",
     "check_number",
     "check_repaired",
     "check_sparse",
     "comparison",
     "read_result",
     "summary",
+    "write_board",
     "write_page",
 ]

@@ -38,11 +38,12 @@ def write_page(path: Path, result: dict[str, Any]) -> None:
     Raises:
         UserError: A chart of the method has an unknown kind.
     """
-    templates = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=templates, autoescape=True, undefined=jinja2.StrictUndefined)
     metric, after = metric_of(result), result["after"]
     charts, examples = result.get("charts", []), result.get("examples", [])
-    page = environment.get_template("page.html.j2").render(
+    write_html(
+        path,
+        "page.html.j2",
+        title=result["settings"]["model"],
         result=result,
         headline=_headline(result),
         budget=budget_text(result),
@@ -65,8 +66,21 @@ def write_page(path: Path, result: dict[str, Any]) -> None:
             **figures("example", examples),
         },
         facts=_facts(result),
-        plotly_js=get_plotlyjs(),
     )
+
+
+def write_html(path: Path, template: str, **values: Any) -> None:
+    """Write a page from a template, whole or not at all.
+
+    Args:
+        path: The file to write.
+        template: The file of the template, which extends layout.html.j2: it needs `title`, and `figures`, each by the
+            id of its place.
+        values: What the template shows.
+    """
+    templates = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=templates, autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.get_template(template).render(**values, plotly_js=get_plotlyjs())
     write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 

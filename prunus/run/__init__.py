@@ -17,13 +17,22 @@ Its files, in the order in which to read them:
     provenance  data.json: what the data of a run were
     prepare     loading and checking everything before anything is trained
     result      result.json
-    pipeline    prune, preview
+    advice      the method that `auto` stands for
+    from_base   a run that begins with the base of another
+    pipeline    prune, train_base, preview
     reopen      the task of a finished run, without its data
     saved       a finished run, ready to use
     bench       the milliseconds that a finished run gains
     export      exporting a finished run
+    arms        what is compared: methods, budgets, seeds
+    orders      the pieces of work of a comparison
+    workers     carrying them out, here or in processes
+    standing    compare.json
+    board       compare
 """
 
+from prunus.run.advice import resolve_auto
+from prunus.run.board import METHODS, Comparison, compare
 from prunus.run.export import export_run
 from prunus.run.folder import RunFolder
 from prunus.run.lock import sole_writer
@@ -34,15 +43,19 @@ from prunus.run.settings import Settings
 from prunus.tasks import Prediction
 
 __all__ = [
+    "METHODS",
+    "Comparison",
     "Prediction",
     "RunFolder",
     "Saved",
     "Settings",
+    "compare",
     "compare_data",
     "export_run",
     "load_run",
     "preview",
     "prune",
     "read_result",
+    "resolve_auto",
     "sole_writer",
 ]

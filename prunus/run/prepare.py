@@ -1,6 +1,7 @@
 """Loading what is named by a SPEC, and checking everything before anything is trained."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -8,13 +9,14 @@ from torch import nn
 from prunus import latency
 from prunus.data import Data
 from prunus.errors import UserError
-from prunus.methods import configure
+from prunus.methods import Options, configure
 from prunus.run.folder import RunFolder
 from prunus.run.recipes import check_warmup
 from prunus.run.settings import Settings, resolve_method, resolve_repair
 from prunus.run.stages import Pipeline
 from prunus.selection import Budget, Metered, Sparsity
 from prunus.tasks import Given, Task, find_kind
+from prunus.train import Recipe
 from prunus.zoo import load_weights
 
 
@@ -68,7 +70,11 @@ def make_pipeline(
     has_weights = is_trained or settings.weights or task.is_pretrained
     base = task.recipe("tune" if has_weights else "scratch")
     base = base.adapt(**({"epochs": 0.0} if is_trained else {}) | asked.of("base"))
-    recovery = task.recipe("recover").adapt(**asked.of("recover"))
+    of_recovery = asked.of("recover")
+    if settings.total_epochs is not None:
+        config, epochs = config.share_training(task, settings.total_epochs)
+        of_recovery["epochs"] = epochs + (base.epochs if config.recovery_purpose == "scratch" else 0)
+    recovery = advised_recovery(task, config).adapt(**of_recovery)
     for part, recipe in (("base", base), ("recover", recovery)):
         task.check_recipe(check_warmup(recipe, part))
     task.check_recipe(task.search_recipe())
@@ -85,6 +91,15 @@ def make_pipeline(
         must_repair=settings.repair is not None,
         steps=settings.steps,
     )
+
+
+def advised_recovery(task: Task, config: Options) -> Recipe:
+    """Return the recipe that the task advises after pruning, or from scratch, with the base as teacher in both."""
+    taught = task.recipe("recover")
+    if config.recovery_purpose == "recover":
+        return taught
+    teaching = {"distill_weight": taught.distill_weight, "distill_temperature": taught.distill_temperature}
+    return replace(task.recipe("scratch"), **teaching)
 
 
 def with_meter(

@@ -46,6 +46,9 @@ class Settings(Checked):
         repair: The way of fitting the pruned model again without labels: "order" or "once", as in `prunus.repair`, or
             "off"; None: "order" where units are removed, but a model that cannot be repaired goes on as it was cut.
         epochs: Epochs of training after pruning; None: as the task advises. Fractions of epochs count, here and above.
+        total_epochs: Epochs of training after the base, of the method's search and recovery together, in place of
+            `epochs`; a search that trains takes half, unless its options say how many. A training from scratch gets
+            those of the base in addition.
         minutes: In place of epochs, the time for recovery, as far as it can be foreseen: some steps are tried, and as
             many are planned as fit.
         lr: The highest learning rate after pruning; None: as the task advises.
@@ -83,6 +86,7 @@ class Settings(Checked):
     base_lr: Rate | None = None
     repair: Repair | None = None
     epochs: Epochs | None = None
+    total_epochs: Epochs | None = None
     minutes: Annotated[float, Range(0, above=True)] | None = None
     lr: Rate | None = None
     batch_size: Count | None = None
@@ -97,10 +101,11 @@ class Settings(Checked):
         super().__post_init__()
         _ = self.images  # is checked when it is made
         epochs = self.asked.of("recover").get("epochs")  # all that is asked of recipes is checked here, too
-        if self.minutes is not None and epochs is not None:
-            raise UserError(
-                f"minutes={self.minutes:g} and {epochs:g} epochs of recovery say two things about the same; give one."
-            )
+        asked = {name: getattr(self, name) for name in ("minutes", "total_epochs")}
+        given = [f"{name}={value:g}" for name, value in asked.items() if value is not None]
+        given += [] if epochs is None else [f"{epochs:g} epochs of recovery"]
+        if len(given) > 1:
+            raise UserError(f"{' and '.join(given)} say two things about the same; give one.")
 
     @property
     def asked(self) -> Asked:
@@ -123,14 +128,14 @@ READ_BY = {
         *("image_size", "mean", "std", "crop", "interpolation", "transform"),
         *("base_epochs", "base_lr", "batch_size", "precision", OF_RECIPE["base"]),
     ),
-    "prune": ("method", "options", "steps", "budget", "runtime", OF_RECIPE["search"]),
+    "prune": ("method", "options", "steps", "budget", "runtime", "total_epochs", OF_RECIPE["search"]),
     "shrink": (),
     "repair": ("repair",),
     "recover": ("epochs", "minutes", "lr", "distill_weight", OF_RECIPE["recover"]),
     "evaluate": (),
 }
 LATER = (
-    *("skip_broken", "task", "task_options", "steps", "minutes", "recipe"),
+    *("skip_broken", "task", "task_options", "steps", "minutes", "recipe", "total_epochs"),
     *("mean", "std", "crop", "interpolation", "transform", "workers"),
 )
 OF_ENVIRONMENT = ("threads", "workers")  # of the machine that computes; the first may change with a warning
@@ -187,6 +192,8 @@ def resolve_method(settings: Settings) -> tuple[Method, Options]:
 def resolve_repair(settings: Settings) -> Repair:
     """Return whether and how the pruned model is repaired; UserError if the method removes no units."""
     _, config = resolve_method(settings)
+    if config.recovery_purpose == "scratch":
+        return settings.repair or "off"
     if config.removes == "units":
         return settings.repair or "order"
     if settings.repair not in (None, "off"):

@@ -222,4 +222,18 @@ FAULTS = (
         "task = task.on(task.model)",
         "tests/run/test_untouched.py::test_weights_are_what_is_pruned",
     ),
+    Fault(
+        "give a search its epochs in addition to those of recovery",
+        "methods/_contract.py",
+        "return epochs - searched",
+        "return epochs",
+        "tests/run/test_compare.py::test_search_and_recovery_together_have_the_epochs_that_were_asked",
+    ),
+    Fault(
+        "compare with the first method's best seed",
+        "run/standing.py",
+        "value - first[seed]",
+        "value - max(first.values())",
+        "tests/run/test_compare.py::test_differences_are_to_the_first_method_with_the_same_seed_where_both_are_finished",
+    ),
 )

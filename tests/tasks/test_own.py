@@ -206,6 +206,13 @@ def test_a_model_without_a_loss_in_evaluation_is_judged_by_its_metric(method, op
     assert "error on val" in said(values)
 
 
+def test_auto_takes_a_method_that_needs_no_loss_there(tmp_path):
+    settings = Settings(method="auto", base_epochs=0, epochs=0)
+    result = prunus.prune(task=detection(), out=tmp_path, settings=settings)
+    assert result.values["method"] == result.values["settings"]["method"] == "activation"
+    assert "which taylor cannot use" in (tmp_path / "log.jsonl").read_text()
+
+
 @pytest.mark.parametrize(
     ("method", "budget", "changes", "sentence"),
     [

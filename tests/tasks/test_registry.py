@@ -9,6 +9,7 @@ import pytest
 
 from prunus import tasks
 from prunus.cli import commands, main
+from prunus.cli.run_options import RunOptions
 from prunus.cli.task_options import gather_task_options
 from prunus.errors import UserError
 from prunus.tasks import Options, Task, find_kind, kinds, own_task
@@ -54,7 +55,8 @@ def contrary(tmp_path, monkeypatch):
 
 def test_every_task_holds_the_contract():
     assert "classification" in kinds() and not [name for name in kinds() if name.startswith("_")]
-    of_the_command = signature(commands.run).parameters
+    of_the_command = {*signature(commands.run).parameters, *(field.name for field in fields(RunOptions))}
+    of_the_command |= {*signature(commands.compare).parameters}
     for name in kinds():
         kind = find_kind(name)
         assert kind.doc and issubclass(kind.options_class, Options)

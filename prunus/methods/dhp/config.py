@@ -9,10 +9,11 @@ from torch import Tensor
 from prunus import gates
 from prunus.errors import UserError
 from prunus.graph import Graph
-from prunus.methods import Units
+from prunus.methods import Units, epochs_left, half_of
 from prunus.methods.dhp.hypernetwork import Latents, Start
 from prunus.options import Count, Range, no_preview, reject_unused
 from prunus.selection import Budget, Price, Sparsity, Unreachable
+from prunus.tasks import Task
 
 Mode = Literal["exact", "paper"]
 Pressure = Literal["least", "all"]
@@ -64,6 +65,11 @@ class Config(Units):
     def preview(self) -> "Config":
         """Raise UserError, because units are chosen by training."""
         raise no_preview("dhp", "training", "another method, such as --method taylor")
+
+    def share_training(self, task: Task, epochs: float) -> tuple["Config", float]:
+        """Give the search half of the epochs, unless the options say how many."""
+        searched = self.epochs or half_of(epochs)
+        return replace(self, epochs=searched), epochs_left(f"dhp with epochs={searched:g}", searched, epochs)
 
     def resolved(self) -> "Config":
         """Return the options with a value for each None that depends on others; UserError if options conflict."""

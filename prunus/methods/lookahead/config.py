@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prunus.errors import UserError
 from prunus.graph import Graph
-from prunus.methods import Weights, check_loss
+from prunus.methods import Weights, check_loss, epochs_left, half_of
 from prunus.options import Count
 from prunus.selection import Budget, Sparsity
 from prunus.sparse import Allocation, choose, eligible, patterns
@@ -82,6 +82,15 @@ class Config(Weights):
     def preview(self) -> "Config":
         """Return the options without training between prunings."""
         return replace(self, schedule="one_shot")
+
+    def share_training(self, task: Task, epochs: float) -> tuple["Config", float]:
+        """Give the trainings of a schedule half of the epochs, unless the options say how many."""
+        trainings = {"one_shot": 0, "iterative": self.rounds - 1, "gradual": 1}[self.schedule]
+        if not trainings:
+            return self, epochs
+        each = self.epochs or half_of(epochs / trainings)
+        what = f"lookahead with schedule={self.schedule} and epochs={each:g}"
+        return replace(self, epochs=each), epochs_left(what, trainings * each, epochs)
 
     def check_together(self, limit: Budget | Sparsity) -> None:
         """Raise UserError if options conflict with each other or with the sparsity."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from prunus.errors import UserError
 from prunus.graph import Graph
-from prunus.methods import Units, check_loss
+from prunus.methods import Units, check_loss, epochs_left, half_of
 from prunus.methods.metapruning.pruning_net import HIDDEN, Form, check_memory
 from prunus.options import Count, no_preview, reject_unused
 from prunus.search import (
@@ -23,7 +23,7 @@ from prunus.search import (
     Strategy,
     split_training,
 )
-from prunus.selection import Budget, Sparsity
+from prunus.selection import Budget, How, Sparsity
 from prunus.tasks import Task
 
 Search = Literal["evolution", "greedy", "random"]
@@ -72,7 +72,8 @@ class Config(Units):
         calibration: The number of images that recalibrate the norms of each network.
         top: How many networks the final comparison evaluates.
         strict_paper: For hypernet: follow the paper's code, for comparison; see above.
-        how: How the scores alone choose (see select): that network is evaluated first, beside the uniform one.
+        how: How the scores alone choose (see select): that network is evaluated first, beside the uniform one and the
+            one they choose with how=global. Taylor's scores are changes of the loss, so their costs count.
     """
 
     no_steps = "it searches for the widths of the whole network"
@@ -99,6 +100,7 @@ class Config(Units):
     top: Count = 5
     strict_paper: bool = False
     round_to: Count | None = 1
+    how: How = "per_cost"
 
     def fixed_in_search(self) -> tuple[str, ...] | None:
         """Return the number of epochs, an option here, and what has no use in a supernet: an average, a teacher. None
@@ -109,6 +111,14 @@ class Config(Units):
     def preview(self) -> "Config":
         """Raise UserError, because units are chosen by the search."""
         raise no_preview("metapruning", "a search", "another method, such as --method taylor")
+
+    def share_training(self, task: Task, epochs: float) -> tuple["Config", float]:
+        """Give a supernet half of the epochs, unless the options say how many; other searches train nothing."""
+        if self.weights in UNTRAINED:
+            return self, epochs
+        searched = self.epochs or half_of(epochs)
+        what = f"metapruning with weights={self.weights} and epochs={searched:g}"
+        return replace(self, epochs=searched), epochs_left(what, searched, epochs)
 
     def resolved(self) -> "Config":
         """Return the options with a value for each None that depends on others; UserError if options conflict."""
