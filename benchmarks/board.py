@@ -21,13 +21,19 @@ from prunus.train import fit
 from prunus.zoo import load_weights
 
 
-def arguments(description: str, folder: str) -> argparse.ArgumentParser:
-    """What all boards of one network on one data set are asked with. folder: where theirs is kept, if not told."""
+def arguments(description: str, folder: str, digits: bool = False) -> argparse.ArgumentParser:
+    """What all boards of one network on one data set are asked with.
+
+    folder: where theirs is kept, if not told. digits: if not told otherwise, the small network on scikit-learn's
+    digits, trained from scratch, so that every machine can run it.
+    """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--network", default="resnet20")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--base-epochs", type=int, default=3)
+    parser.add_argument("--network", default="digits_resnet" if digits else "resnet20")
+    parser.add_argument("--data", required=not digits, default="digits")
+    parser.add_argument("--weights", required=not digits, help="none: the base is trained from scratch")
+    parser.add_argument(
+        "--base-epochs", type=int, default=None if digits else 3, help="3 to tune, 10 from scratch"
+    )
     parser.add_argument("--round-to", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=1)
@@ -68,11 +74,16 @@ class Board:
 
 
 def tuned(asked: argparse.Namespace, data: Data) -> nn.Module:
-    """The network asked for with the weights from a file, tuned to the data; once, then read from its folder."""
+    """The network asked for, tuned to the data from the weights of a file, or trained from scratch; once, then read
+    from its folder."""
+    torch.manual_seed(0)
     base = zoo.build(asked.network, data.classes, tuple(data.example.shape[1:]))
-    load_weights(base, asked.weights)
+    if asked.weights:
+        load_weights(base, asked.weights)
     task = Classification(base, data)
-    recipe = replace(task.recipe("tune"), epochs=asked.base_epochs)
+    recipe = task.recipe("tune" if asked.weights else "scratch").adapt(
+        epochs=asked.base_epochs or (3 if asked.weights else 10)
+    )
     fit(base, task, recipe, folder=asked.base or asked.folder / "base")
     return base
 

@@ -21,7 +21,7 @@ import prunus
 from prunus import zoo
 from prunus.methods.pass_ import PASS, Config
 
-BUDGET, LR = prunus.Budget(macs=0.5), 1e-4
+BUDGET, LR = prunus.Budget(macs=0.5), 1e-3
 
 
 class Searched:

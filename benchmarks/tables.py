@@ -594,6 +594,7 @@ change of rounding may differ by as much. Our conclusions:
 - Transfer from the other half of the classes is worse than pass's own search: the structure by 1.9 points, the
   hypernetwork by 1.5, with a short search by 1.3; L1, which needs neither, by 0.1.
 - So try Taylor scores first; pass is a basis for further work.
+- Made with a learning rate of 1e-4 and each mask's own gradient, which are no longer the defaults: docs/pass.md.
 """
 
 
@@ -638,6 +639,7 @@ DHP_READING = """One seed; differences of half a point are noise. Our conclusion
 - In the paper's mode removal costs 32 points (67.4 to 34.9 %), because the hypernetwork's bias leaves something in
   every removed unit, and because the search stops near the budget: 60 units in use had to be removed. Four epochs are
   too few for either of the two arms from scratch; compare them with each other.
+- The searches have no teacher and the rate of tuning, which are no longer the defaults: docs/dhp.md.
 - Norm statistics must be recalibrated on images augmented as in training: on images without augmentation,
   recalibration alone costs the unpruned base 3.6 points.
 """
@@ -669,7 +671,8 @@ tables. Our conclusions:
 - LAMP's shares change nothing on the fully connected network, whose layers are alike. On Conv-6 they are worth more
   than any score: about 20 points at 3.62 % survivors, where one epoch of retraining leaves all arms far from the
   dense network; lookahead is 3 points ahead of magnitude with both kinds of shares. One seed.
-- So the defaults of `--method lookahead` are lookahead and LAMP. Networks with batch norm were not tried.
+- So the defaults of `--method lookahead` are lookahead and LAMP. On networks with batch norm they
+  lose to sizes: docs/sparsity.md.
 """
 
 

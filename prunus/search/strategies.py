@@ -119,9 +119,8 @@ class Evolution(Checked):
             rng = np.random.default_rng([seed, generation])
             best = rank(seen)[: self.parents]
             made = list(first) if generation == 0 else self.children(feasible, best, generation, rng)
-            made += propose(
-                feasible, feasible.sample_random(self.population - len(made), rng), "random", generation
-            )
+            rest = max(0, self.population - len(made))
+            made += propose(feasible, feasible.sample_random(rest, rng), "random", generation)
             if not made:
                 break
             seen += yield Batch(made, best[-1] if len(best) == self.parents else None)

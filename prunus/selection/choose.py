@@ -19,7 +19,7 @@ Shapes: A axes, N blocks in the queue, C candidates.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -120,10 +120,11 @@ def select(
             `Metered` budget.
         within: axis -> the units that may be chosen; None, or an axis left out: all.
         how: The ranking of units: global, per_cost, curves, uniform or isomorphic; see the top of this file.
-        round_to: The number of which widths become multiples, unless the axis stays whole. None: multiples of 16 (of
-            8, 4, 2 or 1 in dimensions below 32, 16, 8 or 4, or if the budget cannot be met otherwise), and one axis
-            may leave that grid, so that the cost is below the budget by at most 0.5 % of the original's, or by less
-            than one unit. With a given price no axis leaves it, because odd widths take longer than the next multiple.
+        round_to: The number of which widths become multiples, unless the axis stays whole, or `within` leaves less than
+            one multiple. None: multiples of 16 (of 8, 4, 2 or 1 in dimensions below 32, 16, 8 or 4, or if the budget
+            cannot be met otherwise), and one axis may leave that grid, so that the cost is below the budget by at most
+            0.5 % of the original's, or by less than one unit. With a given price no axis leaves it, because odd widths
+            take longer than the next multiple.
         floor: The fewest units to keep; see `min_units`.
         cap: The most units to remove; see `min_units`.
         freeze: Patterns of axes that keep all units; see `min_units`.
@@ -171,7 +172,9 @@ def select(
     def limits_on(grid: int) -> _Limits:
         steps = blocks(graph, grid, halve=round_to is None)
         base = torch.minimum(-(bound // -steps) * steps, most)  # rounded up to whole blocks
-        return _Limits(price, limit, base, most, steps, least)
+        # a part of an axis ends with a whole block, too; only an axis that stays whole may have another width
+        top = torch.where(most == sizes, most, (most // steps * steps).maximum(base))
+        return _Limits(price, limit, base, top, steps, least)
 
     first, *finer = (round_to,) if round_to else GRIDS
     limits = limits_on(first)
@@ -190,13 +193,17 @@ def select(
         change = torch.where(widths > probe, -probe, probe)
         return ((price(widths + change.diag()) - price(widths[None])) / change / before).clamp_min(FREE)
 
+    tops = limits.sizes.long().tolist()
     if how == "curves":
-        widths, queue = least_left_out(limits, [score for score, _ in order.values()], unit_costs)
+        falling = [score[:top] for (score, _), top in zip(order.values(), tops, strict=True)]
+        widths, queue = least_left_out(limits, falling, unit_costs)
     else:
-        queue = _queue(_rank(graph, order, how, unit_costs(sizes)), base, steps)
+        ranked = _rank(graph, order, how, unit_costs(sizes))
+        queue = _queue([values[:top] for values, top in zip(ranked, tops, strict=True)], base, steps)
         widths = _fill(limits, base, queue)
     if round_to is None and not measured:
-        widths = _approach(limits, widths, queue, enough=limit - TOLERANCE * before)
+        anywhere = replace(limits, sizes=most)  # the one axis that leaves the grid may do so in a part of it
+        widths = _approach(anywhere, widths, queue, enough=limit - TOLERANCE * before)
     return {
         name: units[: int(width)].sort().values.tolist()
         for (name, (_, units)), width in zip(order.items(), widths.tolist(), strict=True)

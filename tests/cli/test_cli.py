@@ -236,7 +236,7 @@ def test_copies_of_one_run_are_recognised(capsys, digits_run, tmp_path):
     folders = list(map(str, (digits_run, copy, tmp_path / "other")))
     text = " ".join(said(capsys, "compare", *folders).split())
     assert (
-        f"{copy} is a copy of {digits_run}: stages base, prune, shrink, recover, evaluate ran once for both"
+        f"{copy} is a copy of {digits_run}: stages base, prune, shrink, repair, recover, evaluate ran once for both"
         in text
     )
     assert "on average over 2 seeds" in text and text.count("is a copy of") == 1
@@ -260,6 +260,7 @@ def test_control_characters_and_markup_of_names_and_files_do_nothing(capsys, dig
     folder = tmp_path / HOSTILE.replace("/", "")
     shown = values["metric_shown"] | {"key": HOSTILE}
     parts = {part: values[part] | {HOSTILE: 0.5} for part in ("before", "pruned", "after")}
+    parts["repaired"] = values["repaired"] | {"kept": "repaired", "test": {HOSTILE: 0.5}}
     write_json(folder / "result.json", values | parts | {"method": HOSTILE, "metric_shown": shown})
     for command in ("compare", "report"):
         out = said(capsys, command, str(folder))

@@ -21,11 +21,13 @@ from prunus.data import load_data
 from prunus.errors import BudgetError, UserError
 from prunus.graph import trace
 from prunus.methods.metapruning import Config, prune
+from prunus.methods.metapruning.method import prepare
 from prunus.metrics import Metric
 from prunus.recover import renew_norms
 from prunus.search import Builder, calibration_set, moving_norms, scorer, split_training
+from prunus.search.proposals import nearest
 from prunus.search.trial import SHARE, FixedImages
-from prunus.selection import Budget, Metered, cost
+from prunus.selection import Budget, Metered, cost, select
 from prunus.tasks import Classification
 from prunus.train import Recipe, fit
 from tests.lib.latency import Fake
@@ -91,6 +93,18 @@ def test_other_searches(how, trained, tmp_path):
     for chart in down:
         costs = [share for share, _ in chart.series["networks on the path"]]
         assert costs[0] == 1 and costs == sorted(costs, reverse=True) and costs[-1] <= 0.5
+
+
+def test_the_search_begins_with_what_taylor_per_cost_chooses(trained, tmp_path):
+    """Taylor's scores are changes of the loss: what they choose without regard to costs is a worse start."""
+    config = replace(SMALL, generations=1, population=2, mutants=0, crossovers=0).resolved()
+    ready = prepare(trained, HALF, config, begun(tmp_path))
+    prune(trained, HALF, config, begun(tmp_path))
+    keep = select(ready.space.graph, ready.ranks, HALF, how="per_cost", round_to=1)
+    wanted = nearest(ready.room, ready.space.graph.widths(keep), np.random.default_rng(0))
+    found = [line for line in lines(tmp_path) if line["origin"] == "seed"]
+    assert found[0]["widths"] == ready.space.widths(wanted)
+    assert 1 <= len(found) <= 2
 
 
 def test_without_scores_the_first_units_stay(trained, tmp_path):

@@ -149,10 +149,10 @@ def killing_in(event: int):
 
     @contextmanager
     def progress(label, total):
-        seen.extend([label] if label == "recovering" else [])
+        seen.extend([label] if label.startswith("recovering") else [])
 
         def step(done=1, note=""):
-            if label == "recovering" and len(seen) == event and done:
+            if label.startswith("recovering") and len(seen) == event and done:
                 raise Killed
 
         yield step

@@ -506,3 +506,13 @@ def test_quality_takes_any_widths_until_no_unit_fits_and_speed_multiples():
     assert fast == select(graph, scores, Budget(macs=0.5)) != best
     with pytest.raises(UserError, match="give one of them"):
         Selection(prefer="quality", round_to=8)
+
+
+def test_what_may_be_chosen_of_an_axis_ends_with_a_whole_block():
+    model = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3))
+    graph = trace(model, torch.zeros(2, 4))
+    scores = {"0": torch.arange(32.0)}
+    budget, there = Budget(macs=0.9), {"0": range(27)}
+    assert select(graph, scores, budget, within=there, round_to=4)["0"] == list(range(3, 27))
+    assert select(graph, scores, budget, within={"0": range(3)}, round_to=4)["0"] == [0, 1, 2]
+    assert len(select(graph, scores, Budget(macs=1.0), round_to=5)["0"]) == 32  # whole

@@ -12,9 +12,12 @@ those to which the loss is least sensitive relative to the cost of their units, 
 time. pressure=all: it acts on all latents alike, as in the paper; they are then scaled back, because only their
 proportions matter before norms.
 
+The network is taught by what it was before the search. In the paper it is trained from scratch, without a teacher.
+
 mode=paper: the hypernetwork with all its factors and biases, latents sampled from N(0, 1), a constant strength, weight
-decay on everything; the search starts from scratch and stops when the cost is near the budget, which a higher threshold
-then meets. The paper keeps at least 4 units (floor=4) and its last features whole.
+decay of 1e-4 on everything (--recipe search.weight_decay=... sets another); the search starts from scratch and stops
+when the cost is near the budget, which a higher threshold then meets. The paper keeps at least 4 units (floor=4) and
+its last features whole.
 
 Departs in both modes: latents belong to the axes of the traced graph, so any network can be pruned; depthwise and
 grouped weights need no latents of their own; classifiers are read through latents, too.
@@ -24,6 +27,7 @@ grouped weights need no latents of their own; classifiers are read through laten
 """
 
 import copy
+from typing import Any
 
 from prunus.errors import UserError
 from prunus.methods import Pruned, Run
@@ -33,6 +37,8 @@ from prunus.methods.dhp.search import DHP
 from prunus.selection import Budget
 from prunus.tasks import Task
 from prunus.train import Beside, fit, named_tensors
+
+PAPER_DECAY = 1e-4  # of all parameters, the latents included
 
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
@@ -52,8 +58,7 @@ def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
         BudgetError: The budget cannot be met.
     """
     model, config = copy.deepcopy(task.model), config.resolved()
-    purpose = "tune" if config.start == "given" else "scratch"
-    recipe = task.search_recipe(purpose, epochs=config.epochs, ema_decay=0.0)  # an average has fixed shapes
+    recipe = task.search_recipe(**advice(task, config))
     if not recipe.lr:
         raise UserError("the learning rate is 0, so no latent would change; give one above 0.")
     steps = recipe.count_steps(task.data.train.steps(recipe.batch_size))
@@ -64,6 +69,7 @@ def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
         recipe,
         folder=run.folder("prune") / "search",
         seed=run.seed,
+        teacher=task.model if config.start == "given" else None,
         along=Beside(search),
         progress=run.progress,
         label="searching widths",
@@ -74,3 +80,17 @@ def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
     assert search.keep is not None  # set by decide
     run.log("decided", steps=search.done, units_cut_in_use=search.left_over)
     return Pruned(keep=search.keep, weights=named_tensors(search.full()), charts=list(charts(search)))
+
+
+def advice(task: Task, config: Config) -> dict[str, Any]:
+    """Return the purpose and the fields of the recipe of the search, for `Task.search_recipe`.
+
+    From given weights the network is trained as in recovery, taught by what it was (benchmarks/dhp_recipe.py), for as
+    long as in tuning; from scratch as in training, in mode paper with the paper's weight decay.
+    """
+    fields: dict[str, Any] = {"ema_decay": 0.0}  # an average has fixed shapes
+    if config.mode == "paper":
+        fields["weight_decay"] = PAPER_DECAY
+    given = config.start == "given"
+    epochs = config.epochs or task.recipe("tune" if given else "scratch").epochs
+    return {"purpose": "recover" if given else "scratch", "epochs": epochs, **fields}

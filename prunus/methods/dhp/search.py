@@ -106,9 +106,7 @@ class DHP:
         self.done, self.gain, self.amount, self.strength = 0, 1.0, 0.0, config.strength or 0.0
         self.moved = self.finished = False
         self.zero_checks = torch.zeros(len(self.owners), dtype=torch.long)
-        self.final_units: list[bool] | None = (
-            None  # the units that will stay, once the plan has met the target
-        )
+        self.final_units: list[bool] | None = None  # the units that stay, as it looked at the last check
         self.keep: dict[str, list[int]] | None = None
         self.left_over = 0  # units in use that were cut to meet the budget
         self.records: list[dict] = []
@@ -264,8 +262,8 @@ class DHP:
             return
         if self.config.strength is None and lr > 0:
             self.follow_plan(ratio, lr)
-        if self.cuts:
-            self.cut(self.keep_in_use(), optimizer)
+        if self.cuts:  # units whose latents have been zero for a while go
+            self.cut(self.in_blocks(self.zero_checks < PATIENCE), optimizer)
 
     def should_decide(self, ratio: float) -> bool:
         """Whether to decide: the ramp is over, or the cost is at the budget (in mode paper, near it)."""
@@ -286,49 +284,40 @@ class DHP:
         if self.config.pressure == "all":
             self.amount = self.gain * self.units.threshold_at(scores, share) / self.horizon
         else:
-            final = self.choose_final(share)
+            final = self.choose_final()
+            self.final_units = final.tolist()
             least = self.units.threshold_at(scores.masked_fill(final, math.inf), share)
-            leaves = self.staying_units() & ~final & (scores <= least)
+            leaves = self.staying_units() & ~final & ((scores <= least) | (share <= self.target + 1e-9))
             # added, not set: a unit that has started to leave does not return
             self.factor += (leaves * self.sizes() / self.horizon).to(self.alive.device)
             self.amount = self.gain
         self.strength = self.amount / lr
 
-    def choose_final(self, share: float) -> Tensor:
-        """The units that would stay if it were decided now, bool (N,): none that is being removed, in whole blocks.
+    def choose_final(self) -> Tensor:
+        """Choose the units that would stay if it were decided now, bool (N,): none that is being removed.
 
-        Once the plan has reached the target, they are final.
+        Widths are multiples, so as units leave, there are fewer ways to fill the budget; if none is left that fills
+        it, the last choice stands. It is still there, because only other units leave; once all of these have left, it
+        is final.
         """
-        if self.final_units is not None:
-            return torch.tensor(self.final_units)
+        last, staying = self.final_units, self.staying_units()
+        before = torch.zeros_like(staying) if last is None else torch.tensor(last)
+        if torch.equal(before, staying):
+            return before
         budget, price = self.budget, None
         if isinstance(self.budget, Metered):  # by prediction: measuring is for the end
             budget, price = Budget(**{self.budget.name: self.target}), self.units.price
-        # odd widths are better than a network far below the budget
-        for left in (self.whole_blocks(), self.staying_units()):
-            final = self.as_mask(self.choose(budget, left, price))
-            if self.units.shares(final[None]).item() >= self.target - TOLERANCE:
-                break
-        if share <= self.target + 1e-9:
-            self.final_units = final.tolist()
-        return final
-
-    def whole_blocks(self) -> Tensor:
-        """The units that stay, bool (N,), but in axes that have lost some only the best that fill whole blocks."""
-        stays, ranks = self.staying_units(), self.units.ranks(self.scores() * self.staying_units())
-        for name, place in self.latents.places.items():
-            left, block = int(stays[place].sum()), self.blocks[name]
-            if block <= left < len(stays[place]):
-                stays[place] &= ranks[place] < left // block * block
-        return stays
+        found = self.as_mask(self.choose(budget, staying, price))
+        now, then = self.units.shares(torch.stack([found, before])).tolist()
+        single = max(self.blocks.values()) == 1  # as much of the budget is filled by any choice
+        return found if last is None or single or now >= min(then, self.target - TOLERANCE) else before
 
     def choose(self, budget: Budget, left: Tensor, price: Price | None = None) -> dict[str, list[int]]:
         """The keep of the best among the units `left` (N,) bool; units that are being removed rank last."""
         scores = self.scores() * self.staying_units()
         ranked = {name: torch.ones(axis.size) for name, axis in self.graph.axes.items()}
         ranked |= {name: scores[place] for name, place in self.latents.places.items()}
-        within = {n: left[place].nonzero().flatten().tolist() for n, place in self.latents.places.items()}
-        return self.config.select(self.graph, ranked, budget, price=price, within=within)
+        return self.config.select(self.graph, ranked, budget, price=price, within=self.as_keep(left))
 
     def protect(self) -> None:
         """Keep the best units of each axis, as many as its floor, above zero; pressure=all spares axes at the floor."""
@@ -350,16 +339,14 @@ class DHP:
                 "Call step after each optimizer.step(), with a learning rate above 0."
             )
         in_use, ratio = self.above_threshold(), self.ratio()
-        left = in_use
-        if (
-            self.config.pressure == "all" or ratio < self.target - TOLERANCE
-        ):  # the last removed units may return
-            left = self.as_mask(
-                {name: self.compacted.remaining(name).tolist() for name in self.latents.places}
-            )
         if self.final_units is not None and not isinstance(self.budget, Metered):
-            left = torch.tensor(self.final_units)
-        self.keep = self.choose(self.budget, left)
+            self.keep = self.as_keep(torch.tensor(self.final_units))
+        else:
+            free = (
+                self.config.pressure == "all" or ratio < self.target - TOLERANCE
+            )  # removed units may return
+            left = {n: self.compacted.remaining(n).tolist() for n in self.latents.places}
+            self.keep = self.choose(self.budget, self.as_mask(left if free else self.in_blocks(in_use)))
         self.left_over = int((in_use & ~self.as_mask(self.keep)).sum())
         if ratio > self.target + NEAR:
             warnings.warn(
@@ -369,13 +356,13 @@ class DHP:
             )
 
     # --------------------------------------------------------------------------------------- cutting
-    def keep_in_use(self) -> dict[str, list[int]]:
-        """The keep to cut the weights to: units whose latents have been zero for a while go, in whole blocks."""
-        in_use, kept = self.zero_checks < PATIENCE, {}
+    def in_blocks(self, units: Tensor) -> dict[str, list[int]]:
+        """The keep of `units` (N,) bool, filled up to whole blocks with others that the model still has."""
+        kept = {}
         for name, place in self.latents.places.items():
             left, block = self.compacted.remaining(name), self.blocks[name]
-            wanted = max(1, -(int(in_use[place][left].sum()) // -block)) * block
-            first = in_use[place][left].int().argsort(descending=True, stable=True)[:wanted]
+            wanted = max(1, -(int(units[place][left].sum()) // -block)) * block
+            first = units[place][left].int().argsort(descending=True, stable=True)[:wanted]
             kept[name] = left[first].sort().values.tolist()
         return kept
 
@@ -392,6 +379,13 @@ class DHP:
         for name, place in self.latents.places.items():
             found[place][keep[name]] = True
         return found
+
+    def as_keep(self, units: Tensor) -> dict[str, list[int]]:
+        """The keep of `units` (N,) bool; axes without latents stay whole."""
+        whole = {name: list(range(axis.size)) for name, axis in self.graph.axes.items()}
+        return whole | {
+            n: units[place].nonzero().flatten().tolist() for n, place in self.latents.places.items()
+        }
 
     def identity(self) -> str:
         """A description of the search; a state can only be restored into a search with the same one."""

@@ -43,7 +43,7 @@ class State(Record, frozen=True, kw_only=True):
         keep: The choice, once it is made.
         left_over: How many units in use were cut to meet the budget.
         records: What was recorded.
-        settled: The units that will stay, once that is known.
+        settled: The units that stay, as it looked at the last check.
         push: The gain of the strength.
         kept: The units to which the model is cut.
         factor: The factor of each latent's threshold.

@@ -23,7 +23,7 @@ from prunus.search import (
     Strategy,
     split_training,
 )
-from prunus.selection import Budget, Sparsity
+from prunus.selection import Budget, How, Sparsity
 from prunus.tasks import Task
 
 Search = Literal["evolution", "greedy", "random"]
@@ -72,7 +72,8 @@ class Config(Units):
         calibration: The number of images that recalibrate the norms of each network.
         top: How many networks the final comparison evaluates.
         strict_paper: For hypernet: follow the paper's code, for comparison; see above.
-        how: How the scores alone choose (see select): that network is evaluated first, beside the uniform one.
+        how: How the scores alone choose (see select): that network is evaluated first, beside the uniform one and the
+            one they choose with how=global. Taylor's scores are changes of the loss, so their costs count.
     """
 
     no_steps = "it searches for the widths of the whole network"
@@ -99,6 +100,7 @@ class Config(Units):
     top: Count = 5
     strict_paper: bool = False
     round_to: Count | None = 1
+    how: How = "per_cost"
 
     def fixed_in_search(self) -> tuple[str, ...] | None:
         """Return the number of epochs, an option here, and what has no use in a supernet: an average, a teacher. None

@@ -27,7 +27,7 @@ from it; with milliseconds it measures again, so it may then propose other netwo
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -261,10 +261,11 @@ def score_units(
 def seed_widths(
     graph: Graph, ranks: dict[str, Tensor] | None, budget: Budget, price: Price, config: Config
 ) -> list[dict[str, int]]:
-    """Return the widths that the scores alone choose, to begin the search with."""
+    """Return the widths that the scores alone choose, per cost and as they are, to begin the search with."""
     if ranks is None or config.strict_paper:
         return []
-    return [graph.widths(config.select(graph, ranks, budget, price=price))]
+    ways = [config, replace(config, how="global")]  # one that is in the search already is not evaluated again
+    return [graph.widths(way.select(graph, ranks, budget, price=price)) for way in ways]
 
 
 def priced(

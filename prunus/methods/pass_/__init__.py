@@ -6,6 +6,7 @@ Its files, in the order in which to read them:
     statistics      the statistics of the weights that the mask network reads
     prompt          the visual prompt
     hypernetwork    the recurrent mask network
+    slopes          the gradients that masks pass on to the scores
     state           the state of a search in a checkpoint
     search          PASS, for your own training loop
     charts          the charts of a search

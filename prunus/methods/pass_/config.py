@@ -22,7 +22,7 @@ Prompt = Literal[Kind, "none"]
 Masking = Literal["consumer", "product", "product_norms"]
 Scope = Literal["global", "per_axis"]
 Init = Literal["magnitude", "random"]
-Straight = Literal["identity", "clipped"]
+Straight = Literal["budget", "identity", "clipped"]
 Statistic = Literal["rms", "magnitude", "fpgm", "bn_scale"]
 Speed = Annotated[float, Range(0, above=True, hint="to go without a prompt, say prompt=none")]
 Times = Annotated[int, Range(0)]
@@ -60,10 +60,12 @@ class Config(Units):
             gradients are not: with products a masked unit gets no gradient except through its own bias or norm, and
             returns only if others fall below it.
         scope: "global": one threshold over all units; "per_axis": the same share of every axis.
-        straight_through: "identity": scores get the gradients of their masks; "clipped": only scores within 1 of the
-            threshold do.
+        straight_through: "budget": scores get the gradients of their masks at the same cost, so that one that rises
+            pushes others out; "identity": those of their masks alone; "clipped": only scores within 1 of the threshold
+            do.
         steps: The number of steps of the search; 0 only with a loaded hypernetwork.
-        lr: The hypernetwork's initial learning rate, which falls to 0 along half a cosine. Above 3e-4 masks flicker.
+        lr: The hypernetwork's initial learning rate, which falls to 0 along half a cosine. Scores are standardised, so
+            with much less than 1e-3 they hardly move in 300 steps.
         batch_size: The batch size; None: as the task advises.
         snapshots: How often, besides the start, the network is evaluated on held-out images of the training set; the
             best snapshot is returned. 0: the last state.
@@ -88,9 +90,9 @@ class Config(Units):
     init: Init = "magnitude"
     masking: Masking = "consumer"
     scope: Scope = "global"
-    straight_through: Straight = "identity"
+    straight_through: Straight = "budget"
     steps: Times = 300
-    lr: Rate = 1e-4
+    lr: Rate = 1e-3
     batch_size: Count | None = None
     snapshots: Times = 10
     held_out: Count = 2000

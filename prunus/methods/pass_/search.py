@@ -23,6 +23,7 @@ from prunus.methods.pass_ import hypernetwork
 from prunus.methods.pass_.config import Config
 from prunus.methods.pass_.hypernetwork import MaskNetwork
 from prunus.methods.pass_.prompt import Prompt, Prompted, change_first
+from prunus.methods.pass_.slopes import at_equal_cost, at_equal_counts, distances
 from prunus.methods.pass_.state import check_state
 from prunus.methods.pass_.statistics import STATISTICS, network_inputs, standardise
 from prunus.selection import Budget, Metered, min_units, price_of
@@ -37,7 +38,7 @@ class PASS(nn.Module):
     """A search for units in your own training loop; `model` is not changed:
 
         search = PASS(model, example, Budget(macs=0.5), steps=300)
-        optimizer = torch.optim.Adam(search.learned(), lr=1e-4)
+        optimizer = torch.optim.Adam(search.learned(), lr=1e-3)
         for x, y in batches:  # 300 of them
             optimizer.zero_grad()
             loss(search(x), y).backward()
@@ -68,6 +69,7 @@ class PASS(nn.Module):
 
     statistics: Tensor
     inputs: Tensor
+    costs: Tensor
     kept: Tensor
 
     def __init__(
@@ -147,6 +149,9 @@ class PASS(nn.Module):
         statistics = standardise(statistic(model, graph), sizes)
         self.register_buffer("statistics", statistics, persistent=False)
         self.register_buffer("inputs", network_inputs(graph, names, statistics), persistent=False)
+        free = self.units.floors < torch.tensor(list(sizes.values()))
+        costs = self.units.unit_costs() * free[self.units.owners]  # what always stays is not paid for
+        self.register_buffer("costs", costs, persistent=False)
         self.register_buffer("kept", torch.ones(len(statistics), dtype=torch.bool))
         self.network = copy_model(model, {})
         for module in self.network.modules():
@@ -255,19 +260,16 @@ class PASS(nn.Module):
 
     def straight_through(self, found: Tensor, kept: Tensor) -> Tensor:
         """The masks (N,), ones and zeros, whose gradients go to the scores (straight-through)."""
-        slope = found - found.detach()  # zeros, with the gradient of the scores
-        if self.config.straight_through == "clipped":
-            slope = slope * (self._distance(found.detach(), kept) <= 1)
-        return kept.to(slope.dtype) + slope
-
-    def _distance(self, found: Tensor, kept: Tensor) -> Tensor:
-        """The distances (N,) of scores from the threshold, the best score not kept; infinite if all are kept."""
-        out = found.masked_fill(kept, -torch.inf)  # not the lowest kept score: floors keep low scores, too
-        if self.config.scope == "global":
-            return (found - out.max()).abs()
-        owners = self.hypernetwork.owners
-        best = out.new_full((len(self.names),), -torch.inf).scatter_reduce(0, owners, out, "amax")
-        return (found - best[owners]).abs()
+        found_now, slopes = found.detach(), found - found.detach()  # zeros, with the gradient of the scores
+        owners = self.hypernetwork.owners if self.config.scope == "per_axis" else None
+        if self.config.straight_through == "budget":
+            if owners is None:
+                slopes = at_equal_cost(slopes, self.costs)
+            else:
+                slopes = at_equal_counts(slopes, owners, len(self.names))
+        elif self.config.straight_through == "clipped":
+            slopes = slopes * (distances(found_now, kept, owners, len(self.names)) <= 1)
+        return kept.to(slopes.dtype) + slopes
 
     def run(self, masks: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The network's output with the given masks (N,)."""

@@ -224,3 +224,29 @@ def train_two(folder):
 
 def test_two_processes_search_as_one_does(tmp_path):
     assert_trains_as_one(train_two, tmp_path)
+
+
+def test_the_search_is_taught_by_the_network_it_starts_from(tiny, tmp_path, monkeypatch):
+    """Without a learning rate of its own for tuning, and with the paper's weight decay in its mode."""
+    seen = []
+
+    def watched(model, task, recipe, **options):
+        seen.append((recipe, options["teacher"]))
+        return fit(model, task, recipe, **options)
+
+    monkeypatch.setattr("prunus.methods.dhp.method.fit", watched)
+    task = Classification(small(), tiny)
+    for name, config in (("given", Config(epochs=1)), ("paper", Config(mode="paper", epochs=1))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            prune(task, Budget(macs=0.5), config, Folder(tmp_path / name))
+    (given, teacher), (paper, none) = seen
+    advised = task.recipe("recover")
+    assert teacher is task.model and given.distill_weight == advised.distill_weight > 0
+    assert (given.lr, given.weight_decay, given.epochs) == (advised.lr, advised.weight_decay, 1)
+    assert none is None and paper.weight_decay == 1e-4
+    task.search_fields = {"weight_decay": 0.3}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        prune(task, Budget(macs=0.5), Config(mode="paper", epochs=1), Folder(tmp_path / "asked"))
+    assert seen[-1][0].weight_decay == 0.3

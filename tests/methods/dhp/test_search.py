@@ -117,6 +117,24 @@ def test_the_budget_is_met_at_most_and_nearly(budget, round_to):
     )
 
 
+@pytest.mark.parametrize("compact", [True, False])
+@pytest.mark.parametrize("budget", [0.5, 0.62])
+def test_widths_are_the_multiples_asked_for(budget, compact):
+    """Units leave one by one, and what is left of an axis is seldom a multiple."""
+    search = searched(Budget(macs=budget), Config(round_to=4, compact=compact))
+    for name, units in search.keep.items():
+        assert len(units) % 4 == 0, name
+        if len(units) < search.graph.axes[name].size:  # nor does it leave much of the budget unused
+            more = search.keep | {name: range(len(units) + 4)}
+            assert figure(search, more) > budget * figure(search), name
+
+
+@pytest.mark.filterwarnings("ignore:dhp. . units still in use:UserWarning")
+def test_widths_are_the_multiples_asked_for_with_pressure_on_all_latents():
+    search = searched(Budget(macs=0.3), Config(round_to=4, pressure="all"), steps=120)
+    assert all(len(units) % 4 == 0 for units in search.keep.values())
+
+
 @pytest.mark.parametrize(
     "config", [Config(cost_aware=True), Config(mode="paper", strength=0.2), Config(compact=False)]
 )

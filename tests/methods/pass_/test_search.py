@@ -72,6 +72,66 @@ def test_what_was_learned_nothing_chooses_as_magnitudes_do():
     assert search.keep == prunus.select(graph, reference_scores(model, graph), HALF)
 
 
+class TwoViews(nn.Module):
+    """Two layers of the same shape, of which each reads one channel of the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.dark, self.head = nn.Conv2d(1, 16, 3), nn.Conv2d(1, 16, 3), nn.Linear(32, 10)
+
+    def forward(self, x):
+        views = F.relu(self.seen(x[:, :1])), F.relu(self.dark(x[:, 1:]))
+        return self.head(torch.cat([view.amax((2, 3)) for view in views], 1))
+
+
+def half_dark(steps, seed):
+    """Images whose second channel is always black."""
+    for x, y in batches(steps, seed):
+        yield torch.cat([x, torch.zeros_like(x)], 1), y
+
+
+def test_a_layer_that_is_useless_on_the_data_goes_however_large_its_weights_are():
+    """With the default learning rate and number of steps. Its masks get no gradient, so only what the budget charges
+    can lower its scores."""
+    torch.manual_seed(0)
+    model = TwoViews()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for x, y in half_dark(150, seed=1):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    with torch.no_grad():
+        model.dark.weight.mul_(5)
+        model.dark.bias.zero_()
+
+    steps, config = Config().steps, Config(prompt="none", round_to=1)
+    search = PASS(model, torch.zeros(1, 2, 8, 8), HALF, steps=steps, config=config)
+    first = masks_of(search)
+    assert len(first["dark"]) > 6  # as many as of the other, by their weights
+    optimizer = torch.optim.Adam(search.learned(), lr=config.lr)
+    for x, y in half_dark(steps, seed=2):
+        optimizer.zero_grad()
+        F.cross_entropy(search(x), y).backward()
+        optimizer.step()
+        search.step()
+    search.finish()
+    assert len(search.keep["dark"]) == 2  # the floor
+    assert len(search.keep["seen"]) > 12
+
+
+def test_at_the_same_cost_gradients_cancel():
+    """A score that rises lowers the others, in proportion to their costs; what always stays is not charged."""
+    search = PASS(small(), X, HALF, config=Config(prompt="none", freeze=("point",)))
+    found = torch.randn(len(search.kept), requires_grad=True)
+    upstream = torch.randn(len(search.kept))
+    (search.straight_through(found, search.kept) * upstream).sum().backward()
+    costs = search.units.unit_costs().double()
+    costs[search.gates.places["point"]] = 0
+    expected = upstream.double() * (costs > 0)
+    expected -= costs * expected.sum() / costs.sum()
+    torch.testing.assert_close(found.grad.double(), expected, rtol=1e-4, atol=1e-5)
+
+
 # ------------------------------------------------------------------------------------- 2: the budget
 @pytest.mark.parametrize("budget", [HALF, Budget(params=0.4), Budget(memory_mb=0.6), Budget(macs=200_000)])
 def test_the_budget_holds_in_every_step_and_nothing_more_would_fit(budget):
@@ -321,7 +381,8 @@ def test_the_gradient_of_a_unit_that_is_out_says_what_bringing_it_back_does(know
 def test_scores_get_the_gradients_of_their_masks():
     """In double precision, against finite differences of the masks between the ones and zeros."""
     model = small().double()
-    search = PASS(model, X.double(), HALF, config=Config(prompt="none")).double()
+    config = Config(prompt="none", straight_through="identity")
+    search = PASS(model, X.double(), HALF, config=config).double()
     x, y = next(batches(1))
     x = x.double()
     found = search.scores().detach().requires_grad_()
