@@ -6,7 +6,6 @@ pruning, proof, recovery and report work as for images and classes. Run it with 
 
 import math
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +40,7 @@ class Denoising(Task):
 
     def recipe(self, purpose):
         recipe = Recipe(epochs=4, batch_size=64, optimizer="adamw", lr=5e-3, precision="no")
-        return replace(recipe, **self.recipe_fields)
+        return recipe.adapt(**self.recipe_fields)
 
     def check(self, model):
         if model(self.example).shape != self.example.shape:

@@ -86,7 +86,7 @@ class Range(Allowed):
 
 
 Count = Annotated[int, Range(1)]
-Epochs = Annotated[int, Range(0)]
+Epochs = Annotated[float, Range(0)]  # fractions count
 Seed = Annotated[int, Range(0, 2**32 - 1)]  # of numpy
 Pixels = Annotated[int, Range(1, 2**14)]  # a side; larger images do not fit into memory
 Share = Annotated[float, Range(0, 1)]

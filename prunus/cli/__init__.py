@@ -7,6 +7,7 @@ Its files, in the order in which to read them:
     answers         the answers of `predict`
     task_options    the options of a task as options of the command
     parameters      the types of the commands' parameters
+    folders         a new folder for a command that was given none
     commands        one function per command
     program         main: exit status, and errors as one sentence
 """

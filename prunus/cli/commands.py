@@ -4,9 +4,7 @@ tyro reads each command's options from its parameters, and their help from the d
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from itertools import count
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -16,10 +14,12 @@ from tyro.conf import Positional, arg
 from prunus import report
 from prunus.cli import describe
 from prunus.cli.answers import answers_json, answers_table, write_images
+from prunus.cli.folders import new_folder
 from prunus.cli.parameters import (
     Channels,
     File,
     Limit,
+    Minutes,
     Multiple,
     Pairs,
     Part,
@@ -27,6 +27,7 @@ from prunus.cli.parameters import (
     Precision,
     Readers,
     Real,
+    RecipePairs,
     Resizing,
     Runtime,
     Share,
@@ -93,13 +94,15 @@ def run(
     seed: int = 0,
     resume: bool = False,
     dry_run: bool = False,
-    base_epochs: Whole = None,
+    base_epochs: Real = None,
     base_lr: Real = None,
-    epochs: Whole = None,
+    epochs: Real = None,
+    minutes: Minutes = None,
     lr: Real = None,
     batch_size: Whole = None,
     precision: Precision = None,
     distill_weight: Real = None,
+    recipe: RecipePairs = (),
     runtime: Runtime = None,
     image_size: Size = None,
     mean: Channels = None,
@@ -145,11 +148,16 @@ def run(
             that decide by training or searching have nothing to show.
         base_epochs: The number of epochs of training before pruning; 0 uses the weights as they are.
         base_lr: The highest learning rate before pruning.
-        epochs: The number of epochs of training after pruning.
+        epochs: The number of epochs of training after pruning; fractions count, here and above.
+        minutes: The time for training after pruning, in place of epochs: some steps are tried first, and as many are
+            planned as fit.
         lr: The highest learning rate after pruning.
         batch_size: The number of examples per step, of all processes together.
         precision: The precision of training: bf16 (the default if the hardware supports it) or no (full precision).
         distill_weight: The weight of distillation from the unpruned model in the loss, 0 to 1.
+        recipe: A field of a training's recipe; may be given several times. PART is base, search (the method's own
+            training) or recover; without it, all three: --recipe recover.optimizer=adamw --recipe recover.lr=1e-3
+            --recipe schedule=linear. `prunus tasks NAME` lists the fields.
         runtime: The runtime that measures a budget of latency_ms: torch on the training device, or onnxruntime on
             the processor.
         image_size: The side in pixels to which all images are resized.
@@ -186,10 +194,12 @@ def run(
         base_epochs=base_epochs,
         base_lr=base_lr,
         epochs=epochs,
+        minutes=minutes,
         lr=lr,
         batch_size=batch_size,
         precision=precision,
         distill_weight=distill_weight,
+        recipe=recipe,
         runtime=runtime,
         threads=threads,
     )
@@ -391,28 +401,7 @@ def show(values: dict, folder: Path) -> None:
     if "sparsity" in values["after"]:
         hint = f"Zeros make a file smaller, seldom a model faster: `prunus bench {folder}` measures it."
         OUT.print(hint, soft_wrap=True)
+    if (minutes := values["settings"].get("minutes")) is not None:
+        epochs = values["settings"]["recovery"]["epochs"]
+        OUT.print(f"Recovery took {epochs:.3g} epochs, planned for {minutes:g} minutes.", soft_wrap=True)
     OUT.print(f"The smaller model and its report: {folder}/report.html", soft_wrap=True)
-
-
-@contextmanager
-def new_folder(wanted: Path) -> Iterator[Path]:
-    """Make a folder that is this process's alone, and remove it at the end if nothing was written to it.
-
-    Args:
-        wanted: The folder; if it is there already, the first free number is appended.
-
-    Yields:
-        The folder.
-    """
-    folder = wanted
-    for number in count(2):
-        try:
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            folder = wanted.with_name(f"{wanted.name}-{number}")
-    try:
-        yield folder
-    finally:
-        with suppress(OSError):  # it holds something
-            folder.rmdir()

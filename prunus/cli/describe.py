@@ -19,6 +19,7 @@ from prunus.options import Count, Pixels, check_value
 from prunus.selection import Budget, cost
 from prunus.sparse import masks
 from prunus.tasks import Kind, find_kind, kinds
+from prunus.train import Recipe
 
 DEFAULT_SHAPE, DEFAULT_CLASSES, ZOO_CLASSES = (3, 224, 224), 1000, 10  # ImageNet's; the zoo is for CIFAR-10
 REASONS = 12  # reasons that are shown
@@ -121,8 +122,22 @@ def tasks() -> Table:
 
 
 def task(found: Kind) -> Group:
-    """One task: its docstring, and its options with types, defaults and meanings."""
-    return documented(found.doc, found.options_class, f"options of {found.name}, each given as --NAME VALUE")
+    """One task: its docstring, its options with types, defaults and meanings, and the fields of its recipes."""
+    title = f"options of {found.name}, each given as --NAME VALUE"
+    return Group(documented(found.doc, found.options_class, title), Text(), recipe())
+
+
+def recipe() -> Group:
+    """The fields of a recipe with types and meanings."""
+    doc = Text(
+        "The recipe of each training, whose fields are given as --recipe [base.|search.|recover.]NAME=VALUE. Without a "
+        "part all three trainings get it; what is not given is as the task advises."
+    )
+    table = Table.grid(padding=(0, 2))
+    meanings = meanings_of(Recipe)
+    for name, hint in option_types(Recipe):
+        table.add_row(name, Text(type_in_words(hint)), Text(meanings[name]))
+    return Group(doc, Text(), table)
 
 
 def documented(doc: str, config_class: type, title: str) -> Group:
@@ -142,17 +157,23 @@ def documented(doc: str, config_class: type, title: str) -> Group:
 
 def option_meanings(config_class: type) -> Group:
     """The meanings of options: the class's docstring, with the "Args" of it and of its bases as a table."""
-    meanings: dict[str, str] = {}
-    for each in config_class.__mro__:
-        arguments = inspect.cleandoc(each.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
-        entries = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", arguments, re.M)
-        meanings |= {name: " ".join(text.split()) for name, text in entries if name not in meanings}
+    meanings = meanings_of(config_class)
     table = Table.grid(padding=(0, 2))
     for name, _ in option_types(config_class):
         if name in meanings:
             table.add_row(name, Text(meanings[name]))
     doc = inspect.cleandoc(config_class.__doc__ or "").partition("Args:\n")[0]
     return Group(Text(join_lines(doc)), Text(), table)
+
+
+def meanings_of(config_class: type) -> dict[str, str]:
+    """The meaning of each option, read from the "Args" of a class and of its bases."""
+    meanings: dict[str, str] = {}
+    for each in config_class.__mro__:
+        arguments = inspect.cleandoc(each.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
+        entries = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", arguments, re.M)
+        meanings |= {name: " ".join(text.split()) for name, text in entries if name not in meanings}
+    return meanings
 
 
 def join_lines(text: str) -> str:

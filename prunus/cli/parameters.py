@@ -8,6 +8,9 @@ from tyro.conf import UseAppendAction, arg
 from prunus.zoo import Interpolation
 
 ADVISED = "(default: the task's recommendation)"
+Minutes = Annotated[
+    float | None, arg(metavar="FLOAT", help_behavior_hint="(default: as many as the epochs take)")
+]
 Whole = Annotated[int | None, arg(metavar="INT", help_behavior_hint=ADVISED)]
 Real = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint=ADVISED)]
 Precision = Annotated[Literal["bf16", "no"] | None, arg(metavar="bf16|no", help_behavior_hint=ADVISED)]
@@ -42,4 +45,5 @@ Share = Annotated[
 ]
 Pairs = Annotated[tuple[str, ...], UseAppendAction, arg(name="set", metavar="NAME=VALUE")]
 TaskPairs = Annotated[tuple[str, ...], UseAppendAction, arg(name="task-set", metavar="NAME=VALUE")]
+RecipePairs = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="[PART.]NAME=VALUE")]
 Spec = Annotated[str | None, arg(metavar="SPEC", help_behavior_hint="(the task's own, if it has one)")]

@@ -53,6 +53,11 @@ class Options(Checked, ABC):
     def check_task(self, task: Task) -> None:
         """Raise UserError if the method cannot work on the task's data; called before anything is trained."""
 
+    def fixed_in_search(self) -> Sequence[str] | None:
+        """Return the fields of the recipe that the method sets itself in its own training, which `Task.search_recipe`
+        gives; None: it trains nothing, with these options."""
+        return None
+
     def preview(self) -> Self:
         """Return options that train nothing, for `--dry-run`; UserError if the method decides only by training."""
         return self

@@ -2,10 +2,12 @@
 
 Its files, in the order in which to read them:
 
+    recipes     what a user asks of the trainings of a run
     settings    the settings of a run, and the stage that reads each first
     lock        one writer a folder
     folder      a run's folder: its settings, finished stages and log, so that a killed run can be resumed
     records     the schemas of the stages' records
+    plan        how many epochs a recovery takes whose time was given
     checks      checks that a method's choice meets the limit
     stages      the five stages, each from files to files
     provenance  data.json: what the data of a run were

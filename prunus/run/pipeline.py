@@ -6,10 +6,9 @@
 The stages are in stages.py; folder.py resumes a killed run.
 """
 
-import copy
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,10 @@ from prunus.run import provenance
 from prunus.run.folder import RunFolder
 from prunus.run.prepare import make_pipeline, make_task
 from prunus.run.result import make_result
-from prunus.run.settings import READ_BY, Settings, label, resolve_budget, resolve_task
+from prunus.run.settings import READ_BY, Settings, label, resolve_budget, resolve_task, to_json
 from prunus.run.stages import Pipeline
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import Task
-
-# Settings that are stored unless they are the usual ones, because runs of version 0.1.0 lack them.
-LATER = (
-    *("skip_broken", "task", "task_options"),
-    *("mean", "std", "crop", "interpolation", "transform", "workers"),
-)
 
 
 @dataclass(frozen=True)
@@ -138,7 +131,7 @@ def preview(
     settings, task = resolve_task(settings or Settings(), task)
     budget = resolve_budget(settings, budget)
     with use_threads(settings.threads), tempfile.TemporaryDirectory() as folder:
-        run = RunFolder(folder, asdict(settings), progress=progress)
+        run = RunFolder(folder, to_json(settings), progress=progress)
         pipeline = _make_pipeline(run, model, example, task, data, budget, settings)
         pipeline = replace(pipeline, config=pipeline.config.preview())
         return pipeline.graph, pipeline.choose(pipeline.fresh_model())
@@ -163,11 +156,7 @@ def _collect_settings(
                 "give either a task, or a model and data; a task has a model and data of its own."
             )
         things = {"model": label(task.model), "data": label(task.data), "task": type(task).__qualname__}
-    stored, usual = asdict(settings), asdict(Settings())
-    for name in LATER:
-        if stored[name] == usual[name]:
-            del stored[name]
-    return things | {"budget": {budget.name: budget.value}} | stored
+    return things | {"budget": {budget.name: budget.value}} | to_json(settings)
 
 
 def _make_pipeline(
@@ -183,6 +172,4 @@ def _make_pipeline(
     if task is None:
         assert model is not None and data is not None
         task = make_task(model, example, data, settings, provenance.split_of(run.path))
-    else:
-        task = copy.copy(task)  # the user's own task keeps its recipe fields
     return make_pipeline(run, task, budget, settings, is_trained=is_trained)

@@ -1,7 +1,6 @@
 """Loading what is named by a SPEC, and checking everything before anything is trained."""
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -11,11 +10,11 @@ from prunus.data import Data
 from prunus.errors import UserError
 from prunus.methods import configure
 from prunus.run.folder import RunFolder
-from prunus.run.settings import Settings, resolve_method, without_none
+from prunus.run.recipes import check_warmup
+from prunus.run.settings import Settings, resolve_method
 from prunus.run.stages import Pipeline
 from prunus.selection import Budget, Metered, Sparsity
 from prunus.tasks import Given, Task, find_kind
-from prunus.train import Recipe
 from prunus.zoo import load_weights
 
 
@@ -45,45 +44,38 @@ def make_pipeline(
     """Check that model, data, method and limit fit together, and decide how the run trains.
 
     is_trained: whether the model's weights need no training.
+
+    The run works on a copy of the task and of its model, so that nothing it does can change what a user gave.
     """
+    task = task.on(copy.deepcopy(task.model))
     if settings.weights:
         load_weights(task.model, settings.weights)
-    method, config = resolve_method(settings)
-    fields = without_none({"batch_size": settings.batch_size, "precision": settings.precision})
-    task.recipe_fields = task.recipe_fields | fields
+    (method, config), asked = resolve_method(settings), settings.asked
+    task.recipe_fields = {**task.recipe_fields, **asked.everywhere}
+    task.search_fields = asked.of_search(method, config)
     task.check(task.model)
     config.check_task(task)
     budget = with_meter(run, task, budget, settings)
     # A budget of milliseconds that was met might not be met if it were measured again.
     if not (isinstance(budget, Metered) and run.is_finished("prune")):
         config.check(task.graph, budget)
-    base_epochs = settings.base_epochs
-    if base_epochs is None and is_trained:
-        base_epochs = 0
-    base = {"epochs": base_epochs, "lr": settings.base_lr}
-    recovery = {"epochs": settings.epochs, "lr": settings.lr, "distill_weight": settings.distill_weight}
-    recovery_recipe = replace(task.recipe("recover"), **without_none(recovery))
-    check_distillation(task, recovery_recipe)
     has_weights = is_trained or settings.weights or task.is_pretrained
-    purpose = "tune" if has_weights else "scratch"
+    base = task.recipe("tune" if has_weights else "scratch")
+    base = base.adapt(**({"epochs": 0.0} if is_trained else {}) | asked.of("base"))
+    recovery = task.recipe("recover").adapt(**asked.of("recover"))
+    for part, recipe in (("base", base), ("recover", recovery)):
+        task.check_recipe(check_warmup(recipe, part))
+    task.check_recipe(task.search_recipe())
     return Pipeline(
         run=run,
         task=task,
         budget=budget,
         method=method,
         config=config,
-        base_recipe=replace(task.recipe(purpose), **without_none(base)),
-        recovery_recipe=recovery_recipe,
+        base_recipe=base,
+        recovery_recipe=recovery,
+        minutes=settings.minutes,
     )
-
-
-def check_distillation(task: Task, recipe: Recipe) -> None:
-    """Raise UserError if recovery should learn from answers that training and evaluation mode do not share."""
-    if recipe.distill_weight and not task.evaluates_loss:
-        raise UserError(
-            f"distill_weight={recipe.distill_weight:g}: the model answers in training mode with its loss alone, so "
-            "there is nothing in which the smaller one could learn from the base; leave it out, or give 0."
-        )
 
 
 def with_meter(

@@ -49,5 +49,5 @@ def make_result(pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> di
         "environments": pipeline.run.environments,
         "settings": pipeline.run.settings
         | {"config": asdict(pipeline.config), "base": asdict(pipeline.base_recipe)}
-        | {"recovery": asdict(pipeline.recovery_recipe)},
+        | {"recovery": asdict(pipeline.plan_recovery())},
     }

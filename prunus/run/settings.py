@@ -1,13 +1,13 @@
 """The settings of a run, and the stage that reads each first."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Annotated, Any, Literal
 
 from prunus.data import Crop, Data, ImageOptions, WorkerCount
 from prunus.errors import UserError
 from prunus.methods import Method, Options, configure, find
-from prunus.options import Checked, Count, Epochs, Pixels, Rate, Seed, Share
+from prunus.options import Checked, Count, Epochs, Pixels, Range, Rate, Seed, Share
+from prunus.run.recipes import PARTS, SAME_AS, Asked, ask, by_part
 from prunus.selection import Budget, Sparsity
 from prunus.tasks import DEFAULT, Task, own_task
 from prunus.zoo import Interpolation
@@ -38,12 +38,16 @@ class Settings(Checked):
         base_epochs: Epochs of training before pruning; None: as the task advises, but 0 for a model that is passed as
             a module, because it is taken as trained.
         base_lr: The highest learning rate before pruning; None: as the task advises.
-        epochs: Epochs of training after pruning; None: as the task advises.
+        epochs: Epochs of training after pruning; None: as the task advises. Fractions of epochs count, here and above.
+        minutes: In place of epochs, the time for recovery, as far as it can be foreseen: some steps are tried, and as
+            many are planned as fit.
         lr: The highest learning rate after pruning; None: as the task advises.
         batch_size: The batch size of every training; None: as the task advises.
         precision: "bf16" or "no"; None: as the task advises.
         distill_weight: The weight of distillation from the base in the loss of recovery, 0 to 1; None: as the task
             advises.
+        recipe: Fields of `train.Recipe` for trainings, each "PART.NAME=VALUE", such as "recover.optimizer=adamw"; PART
+            is base, search (a method's own training) or recover, and without it all three.
         runtime: The runtime that measures a budget of milliseconds: "torch" on the training device (None: torch), or
             "onnxruntime" on the processor.
         threads: The number of threads that torch computes with; None: as many as it is set to.
@@ -70,10 +74,12 @@ class Settings(Checked):
     base_epochs: Epochs | None = None
     base_lr: Rate | None = None
     epochs: Epochs | None = None
+    minutes: Annotated[float, Range(0, above=True)] | None = None
     lr: Rate | None = None
     batch_size: Count | None = None
     precision: Literal["bf16", "no"] | None = None
     distill_weight: Share | None = None
+    recipe: tuple[str, ...] = ()
     runtime: Literal["torch", "onnxruntime"] | None = None
     threads: Count | None = None
     workers: WorkerCount | None = None
@@ -81,6 +87,16 @@ class Settings(Checked):
     def __post_init__(self):
         super().__post_init__()
         _ = self.images  # is checked when it is made
+        epochs = self.asked.of("recover").get("epochs")  # all that is asked of recipes is checked here, too
+        if self.minutes is not None and epochs is not None:
+            raise UserError(
+                f"minutes={self.minutes:g} and {epochs:g} epochs of recovery say two things about the same; give one."
+            )
+
+    @property
+    def asked(self) -> Asked:
+        """What is asked of the recipes, by `recipe` and by the settings that say the same."""
+        return ask(self.recipe, {name: getattr(self, name) for name in SAME_AS})
 
     @property
     def images(self) -> ImageOptions:
@@ -88,19 +104,37 @@ class Settings(Checked):
         return ImageOptions(**{field.name: getattr(self, field.name) for field in fields(ImageOptions)})
 
 
+OF_RECIPE = {
+    part: f"recipe.{part}" for part in PARTS
+}  # settings.json has a list for each part in place of `recipe`
 # The settings that each stage is the first to read: until it has begun, they may be corrected when a run is resumed.
 READ_BY = {
     "base": (
         *("model", "data", "task", "task_options", "seed", "weights", "skip_broken"),
         *("image_size", "mean", "std", "crop", "interpolation", "transform"),
-        *("base_epochs", "base_lr", "batch_size", "precision"),
+        *("base_epochs", "base_lr", "batch_size", "precision", OF_RECIPE["base"]),
     ),
-    "prune": ("method", "options", "budget", "runtime"),
+    "prune": ("method", "options", "budget", "runtime", OF_RECIPE["search"]),
     "shrink": (),
-    "recover": ("epochs", "lr", "distill_weight"),
+    "recover": ("epochs", "minutes", "lr", "distill_weight", OF_RECIPE["recover"]),
     "evaluate": (),
 }
+LATER = (
+    *("skip_broken", "task", "task_options", "minutes", "recipe"),
+    *("mean", "std", "crop", "interpolation", "transform", "workers"),
+)
 OF_ENVIRONMENT = ("threads", "workers")  # of the machine that computes; the first may change with a warning
+
+
+def to_json(settings: Settings) -> dict[str, Any]:
+    """Return the settings as settings.json stores them.
+
+    Those that version 0.1.0 lacks are left out where they are the usual ones.
+    """
+    stored, usual = asdict(settings), asdict(Settings())
+    stored = {name: value for name, value in stored.items() if name not in LATER or value != usual[name]}
+    recipe = by_part(stored.pop("recipe", ()))
+    return stored | {OF_RECIPE[part]: texts for part, texts in recipe.items() if texts}
 
 
 def resolve_budget(settings: Settings, budget: Budget | Sparsity | None) -> Budget | Sparsity:
@@ -138,11 +172,6 @@ def resolve_method(settings: Settings) -> tuple[Method, Options]:
     method = find(settings.method)
     kind = f"option of method {settings.method}"
     return method, configure(method.config_class, settings.options, kind)
-
-
-def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries whose value is not None."""
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def label(thing: object) -> str:

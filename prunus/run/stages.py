@@ -14,7 +14,7 @@ Choices are made on data.train and data.val; data.test evaluates base, pruned an
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,10 @@ from prunus.inputs import call, count_examples, move
 from prunus.latency import milliseconds
 from prunus.methods import Method, Options, Pruned
 from prunus.progress import Step
-from prunus.recover import recover
+from prunus.recover import measure_pace, recover
 from prunus.run import checks
 from prunus.run.folder import RunFolder
+from prunus.run.plan import read_plan, write_plan
 from prunus.run.records import check_record, hash_files
 from prunus.selection import Budget, Metered, Sparsity, cost
 from prunus.sparse import masks
@@ -61,6 +62,7 @@ class Pipeline:
         config: The method's options.
         base_recipe: The recipe of the training before pruning.
         recovery_recipe: The recipe of the training after pruning.
+        minutes: The time for that training, which then decides about its epochs; None: the recipe does.
     """
 
     run: RunFolder
@@ -70,6 +72,7 @@ class Pipeline:
     config: Options
     base_recipe: Recipe
     recovery_recipe: Recipe
+    minutes: float | None = None
 
     def base(self) -> dict[str, Any]:
         """Train or fine-tune the base, store its weights, and test them."""
@@ -147,18 +150,17 @@ class Pipeline:
 
     def recover(self) -> dict[str, Any]:
         """Fine-tune the pruned model, save it, and check that the saved model equals the trained one."""
-        small, left = store.load(self.run.path / SHRUNK, self.fresh_model()), None
-        if self.is_sparse():
-            left = store.load_masks(self.run.path / SHRUNK)
-            masks.hold(small, None, left)
+        recipe = self.plan_recovery()
+        small, left = self.pruned_model()
         history = recover(
             small,
             self.task.on(small),
-            self.recovery_recipe,
+            recipe,
             teacher=self.base_model(),
             folder=self.run.folder("recover"),
             seed=self.run.seed,
             progress=self.run.progress,
+            label=f"recovering for {recipe.epochs:.3g} epochs",
         )
         self.log_epochs("recover", history)
         if self.is_sparse():
@@ -168,6 +170,32 @@ class Pipeline:
         if left is not None:
             check_same_masks(left, store.load_masks(self.run.path))
         return {"history": history, "files": hash_files(self.run.path, RESULT)}
+
+    def plan_recovery(self) -> Recipe:
+        """Return the recipe of recovery, with as many epochs as fit into the minutes, if they decide.
+
+        The number of epochs is stored before the training starts, so that a run that was killed goes on with the same.
+        """
+        recipe = self.recovery_recipe
+        if self.minutes is None:
+            return recipe
+        planned = read_plan(self.run.path)
+        if planned is None:
+            small, _ = self.pruned_model()
+            options = {"teacher": self.base_model(), "seed": self.run.seed, "progress": self.run.progress}
+            pace, seconds = measure_pace(small, self.task.on(small), recipe, **options), 60 * self.minutes
+            planned = self.run.compute_once(lambda: pace.epochs_within(seconds))
+            write_plan(self.run, planned)
+            self.run.log("planned", minutes=self.minutes, epochs=planned, **asdict(pace))
+        return recipe.adapt(epochs=planned)
+
+    def pruned_model(self) -> tuple[nn.Module, dict[str, Tensor] | None]:
+        """Return the model of the stage shrink, and the masks that it is held to, if single weights were chosen."""
+        small, left = store.load(self.run.path / SHRUNK, self.fresh_model()), None
+        if self.is_sparse():
+            left = store.load_masks(self.run.path / SHRUNK)
+            masks.hold(small, None, left)
+        return small, left
 
     def evaluate(self) -> dict[str, Any]:
         """Test the saved model, and measure the costs of base and saved model."""

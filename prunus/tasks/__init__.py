@@ -14,6 +14,7 @@ Its files, in the order in which to read them:
     _losses           the losses of a user's own task
     _measures         the metric of a user's own task
     _own              prunus.Task, a task of a user's own
+    _transformers     how transformers are trained
     _language         what the tasks of language share
     classification    image classification: cross-entropy and top-1 accuracy
     denoise           images freed of noise

@@ -160,6 +160,7 @@ class Task(ABC):
     def __init__(self, model: nn.Module, data: Data, recipe_fields: dict[str, Any] | None = None):
         self.model, self.data = model, data
         self.recipe_fields = recipe_fields or {}
+        self.search_fields: dict[str, Any] = {}
         self._graph: Graph | None = None
 
     @property
@@ -302,6 +303,30 @@ class Task(ABC):
     @abstractmethod
     def recipe(self, purpose: str) -> Recipe:
         """Return the recipe for "scratch", "tune" (weights trained on similar data) or "recover" (after pruning)."""
+
+    def search_recipe(self, purpose: str = "tune", **advice: Any) -> Recipe:
+        """Return the recipe of a method's own training, while it searches.
+
+        Args:
+            purpose: As of `recipe`.
+            advice: Fields that the method advises; see `Recipe.adapt`.
+
+        Returns:
+            The task's recipe with the method's advice and then with what the user asks of searches (`search_fields`,
+            where the fields in `methods.Options.fixed_in_search` never are).
+        """
+        return self.recipe(purpose).adapt(**advice).adapt(**self.search_fields)
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Raise UserError if recovery cannot follow the recipe; here if it should learn answers that are not there.
+
+        That is so if training and evaluation mode do not share them.
+        """
+        if recipe.distill_weight and not self.evaluates_loss:
+            raise UserError(
+                f"distill_weight={recipe.distill_weight:g}: the model answers in training mode with its loss alone, so "
+                "there is nothing in which the smaller one could learn from the base; leave it out, or give 0."
+            )
 
     @abstractmethod
     def check(self, model: nn.Module) -> None:

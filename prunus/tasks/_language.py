@@ -5,7 +5,7 @@ A target of -100 counts nowhere: not in the loss, not in the metric, not in dist
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -149,7 +149,7 @@ class Language(Task):
 
     def recipe(self, purpose: str) -> Recipe:
         """Return a recipe to begin with: AdamW with clipped gradients; recovery learns the base's scores by half."""
-        return replace(self.recipes[purpose], **self.recipe_fields)
+        return self.recipes[purpose].adapt(**self.recipe_fields)
 
     def check(self, model: nn.Module) -> None:
         """Raise UserError if the tokenizer or the length does not fit the model, its scores the data, or no target

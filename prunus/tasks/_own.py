@@ -207,18 +207,13 @@ class Task(_contract.Task):
         if isinstance(train, (LoaderSplit, StreamSplit)):
             recipe = replace(recipe, batch_size=train.batch_size)
         try:
-            return replace(recipe, **self.recipe_fields)
+            return recipe.adapt(**self.recipe_fields)
         except TypeError as error:
             raise UserError(f"recipe: {error}; the fields are those of prunus.train.Recipe.") from error
 
     def check(self, model: nn.Module) -> None:
         """Raise UserError if the model cannot be called with the batches, or loss or metric fail on the first one."""
-        train, size = self.data.train, self.recipe_fields.get("batch_size")
-        if isinstance(train, (LoaderSplit, StreamSplit)) and size not in (None, train.batch_size):
-            raise UserError(
-                f"the batch size should be {size}, but the loader of train gives batches of {train.batch_size}; set it "
-                "where the loader is made."
-            )
+        train = self.data.train
         with own_randomness(), in_mode(model, False):
             reseed(0)
             device = model_device(model)
@@ -234,6 +229,16 @@ class Task(_contract.Task):
                 self._check_metric(model, self.data.val, "the first batch of val")
                 if self.data.test is not None:
                     self._check_metric(model, self.data.test, "the first batch of test")
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Raise UserError if the recipe has another batch size than the loader of train."""
+        super().check_recipe(recipe)
+        train = self.data.train
+        if isinstance(train, (LoaderSplit, StreamSplit)) and recipe.batch_size != train.batch_size:
+            raise UserError(
+                f"the batch size should be {recipe.batch_size}, but the loader of train gives batches of "
+                f"{train.batch_size}; set it where the loader is made."
+            )
 
     def _train_mode(self, model: nn.Module, inputs: Any) -> tuple[Any, nn.Module]:
         """The output of training mode and the copy that made it, for a model that returns its loss there alone.

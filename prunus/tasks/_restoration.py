@@ -133,7 +133,7 @@ class Restoration(Task):
             weight_decay=0.0,
             precision="no",
         )
-        return replace(advised, **self.recipe_fields)
+        return advised.adapt(**self.recipe_fields)
 
     def check(self, model: nn.Module) -> None:
         """Raise UserError if the model cannot read the images, or its answers have another size."""

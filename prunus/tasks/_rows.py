@@ -116,7 +116,7 @@ class Rows(Task):
 
     def recipe(self, purpose: str) -> Recipe:
         """Return AdamW in full precision, with many epochs, because tables are small; recovery distils."""
-        return replace(RECIPES[purpose], **self.recipe_fields)
+        return RECIPES[purpose].adapt(**self.recipe_fields)
 
     def check(self, model: nn.Module) -> None:
         """Raise UserError if the model cannot read an input, or has outputs for another number of targets."""

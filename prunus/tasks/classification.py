@@ -1,6 +1,6 @@
 """Image classification: cross-entropy, top-1 accuracy, and distillation from a teacher's outputs."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from prunus.metrics import ACCURACY
 from prunus.tasks import _contract
 from prunus.tasks._answers import Answer, ranking
 from prunus.tasks._contract import File, Given, Task
+from prunus.tasks._transformers import for_transformers, is_transformer
 from prunus.train import Recipe, in_mode
 
 EVALUATION_BATCH = 256  # images
@@ -103,9 +104,12 @@ class Classification(Task):
         return ranking(shares, names or tuple(map(str, range(len(shares)))), most)
 
     def recipe(self, purpose: str) -> Recipe:
-        """Return a recipe to begin with; data sets below 5,000 images get a small batch size and many short epochs."""
+        """Return a recipe to begin with; data sets below 5,000 images get a small batch size and many short epochs,
+        transformers AdamW."""
         small = len(self.data.train) < SMALL_SET
-        return replace((SMALL_RECIPES if small else RECIPES)[purpose], **self.recipe_fields)
+        advised = (SMALL_RECIPES if small else RECIPES)[purpose]
+        advised = for_transformers(advised, purpose) if is_transformer(self.model) else advised
+        return advised.adapt(**self.recipe_fields)
 
     def check(self, model: nn.Module) -> None:
         """Raise UserError if the model cannot read the images, or has outputs for another number of classes."""

@@ -175,7 +175,7 @@ class Segmentation(Task):
 
     def recipe(self, purpose: str) -> Recipe:
         """Return AdamW at a rate that suits small networks from scratch as well as large ones; recovery distils."""
-        return replace(RECIPES[purpose], **self.recipe_fields)
+        return RECIPES[purpose].adapt(**self.recipe_fields)
 
     def check(self, model: nn.Module) -> None:
         """Raise UserError if the model cannot read the images, or has no logits for every class."""

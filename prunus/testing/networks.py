@@ -1,7 +1,6 @@
 """Three tiny networks with one difficulty each, and tiny images for them to classify."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -89,7 +88,7 @@ class TinyClassification(Classification):
     def recipe(self, purpose: str) -> Recipe:
         """Return a recipe of three epochs."""
         recipe = Recipe(epochs=3, batch_size=32, lr=0.05, precision="no", channels_last=False)
-        return replace(recipe, **self.recipe_fields)
+        return recipe.adapt(**self.recipe_fields)
 
 
 def tiny_task(network: str, seed: int = 0) -> Classification:

@@ -105,9 +105,14 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def check_same(file: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Raise UserError naming the first setting that differs."""
+    """Raise UserError naming the first setting that differs.
+
+    The warm-up of an earlier version did not depend on the number of epochs; its trainings go on with theirs.
+    """
+    earlier = "schedule" not in saved
+    saved = {"schedule": "cosine"} | saved
     for key in asked:
-        if saved.get(key) != asked[key]:
+        if saved.get(key) != asked[key] and not (earlier and key == "warmup_epochs" and key in saved):
             raise UserError(
                 f"{file} was made with {key} = {saved.get(key)}, not {asked[key]}. "
                 "Ask for the same, choose another folder, or remove the file to start again."

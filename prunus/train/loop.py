@@ -6,9 +6,10 @@ no random states, and a resumed run equals the uninterrupted one.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,7 +69,7 @@ def fit(
     progress: Callable[..., AbstractContextManager[Step]] = silent,
     label: str = "training",
 ) -> list[dict[str, Any]]:
-    """Train a model in place on task.data.train, and evaluate it on task.data.val after each epoch.
+    """Train a model in place on task.data.train, and evaluate it on task.data.val after each epoch and at the end.
 
     Args:
         model: The model; it ends on the device that Accelerate chose, in its modes of before.
@@ -82,7 +83,8 @@ def fit(
         label: The name of the stage, for `progress`.
 
     Returns:
-        A row for each epoch: epoch, loss, lr, seconds, and the metric by its key.
+        A row for each epoch: epoch, loss, lr, seconds, and the metric by its key. "epoch" is the number of epochs so
+        far, in the last row perhaps a fraction.
 
     Raises:
         TrainingError: The loss or a tensor is NaN or infinite; the last good checkpoint stays.
@@ -92,16 +94,22 @@ def fit(
     along = along or Along()
     teacher = teacher if recipe.distill_weight else None
     train, steps = task.data.train, task.data.train.steps(recipe.batch_size)  # per epoch
+    total = recipe.count_steps(steps)
+    recipe = replace(recipe, epochs=total / max(1, steps))  # in whole steps
     show = progress if accelerator.is_main_process else silent
-    with borrow(model, teacher, recipe, accelerator.device), show(label, recipe.epochs * steps) as shown:
+    with borrow(model, teacher, recipe, accelerator.device), show(label, total) as shown:
         settings = asdict(recipe) | {"seed": seed, "distilled": teacher is not None, "pictures": len(train)}
         at = begin(model, recipe, settings, folder, along)
+        recipe = replace(
+            recipe, warmup_epochs=at.settings["warmup_epochs"]
+        )  # that of an earlier version stays
         shown(at.epoch * steps + at.batch)
         loss_of = make_objective(task, wrap(model, accelerator), teacher, recipe)
         saved_s = time.monotonic()
-        while at.epoch < recipe.epochs and not along.finished:
+        while at.epoch < recipe.epochs and (at.batch or not along.finished):
             began_s = time.monotonic() - at.seconds
-            for x, y in train.batches(recipe.batch_size, **next_batches(at, accelerator)):
+            batches = train.batches(recipe.batch_size, **next_batches(at, accelerator))
+            for x, y in until_end(batches, at, steps, total):
                 step = at.epoch * steps + at.batch
                 lr = learning_rate(recipe, step / steps)
                 reseed(seed, step, accelerator.process_index)
@@ -228,12 +236,19 @@ def update_average(at: Training, recipe: Recipe, step: int) -> None:
         average.lerp_(tensors[name], 1 - decay)
 
 
+def until_end(batches: Iterable[Any], at: Training, steps: int, total: int) -> Iterable[Any]:
+    """The batches of this epoch that are still to be shown: all that are left, or those up to the last step."""
+    left = 0 if at.along.finished else total - at.epoch * steps - at.batch
+    return batches if left >= steps - at.batch else islice(batches, left)
+
+
 def end_epoch(at: Training, task: Trainable, recipe: Recipe, steps: int) -> None:
     """Evaluate on val, with the average if it is on; add a row to the history and go to the next epoch."""
     with swap_in(floating_tensors(at.model), at.average), in_mode(at.model, False):
         metric = task.evaluate(at.model, task.data.val)[task.metric.key]
     lr = learning_rate(recipe, at.epoch + (at.batch - 1) / steps)  # the last step's
-    row = {"epoch": at.epoch + 1, "loss": at.loss_sum / at.batch, "lr": lr, "seconds": at.seconds}
+    shown = at.epoch + 1 if at.batch == steps else at.epoch + at.batch / steps
+    row = {"epoch": shown, "loss": at.loss_sum / at.batch, "lr": lr, "seconds": at.seconds}
     at.history.append(row | {task.metric.key: metric})
     at.epoch, at.batch, at.loss_sum, at.seconds = at.epoch + 1, 0, 0.0, 0.0
 

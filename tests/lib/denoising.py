@@ -1,7 +1,6 @@
 """A made-up regression task: small images freed of noise, judged by the peak signal-to-noise ratio in dB."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,7 +62,7 @@ class Denoising(Task):
     def recipe(self, purpose: str) -> Recipe:
         epochs = {"scratch": 6, "tune": 3, "recover": 3}[purpose]
         recipe = Recipe(epochs=epochs, batch_size=32, optimizer="adamw", lr=5e-3, precision="no")
-        return replace(recipe, **self.recipe_fields)
+        return recipe.adapt(**self.recipe_fields)
 
     def check(self, model: nn.Module) -> None:
         if model(self.example).shape != self.example.shape:

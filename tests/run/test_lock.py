@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from prunus import cli
-from prunus.cli.commands import new_folder
+from prunus.cli.folders import new_folder
 from prunus.errors import FileError, PrunusError, UserError
 from prunus.files import read_json, write_json
 from prunus.run import RunFolder, lock, sole_writer

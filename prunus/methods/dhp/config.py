@@ -56,6 +56,10 @@ class Config(Units):
     epochs: Count | None = None
     factors: Count = 8
 
+    def fixed_in_search(self) -> tuple[str, ...]:
+        """Return the number of epochs, an option here, and the average, because its shapes are fixed."""
+        return ("epochs", "ema_decay")
+
     def preview(self) -> "Config":
         """Raise UserError, because units are chosen by training."""
         raise no_preview("dhp", "training", "another method, such as --method taylor")

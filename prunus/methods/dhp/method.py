@@ -24,8 +24,6 @@ grouped weights need no latents of their own; classifiers are read through laten
 """
 
 import copy
-import math
-from dataclasses import replace
 
 from prunus.errors import UserError
 from prunus.methods import Pruned, Run
@@ -54,13 +52,11 @@ def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
         BudgetError: The budget cannot be met.
     """
     model, config = copy.deepcopy(task.model), config.resolved()
-    recipe = task.recipe("tune" if config.start == "given" else "scratch")
-    recipe = replace(
-        recipe, epochs=config.epochs or recipe.epochs, ema_decay=0.0
-    )  # an average has fixed shapes
+    purpose = "tune" if config.start == "given" else "scratch"
+    recipe = task.search_recipe(purpose, epochs=config.epochs, ema_decay=0.0)  # an average has fixed shapes
     if not recipe.lr:
         raise UserError("the learning rate is 0, so no latent would change; give one above 0.")
-    steps = math.ceil(recipe.epochs) * task.data.train.steps(recipe.batch_size)
+    steps = recipe.count_steps(task.data.train.steps(recipe.batch_size))
     search = DHP(model, task.example, budget, steps=steps, config=config, seed=run.seed, graph=task.graph)
     history = fit(
         model,

@@ -73,6 +73,12 @@ class Config(Weights):
         share = patterns.share(self.pattern)
         return Sparsity(share) if share else super().default_limit()
 
+    def fixed_in_search(self) -> tuple[str, ...] | None:
+        """Return the number of epochs, an option here, and what has no use without a teacher; None if nothing is
+        trained."""
+        fixed = ("epochs", "distill_weight", "distill_temperature")
+        return None if self.schedule == "one_shot" else fixed
+
     def preview(self) -> "Config":
         """Return the options without training between prunings."""
         return replace(self, schedule="one_shot")

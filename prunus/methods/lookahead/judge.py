@@ -1,7 +1,7 @@
 """The scores and masks of single weights that Lookahead's options ask for."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -118,8 +118,7 @@ class Judge:
 
     def recipe(self) -> Recipe:
         """Return the recipe of the schedules: the task's for tuning, with the epochs of the options."""
-        recipe = self.task.recipe("tune")
-        return replace(recipe, epochs=self.config.epochs) if self.config.epochs else recipe
+        return self.task.search_recipe("tune", epochs=self.config.epochs)
 
     def fit(self, model: nn.Module, name: str, along: Along | None = None) -> None:
         """Train `model` with its masks, or continue from the checkpoint in the folder `name`."""

@@ -93,7 +93,7 @@ def gradual(judge: Judge, sparsity: Sparsity) -> Pruned:
     are part of the checkpoint, so a resumed run continues with them.
     """
     model, recipe = copy.deepcopy(judge.task.model), judge.recipe()
-    steps = recipe.epochs * judge.task.data.train.steps(recipe.batch_size)
+    steps = recipe.count_steps(judge.task.data.train.steps(recipe.batch_size))
     names = eligible(judge.graph, judge.config.freeze)
     whole = {name: torch.ones(judge.graph.shapes[name], dtype=torch.bool) for name in names}
     masks.hold(model, judge.graph, whole)

@@ -99,6 +99,12 @@ class Config(Units):
     strict_paper: bool = False
     round_to: Count | None = 1
 
+    def fixed_in_search(self) -> tuple[str, ...] | None:
+        """Return the number of epochs, an option here, and what has no use in a supernet: an average, a teacher. None
+        if no supernet is trained."""
+        fixed = ("epochs", "ema_decay", "distill_weight", "distill_temperature")
+        return None if self.weights in UNTRAINED else fixed
+
     def preview(self) -> "Config":
         """Raise UserError, because units are chosen by the search."""
         raise no_preview("metapruning", "a search", "another method, such as --method taylor")

@@ -27,7 +27,7 @@ from it; with milliseconds it measures again, so it may then propose other netwo
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -202,13 +202,10 @@ def make_supernet(task: Task, room: Feasible, order: Orders | None, config: Conf
 
 def train_supernet(net: Supernet, task: SupernetTask, config: Config, run: Run) -> list[dict[str, Any]]:
     """Train the supernet, or continue a killed training; returns a row for each epoch."""
-    recipe = task.task.recipe("tune" if config.start == "given" else "scratch")
-    part = QUARTER if config.start == "scratch" else 1
-    epochs = config.epochs or math.ceil(recipe.epochs / part)
-    warmup = recipe.warmup_epochs * min(1, epochs / recipe.epochs)
-    recipe = replace(recipe, epochs=epochs, warmup_epochs=warmup, ema_decay=0.0)
-    if config.weights == "hypernet":
-        recipe = replace(recipe, label_smoothing=SMOOTHING)
+    purpose, part = ("scratch", QUARTER) if config.start == "scratch" else ("tune", 1)
+    epochs = config.epochs or math.ceil(task.task.recipe(purpose).epochs / part)
+    smoothing = {"label_smoothing": SMOOTHING} if config.weights == "hypernet" else {}
+    recipe = task.task.search_recipe(purpose, epochs=epochs, ema_decay=0.0, **smoothing)
     history = fit(
         net,
         task,

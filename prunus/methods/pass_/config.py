@@ -101,6 +101,12 @@ class Config(Units):
             object.__setattr__(self, "prompt", "none")
         super().__post_init__()
 
+    def fixed_in_search(self) -> tuple[str, ...] | None:
+        """Return what options say here (epochs as steps), and what has no use: an average, a teacher. None without
+        steps."""
+        fixed = ("epochs", "batch_size", "lr", "ema_decay", "distill_weight", "distill_temperature")
+        return fixed if self.steps else None
+
     def preview(self) -> "Config":
         """Raise UserError, because units are chosen by training."""
         raise no_preview("pass", "training", "the magnitudes that it begins with: --method magnitude")

@@ -88,11 +88,11 @@ def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
 
 def search_recipe(task: Task, config: Config) -> Recipe:
     """Return Adam without weight decay, and a learning rate that falls to 0 over the steps of the search."""
-    recipe = task.recipe("tune")
-    recipe = replace(recipe, batch_size=config.batch_size or recipe.batch_size)
-    epochs = config.steps / task.data.train.steps(recipe.batch_size)
+    size = config.batch_size or task.recipe("tune").batch_size
+    epochs = config.steps / task.data.train.steps(size)
     adam = {"optimizer": "adamw", "lr": config.lr, "weight_decay": 0.0}
-    return replace(recipe, epochs=epochs, warmup_epochs=0.0, ema_decay=0.0, distill_weight=0.0, **adam)
+    plain = {"batch_size": size, "warmup_epochs": 0.0, "ema_decay": 0.0, "distill_weight": 0.0}
+    return task.search_recipe("tune", epochs=epochs, **adam, **plain)
 
 
 def scorer(task: Task, split: Examples, recipe: Recipe) -> Callable[[Callable[..., Any]], float]:
