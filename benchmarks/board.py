@@ -2,6 +2,7 @@
 network that all arms begin with; what is measured once units are gone."""
 
 import argparse
+import fcntl
 import json
 import os
 import platform
@@ -48,28 +49,38 @@ class Board:
 
     def __init__(self, path: Path, setup: dict):
         self.path, self.setup, self.rows = path, json.loads(json.dumps(setup)), []
-        if path.exists():
-            held = json.loads(path.read_text())
+        self._read()
+
+    def _read(self) -> None:
+        """Read the rows that are there, of other processes too."""
+        if self.path.exists():
+            held = json.loads(self.path.read_text())
             if held["setup"] != self.setup:
-                raise SystemExit(f"{path} holds another setup, {held['setup']}; move it away first.")
+                raise SystemExit(f"{self.path} holds another setup, {held['setup']}; move it away first.")
             self.rows = held["rows"]
 
     def has(self, **of: object) -> bool:
         """Whether there is a row of these values."""
+        self._read()
         return any(all(row.get(key) == value for key, value in of.items()) for row in self.rows)
 
     def add(self, row: dict) -> None:
-        """Keep a row."""
-        self.rows.append(row)
+        """Keep a row, beside those that other processes have added meanwhile."""
         versions = {
             "python": platform.python_version(),
             "torch": torch.__version__,
             "prunus": prunus.__version__,
         }
         machine = {"cores": os.cpu_count(), "machine": platform.machine()}
-        write_json(
-            self.path, {"setup": self.setup, "versions": versions, "machine": machine, "rows": self.rows}
-        )
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # until it is closed
+            self._read()
+            self.rows.append(row)
+            held = {"setup": self.setup, "versions": versions, "machine": machine, "rows": self.rows}
+            write_json(self.path, held)
+        finally:
+            os.close(folder)
         print(json.dumps(row), flush=True)
 
 

@@ -3,6 +3,7 @@
 docs/compare.md, "What auto takes", holds the measurements behind each line.
 """
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -64,8 +65,15 @@ def resolve_auto(
     if task is None and ":" in settings.task:
         task = own_task(settings.task, settings.seed)
     case: Case = "weights" if isinstance(limit, Sparsity) else "units"
-    if case == "units" and task is not None and not task.evaluates_loss:
+    if case == "units" and task is not None and not has_loss(task):
         case = "units without a loss"
     found = BOARD[case]
     why = f"auto is {found.method} here, because {found.why} (docs/compare.md)."
     return replace(settings, method=found.method, options=(*found.options, *settings.options)), why
+
+
+def has_loss(task: Task) -> bool:
+    """Return whether a task has a loss in evaluation mode, tried on a copy of it, as a run does at its start."""
+    tried = task.on(copy.deepcopy(task.model))
+    tried.check(tried.model)
+    return tried.evaluates_loss
