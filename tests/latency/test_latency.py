@@ -351,14 +351,16 @@ def test_a_right_prediction_needs_one_proposal(tmp_path):
     assert json.loads(json.dumps(figures)) == figures
 
 
-def test_the_units_kept_are_the_best_by_their_scores_whatever_was_measured_before(tmp_path):
+@pytest.mark.parametrize("how", ["uniform", "curves"])
+def test_the_units_kept_are_the_best_by_their_scores_whatever_was_measured_before(tmp_path, how):
     runtime = Fake()
     meter = latency.Meter(MODEL, GRAPH, runtime=runtime, cache=tmp_path)
     budget = Metered(latency_ms=0.6, meter=meter)
     generator = torch.Generator().manual_seed(3)
     for _ in range(3):
         ranks = {name: torch.rand(axis.size, generator=generator) for name, axis in GRAPH.axes.items()}
-        keep = Selection(how="uniform").select(GRAPH, ranks, budget)
+        keep = Selection(how=how).select(GRAPH, ranks, budget)
+        assert measured(runtime, keep) <= 0.6
         for name, units in keep.items():
             assert set(units) == set(ranks[name].topk(len(units)).indices.tolist())
 
