@@ -99,6 +99,7 @@ def test_without_a_test_set_the_report_says_so(tmp_path):
     assert tested["judged_on"] == "test" and "There is no test set" not in said(tested)
 
 
+@pytest.mark.filterwarnings("ignore:dhp. . units still in use:UserWarning")  # its search has six steps
 @pytest.mark.parametrize("make", [own_tasks.regression, own_tasks.multilabel, own_tasks.segmentation])
 @pytest.mark.parametrize("method", ["taylor", "dhp"])
 def test_killed_in_the_middle_of_epochs_it_ends_in_the_same_bits(make, method, tmp_path, monkeypatch):
