@@ -38,7 +38,10 @@ from prunus.train import fit, in_mode
 
 IMAGES, BATCH = 1024, 128  # for repair and for norms
 SCORED, SCORE_BATCH = 32, 64  # batches for Taylor scores
-PEER_STEPS, PEER_BATCHES = 100, 5  # torch-pruning's iterations on the way to no channels; its benchmark takes 400, 20
+PEER_STEPS, PEER_BATCHES = (
+    100,
+    5,
+)  # torch-pruning's iterations on the way to no channels; its benchmark takes 400, 20
 SPARSE_LR = 0.01  # of torch-pruning's sparse learning, as in its own benchmark
 
 

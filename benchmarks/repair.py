@@ -31,19 +31,23 @@ from prunus.tasks import Classification
 SELECTIONS = (
     *("l2", "l2 uniform", "taylor per_cost", "taylor uniform"),
     *("submodular per_cost", "submodular curves", "layers per_cost", "answers per_cost"),
+    "loss per_cost",
 )
 COLUMNS = ("cut", "renewed", "once", "order")
 
 
 def submodular(worth: str, base: nn.Module, graph: Graph, data: Data, seed: int) -> dict:
-    """Score units as the method submodular does, with what it takes units to be worth; reads no labels."""
-    inputs = [x for x, _ in islice(data.train.batches(64, seed=seed), 16)]
+    """Score units as the method submodular does, with what it takes units to be worth; `loss` alone reads labels."""
+    batches = list(islice(data.train.batches(64, seed=seed), 32 if worth == "loss" else 16))
+    inputs = [x for x, _ in batches[:16]]
     moments = Moments(base, graph, inputs)
     curves = moments.curves()
     if worth == "answers":
         return in_answers(curves, moments, base, graph, inputs[:2]).scores()
     if worth == "layers":
         return curves.scores()
+    if worth == "loss":
+        return curves.scores(scores.taylor(base, graph, Classification(base, data).loss, batches))
     loss = scores.random_projection(seed)
     return curves.scores(scores.taylor(base, graph, loss, ((x, None) for x in inputs)))
 
@@ -52,7 +56,7 @@ def kept(selection: str, share: float, round_to: int | None, base: nn.Module, da
     """Choose the units that stay."""
     graph, (name, _, how) = prunus.trace(base, data.example), selection.partition(" ")
     found = scores.magnitude(base, graph)
-    if name in ("submodular", "layers", "answers"):
+    if name in ("submodular", "layers", "answers", "loss"):
         found = submodular(name, base, graph, data, seed)
     if name == "taylor":
         batches = islice(data.train.batches(64, seed=seed), 32)

@@ -1,4 +1,4 @@
-"""Keep the units that the others cannot stand in for; reads inputs alone, no labels.
+"""Keep the units that the others cannot stand in for; reads inputs alone, no labels unless asked.
 
 El Halabi, Srinivas, Lacoste-Julien, Data-Efficient Structured Pruning via Submodular Optimization, NeurIPS 2022,
 arXiv:2203.04940: what the layers that read a unit lose when their weights are fitted again to the units that stay.
@@ -19,7 +19,7 @@ from prunus import scores
 from prunus.charts import Lines
 from prunus.errors import UserError
 from prunus.graph import Graph
-from prunus.methods import Pruned, Run, Units, shown_batches
+from prunus.methods import Pruned, Run, Units, check_loss, shown_batches
 from prunus.options import Count, Range
 from prunus.refit import RIDGE, Curves, Moments, in_answers, unread
 from prunus.selection import Budget, How
@@ -36,26 +36,33 @@ class Config(Units):
     Args:
         batches: The number of batches of training inputs, without augmentation, to which weights are fitted.
         batch_size: The batch size.
-        worth: What is compared between axes: the gradients of the model's answer (gradients), how far it moves when an
-            axis is cut (answers), or what the layers that read the axis leave unexplained, all alike (layers).
+        worth: What is compared between axes: the gradients of the model's answer (gradients), those of the loss, which
+            reads labels (loss), how far the answer moves when an axis is cut (answers), or what the layers that read
+            the axis leave unexplained, all alike (layers).
         ridge: How much the fitted weights are held to the model's own, as a share of the mean diagonal of the moments.
     """
 
     how: How = "per_cost"
     batches: Count = 16
     batch_size: Count = 64
-    worth: Literal["gradients", "answers", "layers"] = "gradients"
+    worth: Literal["gradients", "loss", "answers", "layers"] = "gradients"
     ridge: Annotated[float, Range(0, 1)] = RIDGE
 
     def rules(self, graph: Graph) -> dict[str, Any]:
         """Return the options of `select`, which keep axes without a curve whole."""
         return super().rules(graph) | {"freeze": (*self.freeze, *map(glob.escape, unread(graph)))}
 
+    def check_task(self, task: Task) -> None:
+        """Raise UserError if units are to be worth their share of a loss that the task has not."""
+        if self.worth == "loss":
+            check_loss(task, "submodular with worth=loss", "worth=gradients")
+
 
 def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
     """Keep the units without which most of the outputs of what reads them is unexplained, relative to their cost."""
     graph = task.graph
-    inputs = [x for x, _ in shown_batches(task, run, config.batches, config.batch_size)]
+    batches = list(shown_batches(task, run, config.batches, config.batch_size))
+    inputs = [x for x, _ in batches]
     moments = Moments(task.model, graph, inputs)
     curves = moments.curves(config.ridge)
     if not curves.axes:
@@ -68,6 +75,8 @@ def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
     of, worths = "the layers", None
     if config.worth == "answers":
         of, curves = "the model", in_answers(curves, moments, task.model, graph, inputs[:PROBED])
+    elif config.worth == "loss":
+        worths = scores.taylor(task.model, graph, task.loss, batches)
     elif config.worth == "gradients":
         loss = scores.random_projection(run.seed)
         worths = scores.taylor(task.model, graph, loss, ((x, None) for x in inputs))

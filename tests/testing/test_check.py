@@ -26,7 +26,7 @@ def test_every_method_holds_what_it_should(name):
     check_method(name, options=QUICK.get(name, ()))
 
 
-@pytest.mark.parametrize("worth", ["answers", "layers"])
+@pytest.mark.parametrize("worth", ["loss", "answers", "layers"])
 def test_submodular_holds_it_whatever_units_are_worth(worth):
     check_method("submodular", options=[f"worth={worth}", "how=curves", "batches=2"])
 
