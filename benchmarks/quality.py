@@ -285,7 +285,7 @@ def main() -> None:
             for share in asked.shares:
                 for arm in asked.arms:
                     run(board, arm, Setting(base, graph, share, data, seed), asked)
-    for share in asked.shares:
+    for share in sorted({row["share"] for row in board.rows if "share" in row}, reverse=True):
         print(f"\n{share:g} of the multiply-adds\n\n{table(board.rows, share, asked.epochs)}")
 
 
