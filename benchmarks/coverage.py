@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from prunus.machine import machine, versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+PACKAGES = sysconfig.get_path("purelib")
 TURNS = 6  # the most that one turn of a race may take, as a part of the limit
 
 Row = dict[str, Any]
@@ -141,7 +143,9 @@ def main() -> None:
         running = [pool.submit(one_model, script, *model, asked.limit, *more) for model in todo]
         for number, done in enumerate(as_completed(running), start=1):
             row = of_row(done.result())
-            file.write(json.dumps(row) + "\n")
+            file.write(
+                json.dumps(row).replace(f"{PACKAGES}/", "") + "\n"
+            )  # a place of this machine tells nobody
             file.flush()
             words = (
                 coverage_page.race_words(row) if asked.peer else "; ".join(failures(row)) or "all stages hold"
