@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import platform
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +83,13 @@ class Board:
         finally:
             os.close(folder)
         print(json.dumps(row), flush=True)
+
+    def fill(self, arms: Iterable[str], seeds: Iterable[int], make: Callable[[str, int], dict]) -> None:
+        """Make the rows that are not there yet: make(arm, seed) returns what was measured."""
+        for seed in seeds:
+            for arm in arms:
+                if not self.has(arm=arm, seed=seed):
+                    self.add({"arm": arm, "seed": seed} | make(arm, seed))
 
 
 def tuned(asked: argparse.Namespace, data: Data) -> nn.Module:

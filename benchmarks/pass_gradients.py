@@ -117,10 +117,7 @@ def main() -> None:
     board = Board(out, {name: getattr(asked, name) for name in names})
     data = load_data(asked.data)
     base = tuned(asked, data)
-    for seed in asked.seeds:
-        for arm in asked.arms:
-            if not board.has(arm=arm, seed=seed):
-                board.add({"arm": arm, "seed": seed} | run_arm(arm, base, data, asked, seed))
+    board.fill(asked.arms, asked.seeds, lambda arm, seed: run_arm(arm, base, data, asked, seed))
     print(table(board.rows))
 
 

@@ -7,8 +7,9 @@ r"""Quality at a budget: Prunus and torch-pruning 1.6.1 from one base, as cut, r
 The base is the network with the weights given, tuned to the data. Every arm cuts the same base to the same share of its
 multiply-adds, which Prunus counts, and is tested as it is, with its norms renewed, repaired if its arm is, and after
 trainings of the lengths asked. Each training begins at the same start with a cosine of its own; all have the same
-recipe, the same teacher (the base) and the same number of steps. The seed decides the images for scores and repair, the
-order and the augmentation. Accuracy in % on the test set, after the last step; no choice was made on that set.
+recipe, the same teacher (the base) and the same number of steps, but for the arms named after another recipe. The seed
+decides the images for scores and repair, the order and the augmentation. Accuracy in % on the test set, after the last
+step; no choice was made on that set.
 
 Rows that are there with the same setup are not run again, and a training that was killed goes on, so a board can grow
 over many sittings, and in several processes with different arms at once.
@@ -47,13 +48,14 @@ SPARSE_LR = 0.01  # of torch-pruning's sparse learning, as in its own benchmark
 
 @dataclass(frozen=True)
 class Setting:
-    """What an arm cuts: the base, its graph, the share of multiply-adds that may stay, the data, the seed."""
+    """What an arm cuts: the base, and the share of its multiply-adds that may stay, with widths that are multiples."""
 
     base: nn.Module
     graph: Graph
     share: float
     data: Data
     seed: int
+    round_to: int
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(output, target)
@@ -73,8 +75,11 @@ Cut = Callable[
 ]  # the small network, and what stays, where it is known
 
 
-def ours(score: str, how: str, round_to: int | None = 1) -> Cut:
-    """Make the function that cuts by a score and a way of ranking."""
+def ours(score: str, how: str, fast: bool = False) -> Cut:
+    """Make the function that cuts by a score and a way of ranking.
+
+    fast: Whether widths are the multiples that `select` takes by itself.
+    """
 
     def cut(of: Setting) -> tuple[nn.Module, Keep | None]:
         if score == "taylor":
@@ -83,6 +88,7 @@ def ours(score: str, how: str, round_to: int | None = 1) -> Cut:
             found = scores.random(of.graph, of.seed)
         else:
             found = scores.magnitude(of.base, of.graph)
+        round_to = None if fast else of.round_to
         keep = prunus.select(of.graph, found, prunus.Budget(macs=of.share), how=how, round_to=round_to)
         return prunus.shrink(of.base, of.graph, keep), keep
 
@@ -178,7 +184,7 @@ DOCUMENTED = (("lr", 0.01), ("distill_weight", 0.0))  # torch-pruning's benchmar
 ARMS = {
     "taylor": Arm(ours("taylor", "per_cost"), repaired=True),
     "taylor, not repaired": Arm(ours("taylor", "per_cost")),
-    "taylor, rounded": Arm(ours("taylor", "per_cost", None), repaired=True),
+    "taylor, rounded": Arm(ours("taylor", "per_cost", fast=True), repaired=True),
     "taylor, uniform": Arm(ours("taylor", "uniform"), repaired=True),
     "l2": Arm(ours("l2", "global"), repaired=True),
     "random": Arm(ours("random", "uniform"), repaired=True),
@@ -194,7 +200,8 @@ ARMS = {
 def run(board: Board, arm: str, of: Setting, asked: argparse.Namespace) -> None:
     """Make the rows of an arm that are not there yet."""
     apart = {"arm": arm, "share": of.share, "seed": of.seed}
-    wanted = [each for each in (0.0, *asked.epochs) if not board.has(**apart, epochs=each)]
+    lengths = [0.0, *(each for each in asked.epochs if each > ARMS[arm].spent)]
+    wanted = [each for each in lengths if not board.has(**apart, epochs=each)]
     if not wanted:
         return
     task = Classification(of.base, of.data)
@@ -218,7 +225,7 @@ def run(board: Board, arm: str, of: Setting, asked: argparse.Namespace) -> None:
     if 0.0 in wanted:
         board.add(apart | {"epochs": 0.0} | row)
     for epochs in wanted:
-        if epochs > how.spent:
+        if epochs:
             model = copy.deepcopy(small)
             fields = {"lr": asked.lr, "distill_weight": asked.distill_weight} | dict(how.recipe)
             recipe = replace(task.recipe("recover"), epochs=epochs - how.spent, **fields)
@@ -263,6 +270,7 @@ def table(rows: list[dict], share: float, lengths: list[float]) -> str:
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0], "runs/quality")
+    parser.set_defaults(round_to=1)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.25, 0.125])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--epochs", type=float, nargs="*", default=[3.0], help="of the trainings")
@@ -272,7 +280,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     out = asked.out or Path(__file__).parent / "results" / f"quality_{asked.network}.json"
-    fixed = ("network", "base_epochs", "lr", "distill_weight")
+    fixed = ("network", "base_epochs", "round_to", "lr", "distill_weight")
     board = Board(out, {name: getattr(asked, name) for name in fixed})
     if not asked.table:
         data = load_data(asked.data)
@@ -284,7 +292,7 @@ def main() -> None:
         for seed in asked.seeds:
             for share in asked.shares:
                 for arm in asked.arms:
-                    run(board, arm, Setting(base, graph, share, data, seed), asked)
+                    run(board, arm, Setting(base, graph, share, data, seed, asked.round_to), asked)
     for share in sorted({row["share"] for row in board.rows if "share" in row}, reverse=True):
         print(f"\n{share:g} of the multiply-adds\n\n{table(board.rows, share, asked.epochs)}")
 

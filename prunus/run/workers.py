@@ -25,7 +25,7 @@ from prunus.run.orders import Order, Queue, Subject, carry_out, from_line, to_li
 PROGRAM = "from prunus.run.workers import main; main()"
 POLL_S = 0.2
 PATIENCE_S = 10.0  # for a process that was asked to stop, before it is killed
-AGAIN_S = 3.0  # until it is asked again
+ASKED = 6  # times, before a process without its parent ends itself
 
 
 def run_here(queue: Queue, subject: Subject, progress: Callable[..., Any]) -> None:
@@ -175,13 +175,12 @@ def main() -> None:
 def stop_at_end(source: int) -> None:
     """Interrupt this process when the pipe `source`, a file descriptor, is closed at its other end.
 
-    An interruption is lost where it falls into code that catches all errors, such as a destructor, so it is repeated;
-    a process that goes on all the same is ended, which its folder bears as it bears a kill.
+    An interruption is lost in code that catches all errors, such as a destructor, so it is repeated. A process that
+    goes on all the same ends itself; its run can be resumed, as after any kill.
     """
     while os.read(source, 1):  # not by sys.stdin, whose lock would be held when this process ends
         pass
-    until = time.monotonic() + PATIENCE_S
-    while time.monotonic() < until:
+    for _ in range(ASKED):
         interrupt_main()
-        time.sleep(AGAIN_S)
+        time.sleep(PATIENCE_S)
     os._exit(1)
