@@ -89,20 +89,20 @@ def columns(result: dict[str, Any]) -> dict[str, str]:
 
 
 def repair_sentence(result: dict[str, Any]) -> str:
-    """Say what the repair of the pruned model gained, and which model went on; empty where nothing was repaired."""
+    """Say what the repair of the pruned model gained, and which model was kept; empty where nothing was repaired."""
     if "repaired" not in result:
         return ""
     found, metric = result["repaired"], metric_of(result)
     if "refused" in found:
-        return f"Not repaired: {found['refused']} The model went on as it was cut."
+        return f"Not repaired: {found['refused']} The model was kept as it was cut."
     cut, repaired = (metric.text(found["on_val"][name]) for name in ("cut", "repaired"))
     before, after = (f"{100 * share:.3g} %" for share in found["unexplained"])
     left = f", and {len(found['left'])} left" if found["left"] else ""
-    better = "it went on" if found["kept"] == "repaired" else "which was better, so that went on"
+    better = "the repaired model was kept" if found["kept"] == "repaired" else "the model as cut was kept"
     return (
         f"Repaired without labels: {found['layers']} layers fitted to {found['examples']} examples{left}; on average "
         f"{after} of a layer's output is left unexplained, {before} as cut. On val {repaired}; with renewed norms "
-        f"alone {cut}{';' if found['kept'] == 'repaired' else ','} {better}."
+        f"alone {cut}; {better}."
     )
 
 
