@@ -12,6 +12,7 @@ Its files, in the order in which to read them:
     turns         one trace or proof at a time
     skeleton      copies of models without data, and how to run them
     outputs       the tensors that a model returns
+    calls         the calls of modules in a pass
     tracer        one forward pass, observed operator by operator
     sizes         integers that remember what they are made of
     symbols       these integers on their way through torch
@@ -23,6 +24,7 @@ Its files, in the order in which to read them:
     passes        the passes of all modes
     construction  sizes that a model states and never reads
     parametrised  weights behind steps: what lies behind, how it is cut and set
+    blocks        the modules that can be skipped
     graph         Graph: members, widths, explain
     tracing       trace a model, or a part of it
     places        the places of the units that stay
@@ -33,7 +35,9 @@ Its files, in the order in which to read them:
 
 from prunus.graph.attributes import Attribute, Integers, get_integer, set_attributes, set_integer, slots
 from prunus.graph.axes import Axis, Layout
-from prunus.graph.construction import Stated, stated_sizes
+from prunus.graph.blocks import Block
+from prunus.graph.calls import Argument
+from prunus.graph.construction import Stated, arguments_of, build_again, stated_sizes
 from prunus.graph.copying import check_traceable, copy_model
 from prunus.graph.draws import SameDraws
 from prunus.graph.graph import Graph, Member
@@ -56,9 +60,9 @@ from prunus.graph.parametrised import OwnStep, read_tensor, tensors_behind
 from prunus.graph.places import Keep, Places, set_zero, take
 from prunus.graph.reference import Reference
 from prunus.graph.rules import rule
-from prunus.graph.skeleton import make_skeleton, named_tensors, quiet_forward
+from prunus.graph.skeleton import make_skeleton, named_tensors, quiet_forward, seeded
 from prunus.graph.state import kept_tensors, set_kept
-from prunus.graph.tracer import Storage
+from prunus.graph.tracer import Storage, operators_of
 from prunus.graph.tracing import part, trace
 from prunus.graph.turns import one_at_a_time
 
@@ -68,8 +72,10 @@ __all__ = [
     "PRODUCES",
     "SCALES",
     "SHIFTS",
+    "Argument",
     "Attribute",
     "Axis",
+    "Block",
     "Graph",
     "Integers",
     "Keep",
@@ -86,6 +92,8 @@ __all__ = [
     "Storage",
     "Tag",
     "Untracked",
+    "arguments_of",
+    "build_again",
     "check_traceable",
     "copy_model",
     "evaluation_mode",
@@ -95,12 +103,14 @@ __all__ = [
     "make_skeleton",
     "named_tensors",
     "one_at_a_time",
+    "operators_of",
     "output_tensors",
     "part",
     "quiet_config",
     "quiet_forward",
     "read_tensor",
     "rule",
+    "seeded",
     "select_outputs",
     "set_attributes",
     "set_integer",

@@ -27,11 +27,12 @@ import torch
 class Axis:
     """A family of dimensions that must shrink together. `fixed` says why it may not, if so."""
 
-    __slots__ = ("bound", "fixed", "links", "name", "size")
+    __slots__ = ("bound", "fixed", "kind", "links", "name", "size")
 
     def __init__(self, size: int, name: str = ""):
         self.size = size
         self.name = name
+        self.kind = "width"  # or "depth": the one unit of a block, which is in no layout (see blocks.py)
         self.fixed: Any = ""  # why it may not shrink; anything with a str()
         self.bound: Layout | None = None  # what it turned out to be: another axis, a sum, a product
         self.links: list[Any] = []  # why it was unified with others; anything with a str()

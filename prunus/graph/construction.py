@@ -105,8 +105,16 @@ def stated(
     return [each for each in found if any(True for layout in each.layouts for _ in axes.leaves(layout))]
 
 
-def _made_again(model: nn.Module) -> nn.Module | None:
-    """The model once more, on the meta device, its integers with terms; None if it does not keep what it needs."""
+def arguments_of(model: nn.Module) -> dict[str, Any] | None:
+    """Find what a model was built from among what it keeps.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The arguments of its class that it has as attributes of the same names, the objects themselves; None if some
+        are missing, or all are plain integers.
+    """
     wanted = list(inspect.signature(type(model).__init__).parameters.values())[1:]
     held = vars(model)
     kept = {
@@ -115,17 +123,43 @@ def _made_again(model: nn.Module) -> nn.Module | None:
     needed = [p for p in wanted if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if not kept or any(p.name not in kept for p in needed) or all(isinstance(v, int) for v in kept.values()):
         return None
+    return kept
+
+
+def build_again(kind: type[nn.Module], arguments: dict[str, Any]) -> nn.Module | None:
+    """Build a model on the meta device, without a word.
+
+    Args:
+        kind: Its class.
+        arguments: The keyword arguments of the class.
+
+    Returns:
+        The model; None if its class refuses them.
+    """
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device("meta"):
             warnings.simplefilter("ignore")
-            marked = integers_of(copy.deepcopy(kept), Journal(lambda: ""))
-            again = type(model)(**marked)
+            return kind(**arguments)
     except Exception:  # whatever a constructor raises: then nothing is known
         return None
     finally:
         logging.disable(level)
+
+
+def _made_again(model: nn.Module) -> nn.Module | None:
+    """The model once more, on the meta device, its integers with terms; None if it does not keep what it needs."""
+    kept = arguments_of(model)
+    if kept is None:
+        return None
+    try:
+        marked = integers_of(copy.deepcopy(kept), Journal(lambda: ""))
+    except Exception:  # whatever a copy of the user's objects raises
+        return None
+    again = build_again(type(model), marked)
+    if again is None:
+        return None
     ours, theirs = named_tensors(model), named_tensors(again)
     same = ours.keys() == theirs.keys() and all(ours[n].shape == theirs[n].shape for n in ours)
     return again if same else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import lcm, prod
 from typing import Any
@@ -20,6 +20,8 @@ from prunus.errors import UserError, unknown
 from prunus.graph import axes, op
 from prunus.graph.attributes import Attribute
 from prunus.graph.axes import Axis, Layout
+from prunus.graph.blocks import SUFFIX, Block, find_blocks
+from prunus.graph.calls import Call
 from prunus.graph.construction import Stated
 from prunus.graph.op import Op, Tag
 from prunus.graph.operators import BATCH_NORM
@@ -62,6 +64,8 @@ class Graph:
     ]  # the modes that were run; others differ from the first within torch's layers alone
     _roles: dict[tuple[str, int], str] = field(repr=False)
     _classes: dict[str, str] = field(repr=False)  # module name -> class name
+    calls: list[Call] = field(default_factory=list, repr=False)  # of modules, in the first mode
+    shared: list[list[str]] = field(default_factory=list, repr=False)  # modules and tensors of several names
     behind: dict[str, list[Layout]] = field(
         default_factory=dict, repr=False
     )  # `layouts` behind parametrisations
@@ -70,6 +74,51 @@ class Graph:
     def example(self) -> Any:
         """The example of the first mode."""
         return next(iter(self.modes.values()))
+
+    # ----------------------------------------------------------------------------------- depth
+    @cached_property
+    def _search(self) -> tuple[dict[str, Block], dict[str, str]]:
+        return find_blocks(self.ops, self.calls, self.outputs, self.tensors, self.shared)
+
+    @property
+    def blocks(self) -> dict[str, Block]:
+        """The modules that can be skipped, by the names of their axes, in the order in which they run."""
+        return self._search[0]
+
+    @cached_property
+    def deep(self) -> Graph:
+        """The graph with an axis of one unit for each block, which a keep may leave out, after its own axes."""
+        if any(axis.kind == "depth" for axis in self.axes.values()):
+            return self
+        found = replace(self, axes=self.axes | {name: block.make_axis() for name, block in self.blocks.items()})
+        found.__dict__["_search"] = self._search
+        return found
+
+    def skipped(self, keep: Keep) -> list[Block]:
+        """List the blocks that a keep leaves out, but for those within others that it leaves out.
+
+        Args:
+            keep: The indices that stay, per axis.
+
+        Returns:
+            The blocks, in the order in which they run.
+        """
+        if not any(name.endswith(SUFFIX) for name in keep):
+            return []
+        gone = [block for name, block in self.blocks.items() if name in keep and not len(keep[name])]
+        return [block for block in gone if not any(other.around(block) for other in gone)]
+
+    def lost(self, keep: Keep) -> set[str]:
+        """Name the parameters, buffers and kept tensors of the blocks that a keep leaves out.
+
+        Args:
+            keep: The indices that stay, per axis.
+
+        Returns:
+            Their names.
+        """
+        skipped = self.skipped(keep)
+        return {name for name in (*self.layouts, *self.state) for block in skipped if block.holds(name)}
 
     # ------------------------------------------------------------------------------- structure
     @cached_property
@@ -156,13 +205,37 @@ class Graph:
             keep: The indices that stay, per axis; all stay on an axis that is not named.
 
         Returns:
-            The number of units by axis, for every axis.
+            The number of units by axis, for every axis, and for every block if the keep names one.
 
         Raises:
             UserError: `keep` does not fit the graph.
         """
         keep = self.check_keep(keep or {})
-        return {name: len(keep[name]) if name in keep else axis.size for name, axis in self.axes.items()}
+        named = self if keep.keys() <= self.axes.keys() else self.deep
+        return {name: len(keep[name]) if name in keep else axis.size for name, axis in named.axes.items()}
+
+    def axis(self, name: str) -> Axis:
+        """Look up an axis, or that of a block.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            The axis.
+
+        Raises:
+            UserError: There is no such axis; of a module that cannot be skipped, the message says why.
+        """
+        if name in self.axes:
+            return self.axes[name]
+        if not name.endswith(SUFFIX):
+            raise unknown("axis", name, self.axes)
+        blocks, reasons = self._search
+        if name in reasons:
+            raise UserError(f"{name.removesuffix(SUFFIX)} cannot be skipped: {reasons[name]}.")
+        if name not in blocks:
+            raise unknown("block", name, blocks)
+        return self.deep.axes[name]
 
     def shape(self, tensor: str, keep: Keep) -> torch.Size:
         """Compute the shape of a parameter or buffer after a keep.
@@ -213,9 +286,8 @@ class Graph:
             raise UserError(f"keep should be a dict of axis name to indices, but is a {type(keep).__name__}.")
         result: dict[str, list[int]] = {}
         for name, indices in keep.items():
-            if name not in self.axes:
-                raise unknown("axis", str(name), self.axes)
-            n = self.axes[name].size
+            axis = self.axis(str(name))
+            n, least = axis.size, 0 if axis.kind == "depth" else 1
             try:
                 wanted = [
                     i if type(i) is int else operator.index(i)
@@ -223,10 +295,11 @@ class Graph:
                     if i is not True and i is not False
                 ]
             except TypeError:
-                wanted = []
-            if not wanted or len(set(wanted)) < len(indices) or min(wanted) < 0 or max(wanted) >= n:
+                wanted = [-1]
+            inside = all(0 <= unit < n for unit in wanted)
+            if not (inside and len(set(wanted)) == len(indices) >= least):
                 raise UserError(
-                    f"keep[{name!r}] must hold 1 to {n} different integers from 0 to {n - 1}; got {indices!r}."
+                    f"keep[{name!r}] must hold {least} to {n} different integers from 0 to {n - 1}; got {indices!r}."
                 )
             multiple = self.multiples.get(name, 1)
             if len(wanted) % multiple:
@@ -235,6 +308,11 @@ class Graph:
                     f"other width; got {len(wanted)}."
                 )
             result[name] = sorted(wanted)
+        skipped = self.skipped(result)
+        if skipped and not [each for each in self.blocks.values() if not _is_within(each, skipped)]:
+            raise UserError(
+                f"keep skips all blocks of the model ({_short([each.module for each in skipped])}); let one stay."
+            )
         return result
 
     def _why(self, name: str) -> Op:
@@ -289,8 +367,10 @@ class Graph:
             A text of several lines.
 
         Raises:
-            UserError: Nothing has this name; the nearest names are listed.
+            UserError: Nothing has this name, the nearest names are listed; or it is a module that cannot be skipped.
         """
+        if name.endswith(SUFFIX):
+            return f"axis {self.axis(name).name}: {self.blocks[name]}"
         tensors = [n for n in self.layouts if n == name or n.startswith(f"{name}.")]
         if not tensors and name not in self.axes:
             modules = {n.rpartition(".")[0] for n in self.layouts}
@@ -315,6 +395,10 @@ class Graph:
         whys = sorted({str(axis.fixed) for axis in axes.ends(layout) if axis.fixed})
         text = f"fixed at {shape}" if isinstance(shape, int) else _formula(shape)
         return f"{text} ({'; '.join(whys)})" if whys else text
+
+
+def _is_within(block: Block, others: Sequence[Block]) -> bool:
+    return any(block is other or other.around(block) for other in others)
 
 
 def _formula(layout: Layout) -> str:

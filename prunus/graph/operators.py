@@ -90,9 +90,11 @@ ATTENTION = Family(
 EMBEDDING = Family("rows of a table, picked by data", "embedding", slice(0, 1))
 
 # ------------------------------------------------------------------------------------ elementwise
-DEAD_END = Family(
-    "activations that map some numbers to exactly zero", "relu hardtanh clamp clamp_min hardswish"
+LIMIT = Family(
+    "activations that change nothing the second time, and map some numbers to exactly zero",
+    "relu hardtanh clamp clamp_min",
 )
+HARD_SWISH = Family("a swish of straight pieces, which is exactly zero from -3 on", "hardswish")
 BENT = Family("activations that map negative numbers to nearly zero", "gelu silu leaky_relu elu mish")
 SQUASHER = Family("activations that only bound their input", "sigmoid tanh hardsigmoid")
 ADDITION = Family("sums and differences", "add sub rsub")
@@ -191,6 +193,7 @@ STACK = Family("tensors joined along a new dimension", "stack")
 INDEXING = Family("numbers taken from places that are data themselves", "index index_select gather")
 
 # ---------------------------------------------------------------------------------- larger families
+DEAD_END = LIMIT | HARD_SWISH
 RECTIFIER = DEAD_END | BENT
 MATRIX = MM | ADDMM
 BATCHED = BMM | BADDBMM

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from prunus.graph.attributes import Integers
 from prunus.graph.axes import Axis, Layout
-from prunus.graph.modules import list_modules
+from prunus.graph.calls import Modules
 from prunus.graph.op import Op, Tag, Untracked, is_inexact, new_generation, put_tag, tag_of, tensors_in
 from prunus.graph.operators import DATA_DEPENDENT, EMBEDDING, NEW, Args, Kwargs, flat, is_a
 from prunus.graph.origins import Origins, seen_through
@@ -28,6 +28,7 @@ from prunus.graph.sizes import Journal, Sized, number_text, origins, plain
 from prunus.graph.skeleton import (
     SameDevice,
     compute,
+    make_skeleton,
     mixes_devices,
     named_tensors,
     quiet_forward,
@@ -65,33 +66,6 @@ def user_line() -> str:
     return "unknown line"
 
 
-class Modules:
-    """The names of the modules that are running, outermost first, kept by hooks on a skeleton."""
-
-    def __init__(self, model: nn.Module):
-        self.stack: list[str] = [""]
-        self._handles: list[Any] = []
-        for name, module in list_modules(model):
-            if name:
-                self._handles += [
-                    module.register_forward_pre_hook(self._enter(name)),
-                    module.register_forward_hook(self._leave, always_call=True),
-                ]
-
-    def _enter(self, name: str) -> Callable[[nn.Module, Args], None]:
-        def hook(module: nn.Module, args: Args) -> None:
-            self.stack.append(name)
-
-        return hook
-
-    def _leave(self, *_: Any) -> None:
-        self.stack.pop()
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
 class DataDependentError(Exception):
     """A forward pass asks for a value that abstract tensors do not have; says which, and where."""
 
@@ -103,7 +77,7 @@ class Tracer(TorchDispatchMode):
         super().__init__()
         self.modules = modules
         self.origins: Origins | None = None
-        self.ops: list[Op] = []
+        self.ops: list[Op] = modules.ops
         self.storages: list[Storage] = []
         self.reads_data = False  # whether the code reads values off the data, which may decide its way
         self.read: dict[Op, Any] = {}  # what these were, and what operators without a rule returned, if real
@@ -257,3 +231,19 @@ def fresh_layouts(bare: nn.Module) -> dict[str, list[Layout]]:
     """A new axis for every dimension of every parameter, buffer and tensor kept otherwise."""
     tensors = named_tensors(bare) | kept_tensors(bare)
     return {name: [Axis(n) for n in tensor.shape] for name, tensor in tensors.items()}
+
+
+def operators_of(model: nn.Module, mode: str, example: Any) -> list[tuple[Any, ...]]:
+    """List what a model runs in a mode.
+
+    Args:
+        model: The model, which is left untouched.
+        mode: "eval" or "train".
+        example: Its arguments.
+
+    Returns:
+        For each operation the operator, its numbers, and the shapes of its results.
+    """
+    bare = make_skeleton(model).train(mode == "train")
+    tracer, _ = run(bare, example, fresh_layouts(bare), terms=False)
+    return [(op.func, op.scalars, *(tag.shape for tag in op.writes())) for op in tracer.ops]

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 from prunus.errors import TraceError, UserError, unknown
 from prunus.graph import axes, skeleton, tracer
 from prunus.graph.axes import Axis, Layout
+from prunus.graph.calls import shared_names
 from prunus.graph.construction import stated
 from prunus.graph.copying import check_traceable
 from prunus.graph.graph import Graph, _short
@@ -149,6 +150,8 @@ def _trace(
         chosen=outputs,
         _roles=roles,
         _classes={name: type(module).__name__ for name, module in model.named_modules()},
+        calls=first.modules.calls,
+        shared=shared_names(model),
         behind=behind,
     )
 

@@ -2,6 +2,7 @@
 
 Its files, in the order in which to read them:
 
+    depth       what each block costs
     cost        closed forms of widths: macs, params, memory_mb
     budget      limits: Budget, Metered, Sparsity
     bounds      floors, caps, frozen axes

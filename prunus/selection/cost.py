@@ -19,27 +19,32 @@ import torch
 
 from prunus.errors import UserError, unknown
 from prunus.graph import Graph, Keep, Layout, axes
+from prunus.selection.depth import Depth, Term
 
 Widths = Mapping[str, Any] | torch.Tensor
 _polynomials: WeakKeyDictionary[Graph, dict[str, _Polynomial]] = WeakKeyDictionary()
 
 
 class _Polynomial:
-    """A sum of terms `number * product of layout sizes`, one value per row."""
+    """A sum of terms `number * product of layout sizes * product of blocks`, one value per row.
 
-    def __init__(self, rows: Sequence[Sequence[tuple[int, Sequence[Layout]]]]):
-        self.rows: list[list[tuple[int, tuple[Layout, ...]]]] = []
+    A block is a string, the name of its axis, and counts as 1 while it stays and 0 if it is skipped.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[Term]]):
+        self.rows: list[list[tuple[int, tuple[Layout | str, ...]]]] = []
         for row in rows:
-            joined: dict[tuple[Layout, ...], int] = defaultdict(int)
-            for number, layouts in row:
+            joined: dict[tuple[Layout | str, ...], int] = defaultdict(int)
+            for number, layouts, blocks in row:
                 normal = [axes.normal(layout) for layout in layouts]
                 for n in normal:
                     number *= n if isinstance(n, int) else 1
-                joined[tuple(n for n in normal if not isinstance(n, int))] += number
-            self.rows.append([(number, layouts) for layouts, number in joined.items()])
+                joined[(*(n for n in normal if not isinstance(n, int)), *blocks)] += number
+            self.rows.append([(number, factors) for factors, number in joined.items()])
 
     def __call__(self, widths: Mapping[str, Any]) -> list[Any]:
-        sizes = {f: axes.size(f, widths) for f in {f for row in self.rows for _, fs in row for f in fs}}
+        factors = {f for row in self.rows for _, fs in row for f in fs}
+        sizes = {f: widths.get(f, 1) if isinstance(f, str) else axes.size(f, widths) for f in factors}
         values = []
         for row in self.rows:
             value = 0
@@ -55,12 +60,23 @@ class _Polynomial:
 def _polynomial(graph: Graph, name: str) -> _Polynomial:
     cached = _polynomials.setdefault(graph, {})
     if name not in cached:
+        depth = Depth(graph)
         if name == "macs":
-            rows = [[term for op in graph.ops for term in op.macs]]
+            rows = [
+                [
+                    (times, layouts, depth.at(number))
+                    for number, op in enumerate(graph.ops)
+                    for times, layouts in op.macs
+                ]
+            ]
         elif name == "params":
-            rows = [[(1, graph.layouts[parameter]) for parameter in sorted(graph.parameters)]]
+            rows = [
+                [(1, graph.layouts[each], depth.holding(each)) for each in sorted(graph.parameters)],
+            ]
         else:
-            rows = [[(storage.bytes_per_element, storage.dims)] for storage in graph.storages]
+            rows = [
+                [(each.bytes_per_element, each.dims, depth.making(each))] for each in graph.storages
+            ] + [list(each.terms) for each in depth.longer]
         cached[name] = _Polynomial(rows)
     return cached[name]
 
@@ -98,6 +114,8 @@ def of(graph: Graph, name: str, widths: Widths) -> Any:
 
 
 def _evaluate(graph: Graph, name: str, widths: Mapping[str, Any]) -> Any:
+    if not widths.keys() <= graph.axes.keys():
+        graph = graph.deep  # some name blocks
     values = _polynomial(graph, name)(widths)
     if name != "memory_mb":
         return values[0]
@@ -107,9 +125,11 @@ def _evaluate(graph: Graph, name: str, widths: Mapping[str, Any]) -> Any:
 def _peak(graph: Graph, bytes_each: list[Any]) -> Any:
     """The most bytes in use at once; a tensor is in use from its operator to the last one that reads it."""
     events: dict[int, list[tuple[int, Any]]] = defaultdict(list)
-    for storage, value in zip(graph.storages, bytes_each, strict=True):
-        events[storage.born].append((1, value))
-        events[storage.died + 1].append((-1, value))
+    spans = [(each.born, each.died) for each in graph.storages]
+    spans += [(each.first, each.last) for each in Depth(graph).longer]
+    for (first, last), value in zip(spans, bytes_each, strict=True):
+        events[first].append((1, value))
+        events[last + 1].append((-1, value))
     alive: Any = 0
     totals = []
     for moment in sorted(events):

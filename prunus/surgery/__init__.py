@@ -6,8 +6,12 @@ Its files, in the order in which to read them:
     steps              modules that change a weight before it is used: masks, gates
     effective          the tensors that a model computes with
     stated             what a model says about its own sizes
+    skipped            the module in the place of a block that is skipped
+    structure          how the modules of a small model are called
+    shortening         lists of modules without the skipped ones
     copies             models that hold other tensors
     sampling           random weights that let a signal through
+    bypass             blocks of the original that are passed by
     vessel             a copy of a model that is given other tensors again and again
     proof              prove, verify, and the axis to blame
     apply              mask, crop, shrink
@@ -21,19 +25,25 @@ from prunus.surgery.copies import (
     checked_tensors,
     clone,
     resize,
+    with_structure,
     with_tensors,
 )
 from prunus.surgery.effective import effective_tensors
 from prunus.surgery.fresh import fan_in, reinitialise, sample_uniform
 from prunus.surgery.optimizer_state import carry_over
 from prunus.surgery.proof import TOLERANCES, Proof, prove, verify
+from prunus.surgery.skipped import Skip, Skipped
 from prunus.surgery.slicing import cut, shape_differences, slice_tensor
 from prunus.surgery.steps import Held, find_steps, lists_of
+from prunus.surgery.structure import Structure
 
 __all__ = [
     "TOLERANCES",
     "Held",
     "Proof",
+    "Skip",
+    "Skipped",
+    "Structure",
     "carry_over",
     "changed_attributes",
     "checked_tensors",
@@ -53,5 +63,6 @@ __all__ = [
     "shrink",
     "slice_tensor",
     "verify",
+    "with_structure",
     "with_tensors",
 ]

@@ -6,7 +6,7 @@ parameters, memory formats and parametrisations are preserved.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,17 +21,20 @@ from prunus.graph import (
     copy_model,
     get_integer,
     kept_tensors,
+    named_tensors,
     parametrised,
     set_attributes,
     set_integer,
     set_kept,
-    skeleton,
     tensors_behind,
 )
 from prunus.surgery.effective import effective_tensors
+from prunus.surgery.shortening import shorten_where_exact, shortened_like
+from prunus.surgery.skipped import Skip, Skipped
 from prunus.surgery.slicing import cut, shape_differences, slice_tensor
 from prunus.surgery.stated import notes, update_stated_sizes
 from prunus.surgery.steps import Mask, make_plain
+from prunus.surgery.structure import Structure
 
 
 def checked_tensors(model: nn.Module, graph: Graph) -> dict[str, torch.Tensor]:
@@ -55,7 +58,7 @@ def checked_tensors(model: nn.Module, graph: Graph) -> dict[str, torch.Tensor]:
 
 
 @torch.inference_mode(False)  # tensors made in inference mode could never be trained
-def clone(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
+def clone(model: nn.Module, tensors: dict[str, torch.Tensor], skips: Iterable[Skip] = ()) -> nn.Module:
     """Copy a model, but with other tensors.
 
     Ties, frozen parameters, memory formats and parametrisations are preserved. A parametrised weight is set to the
@@ -64,6 +67,7 @@ def clone(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
     Args:
         model: The model to copy; it is not changed.
         tensors: name -> tensor of any shape, cloned into the copy; names left out keep the model's own.
+        skips: Blocks in whose place the copy has a `Skipped`; nothing in them is copied.
 
     Returns:
         The copy.
@@ -72,7 +76,13 @@ def clone(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
         PruningError: A parametrisation cannot give the tensor of its weight.
     """
     memo: dict[int, Any] = {}
-    for name, tensor in skeleton.named_tensors(model).items():
+    for skip in skips:
+        block = model.get_submodule(skip.module)
+        memo |= dict.fromkeys(map(id, named_tensors(block).values()))
+        memo[id(block)] = Skipped(skip, block)
+    for name, tensor in named_tensors(model).items():
+        if id(tensor) in memo:
+            continue
         new = tensors.get(name, tensor).detach()
         new = new.clone(memory_format=memory_format(tensor, new))
         memo[id(tensor)] = (
@@ -132,12 +142,15 @@ def resize(model: nn.Module, graph: Graph, keep: Keep, tensors: dict[str, torch.
     Returns:
         The small model, not proved.
     """
+    lost = graph.lost(keep)
     behind = {
         name: slice_tensor(tensor, graph.behind[name], keep)
         for name, tensor in tensors_behind(model).items()
-        if name in graph.behind
+        if name in graph.behind and name not in lost
     }
-    small = clone(model, behind | cut(tensors, graph, keep))
+    left = {name: tensor for name, tensor in tensors.items() if name not in lost}
+    skipped = graph.skipped(keep)
+    small = clone(model, behind | cut(left, graph, keep), map(Skip.of, skipped))
     set_kept(
         small,
         {
@@ -147,9 +160,31 @@ def resize(model: nn.Module, graph: Graph, keep: Keep, tensors: dict[str, torch.
         },
     )
     widths = graph.widths(keep)
-    set_attributes(small, graph.integers(widths), widths)
+    following = [
+        each for each in graph.integers(widths) if not any(block.holds(each.module) for block in skipped)
+    ]
+    set_attributes(small, following, widths)
     update_stated_sizes(model, small)
     small.prunus_notes = notes(model, small, graph, widths)  # pyright: ignore[reportArgumentType]
+    if skipped:
+        shorten_where_exact(small, graph)
+    return small
+
+
+def with_structure(model: nn.Module, structure: Structure) -> nn.Module:
+    """Copy a model without some blocks, as when a file is loaded.
+
+    Args:
+        model: The model to copy; it is not changed.
+        structure: The blocks, and the lists that are shorter without them.
+
+    Returns:
+        The copy; the model itself if it has all its blocks.
+    """
+    if not structure.skips:
+        return model
+    small = clone(model, {}, structure.skips)
+    shortened_like(small, structure)
     return small
 
 
@@ -176,18 +211,21 @@ def with_tensors(
     return small
 
 
-def changed_attributes(small: nn.Module, graph: Graph) -> dict[str, dict[str, Any]]:
+def changed_attributes(small: nn.Module, graph: Graph, structure: Structure) -> dict[str, dict[str, Any]]:
     """The integers of a small model that follow its axes.
 
     Args:
         small: The shrunk model.
         graph: The graph of the original.
+        structure: The blocks that the small model lacks.
 
     Returns:
         {module: {attribute: value}}, plain JSON.
     """
     found: dict[str, dict[str, Any]] = {}
     for attribute in graph.attributes + [Attribute(each.place, each.layouts[0]) for each in graph.stated]:
-        value = get_integer(small.get_submodule(attribute.module), attribute.place.path)
-        found.setdefault(attribute.module, {})[attribute.key] = value
+        name = structure.name(attribute.module)
+        module = None if name is None else small.get_submodule(name)
+        if name is not None and not isinstance(module, Skipped):
+            found.setdefault(name, {})[attribute.key] = get_integer(module, attribute.place.path)
     return found

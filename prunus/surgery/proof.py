@@ -31,6 +31,7 @@ from prunus.surgery.copies import checked_tensors, resize
 from prunus.surgery.effective import effective_tensors
 from prunus.surgery.sampling import Sampler, random_like
 from prunus.surgery.slicing import zeroed
+from prunus.surgery.structure import Structure
 from prunus.surgery.vessel import Vessel
 
 # Allowed relative errors. Lower precisions are for devices and models that cannot compute in double.
@@ -224,9 +225,13 @@ class Pair:
         tensors: dict[str, torch.Tensor],
     ):
         self.model, self.graph, self.places, self.tensors = model, graph, places, tensors
-        self.stays = {n: places.stay(graph.layouts[n], t.device) for n, t in tensors.items()}
         self.small = resize(model, graph, places.keep, tensors) if small is None else small
-        sizes = {
+        self.skipped, self.lost = graph.skipped(places.keep), graph.lost(places.keep)
+        self.structure = Structure.of(graph, places.keep, self.small)
+        self.stays = {
+            n: places.stay(graph.layouts[n], t.device) for n, t in tensors.items() if n not in self.lost
+        }
+        sizes = {name: list(tensor.shape) for name, tensor in tensors.items()} | {
             name: [
                 n if stay is None else len(stay) for n, stay in zip(tensors[name].shape, stays, strict=True)
             ]
@@ -253,11 +258,12 @@ class Pair:
 
     def cut(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The parts of tensors that stay; those that stay whole are returned themselves."""
-        return {name: take(tensor, self.stays[name]) for name, tensor in tensors.items()}
+        return {name: take(tensors[name], stays) for name, stays in self.stays.items()}
 
     def check_weights(self) -> None:
         """Check that the small model holds the kept weights, bit by bit. Raises PruningError otherwise."""
-        held = effective_tensors(self.small)
+        names = self.structure.originals(self.graph.layouts)
+        held = {names.get(name, name): tensor for name, tensor in effective_tensors(self.small).items()}
         for name, expected in self.cut(self.tensors).items():
             computed = not isinstance(self.tensors[name], nn.Parameter) and name in self.graph.parameters
             same = parametrised.same_value if computed else torch.equal
@@ -274,13 +280,15 @@ class Pair:
     def error(self, attempt: Attempt) -> float:
         """The largest error over rounds and modes; a quick attempt ends once it exceeds its tolerance."""
         worst = 0.0
-        whole, small = Vessel(self.model), Vessel(self.small)
+        names = self.structure.originals((*self.graph.layouts, *self.graph.state))
+        whole, small = Vessel(self.model, skipped=self.skipped), Vessel(self.small, names)
         seeds = list(range(self.rounds))
         while seeds:
             seed = seeds[0]
             full = self.sampler.draw(attempt.dtype, seed, attempt.near)
             part = self.cut(full)
-            for name in self.graph.parameters:
+            full |= {name: torch.zeros_like(full[name]) for name in self.lost & self.graph.parameters}
+            for name in self.graph.parameters - self.lost:
                 if part[name] is not full[name]:
                     set_zero(full[name], self.places.go(zeroed(self.graph, name), full[name].device))
             try:
@@ -329,7 +337,7 @@ class Pair:
         """
         device = next(iter(self.tensors.values())).device
         mine, whole_tensors = small.tensors(), whole.tensors()
-        pairs = ((whole_tensors[name], mine[name]) for name in self.graph.parameters)
+        pairs = ((whole_tensors[name], mine[name]) for name in self.graph.parameters - self.lost)
         levels = Levels(pair if pair[0].data_ptr() != pair[1].data_ptr() else pair[:1] for pair in pairs)
         if (
             self.written

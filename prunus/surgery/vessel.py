@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
 import torch
 from torch import nn
 
-from prunus.graph import Integers, kept_tensors, make_skeleton, set_kept, slots
+from prunus.graph import Block, Integers, kept_tensors, make_skeleton, set_kept, slots
+from prunus.surgery.bypass import bypass
 from prunus.surgery.sampling import type_like
+
+_OWN: Mapping[str, str] = MappingProxyType({})
 
 
 class Vessel:
@@ -14,11 +20,16 @@ class Vessel:
 
     Args:
         model: The model; it is not changed.
+        names: The names by which its tensors are given, where they are others than its own (see structure.py).
+        skipped: Blocks that the copy passes by (see bypass.py).
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, names: Mapping[str, str] = _OWN, skipped: Iterable[Block] = ()):
         self.model = make_skeleton(model, real=True)
-        self.slots = slots(self.model)
+        for block in skipped:
+            bypass(self.model, block)
+        self.names = names
+        self.slots = {names.get(name, name): held for name, held in slots(self.model).items()}
         self.integers = Integers(self.model, tensors=())
         self.integers.mark(None)
         self.state = {name: tensor.clone() for name, tensor in kept_tensors(self.model).items()}
@@ -48,4 +59,5 @@ class Vessel:
     def tensors(self) -> dict[str, torch.Tensor]:
         """What it holds now, by name."""
         held = {name: getattr(*places[0]) for name, places in self.slots.items()}
-        return held | kept_tensors(self.model) if self.state else held
+        kept = kept_tensors(self.model) if self.state else {}
+        return held | {self.names.get(name, name): tensor for name, tensor in kept.items()}

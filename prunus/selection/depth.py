@@ -1,0 +1,83 @@
+"""What each block of a graph costs: the operators, parameters and allocations that go when it is skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from prunus.graph import Block, Graph, Layout, Storage
+
+Term = tuple[int, Sequence[Layout], tuple[str, ...]]  # a number, the layouts and the blocks that it is multiplied by
+
+
+@dataclass(frozen=True)
+class Longer:
+    """An input that lives on because the block that reads it returns it.
+
+    Args:
+        first: The number of the first operation for which it would have been freed.
+        last: The number of the last operation that reads what the block returns.
+        terms: Its bytes, if that block is skipped, otherwise 0.
+    """
+
+    first: int
+    last: int
+    terms: tuple[Term, ...]
+
+
+class Depth:
+    """The blocks of a graph, asked for what is in them.
+
+    Args:
+        graph: The graph; only one with axes for its blocks (`Graph.deep`) has any here.
+    """
+
+    def __init__(self, graph: Graph):
+        deep = any(axis.kind == "depth" for axis in graph.axes.values())
+        self.graph = graph
+        self.blocks: list[Block] = list(graph.blocks.values()) if deep else []
+
+    def at(self, number: int) -> tuple[str, ...]:
+        """Name the blocks in which an operation runs."""
+        return tuple(each.axis for each in self.blocks if each.start <= number < each.stop)
+
+    def holding(self, tensor: str) -> tuple[str, ...]:
+        """Name the blocks in which a parameter is."""
+        return tuple(each.axis for each in self.blocks if each.holds(tensor))
+
+    def making(self, storage: Storage) -> tuple[str, ...]:
+        """Name the blocks without which something is not allocated: a skipped branch still returns zeros."""
+        made = self._made.get(storage, -1)
+        return tuple(
+            each.axis
+            for each in self.blocks
+            if each.start <= made < each.stop and not (each.branch and each.output.storage is storage)
+        )
+
+    @cached_property
+    def _made(self) -> dict[Storage, int]:
+        """The operation in which each allocation is made; inputs of the model are in none."""
+        found: dict[Storage, int] = {}
+        if self.blocks:
+            for number, op in enumerate(self.graph.ops):
+                for tag in op.writes():
+                    if tag.storage is not None and tag.storage.born == number:
+                        found.setdefault(tag.storage, number)
+        return found
+
+    @cached_property
+    def longer(self) -> list[Longer]:
+        """The inputs that live longer where a block is skipped."""
+        found: list[Longer] = []
+        for each in self.blocks:
+            own, returned = each.input.storage, each.output.storage
+            if each.branch or own is None or own is returned or returned.died <= own.died:
+                continue
+            around = tuple(other.axis for other in self.blocks if other.around(each))
+            terms: tuple[Term, ...] = (
+                (own.bytes_per_element, own.dims, around),
+                (-own.bytes_per_element, own.dims, (*around, each.axis)),
+            )
+            found.append(Longer(own.died + 1, returned.died, terms))
+        return found

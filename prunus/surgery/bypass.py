@@ -1,0 +1,49 @@
+"""The blocks that a keep leaves out, passed by in the original: what a proof compares the small model with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map_only
+
+from prunus.errors import PruningError
+from prunus.graph import Block, seeded
+from prunus.surgery.skipped import Skip, Skipped
+
+ROUNDING = 1e-3  # of the largest number of the input; a branch that is not zero has numbers as large as that one
+
+
+def bypass(model: nn.Module, block: Block) -> None:
+    """Let a block of a bare model return its input (a branch: zeros), in place, as if its branch were zero.
+
+    Whether that is so is asked of the block itself at each call: it is run with its parameters, which have to be zero.
+    A block that ends with a norm is not asked, because that is left out too.
+
+    Args:
+        model: A bare copy of the original, whose parameters within the block are zero.
+        block: The block.
+    """
+    module = model.get_submodule(block.module)
+    skip, own = Skip.of(block), module.forward
+    stands_in = Skipped(skip, module)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not block.ended:
+            given = args[skip.argument] if isinstance(skip.argument, int) else kwargs[skip.argument]
+            with _disable_current_modes(), torch.no_grad(), seeded(given.device):
+                copies = tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+                result = own(*copies[0], **copies[1])
+                result = result if skip.returns is None else result[skip.place]
+                wanted = torch.zeros_like(given) if skip.branch else given
+                same = torch.allclose(result, wanted, rtol=0, atol=ROUNDING * given.abs().max().item())
+            if not same:
+                what = "zeros" if skip.branch else "its input"
+                raise PruningError(
+                    f"{block.module} cannot be skipped: with all its parameters at zero it does not return {what}."
+                )
+        return stands_in(*args, **kwargs)
+
+    module.forward = forward

@@ -1,0 +1,160 @@
+"""Lists of modules without the blocks that are skipped: their links take each other's places, and are counted anew.
+
+Integers that count the links of a list (layer_idx, by which a cache is found) are those that are the link's number in
+all links; the number of links that a config states is the one with which the model's class builds as many. A list is
+shortened only if the model then runs the same operators as with a `Skipped` in each block's place.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from prunus.graph import (
+    Graph,
+    arguments_of,
+    build_again,
+    get_integer,
+    make_skeleton,
+    operators_of,
+    set_integer,
+)
+from prunus.surgery.skipped import Skip, Skipped
+from prunus.surgery.structure import Structure, holder
+
+
+def shorten_where_exact(small: nn.Module, graph: Graph) -> None:
+    """Shorten, in place, the lists in which blocks are skipped, if the model runs the same operators without them.
+
+    Args:
+        small: A model with a `Skipped` in the place of each block.
+        graph: The graph of the original, whose examples it is run on.
+    """
+    skips = [module.skip for module in small.modules() if isinstance(module, Skipped)]
+    for parent in _lists(small, skips):
+        shorter = make_skeleton(small)
+        if not shorten(shorter, parent):
+            continue
+        try:
+            same = all(
+                operators_of(shorter, mode, example) == operators_of(small, mode, example)
+                for mode, example in graph.modes.items()
+            )
+        except Exception:  # whatever code raises that asks for one certain link
+            same = False
+        if same:
+            shorten(small, parent)
+
+
+def shortened_like(small: nn.Module, structure: Structure) -> None:
+    """Shorten the lists of a structure, in place, as when a file is loaded; outer lists come last.
+
+    Args:
+        small: A model with a `Skipped` in the place of each block.
+        structure: The structure that it is to have.
+    """
+    for parent in sorted(structure.shortened, reverse=True):
+        shorten(small, parent)
+
+
+def _lists(small: nn.Module, skips: Sequence[Skip]) -> Iterator[str]:
+    """The lists in which blocks are skipped, inner ones first, so that names stay right."""
+    for parent in sorted({holder(skip.module) for skip in skips}, reverse=True):
+        links = [skip for skip in skips if holder(skip.module) == parent]
+        if isinstance(small.get_submodule(parent), (nn.ModuleList, nn.Sequential)):
+            if not any(skip.branch for skip in links):
+                yield parent
+
+
+def shorten(model: nn.Module, parent: str) -> bool:
+    """Take the skipped links out of a list, and number the others anew, in place.
+
+    Args:
+        model: The model.
+        parent: The name of the list.
+
+    Returns:
+        Whether any link stays; otherwise nothing is changed.
+    """
+    links = model.get_submodule(parent)._modules
+    stays = [name for name, link in links.items() if not isinstance(link, Skipped)]
+    if not stays:
+        return False
+    counted = list(_counters(links))
+    before, numbered = len(links), all(name.isdigit() for name in links)
+    numbers = [number for number, name in enumerate(links) if name in stays]
+    for name, path, key, start in counted:
+        if name in stays:
+            setattr(links[name].get_submodule(path), key, stays.index(name) + start)  # pyright: ignore
+    left = [links[name] for name in stays]
+    links.clear()
+    links.update(zip(map(str, range(len(left))) if numbered else stays, left, strict=True))
+    _count_in_arguments(model, before, numbers)
+    return True
+
+
+def _counters(links: dict[str, Any]) -> Iterator[tuple[str, str, str, int]]:
+    """The attributes that are a link's number, from 0 or 1 on, in every link that has them: link, path, key, start."""
+    found: dict[tuple[str, str], list[tuple[str, int]]] = {}
+    for number, (name, link) in enumerate(links.items()):
+        for path, module in link.named_modules():
+            for key, value in vars(module).items():
+                if type(value) is int:
+                    found.setdefault((path, key), []).append((name, value - number))
+    for (path, key), each in found.items():
+        starts = {start for _, start in each}
+        if len(each) > 1 and len(starts) == 1 and starts <= {0, 1}:
+            yield from ((name, path, key, start) for name, start in each)
+
+
+# ------------------------------------------------------------------------------------------- configs
+def _count_in_arguments(model: nn.Module, before: int, numbers: Sequence[int]) -> None:
+    """Set the number of links in what the model was built from, if its class then builds this model."""
+    arguments = arguments_of(model)
+    if arguments is None:
+        return
+    wanted = _module_names(model)
+    for path in list(_places(arguments, before)):
+        for lists in (True, False):
+            trial = copy.deepcopy(arguments)
+            _set_count(trial, path, numbers, before, lists)
+            again = build_again(type(model), trial)
+            if again is not None and _module_names(again, like=model) == wanted:
+                _set_count(arguments, path, numbers, before, lists)
+                return
+
+
+def _places(values: dict[str, Any], number: int) -> Iterator[tuple[str, ...]]:
+    """The places of a number in some values, and in the objects that they hold, outer ones first."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((key,), value) for key, value in values.items()]
+    seen: set[int] = set()
+    for path, value in waiting:  # grows
+        if type(value) is int and value == number:
+            yield path
+        elif not isinstance(value, (type, nn.Module)) and id(value) not in seen and len(path) < 4:
+            seen.add(id(value))
+            waiting += [((*path, key), each) for key, each in getattr(value, "__dict__", {}).items()]
+
+
+def _set_count(
+    arguments: dict[str, Any], path: tuple[str, ...], numbers: Sequence[int], before: int, lists: bool
+) -> None:
+    """Set a number of links; lists: cut the lists of as many items beside it to those of the links that stay."""
+    set_integer(arguments, path, len(numbers))
+    beside = vars(get_integer(arguments, path[:-1])) if lists and len(path) > 1 else {}
+    for key, value in beside.items():
+        if isinstance(value, list) and len(value) == before:
+            value[:] = [value[number] for number in numbers]
+
+
+def _module_names(model: nn.Module, like: nn.Module | None = None) -> set[str]:
+    """The names of a model's modules, without those within blocks that `like` skips."""
+    skipped = [name for name, module in (like or model).named_modules() if isinstance(module, Skipped)]
+    return {
+        name
+        for name, _ in model.named_modules()
+        if not any(name.startswith(f"{each}.") for each in skipped)
+    }
