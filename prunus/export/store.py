@@ -4,7 +4,8 @@
 changed, so loading needs the original class and nothing else: no tracing, no method, no pickle. A weight behind a
 parametrisation (weight_norm, spectral_norm) is stored by its plain name and its value; the tensors behind it, listed
 in the entry `behind` (name -> shape), are stored too, so that a parametrised model gets back exactly those. So are
-tensors that the model keeps in plain attributes, in the entry `state`.
+tensors that the model keeps in plain attributes, in the entry `state`. Blocks that were skipped stand in `skipped`, with
+what stands in their places, and the lists of modules that are shorter without them in `shortened`.
 
 Pruned single weights are plain zeros in `model.safetensors`, so that loading is the same, and `masks.safetensors`
 marks them, one bit per weight; `keep.json` then has an entry `masks`: parameter -> number of weights that stay.
@@ -38,9 +39,17 @@ from prunus.files import (
 )
 from prunus.graph import Graph, Keep, get_integer, kept_tensors, named_tensors, tensors_behind
 from prunus.sparse import Masks, packed, survivors, unpacked
-from prunus.surgery import changed_attributes, effective_tensors, shape_differences, with_tensors
+from prunus.surgery import (
+    Skip,
+    Structure,
+    changed_attributes,
+    effective_tensors,
+    shape_differences,
+    with_structure,
+    with_tensors,
+)
 
-FORMAT = 2
+FORMAT, WITH_BLOCKS = 2, 3  # WITH_BLOCKS: of a model that lacks blocks, which version 0.1.0 would not see
 TENSORS, MASKS = "model.safetensors", "masks.safetensors"
 
 Shapes = dict[str, list[Count]]
@@ -48,7 +57,10 @@ Whole = Annotated[int, Meta(ge=-(2**62), le=2**62)]
 
 
 class KeptAxis(msgspec.Struct, frozen=True):
-    """An axis in keep.json: its units in the original, and the indices of those that stay, ascending."""
+    """An axis in keep.json: its units in the original, and the indices of those that stay, ascending.
+
+    Only the axis of a block (see `skipped`) has one unit, and may keep none.
+    """
 
     size: Count
     keep: list[Count]
@@ -69,12 +81,14 @@ class KeepFile(Record, frozen=True, kw_only=True):
         attributes: Integers of modules that changed; tuples of them in files of version 0.1.0.
         behind: The shapes of the tensors behind parametrised weights.
         state: The shapes of tensors in plain attributes.
+        skipped: The blocks of the original that the smaller model lacks, with what it returns in their places.
+        shortened: The lists of modules that are shorter without them.
         masks: The number of weights that stay of each masked parameter.
         files: The SHA-256 of each file beside keep.json.
         digest: The SHA-256 of the other entries; None in format 1.
     """
 
-    newest: ClassVar[int] = FORMAT
+    newest: ClassVar[int] = WITH_BLOCKS
     remedy: ClassVar[str] = "Save the model again."
     model: str
     axes: dict[str, KeptAxis]
@@ -83,6 +97,8 @@ class KeepFile(Record, frozen=True, kw_only=True):
     attributes: dict[str, dict[str, Whole | list[Whole]]]
     behind: Shapes = msgspec.field(default_factory=dict)
     state: Shapes = msgspec.field(default_factory=dict)
+    skipped: list[Skip] = msgspec.field(default_factory=list)
+    shortened: list[str] = msgspec.field(default_factory=list)
     masks: dict[str, Count] = msgspec.field(default_factory=dict)
     files: dict[str, str] = msgspec.field(default_factory=dict)
     digest: str | None = None
@@ -105,7 +121,9 @@ def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: 
     """
     keep = graph.check_keep(keep)
     tensors = effective_tensors(small)
-    wrong = shape_differences({n: graph.shape(n, keep) for n in graph.layouts}, tensors)
+    structure = Structure.of(graph, keep, small)
+    shapes = structure.renamed({n: graph.shape(n, keep) for n in graph.layouts})
+    wrong = shape_differences(shapes, tensors)
     if wrong:
         raise FileError(
             f"this model does not fit the keep to be saved: {'; '.join(wrong[:3])}. Save what `shrink` returned for "
@@ -115,16 +133,25 @@ def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: 
         "format": FORMAT,
         "model": type(small).__name__,
         "axes": {
-            name: {"size": graph.axes[name].size, "keep": keep[name]} for name in graph.axes if name in keep
+            name: {"size": graph.axis(name).size, "keep": keep[name]}
+            for name in graph.widths(keep)
+            if name in keep
         },
         "original_shapes": {name: list(shape) for name, shape in graph.shapes.items()},
         "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
-        "attributes": changed_attributes(small, graph),
+        "attributes": changed_attributes(small, graph, structure),
     }
+    if structure.skips:
+        record |= {
+            "format": WITH_BLOCKS,
+            "skipped": [msgspec.to_builtins(skip) for skip in structure.skips],
+            "shortened": list(structure.shortened),
+        }
     behind = tensors_behind(small)
     if behind:
         record["behind"] = {name: list(tensor.shape) for name, tensor in behind.items()}
-    state = {n: t for n, t in kept_tensors(small).items() if n in graph.state}
+    stated = structure.renamed(graph.state)
+    state = {n: t for n, t in kept_tensors(small).items() if n in stated}
     if state:
         record["state"] = {name: list(tensor.shape) for name, tensor in state.items()}
     folder = Path(folder)
@@ -171,6 +198,7 @@ def load_keep(folder: str | Path, graph: Graph | None = None) -> dict[str, list[
     if graph is not None:
         there = {name: entry.size for name, entry in axes.items()}
         here = {name: axis.size for name, axis in graph.axes.items()}
+        here |= {name: 1 for name in graph.blocks.keys() & there.keys()}
         wrong = [name for name in {**here, **there} if there.get(name) != here.get(name)]
         if wrong:
             words = (
@@ -242,6 +270,7 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         raise FileError(
             f"{folder}/model.safetensors does not match keep.json: {'; '.join(wrong[:3])}; save the model again."
         )
+    model = _without_blocks(folder, model, record)
     own = effective_tensors(model) | tensors_behind(model) | kept_tensors(model)
     wrong = [name for name, tensor in tensors.items() if name in own and not same_kind(tensor, own[name])]
     if wrong:
@@ -254,6 +283,15 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     return with_tensors(
         model, {name: tensor.to(device) for name, tensor in tensors.items()}, record.attributes
     )
+
+
+def _without_blocks(folder: str | Path, model: nn.Module, record: KeepFile) -> nn.Module:
+    """The model without the blocks that were skipped; FileError if it has no such blocks."""
+    modules = dict(model.named_modules())
+    for name in (*(skip.module for skip in record.skipped), *record.shortened):
+        if not name or name not in modules:
+            raise FileError(f"{folder}/keep.json skips {name!r}, which this model has not. {KeepFile.remedy}")
+    return with_structure(model, Structure(record.skipped, record.shortened))
 
 
 def _check_attributes(folder: str | Path, model: nn.Module, attributes: dict) -> None:

@@ -100,8 +100,9 @@ class Config(Options):
             before, after = figures["original_ms"], figures["measured_ms"]
         else:
             widths = graph.widths(keep)
-            sizes = torch.tensor([[axis.size, widths[name]] for name, axis in graph.axes.items()]).double().T
-            before, after = price_of(graph, budget)(sizes).tolist()
+            named = graph if widths.keys() <= graph.axes.keys() else graph.deep
+            sizes = torch.tensor([[axis.size, widths[name]] for name, axis in named.axes.items()]).double().T
+            before, after = price_of(named, budget)(sizes).tolist()
         if after > budget.limit(before):
             raise BudgetError(
                 f"{budget}: what {self.of} kept comes to {format_number(after)}, {after / before:.4f} of the "

@@ -242,7 +242,7 @@ class Pipeline:
             "test": self.test(small),
             "before": self.measure_costs(base, graph, None, BASE) | self.sparsity(base),
             "after": self.measure_costs(small, graph, keep, "model.safetensors") | self.sparsity(small),
-            "widths": {name: [kept, graph.axes[name].size] for name, kept in graph.widths(keep).items()},
+            "widths": {name: [kept, graph.axis(name).size] for name, kept in graph.widths(keep).items()},
         }
         record["examples"] = [charts.to_json(chart) for chart in self.task.examples(base, small)]
         if self.is_sparse():
@@ -393,4 +393,4 @@ class Pipeline:
 
 def count_removed(graph: Graph, keep: dict[str, list[int]]) -> int:
     """Return how many units a keep removes."""
-    return sum(graph.axes[name].size - len(indices) for name, indices in keep.items())
+    return sum(graph.axis(name).size - len(indices) for name, indices in keep.items())

@@ -2,7 +2,8 @@
 
 A pattern is a shell pattern (`layer1*`). It selects the axes whose own name it matches, and those that are the output
 of a module or parameter it matches (`head`, `layer1.0`, `layer1.0.conv1.weight`); with the suffix `:in` (`head:in`)
-those that are its input.
+those that are its input, with `:depth` the modules that can be skipped (`layer1.0:depth`). What holds for layers holds
+for the blocks around them too in one case: those that hold a frozen layer, or are in one, are not skipped.
 """
 
 import difflib
@@ -60,14 +61,21 @@ def min_units(
     if isinstance(freeze, str):
         raise UserError(f"freeze: expected a list of patterns, got the text {freeze!r}; write [{freeze!r}].")
     names = _names(graph)
-    floors = _counts(graph, names, "floor", floor, FLOOR)
-    caps = _counts(graph, names, "cap", cap, CAP)
+    ends = {name for name, axis in graph.axes.items() if axis.kind == "depth" and graph.blocks[name].protected}
+    floors = dict.fromkeys(graph.axes, 0.0) | dict.fromkeys(ends, 1.0)
+    floors |= _counts(graph, names, "floor", floor, FLOOR)
+    caps = {name: float(axis.size) for name, axis in graph.axes.items()}
+    caps |= _counts(graph, names, "cap", cap, CAP)
     frozen = {axis for pattern in freeze for axis in _matching(graph, names, "freeze", pattern)}
+    frozen |= {axis for pattern in freeze for axis in _holding(graph, pattern)}
     found = {}
     for name, axis in graph.axes.items():
         bounds = [
-            (1, "one unit"),
-            (min(axis.size, math.ceil(floors[name] - 1e-9)), "floor"),  # 0.07 * 100 is 7.000000000000001
+            (0, "skipped") if axis.kind == "depth" else (1, "one unit"),
+            (
+                min(axis.size, math.ceil(floors[name] - 1e-9)),
+                "first or last block" if name in ends else "floor",
+            ),  # 0.07 * 100 is 7.000000000000001
             (axis.size - min(axis.size, math.floor(caps[name] + 1e-9)), "cap"),
             (axis.size if name in frozen else 0, "frozen"),
         ]
@@ -104,6 +112,24 @@ def _names(graph: Graph) -> dict[str, set[str]]:
 _known: WeakKeyDictionary[Graph, dict[str, set[str]]] = WeakKeyDictionary()
 
 
+def suffix(name: str) -> str:
+    """Return what follows a name or pattern of a layer: ":in", ":depth" or nothing."""
+    return next((each for each in (":in", ":depth") if name.endswith(each)), "")
+
+
+def _holding(graph: Graph, pattern: str) -> list[str]:
+    """The axes of the blocks that hold a layer which a pattern names, or lie in one."""
+    if suffix(pattern) or not any(axis.kind == "depth" for axis in graph.axes.values()):
+        return []
+    known = {holder for tensor in graph.layouts for holder in holders(tensor)}
+    named = [name for name in known if fnmatchcase(name, pattern)]
+    return [
+        axis
+        for axis, block in graph.blocks.items()
+        if any(block.holds(name) or f"{block.module}.".startswith(f"{name}.") for name in named)
+    ]
+
+
 def holders(tensor: str) -> list[str]:
     """List the names of a tensor and of the modules around it.
 
@@ -121,13 +147,13 @@ def _matching(graph: Graph, names: dict[str, set[str]], what: str, pattern: str)
     """The axes that a pattern selects; none if it matches a layer whose dimensions are all fixed."""
 
     def matches(name: str) -> bool:
-        return name.endswith(":in") == pattern.endswith(":in") and fnmatchcase(name, pattern)
+        return suffix(name) == suffix(pattern) and fnmatchcase(name, pattern)
 
     found = [axis for axis, known in names.items() if any(map(matches, known))]
     if not found:
         there = {
             holder + side for tensor in graph.layouts for holder in holders(tensor) for side in ("", ":in")
-        }
+        }.union(graph.blocks if suffix(pattern) == ":depth" else ())
         if not any(map(matches, there)):
             near = difflib.get_close_matches(pattern, there.union(names), n=5, cutoff=0.3)
             hint = f" Nearest: {', '.join(near)}." if near else ""

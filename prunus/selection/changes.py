@@ -44,7 +44,8 @@ def plan(graph: Graph, keep: Mapping[str, Sequence[int]]) -> Plan:
     Raises:
         UserError: `keep` does not fit the graph.
     """
-    sizes, widths = graph.widths(), graph.widths(keep)
+    widths = graph.widths(keep)
+    sizes = {name: graph.axis(name).size for name in widths}
     costs = {
         name: (cost.of(graph, name, sizes), cost.of(graph, name, widths))
         for name in ("macs", "params", "memory_mb")

@@ -15,6 +15,9 @@ into blocks, all blocks enter one queue by their score, and are taken from its f
 Adding a block never lowers a cost, so the number of blocks that fit is found by bisection, with many candidates in a
 query. The cost of a block is the budget's closed form, or any given price that never falls; milliseconds are predicted
 and measured by the meter of a `Metered` budget (prunus/latency/meter.py).
+Scores for blocks (`graph.blocks`) let these compete with the units: a block is an axis of one unit, which costs all that
+is in it. If all scores are of blocks, widths stay as they are.
+
 Shapes: A axes, N blocks in the queue, C candidates.
 """
 
@@ -33,6 +36,7 @@ from prunus.options import Checked, Count, check_value
 from prunus.selection import cost
 from prunus.selection.bounds import CAP, FLOOR, Bound, min_units
 from prunus.selection.budget import Budget, Metered
+from prunus.selection.depth import with_blocks
 from prunus.selection.fill import Price, _approach, _fill, _Limits, _queue, blocks
 from prunus.selection.multiplier import least_left_out
 
@@ -114,7 +118,7 @@ def select(
 
     Args:
         graph: The graph of the model.
-        scores: axis -> float tensor (size,); higher means keep.
+        scores: axis -> float tensor (size,); higher means keep. Blocks without a score stay.
         budget: The budget.
         price: price(widths (C, A)) -> costs (C,) in the budget's unit; None: the closed form, or the measurements of a
             `Metered` budget.
@@ -155,6 +159,7 @@ def select(
             )
 
         return budget.meter.select(budget, propose)
+    graph, scores, whole = with_blocks(graph, scores, budget, price is not None)
     measured = price is not None
     price = price or price_of(graph, budget)
     within = within or {}
@@ -165,7 +170,7 @@ def select(
     sizes = torch.tensor([axis.size for axis in graph.axes.values()], dtype=torch.float64)
     before = price(sizes[None]).item()
     limit = budget.limit(before)
-    bounds = min_units(graph, floor, cap, freeze)
+    bounds = min_units(graph, floor, cap, freeze) | {name: (graph.axes[name].size, "no score") for name in whole}
     bound = torch.tensor([units for units, _ in bounds.values()])
     least = torch.tensor(list(graph.multiples.values()))
 

@@ -1,11 +1,14 @@
-"""What each block of a graph costs: the operators, parameters and allocations that go when it is skipped."""
+"""Blocks beside axes: what each costs, which is what goes when it is skipped, and those that scores name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from torch import Tensor, ones
+
+from prunus.errors import UserError
 from prunus.graph import Block, Graph, Layout, Storage
 
 Term = tuple[int, Sequence[Layout], tuple[str, ...]]  # a number, the layouts and the blocks that it is multiplied by
@@ -81,3 +84,34 @@ class Depth:
             )
             found.append(Longer(own.died + 1, returned.died, terms))
         return found
+
+
+def with_blocks(
+    graph: Graph, scores: Mapping[str, Tensor], budget: object, measured: bool
+) -> tuple[Graph, Mapping[str, Tensor], list[str]]:
+    """Return the graph whose axes include its blocks, if scores name some, and which axes stay for want of a score.
+
+    Args:
+        graph: The graph of the model.
+        scores: axis -> float tensor (size,).
+        budget: The budget, for the message.
+        measured: Whether a cost is measured, which it is of widths alone.
+
+    Returns:
+        The graph, scores for all of its axes where those of blocks are given, and the axes that stay.
+
+    Raises:
+        UserError: Blocks are scored, and the cost is measured.
+    """
+    if scores.keys() <= graph.axes.keys() or not scores.keys() & graph.blocks.keys():
+        return graph, scores, []
+    if measured:
+        raise UserError(
+            f"blocks cannot be chosen by {budget}, because milliseconds are predicted for widths alone. Give a budget of "
+            "macs, params or memory_mb, and measure the result."
+        )
+    deep = graph.deep
+    unscored = [name for name in graph.blocks if name not in scores]
+    if not scores.keys() & (deep.axes.keys() - graph.blocks.keys()):
+        unscored += [name for name in deep.axes if name not in graph.blocks]
+    return deep, {**scores, **{name: ones(deep.axes[name].size) for name in unscored}}, unscored

@@ -29,7 +29,7 @@ from prunus.graph import (
     tensors_behind,
 )
 from prunus.surgery.effective import effective_tensors
-from prunus.surgery.shortening import shorten_where_exact, shortened_like
+from prunus.surgery.shortening import shorten_like, shorten_where_exact
 from prunus.surgery.skipped import Skip, Skipped
 from prunus.surgery.slicing import cut, shape_differences, slice_tensor
 from prunus.surgery.stated import notes, update_stated_sizes
@@ -167,7 +167,7 @@ def resize(model: nn.Module, graph: Graph, keep: Keep, tensors: dict[str, torch.
     update_stated_sizes(model, small)
     small.prunus_notes = notes(model, small, graph, widths)  # pyright: ignore[reportArgumentType]
     if skipped:
-        shorten_where_exact(small, graph)
+        shorten_where_exact(model, small, graph)
     return small
 
 
@@ -184,7 +184,7 @@ def with_structure(model: nn.Module, structure: Structure) -> nn.Module:
     if not structure.skips:
         return model
     small = clone(model, {}, structure.skips)
-    shortened_like(small, structure)
+    shorten_like(model, small, structure)
     return small
 
 

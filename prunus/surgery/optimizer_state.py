@@ -16,6 +16,9 @@ from prunus.graph import Graph, Keep, axes, copy_model, parametrised
 from prunus.surgery.copies import checked_tensors, resize
 from prunus.surgery.effective import effective_tensors
 from prunus.surgery.slicing import shape_differences, slice_tensor
+from prunus.surgery.structure import Structure
+
+_LOST = nn.Parameter(torch.empty(0))  # in the place of a parameter of a block that is skipped
 
 
 def carry_over(
@@ -58,13 +61,15 @@ def carry_over(
     small_ema = None if ema is None else _shrink_average(ema, graph, keep)
     if optimizer is None:
         return None, small_ema
-    wrong = shape_differences({n: graph.shape(n, keep) for n in graph.layouts}, effective_tensors(small))
+    structure = Structure.of(graph, keep, small)
+    shapes = structure.renamed({n: graph.shape(n, keep) for n in graph.layouts})
+    wrong = shape_differences(shapes, effective_tensors(small))
     if wrong:
         raise UserError(
             f"the small model is not this keep of the traced one: {'; '.join(wrong[:3])}. Give the model that "
             "`shrink` made with this keep."
         )
-    return _Carrier(graph, keep, model, small).optimizer(optimizer), small_ema
+    return _Carrier(graph, keep, model, small, structure).optimizer(optimizer), small_ema
 
 
 def _shrink_average(ema: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
@@ -75,18 +80,27 @@ def _shrink_average(ema: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
 
 
 class _Carrier:
-    """Copies optimisers with the small model's parameters in the place of the original's."""
+    """Copies optimisers with the small model's parameters in the place of the original's.
 
-    def __init__(self, graph: Graph, keep: Keep, model: nn.Module, small: nn.Module):
+    Parameters of blocks that are skipped leave the optimiser.
+    """
+
+    def __init__(
+        self, graph: Graph, keep: Keep, model: nn.Module, small: nn.Module, structure: Structure
+    ):
         self.keep, self.layouts = keep, graph.layouts | graph.behind
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         for weight in parametrised.weights_behind_steps(model):
             if weight.only_own:  # a mask: the small model has a plain parameter
                 self.names[id(weight.steps.original)] = weight.name
-        self.parameters = dict(small.named_parameters())
-        modules = dict(small.named_modules())
+        parameters, modules = dict(small.named_parameters()), dict(small.named_modules())
+        now = structure.originals(self.names.values())
+        self.parameters = {now.get(name, name): parameter for name, parameter in parameters.items()}
+        self.lost = graph.lost(keep)
         self.memo: dict[int, Any] = {  # by the id of an old object: the one in its place
-            id(module): modules[name] for name, module in model.named_modules() if name in modules
+            id(module): modules[name]
+            for name, module in structure.renamed(dict(model.named_modules())).items()
+            if name in modules
         }
 
     def optimizer(self, old: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -97,7 +111,7 @@ class _Carrier:
         self._check(held)
         for parameter in held:
             name = self.names.get(id(parameter))
-            self.memo[id(parameter)] = parameter if name is None else self.parameters[name]
+            self.memo[id(parameter)] = parameter if name is None else self.parameters.get(name, _LOST)
         new = self.memo[id(old)] = type(old).__new__(type(old))
         state = self.memo.setdefault(id(old.state), defaultdict(dict))
         for name, value in vars(old).items():
@@ -112,7 +126,11 @@ class _Carrier:
                     f"this {type(old).__name__} cannot be carried over: its attribute {name!r}, a "
                     f"{type(value).__name__}, cannot be copied ({error}); start a new optimiser for the small model."
                 ) from error
+        for group in new.param_groups:
+            group["params"] = [parameter for parameter in group["params"] if parameter is not _LOST]
         for key, entry in old.state.items():
+            if isinstance(key, torch.Tensor) and self.memo.get(id(key)) is _LOST:
+                continue
             if isinstance(key, torch.Tensor):
                 state[self.memo.get(id(key), key)] = self._state(key, entry)
             else:
@@ -131,7 +149,8 @@ class _Carrier:
                 "the optimiser holds parameters that are not the traced model's: shapes "
                 f"{[tuple(p.shape) for p in held[:3]]}. Give the optimiser of this model."
             )
-        behind = [name for name in ours if name not in self.layouts or name not in self.parameters]
+        there = self.parameters.keys() | self.lost
+        behind = [name for name in ours if name not in self.layouts or name not in there]
         if behind:
             raise UserError(
                 f"the optimiser holds {behind[0]}, which is behind a parametrisation whose "

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from prunus.graph import (
@@ -26,17 +27,19 @@ from prunus.surgery.skipped import Skip, Skipped
 from prunus.surgery.structure import Structure, holder
 
 
-def shorten_where_exact(small: nn.Module, graph: Graph) -> None:
+@torch.inference_mode(False)  # see graph.trace
+def shorten_where_exact(model: nn.Module, small: nn.Module, graph: Graph) -> None:
     """Shorten, in place, the lists in which blocks are skipped, if the model runs the same operators without them.
 
     Args:
+        model: The original, which says what counts the links.
         small: A model with a `Skipped` in the place of each block.
         graph: The graph of the original, whose examples it is run on.
     """
     skips = [module.skip for module in small.modules() if isinstance(module, Skipped)]
     for parent in _lists(small, skips):
         shorter = make_skeleton(small)
-        if not shorten(shorter, parent):
+        if not shorten(model, shorter, parent):
             continue
         try:
             same = all(
@@ -46,18 +49,19 @@ def shorten_where_exact(small: nn.Module, graph: Graph) -> None:
         except Exception:  # whatever code raises that asks for one certain link
             same = False
         if same:
-            shorten(small, parent)
+            shorten(model, small, parent)
 
 
-def shortened_like(small: nn.Module, structure: Structure) -> None:
+def shorten_like(model: nn.Module, small: nn.Module, structure: Structure) -> None:
     """Shorten the lists of a structure, in place, as when a file is loaded; outer lists come last.
 
     Args:
+        model: The original.
         small: A model with a `Skipped` in the place of each block.
         structure: The structure that it is to have.
     """
     for parent in sorted(structure.shortened, reverse=True):
-        shorten(small, parent)
+        shorten(model, small, parent)
 
 
 def _lists(small: nn.Module, skips: Sequence[Skip]) -> Iterator[str]:
@@ -69,30 +73,30 @@ def _lists(small: nn.Module, skips: Sequence[Skip]) -> Iterator[str]:
                 yield parent
 
 
-def shorten(model: nn.Module, parent: str) -> bool:
+def shorten(model: nn.Module, small: nn.Module, parent: str) -> bool:
     """Take the skipped links out of a list, and number the others anew, in place.
 
     Args:
-        model: The model.
+        model: The original.
+        small: The model with a `Skipped` in the place of each block.
         parent: The name of the list.
 
     Returns:
         Whether any link stays; otherwise nothing is changed.
     """
-    links = model.get_submodule(parent)._modules
+    links = small.get_submodule(parent)._modules
     stays = [name for name, link in links.items() if not isinstance(link, Skipped)]
     if not stays:
         return False
-    counted = list(_counters(links))
-    before, numbered = len(links), all(name.isdigit() for name in links)
-    numbers = [number for number, name in enumerate(links) if name in stays]
-    for name, path, key, start in counted:
-        if name in stays:
-            setattr(links[name].get_submodule(path), key, stays.index(name) + start)  # pyright: ignore
+    for name, path, key, start in _counters(model.get_submodule(parent)._modules):
+        if name in stays and not isinstance(module := links[name].get_submodule(path), Skipped):  # pyright: ignore
+            setattr(module, key, stays.index(name) + start)
+    before, names = len(links), list(links)
     left = [links[name] for name in stays]
     links.clear()
+    numbered = all(name.isdigit() for name in names)
     links.update(zip(map(str, range(len(left))) if numbered else stays, left, strict=True))
-    _count_in_arguments(model, before, numbers)
+    _count_in_arguments(small, before, [names.index(name) for name in stays])
     return True
 
 
