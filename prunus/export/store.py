@@ -1,11 +1,11 @@
 """A pruned model on disk: `keep.json`, plain data that a person can read, and `model.safetensors`.
 
-`keep.json` states which units stayed, which shapes the original had, and which integers in its modules
-changed, so loading needs the original class and nothing else: no tracing, no method, no pickle. A weight behind a
-parametrisation (weight_norm, spectral_norm) is stored by its plain name and its value; the tensors behind it, listed
-in the entry `behind` (name -> shape), are stored too, so that a parametrised model gets back exactly those. So are
-tensors that the model keeps in plain attributes, in the entry `state`. Blocks that were skipped stand in `skipped`, with
-what stands in their places, and the lists of modules that are shorter without them in `shortened`.
+`keep.json` states which units stayed, which shapes the original had, and which integers in its modules changed, so
+loading needs the original class and nothing else: no tracing, no method, no pickle. A weight behind a parametrisation
+(weight_norm, spectral_norm) is stored by its plain name and its value; the tensors behind it, listed in the entry
+`behind` (name -> shape), are stored too, so that a parametrised model gets back exactly those. So are tensors that the
+model keeps in plain attributes, in the entry `state`. Blocks that were skipped are in `skipped`, with what stands in
+their places, and the lists of modules that are shorter without them in `shortened`.
 
 Pruned single weights are plain zeros in `model.safetensors`, so that loading is the same, and `masks.safetensors`
 marks them, one bit per weight; `keep.json` then has an entry `masks`: parameter -> number of weights that stay.
@@ -198,7 +198,7 @@ def load_keep(folder: str | Path, graph: Graph | None = None) -> dict[str, list[
     if graph is not None:
         there = {name: entry.size for name, entry in axes.items()}
         here = {name: axis.size for name, axis in graph.axes.items()}
-        here |= {name: 1 for name in graph.blocks.keys() & there.keys()}
+        here |= dict.fromkeys(graph.blocks.keys() & there.keys(), 1)
         wrong = [name for name in {**here, **there} if there.get(name) != here.get(name)]
         if wrong:
             words = (

@@ -25,6 +25,7 @@ Its files, in the order in which to read them:
     construction  sizes that a model states and never reads
     parametrised  weights behind steps: what lies behind, how it is cut and set
     blocks        the modules that can be skipped
+    words         layouts and long lists in words
     graph         Graph: members, widths, explain
     tracing       trace a model, or a part of it
     places        the places of the units that stay

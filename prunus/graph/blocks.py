@@ -3,8 +3,8 @@
 A module can be skipped in one of two ways. A *residual* module returns its input plus something: its output has the
 layout of an input, and a path leads from that input to the output through additions alone, through activations that
 change nothing the second time (where the input went through the same one), and, if it ends with one, through norms of
-sums. Skipped, it returns that input. A *branch* is a module whose output is added to a signal that it has read. Skipped, it returns
-zeros. Nothing is known by the name of a class. Source: ours.
+sums. Skipped, it returns that input. A *branch* is a module whose output is added to a signal that it has read.
+Skipped, it returns zeros. Nothing is known by the name of a class. Source: ours.
 """
 
 from __future__ import annotations
@@ -81,6 +81,10 @@ class Block:
     def around(self, other: Block) -> bool:
         """Return whether another block lies in this one."""
         return self is not other and self.start <= other.start and other.stop <= self.stop
+
+    def is_within(self, others: Iterable[Block]) -> bool:
+        """Return whether this block is one of some, or lies in one."""
+        return any(self is other or other.around(self) for other in others)
 
     def make_axis(self) -> Axis:
         """Make its axis, of one unit."""
@@ -222,7 +226,9 @@ class _Search:
     def path(self, call: Call, entry: Tag, output: Tag) -> Iterator[bool]:
         """Whether a norm ends the path from an input to the output; nothing if there is no path."""
         seen: set[tuple[Tag, bool]] = set()
-        waiting = [(output, True, False)]  # a tensor, whether nothing but copies follows it, whether a norm does
+        waiting = [
+            (output, True, False)
+        ]  # a tensor, whether nothing but copies follows it, whether a norm does
         while waiting:
             tag, last, ended = waiting.pop()
             if tag is entry:

@@ -8,7 +8,7 @@ holds no weights, so it serves every copy of the model. A `keep` is plain data o
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import lcm, prod
@@ -28,6 +28,7 @@ from prunus.graph.operators import BATCH_NORM
 from prunus.graph.outputs import Outputs
 from prunus.graph.places import Keep
 from prunus.graph.tracer import Storage
+from prunus.graph.words import formula, shortened
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +86,19 @@ class Graph:
         """The modules that can be skipped, by the names of their axes, in the order in which they run."""
         return self._search[0]
 
+    @property
+    def unskippable(self) -> dict[str, str]:
+        """Why the other modules in which something is multiplied cannot be skipped, by the same kind of name."""
+        return self._search[1]
+
     @cached_property
     def deep(self) -> Graph:
         """The graph with an axis of one unit for each block, which a keep may leave out, after its own axes."""
         if any(axis.kind == "depth" for axis in self.axes.values()):
             return self
-        found = replace(self, axes=self.axes | {name: block.make_axis() for name, block in self.blocks.items()})
+        found = replace(
+            self, axes=self.axes | {name: block.make_axis() for name, block in self.blocks.items()}
+        )
         found.__dict__["_search"] = self._search
         return found
 
@@ -230,11 +238,10 @@ class Graph:
             return self.axes[name]
         if not name.endswith(SUFFIX):
             raise unknown("axis", name, self.axes)
-        blocks, reasons = self._search
-        if name in reasons:
-            raise UserError(f"{name.removesuffix(SUFFIX)} cannot be skipped: {reasons[name]}.")
-        if name not in blocks:
-            raise unknown("block", name, blocks)
+        if name in self.unskippable:
+            raise UserError(f"{name.removesuffix(SUFFIX)} cannot be skipped: {self.unskippable[name]}.")
+        if name not in self.blocks:
+            raise unknown("block", name, self.blocks)
         return self.deep.axes[name]
 
     def shape(self, tensor: str, keep: Keep) -> torch.Size:
@@ -309,9 +316,9 @@ class Graph:
                 )
             result[name] = sorted(wanted)
         skipped = self.skipped(result)
-        if skipped and not [each for each in self.blocks.values() if not _is_within(each, skipped)]:
+        if skipped and not [each for each in self.blocks.values() if not each.is_within(skipped)]:
             raise UserError(
-                f"keep skips all blocks of the model ({_short([each.module for each in skipped])}); let one stay."
+                f"keep skips all blocks of the model ({shortened([each.module for each in skipped])}); let one stay."
             )
         return result
 
@@ -387,32 +394,11 @@ class Graph:
         axis = self.axes[name]
         members = [f"  {m.tensor}, dimension {m.dim}, {m.role}" for m in self.members(name)]
         links = dict.fromkeys(str(link) for link in axis.links)
-        through = f"\n  coupled through: {_short(list(links), 8)}" if links else ""
+        through = f"\n  coupled through: {shortened(list(links), 8)}" if links else ""
         return f"axis {name}: {axis.size} units shrink together in\n" + "\n".join(members) + through
 
     def _words(self, layout: Layout) -> str:
         shape = axes.normal(layout)
         whys = sorted({str(axis.fixed) for axis in axes.ends(layout) if axis.fixed})
-        text = f"fixed at {shape}" if isinstance(shape, int) else _formula(shape)
+        text = f"fixed at {shape}" if isinstance(shape, int) else formula(shape)
         return f"{text} ({'; '.join(whys)})" if whys else text
-
-
-def _is_within(block: Block, others: Sequence[Block]) -> bool:
-    return any(block is other or other.around(block) for other in others)
-
-
-def _formula(layout: Layout) -> str:
-    if isinstance(layout, Axis):
-        return f"{layout.name}[{layout.size}]"
-    if isinstance(layout, axes.Sum):
-        return " + ".join(map(_formula, layout.parts))
-    if isinstance(layout, axes.Product):
-        return " x ".join(
-            f"({_formula(f)})" if isinstance(f, axes.Sum) else _formula(f) for f in layout.factors
-        )
-    return str(layout)
-
-
-def _short(items: Sequence[object], most: int = 6) -> str:
-    text = ", ".join(map(str, items[:most]))
-    return text + (f", ... ({len(items)} in all)" if len(items) > most else "")

@@ -16,13 +16,14 @@ from prunus.graph.axes import Axis, Layout
 from prunus.graph.calls import shared_names
 from prunus.graph.construction import stated
 from prunus.graph.copying import check_traceable
-from prunus.graph.graph import Graph, _short
+from prunus.graph.graph import Graph
 from prunus.graph.modules import evaluation_mode
 from prunus.graph.operators import Args, Kwargs
 from prunus.graph.outputs import Outputs
 from prunus.graph.parametrised import follow_steps
 from prunus.graph.passes import Passes, doubled
 from prunus.graph.turns import one_at_a_time
+from prunus.graph.words import shortened
 from prunus.inputs import call
 
 MODES = ("eval", "train")
@@ -70,7 +71,7 @@ def trace(
         graph = _trace(model, examples, True, modes is not None, outputs)
         warnings.warn(str(error), stacklevel=3)
     if not graph.axes:
-        why = _short([f"{what}: {reason}" for what, reason in graph.fixed], 3) or "no parameters at all"
+        why = shortened([f"{what}: {reason}" for what, reason in graph.fixed], 3) or "no parameters at all"
         raise TraceError(f"nothing in this {type(model).__name__} may shrink: {why}.")
     return graph
 
@@ -204,7 +205,7 @@ def _fix_unused(parameters: Collection[str], layouts: dict[str, list[Layout]], p
     if unused:
         known = "in evaluation or training mode" if "train" in passes.modes else "in evaluation mode"
         warnings.warn(
-            f"{len(unused)} parameters are never used {known} and stay as they are ({_short(unused, 3)}). "
+            f"{len(unused)} parameters are never used {known} and stay as they are ({shortened(unused, 3)}). "
             "If they are used otherwise, the layers that feed them must stay too: freeze those.",
             stacklevel=4,
         )

@@ -6,6 +6,7 @@ Its files, in the order in which to read them:
     _registry                               finding a method by its name, and setting its options
     magnitude taylor activation bn_scale    methods that score units, a file for each
     fpgm lamp random submodular             more of them
+    sglp                                    blocks that are skipped, a few of those that are alike
     structure                               the widths of an earlier run
     dhp/                                    widths learned by hypernetworks with latent vectors
     pass_/                                  masks from a recurrent hypernetwork that reads a visual prompt

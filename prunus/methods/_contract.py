@@ -55,6 +55,10 @@ class Options(Checked, ABC):
     def check_task(self, task: Task) -> None:
         """Raise UserError if the method cannot work on the task's data; called before anything is trained."""
 
+    def why_no_steps(self) -> str:
+        """Return why the method cannot prune in steps with these options, or nothing if it can."""
+        return self.no_steps
+
     def fixed_in_search(self) -> Sequence[str] | None:
         """Return the fields of the recipe that the method sets itself in its own training, which `Task.search_recipe`
         gives; None: it trains nothing, with these options."""

@@ -34,6 +34,7 @@ from prunus.refit.products import Product
 from prunus.refit.sites import Sites, find_sites
 from prunus.refit.systems import RIDGE, System, check_ridge
 from prunus.refit.walk import Stop, Walk
+from prunus.surgery import Structure
 
 
 def fit_in_order(
@@ -47,7 +48,7 @@ def fit_in_order(
     ridge: float = RIDGE,
     progress: Callable[..., AbstractContextManager[Step]] = silent,
 ) -> Fitted:
-    """Fit the products of a small model in place to the outputs of the original.
+    """Fit the products of a small model in place to the outputs of the original, whatever blocks were skipped.
 
     All batches are held at once, in both models: as much memory as one pass of each over all of them, without
     gradients.
@@ -74,15 +75,24 @@ def fit_in_order(
     check_ridge(ridge)
     inputs = [move(each, device) for each in read_batches(batches)]
     bare, bare_small = make_skeleton(model, real=True), make_skeleton(small, real=True)
-    sites = find_sites(graph, small)
-    fitting = _Fitting(graph, Places(graph.check_keep(keep)), sites, layers, ridge)
+    keep = graph.check_keep(keep)
+    structure, lost = Structure.of(graph, keep, small), graph.lost(keep)
+    names = structure.originals(graph.layouts)
+    sites = find_sites(graph, small, names)
+    fitting = _Fitting(graph, Places(keep), sites, layers, ridge)
     with ExitStack() as passes, progress("repairing", sum(map(len, sites.outputs.values()))) as step:
         passes.enter_context(quiet_forward())
-        pairs = [[passes.enter_context(Walk(each, batch)) for each in (bare, bare_small)] for batch in inputs]
+        pairs = [
+            (
+                passes.enter_context(Walk(bare, batch, without=lost)),
+                passes.enter_context(Walk(bare_small, batch, names)),
+            )
+            for batch in inputs
+        ]
         while _are_alike(stops := [(original.next(), cut.next()) for original, cut in pairs]):
             step(fitting.at(stops))
     ours, theirs = named_tensors(small), named_tensors(bare_small)
-    for name in graph.statistics:
+    for name in structure.renamed(graph.statistics):
         ours[name].copy_(theirs[name])
     return Fitted(fitting.layers, sites.left, sum(map(count_examples, inputs)))
 

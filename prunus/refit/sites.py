@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
+from types import MappingProxyType
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from prunus.graph import Graph, Layout, Op, Tag, axes, operators, parametrised
 
+_OWN: Mapping[str, str] = MappingProxyType({})
 SHARED = "several products use it"
 
 
@@ -33,17 +35,19 @@ class Sites:
     left: dict[str, str] = field(default_factory=dict)
 
 
-def find_sites(graph: Graph, model: nn.Module) -> Sites:
+def find_sites(graph: Graph, model: nn.Module, names: Mapping[str, str] = _OWN) -> Sites:
     """Find the products of a graph that may be fitted again.
 
     Args:
         graph: The graph.
         model: A copy of the model, of any size.
+        names: The names that its tensors have in the graph, where they are others than its own.
 
     Returns:
         The products.
     """
-    sites = Sites(left=dict.fromkeys(_computed(model), "a parametrisation computes it"))
+    computed = (names.get(name, name) for name in _computed(model))
+    sites = Sites(left=dict.fromkeys(computed, "a parametrisation computes it"))
     readers: dict[Tag, list[Op]] = defaultdict(list)
     for op in graph.ops:
         for tag in op.reads():

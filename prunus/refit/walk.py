@@ -7,8 +7,9 @@ it still needs, and no others; so passes over several batches hold together what
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from prunus.errors import UserError, one_line
 from prunus.graph import named_tensors, operators
 from prunus.inputs import call, in_words
 from prunus.refit.products import Product
+
+_OWN: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass
@@ -60,11 +63,16 @@ class Walk:
     Args:
         model: A bare model (see `graph.make_skeleton`).
         inputs: The inputs of one batch, as the model takes them; the pass gets a copy, to which it may write.
+        names: The names by which its tensors are known, where they are others than its own (see surgery.Structure).
+        without: The names at which it does not stop.
     """
 
-    def __init__(self, model: nn.Module, inputs: Any):
+    def __init__(
+        self, model: nn.Module, inputs: Any, names: Mapping[str, str] = _OWN, without: Collection[str] = ()
+    ):
         self.model, self.inputs = model, tree_map_only(Tensor, torch.clone, inputs)
-        named = {name: t for name, t in named_tensors(model).items() if t.numel()}
+        named = {names.get(name, name): t for name, t in named_tensors(model).items() if t.numel()}
+        named = {name: tensor for name, tensor in named.items() if name not in without}
         self._weights = {address(t): name for name, t in named.items() if isinstance(t, nn.Parameter)}
         self._kept = {address(t): name for name, t in named.items() if not isinstance(t, nn.Parameter)}
         self._here, self._on = threading.Semaphore(0), threading.Semaphore(0)

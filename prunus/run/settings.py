@@ -218,7 +218,7 @@ def read_by(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 def check_steps(settings: Settings, budget: Budget | Sparsity) -> None:
     """Raise UserError if the method or the budget do not go with several steps."""
     _, config = resolve_method(settings)
-    why = config.no_steps
+    why = config.why_no_steps()
     if config.removes == "weights":
         why = "it sets single weights to zero"
     elif budget.name == "latency_ms":

@@ -4,11 +4,13 @@ Its files, in the order in which to read them:
 
     members        the weights that belong to a unit, combined and normalised
     weights        magnitude, lamp, bn_scale, fpgm, random
+    blocks         influence, and what blocks do on data
     gradients      taylor, and a loss without labels
     activations    activation
 """
 
 from prunus.scores.activations import activation
+from prunus.scores.blocks import features, gradient_norms, influence
 from prunus.scores.gradients import random_projection, taylor
 from prunus.scores.members import Batches, Combine, Normalize, Scores
 from prunus.scores.weights import bn_scale, fpgm, lamp, magnitude, random
@@ -20,7 +22,10 @@ __all__ = [
     "Scores",
     "activation",
     "bn_scale",
+    "features",
     "fpgm",
+    "gradient_norms",
+    "influence",
     "lamp",
     "magnitude",
     "random",

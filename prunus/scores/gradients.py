@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from prunus.errors import UserError
 from prunus.graph import Graph, is_inexact, make_skeleton, output_tensors
 from prunus.inputs import call
+from prunus.scores.blocks import Watched
 from prunus.scores.members import ALL, Batches, Scores, _as_float, _gather, _members, _to_device
 
 
@@ -20,12 +21,14 @@ def taylor(
     batches: Batches,
     *,
     roles: Sequence[str] = ("consumes",),
+    depth: bool = False,
 ) -> Scores:
     """Score units by the mean over batches of (sum over weights of gradient * weight)^2, in eval mode.
 
     Scaling a unit is the same as scaling the weights that read it, so their sum is the derivative with respect to a
-    gate on the unit, as in the paper. Weights that write a unit before a norm say much less.
-    Source: Molchanov et al., CVPR 2019, arXiv:1906.10771.
+    gate on the unit, as in the paper. Weights that write a unit before a norm say much less. A block is scored by a
+    gate on what it adds: by the gradient of its output times that, summed and squared. Source: Molchanov et al., CVPR
+    2019, arXiv:1906.10771.
 
     Args:
         model: The traced model; its gradients are not touched.
@@ -33,6 +36,7 @@ def taylor(
         loss: loss(output, targets) -> scalar.
         batches: (inputs, targets) pairs.
         roles: The roles of the weights that are summed; for an axis without such weights, all of its weights.
+        depth: Whether the blocks that can be skipped are scored, too.
 
     Returns:
         {axis: float32 (size,)}; higher means keep.
@@ -45,6 +49,8 @@ def taylor(
     with torch.inference_mode(False), torch.enable_grad():
         bare = make_skeleton(model, real=True)
         weights = {n: p.requires_grad_() for n, p in bare.named_parameters() if is_inexact(p)}
+        blocks = graph.blocks if depth else {}
+        watched = Watched(bare, graph) if depth else None
         for count, (inputs, targets) in enumerate(_to_device(bare, batches), 1):
             value = loss(call(bare, inputs), targets)
             if not value.isfinite():
@@ -52,17 +58,20 @@ def taylor(
                     f"taylor: the loss of batch {count} is {value.item()}, not a finite number; check the model's "
                     "weights and the data for NaN."
                 )
-            gradients = torch.autograd.grad(
-                value, list(weights.values()), allow_unused=True, materialize_grads=True
-            )
+            wanted = [*weights.values(), *(watched.outputs[axis] for axis in blocks if watched)]
+            gradients = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
             change = {
                 name: _as_float(weight) * _as_float(gradient)
-                for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+                for (name, weight), gradient in zip(weights.items(), gradients, strict=False)
             }
             for axis in graph.axes:
                 parts = [_gather(change[m.tensor], m) for m in _members(graph, axis, roles, otherwise=ALL)]
                 square = reduce(torch.add, parts).square()
                 total[axis] = total[axis] + square if axis in total else square
+            for (axis, block), gradient in zip(blocks.items(), gradients[len(weights) :], strict=True):
+                assert watched is not None
+                added = (_as_float(gradient) * _as_float(watched.branch(axis, block))).sum()
+                total[axis] = total.get(axis, torch.zeros(())) + added.square().reshape(1)
     if not count:
         raise UserError("taylor: expected at least one batch to score with, got none; give data.")
     return {axis: squares / count for axis, squares in total.items()}

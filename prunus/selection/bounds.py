@@ -61,7 +61,9 @@ def min_units(
     if isinstance(freeze, str):
         raise UserError(f"freeze: expected a list of patterns, got the text {freeze!r}; write [{freeze!r}].")
     names = _names(graph)
-    ends = {name for name, axis in graph.axes.items() if axis.kind == "depth" and graph.blocks[name].protected}
+    ends = {
+        name for name, axis in graph.axes.items() if axis.kind == "depth" and graph.blocks[name].protected
+    }
     floors = dict.fromkeys(graph.axes, 0.0) | dict.fromkeys(ends, 1.0)
     floors |= _counts(graph, names, "floor", floor, FLOOR)
     caps = {name: float(axis.size) for name, axis in graph.axes.items()}

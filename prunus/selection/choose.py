@@ -15,8 +15,8 @@ into blocks, all blocks enter one queue by their score, and are taken from its f
 Adding a block never lowers a cost, so the number of blocks that fit is found by bisection, with many candidates in a
 query. The cost of a block is the budget's closed form, or any given price that never falls; milliseconds are predicted
 and measured by the meter of a `Metered` budget (prunus/latency/meter.py).
-Scores for blocks (`graph.blocks`) let these compete with the units: a block is an axis of one unit, which costs all that
-is in it. If all scores are of blocks, widths stay as they are.
+Scores for blocks (`graph.blocks`) let these compete with the units: a block is an axis of one unit, which costs all
+that is in it. If all scores are of blocks, widths stay as they are.
 
 Shapes: A axes, N blocks in the queue, C candidates.
 """
@@ -170,7 +170,9 @@ def select(
     sizes = torch.tensor([axis.size for axis in graph.axes.values()], dtype=torch.float64)
     before = price(sizes[None]).item()
     limit = budget.limit(before)
-    bounds = min_units(graph, floor, cap, freeze) | {name: (graph.axes[name].size, "no score") for name in whole}
+    bounds = min_units(graph, floor, cap, freeze) | {
+        name: (graph.axes[name].size, "no score") for name in whole
+    }
     bound = torch.tensor([units for units, _ in bounds.values()])
     least = torch.tensor(list(graph.multiples.values()))
 

@@ -74,9 +74,9 @@ def _polynomial(graph: Graph, name: str) -> _Polynomial:
                 [(1, graph.layouts[each], depth.holding(each)) for each in sorted(graph.parameters)],
             ]
         else:
-            rows = [
-                [(each.bytes_per_element, each.dims, depth.making(each))] for each in graph.storages
-            ] + [list(each.terms) for each in depth.longer]
+            rows = [[(each.bytes_per_element, each.dims, depth.making(each))] for each in graph.storages] + [
+                list(each.terms) for each in depth.longer
+            ]
         cached[name] = _Polynomial(rows)
     return cached[name]
 

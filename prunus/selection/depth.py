@@ -11,7 +11,9 @@ from torch import Tensor, ones
 from prunus.errors import UserError
 from prunus.graph import Block, Graph, Layout, Storage
 
-Term = tuple[int, Sequence[Layout], tuple[str, ...]]  # a number, the layouts and the blocks that it is multiplied by
+Term = tuple[
+    int, Sequence[Layout], tuple[str, ...]
+]  # a number, the layouts and the blocks that it is multiplied by
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,8 @@ def with_blocks(
         return graph, scores, []
     if measured:
         raise UserError(
-            f"blocks cannot be chosen by {budget}, because milliseconds are predicted for widths alone. Give a budget of "
-            "macs, params or memory_mb, and measure the result."
+            f"blocks cannot be chosen by {budget}, because milliseconds are predicted for widths alone. Give a budget "
+            "of macs, params or memory_mb, and measure the result."
         )
     deep = graph.deep
     unscored = [name for name in graph.blocks if name not in scores]

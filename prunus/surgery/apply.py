@@ -5,7 +5,8 @@ in all weights of the removed units, are run in every mode that was traced, on r
 a signal passes, so that fresh weights and zeros cannot hide a wrong index; their outputs, and the buffers that they
 write, must agree. That is decided in float32 if the difference is no more than rounding, otherwise in double
 precision. In both, operators that mix units (layer norm, softmax, means over a pruned axis) take their statistics over
-the kept units only, and random numbers (dropout, noise) are the same for the same unit. Source: ours.
+the kept units only, and random numbers (dropout, noise) are the same for the same unit. Blocks that are skipped are
+passed by in the original, if they return their input (a branch: zeros) with their parameters at zero. Source: ours.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from prunus.errors import UserError, unknown
 from prunus.graph import Graph, Keep, make_skeleton, set_attributes
 from prunus.surgery.copies import checked_tensors, clone, resize
 from prunus.surgery.proof import prove
+from prunus.surgery.skipped import Skip, put_skipped
 from prunus.surgery.slicing import cut, mask_tensors
 
 
 def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
-    """Copy `model` with zeros in all weights of the units that are not kept; shapes stay the same.
+    """Copy `model` with zeros in all weights of the units and blocks that are not kept; shapes stay the same.
+
+    A block that ends with a norm returns zeros then, where `shrink` lets it return its input.
 
     Args:
         model: The traced model; it is not changed.
@@ -79,13 +83,15 @@ def crop(
                 f"weights[{name!r}] should have the full shape {tuple(tensors[name].shape)}, has "
                 f"{tuple(tensor.shape)}; give it uncut."
             )
-    part = cut({**tensors, **weights}, graph, keep)
+    lost = graph.lost(keep)
+    part = cut({n: t for n, t in {**tensors, **weights}.items() if n not in lost}, graph, keep)
     part |= {n: t.clone() for n, t in part.items() if n not in graph.parameters}  # the call may write to them
     bare = make_skeleton(model)
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in bare.named_modules():
         module.training = modes[name]
     set_attributes(bare, graph.attributes, graph.widths(keep))
+    put_skipped(bare, map(Skip.of, graph.skipped(keep)))
     return torch.func.functional_call(bare, part, args, kwargs)
 
 

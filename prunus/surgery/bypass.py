@@ -13,7 +13,9 @@ from prunus.errors import PruningError
 from prunus.graph import Block, seeded
 from prunus.surgery.skipped import Skip, Skipped
 
-ROUNDING = 1e-3  # of the largest number of the input; a branch that is not zero has numbers as large as that one
+ROUNDING = (
+    1e-3  # of the largest number of the input; a branch that is not zero has numbers as large as that one
+)
 
 
 def bypass(model: nn.Module, block: Block) -> None:

@@ -85,9 +85,7 @@ class _Carrier:
     Parameters of blocks that are skipped leave the optimiser.
     """
 
-    def __init__(
-        self, graph: Graph, keep: Keep, model: nn.Module, small: nn.Module, structure: Structure
-    ):
+    def __init__(self, graph: Graph, keep: Keep, model: nn.Module, small: nn.Module, structure: Structure):
         self.keep, self.layouts = keep, graph.layouts | graph.behind
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         for weight in parametrised.weights_behind_steps(model):

@@ -149,7 +149,7 @@ def _set_count(
     """Set a number of links; lists: cut the lists of as many items beside it to those of the links that stay."""
     set_integer(arguments, path, len(numbers))
     beside = vars(get_integer(arguments, path[:-1])) if lists and len(path) > 1 else {}
-    for key, value in beside.items():
+    for value in beside.values():
         if isinstance(value, list) and len(value) == before:
             value[:] = [value[number] for number in numbers]
 
@@ -158,7 +158,5 @@ def _module_names(model: nn.Module, like: nn.Module | None = None) -> set[str]:
     """The names of a model's modules, without those within blocks that `like` skips."""
     skipped = [name for name, module in (like or model).named_modules() if isinstance(module, Skipped)]
     return {
-        name
-        for name, _ in model.named_modules()
-        if not any(name.startswith(f"{each}.") for each in skipped)
+        name for name, _ in model.named_modules() if not any(name.startswith(f"{each}.") for each in skipped)
     }

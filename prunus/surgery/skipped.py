@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -69,3 +70,15 @@ class Skipped(nn.Module):
     def extra_repr(self) -> str:
         """Say what it returns."""
         return f"returns {'zeros like ' if self.skip.branch else ''}argument {self.skip.argument!r}"
+
+
+def put_skipped(model: nn.Module, skips: Iterable[Skip]) -> None:
+    """Put a `Skipped` in the place of each block of a model, in place.
+
+    Args:
+        model: The model.
+        skips: The blocks.
+    """
+    for skip in skips:
+        parent, _, name = skip.module.rpartition(".")
+        model.get_submodule(parent)._modules[name] = Skipped(skip, model.get_submodule(skip.module))

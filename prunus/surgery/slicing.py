@@ -65,13 +65,15 @@ def shape_differences(shapes: Mapping[str, torch.Size], tensors: Mapping[str, to
 
 
 def mask_tensors(tensors: dict[str, torch.Tensor], graph: Graph, keep: Keep) -> dict[str, torch.Tensor]:
-    """`tensors` with zeros in the parameters of removed units.
+    """`tensors` with zeros in the parameters of removed units and skipped blocks.
 
     Buffers stay as they are: their entries at removed units do not matter, and some (variances) are divided by. So are
     the directions of the old weight_norm: the lengths of removed units are zero instead.
     """
-    places = Places(keep)
-    return {n: places.clear(t, zeroed(graph, n)) if n in graph.parameters else t for n, t in tensors.items()}
+    places, lost = Places(keep), graph.lost(keep)
+    zeros = {n: torch.zeros_like(t) for n, t in tensors.items() if n in lost & graph.parameters}
+    left = ((n, t) for n, t in tensors.items() if n in graph.parameters - lost)
+    return {**tensors, **{n: places.clear(t, zeroed(graph, n)) for n, t in left}, **zeros}
 
 
 def zeroed(graph: Graph, name: str) -> list[Layout]:

@@ -1,4 +1,4 @@
-"""Three tiny networks with one difficulty each, and tiny images for them to classify."""
+"""Four tiny networks with one difficulty each, and tiny images for them to classify."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -75,10 +75,37 @@ class Attending(nn.Module):
         return self.head(x.mean(1))
 
 
+class Link(nn.Module):
+    """A residual block of one hidden layer, with a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.BatchNorm2d(8), nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(12, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add to features x (B, 8, H, W)."""
+        return x + self.down(F.relu(self.up(self.norm(x))))
+
+
+class Stacked(nn.Module):
+    """A stem and six blocks, each of which can be skipped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.links = nn.Sequential(*(Link() for _ in range(6)))
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute logits (B, 4) of images x (B, 1, 8, 8)."""
+        return self.head(F.relu(self.links(self.stem(x))).mean((2, 3)))
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "residual": Residual,
     "concatenating": Concatenating,
     "attending": Attending,
+    "stacked": Stacked,
 }
 
 

@@ -52,7 +52,7 @@ def test_files_cut_short(saved, file, left):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"format": 3}, "is of format 3, but this version of Prunus reads formats 1 to 2"),
+        ({"format": 4}, "is of format 4, but this version of Prunus reads formats 1 to 3"),
         ({"axes": []}, r"\$.axes: Expected object, got array. Save the model again"),
         ({"axes": {"0": 3}}, r"\$.axes\['0'\]: Expected object, got int, there is 3"),
         ({"axes": {"0": {"size": 6, "keep": [2, 1]}}}, r"\$.axes\['0'\]: Expected ascending indices below 6"),

@@ -21,7 +21,7 @@ QUICK = {  # options that make a method quick on tiny networks
 
 
 @pytest.mark.filterwarnings("ignore:bn_scale. no norm")  # the attending network has axes without one
-@pytest.mark.parametrize("name", [name for name in methods.names() if name != "structure"])
+@pytest.mark.parametrize("name", [name for name in methods.names() if name not in ("structure", "sglp")])
 def test_every_method_holds_what_it_should(name):
     check_method(name, options=QUICK.get(name, ()))
 
@@ -29,6 +29,20 @@ def test_every_method_holds_what_it_should(name):
 @pytest.mark.parametrize("worth", ["loss", "answers", "layers"])
 def test_submodular_holds_it_whatever_units_are_worth(worth):
     check_method("submodular", options=[f"worth={worth}", "how=curves", "batches=2"])
+
+
+@pytest.mark.parametrize("options", [[], ["delete=segments", "segments=2"], ["gradient=outputs"]])
+def test_sglp_holds_it_where_there_are_blocks(options):
+    check_method("sglp", options=["batches=2", *options], networks=["stacked"])
+
+
+def test_sglp_refuses_a_network_without_blocks():
+    with pytest.raises(UserError, match=r"at least 3 blocks .* has 0"):
+        check_method("sglp", networks=["residual"])
+
+
+def test_taylor_holds_it_when_blocks_compete():
+    check_method("taylor", options=["batches=2", "depth=True"])
 
 
 def test_structure_holds_it_with_a_folder(tmp_path):
