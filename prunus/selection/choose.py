@@ -190,7 +190,8 @@ def select(
             break
         limits = limits_on(grid)
     if limits.costs(limits.base) > limit:
-        raise _unreachable(limits, budget, bounds)
+        lowest = torch.tensor([0.0 if axis.kind == "depth" else 1.0 for axis in graph.axes.values()]).double()
+        raise _unreachable(limits, budget, bounds, lowest)
     base, steps = limits.base, limits.steps
     # Between measured points a table is flat or steep by chance, so there the cost of a whole block counts.
     probe = torch.minimum(steps, sizes - 1).clamp_min(1) if measured else torch.ones(len(sizes))
@@ -287,10 +288,12 @@ def _rank(
     ]
 
 
-def _unreachable(limits: _Limits, budget: Budget, bounds: Mapping[str, tuple[int, str]]) -> Unreachable:
+def _unreachable(
+    limits: _Limits, budget: Budget, bounds: Mapping[str, tuple[int, str]], lowest: Tensor
+) -> Unreachable:
     """Make the error that says what can be reached, and which axes prevent more."""
-    before, reach, single = map(limits.costs, (limits.sizes, limits.base, torch.ones_like(limits.base)))
-    saved = reach - limits.price(limits.base - (limits.base - 1).diag())
+    before, reach, single = map(limits.costs, (limits.sizes, limits.base, lowest))
+    saved = reach - limits.price(limits.base - (limits.base - lowest).diag())
     held = []
     for i in saved.argsort(descending=True)[:5].tolist():
         name, (_, why) = list(bounds.items())[i]
@@ -301,7 +304,7 @@ def _unreachable(limits: _Limits, budget: Budget, bounds: Mapping[str, tuple[int
         f"{budget} cannot be met: {budget.name} come to {format_number(reach)} at the least, {reach / before:.4f} of "
         f"the {format_number(before)} before. Held up most by: "
         f"{'; '.join(held) or 'nothing, every axis is at one unit'}. "
-        f"With one unit an axis it would be {single / before:.4f}. Give a larger budget, or lower floors, raise "
+        f"With one unit an axis{'' if lowest.all() else ' and no block'} it would be {single / before:.4f}. Give a larger budget, or lower floors, raise "
         "caps, freeze less."
     )
     error.min_units = dict(zip(bounds, limits.base.int().tolist(), strict=True))

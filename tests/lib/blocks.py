@@ -1,0 +1,44 @@
+"""Small models with blocks that can be skipped."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus.graph import Graph
+from tests.lib.models import imported_beside_torchvision
+
+IDS = torch.arange(3, 11)[None]
+
+
+def names(graph: Graph) -> list[str]:
+    """The modules that can be skipped, in the order in which they run."""
+    return [block.module for block in graph.blocks.values()]
+
+
+def llama(layers: int = 5, **more: Any) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A decoder of transformers with grouped heads, and its example."""
+    transformers = imported_beside_torchvision("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=40,
+        bos_token_id=1,
+        eos_token_id=2,
+        **more,
+    )
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(config).eval(), {"input_ids": IDS}
+
+
+def gpt2(layers: int = 5, **more: Any) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """GPT-2's decoder, and its example."""
+    transformers = imported_beside_torchvision("transformers")
+    config = transformers.GPT2Config(
+        n_embd=16, n_layer=layers, n_head=4, vocab_size=40, n_positions=64, bos_token_id=1, eos_token_id=2, **more
+    )
+    torch.manual_seed(0)
+    return transformers.GPT2LMHeadModel(config).eval(), {"input_ids": IDS}
