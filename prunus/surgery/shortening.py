@@ -88,8 +88,10 @@ def shorten(model: nn.Module, small: nn.Module, parent: str) -> bool:
     stays = [name for name, link in links.items() if not isinstance(link, Skipped)]
     if not stays:
         return False
+    inside = {name: dict(links[name].named_modules()) for name in stays}  # pyright: ignore
     for name, path, key, start in _counters(model.get_submodule(parent)._modules):
-        if name in stays and not isinstance(module := links[name].get_submodule(path), Skipped):  # pyright: ignore
+        module = inside[name].get(path) if name in inside else None
+        if module is not None:
             setattr(module, key, stays.index(name) + start)
     before, names = len(links), list(links)
     left = [links[name] for name in stays]
