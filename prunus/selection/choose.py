@@ -304,8 +304,8 @@ def _unreachable(
         f"{budget} cannot be met: {budget.name} come to {format_number(reach)} at the least, {reach / before:.4f} of "
         f"the {format_number(before)} before. Held up most by: "
         f"{'; '.join(held) or 'nothing, every axis is at one unit'}. "
-        f"With one unit an axis{'' if lowest.all() else ' and no block'} it would be {single / before:.4f}. Give a larger budget, or lower floors, raise "
-        "caps, freeze less."
+        f"With one unit an axis{'' if lowest.all() else ' and no block'} it would be "
+        f"{single / before:.4f}. Give a larger budget, or lower floors, raise caps, freeze less."
     )
     error.min_units = dict(zip(bounds, limits.base.int().tolist(), strict=True))
     return error

@@ -70,9 +70,7 @@ def test_encoders_with_norms_after_the_sums():
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
     model = transformers.BertModel(transformers.BertConfig(vocab_size=30, **sizes)).eval()
     graph = prunus.trace(model, {"input_ids": torch.arange(6)[None]})
-    assert names(graph) == [
-        f"encoder.layer.{i}{part}" for i in range(3) for part in ("", ".attention")
-    ]
+    assert names(graph) == [f"encoder.layer.{i}{part}" for i in range(3) for part in ("", ".attention")]
     assert all(block.ended for block in graph.blocks.values())
 
 
@@ -298,7 +296,7 @@ def test_explain_says_what_a_block_returns():
 def test_keeps_that_no_model_can_have():
     graph = prunus.trace(zoo.build("resnet20").eval(), torch.randn(1, 3, 32, 32))
     with pytest.raises(UserError, match="skips all blocks of the model"):
-        graph.check_keep(dict.fromkeys(graph.blocks, []))
+        graph.check_keep({name: [] for name in graph.blocks})
     with pytest.raises(UserError, match=r"layer1.1:depth'\] must hold 0 to 1 .* got \[1\]"):
         graph.check_keep({"layer1.1:depth": [1]})
     with pytest.raises(UserError, match=r"must hold 1 to 16 .* got \[\]"):

@@ -38,7 +38,14 @@ def gpt2(layers: int = 5, **more: Any) -> tuple[nn.Module, dict[str, torch.Tenso
     """GPT-2's decoder, and its example."""
     transformers = imported_beside_torchvision("transformers")
     config = transformers.GPT2Config(
-        n_embd=16, n_layer=layers, n_head=4, vocab_size=40, n_positions=64, bos_token_id=1, eos_token_id=2, **more
+        n_embd=16,
+        n_layer=layers,
+        n_head=4,
+        vocab_size=40,
+        n_positions=64,
+        bos_token_id=1,
+        eos_token_id=2,
+        **more,
     )
     torch.manual_seed(0)
     return transformers.GPT2LMHeadModel(config).eval(), {"input_ids": IDS}

@@ -48,7 +48,8 @@ def gone(*modules: str) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize(
-    "skipped", [["layer1.1"], ["layer1.0", "layer1.1", "layer1.2"], ["layer1.2", "layer2.1", "layer2.2", "layer3.1"]]
+    "skipped",
+    [["layer1.1"], ["layer1.0", "layer1.1", "layer1.2"], ["layer1.2", "layer2.1", "layer2.2", "layer3.1"]],
 )
 def test_costs_are_those_of_the_model_without_the_blocks(resnet, skipped):
     model, graph = resnet
@@ -153,7 +154,9 @@ def test_the_first_and_the_last_block_stay_unless_they_are_named(vit):
     assert keep["blocks.0:depth"] == [] and keep["blocks.11:depth"] == [0]
 
 
-@pytest.mark.parametrize("pattern", ["blocks.4:depth", "blocks.4", "blocks.4.attention", "blocks.4.attention.qkv"])
+@pytest.mark.parametrize(
+    "pattern", ["blocks.4:depth", "blocks.4", "blocks.4.attention", "blocks.4.attention.qkv"]
+)
 def test_a_block_that_holds_something_frozen_stays(vit, pattern):
     _, graph = vit
     scores = {name: torch.ones(1) for name in graph.blocks} | {"blocks.4:depth": torch.zeros(1)}

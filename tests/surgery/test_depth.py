@@ -92,7 +92,11 @@ def test_blocks_and_units_together(vit):
         ("resnet18", ["layer1.1", "layer3.1"], (1, 3, 64, 64)),
         ("resnet50", ["layer2.1", "layer3.4"], (1, 3, 64, 64)),
         ("convnext_tiny", ["features.5.2", "features.5.3"], (1, 3, 64, 64)),
-        ("vit_b_32", ["encoder.layers.encoder_layer_3", "encoder.layers.encoder_layer_5.mlp"], (1, 3, 224, 224)),
+        (
+            "vit_b_32",
+            ["encoder.layers.encoder_layer_3", "encoder.layers.encoder_layer_5.mlp"],
+            (1, 3, 224, 224),
+        ),
         ("swin_t", ["features.5.2", "features.5.3.attn"], (1, 3, 64, 64)),
     ],
 )
@@ -118,7 +122,9 @@ def test_decoders_answer_alike_with_a_cache_and_without(make, stem, attention, s
     layers = 5 - sum("." not in each.removeprefix(f"{stem}.") for each in skipped)
     assert small.config.num_hidden_layers == layers == len(small.get_submodule(stem))
     assert model.config.num_hidden_layers == 5
-    numbers = [(name, module.layer_idx) for name, module in small.named_modules() if hasattr(module, "layer_idx")]
+    numbers = [
+        (name, module.layer_idx) for name, module in small.named_modules() if hasattr(module, "layer_idx")
+    ]
     assert all(f".{number}." in f"{name}." for name, number in numbers)
 
     whole = {name: name in skipped for name in (f"{stem}.{i}" for i in range(5))}
@@ -138,11 +144,19 @@ def test_decoders_answer_alike_with_a_cache_and_without(make, stem, attention, s
 
 def test_what_a_config_says_of_each_layer_is_cut_with_them():
     transformers = imported_beside_torchvision("transformers")
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 5, "vocab_size": 40, "head_dim": 4}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 5,
+        "vocab_size": 40,
+        "head_dim": 4,
+    }
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 4}
     model = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**sizes, **heads)).eval()
     kinds = list(model.config.layer_types)
-    small = prunus.shrink(model, prunus.trace(model, {"input_ids": IDS}), gone("model.layers.1", "model.layers.2"))
+    small = prunus.shrink(
+        model, prunus.trace(model, {"input_ids": IDS}), gone("model.layers.1", "model.layers.2")
+    )
     assert small.config.layer_types == [kinds[0], kinds[3], kinds[4]] and model.config.layer_types == kinds
     settings = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     cached = small.generate(IDS, use_cache=True, **settings)
@@ -235,7 +249,13 @@ def test_a_list_is_shortened_only_where_the_model_runs_the_same_operators(rule, 
 def test_the_numbers_of_links_follow_in_a_shorter_list():
     model, x = Links(one_by_one).eval(), torch.randn(3, 6)
     small = prunus.shrink(model, prunus.trace(model, x), gone("links.0", "links.1", "links.2", "links.3"))
-    assert [link.number for link in small.links] == [0] and [link.number for link in model.links] == [0, 1, 2, 3, 4]
+    assert [link.number for link in small.links] == [0] and [link.number for link in model.links] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_what_stands_in_keeps_the_numbers_and_words_that_others_read():
@@ -294,7 +314,7 @@ def test_training_is_proved_without_the_draws_of_a_skipped_block():
         def __init__(self):
             super().__init__(None)
             self.drop = nn.ModuleList(nn.Dropout(0.5) for _ in range(5))
-            for link, drop in zip(self.links, self.drop, strict=True):
+            for link in self.links:
                 link.inner = nn.Sequential(link.inner, nn.Dropout(0.3))
 
         def forward(self, x):
@@ -352,7 +372,7 @@ def test_a_saved_model_comes_back(resnet, vit, tmp_path):
         other = prunus.load(tmp_path / str(number), zoo.build(["resnet20", "vit_tiny"][number])).eval()
         assert torch.equal(other(IMAGES), small(IMAGES))
         assert [name for name, _ in other.named_modules()] == [name for name, _ in small.named_modules()]
-        assert prunus.export.load_keep(tmp_path / str(number)) == {k: v for k, v in keep.items()}
+        assert prunus.export.load_keep(tmp_path / str(number)) == keep
 
 
 def test_a_saved_decoder_comes_back_with_its_caches(tmp_path):
@@ -374,5 +394,5 @@ def test_a_file_of_another_model_is_refused(resnet, vit, tmp_path):
         prunus.load(tmp_path, vit[0])
     with pytest.raises(FileError, match="does not fit the keep"):
         prunus.save(tmp_path, prunus.shrink(*resnet, gone("layer2.1")), keep, resnet[1])
-    with pytest.raises(UserError, match="unknown block 'layer1.1:depth'"):
+    with pytest.raises(UserError, match=r"unknown block 'layer1.1:depth'"):
         prunus.shrink(*vit, keep)
