@@ -86,13 +86,15 @@ def in_processes(asked: argparse.Namespace, measured: Callable[..., Rows], *give
     return rows
 
 
-def write(name: str, asked: argparse.Namespace, load: float, networks: dict[str, Rows]) -> None:
+def write(
+    name: str, asked: argparse.Namespace, load: float, networks: dict[str, Rows], batch: int = BATCH
+) -> None:
     """Keep what was timed as results/NAME[_THREADSthread].json. load: of the machine before."""
     machine = {"processor": cpu(), "cores": os.cpu_count(), "load_before": load}
     machine |= {"python": platform.python_version(), "torch": torch.__version__, "prunus": prunus.__version__}
     suffix = f"_{asked.threads}thread" * (asked.threads != 2)
     path = Path(__file__).parent / "results" / f"{name}{suffix}.json"
-    setup = vars(asked) | {"batch": BATCH, "seed": SEED}
+    setup = vars(asked) | {"batch": batch, "seed": SEED}
     write_json(path, {"setup": setup, "machine": machine, "networks": networks})
     print(f"written to {path}")
 

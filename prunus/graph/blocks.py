@@ -111,7 +111,7 @@ def find_blocks(
 
     Returns:
         The blocks by the names of their axes, in the order in which they run, and for each other module in which
-        something is multiplied, by the same kind of name, why it cannot be skipped.
+        something is multiplied, by its name, why it cannot be skipped.
     """
     return _Search(ops, calls, outputs, tensors, shared).run()
 
@@ -152,7 +152,7 @@ class _Search:
                 if isinstance(block, Block):
                     found.append(block)
                 else:
-                    reasons[call.name + SUFFIX] = block
+                    reasons[call.name] = block
         found = sorted(self.without_repeats(found, reasons), key=lambda block: (block.start, -block.stop))
         outermost = [block for block in found if not any(other.around(block) for other in found)]
         ends = [*outermost[:1], *outermost[-1:]]
@@ -339,7 +339,7 @@ class _Search:
             own = self.multiplied(block.start, block.stop)
             inside = [other for other in kept if block.around(other)]
             if not block.branch and own == self.together(each for each in inside if not each.branch):
-                reasons[block.axis] = f"it is no more than {', '.join(each.module for each in inside[:3])}"
+                reasons[block.module] = f"it is no more than {', '.join(each.module for each in inside[:3])}"
             else:
                 kept.append(block)
         for block in kept:
@@ -347,7 +347,7 @@ class _Search:
             outside = [other for other in kept if other.around(block)]
             same = [other for other in outside if self.multiplied(other.start, other.stop) == own]
             if block.branch and same:
-                reasons[block.axis] = f"{same[0].module} is skipped in its place"
+                reasons[block.module] = f"{same[0].module} is skipped in its place"
             else:
                 yield block
 

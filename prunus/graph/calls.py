@@ -5,7 +5,8 @@ They are recorded by hooks, as are the names of the modules that are running.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,13 +25,13 @@ class Call:
     Args:
         name: The name of the module.
         start: The number of the first operation within it.
-        inputs: The tags of its arguments that are tensors.
     """
 
     __slots__ = ("inputs", "name", "outputs", "start", "stop")
 
-    def __init__(self, name: str, start: int, inputs: dict[Argument, Tag]):
-        self.name, self.start, self.inputs = name, start, inputs
+    def __init__(self, name: str, start: int):
+        self.name, self.start = name, start
+        self.inputs: dict[Argument, Tag] = {}  # the tags of its arguments that are tensors
         self.stop = start  # the number of the first operation after it
         self.outputs: Tag | list[Tag | None] | None = None  # of a tensor, a tuple; None: neither of them
 
@@ -58,9 +59,11 @@ class Modules:
     def _enter(self, name: str) -> Callable[[nn.Module, Args, Kwargs], None]:
         def hook(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
             self.stack.append(name)
-            given: Mapping[Argument, Any] = {**dict(enumerate(args)), **kwargs}
-            tags = {place: tag for place, value in given.items() if (tag := _tag(value)) is not None}
-            self._open.append(Call(name, len(self.ops), tags))
+            call = Call(name, len(self.ops))
+            for place, value in chain(enumerate(args), kwargs.items()):
+                if isinstance(value, torch.Tensor) and (tag := tag_of(value)) is not None:
+                    call.inputs[place] = tag
+            self._open.append(call)
 
         return hook
 
@@ -70,8 +73,10 @@ class Modules:
         call.stop = len(self.ops)
         if isinstance(output, torch.Tensor):
             call.outputs = _tag(output)
-        elif type(output) is tuple and all(each is None or _tag(each) is not None for each in output):
-            call.outputs = [_tag(each) for each in output]
+        elif type(output) is tuple:
+            tags = [_tag(each) for each in output]
+            if all(tag is not None or each is None for tag, each in zip(tags, output, strict=True)):
+                call.outputs = tags
         self.calls.append(call)
 
     def remove(self) -> None:
@@ -94,11 +99,16 @@ def shared_names(model: nn.Module) -> list[list[str]]:
         For each such module or tensor all of its names.
     """
     found: dict[int, list[str]] = {}
-    named = [
-        *model.named_modules(remove_duplicate=False),
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]
-    for name, each in named:
-        found.setdefault(id(each), []).append(name)
+    waiting: list[tuple[str, nn.Module]] = [("", model)]
+    while waiting:
+        name, module = waiting.pop()
+        found.setdefault(id(module), []).append(name)
+        prefix = f"{name}." if name else ""
+        for held in (module._parameters, module._buffers):
+            for key, tensor in held.items():
+                if tensor is not None:
+                    found.setdefault(id(tensor), []).append(prefix + key)
+        for key, inner in reversed(module._modules.items()):
+            if inner is not None:
+                waiting.append((prefix + key, inner))
     return [names for names in found.values() if len(names) > 1]

@@ -88,7 +88,7 @@ class Graph:
 
     @property
     def unskippable(self) -> dict[str, str]:
-        """Why the other modules in which something is multiplied cannot be skipped, by the same kind of name."""
+        """Why the other modules in which something is multiplied cannot be skipped, by their names."""
         return self._search[1]
 
     @cached_property
@@ -238,8 +238,9 @@ class Graph:
             return self.axes[name]
         if not name.endswith(SUFFIX):
             raise unknown("axis", name, self.axes)
-        if name in self.unskippable:
-            raise UserError(f"{name.removesuffix(SUFFIX)} cannot be skipped: {self.unskippable[name]}.")
+        module = name.removesuffix(SUFFIX)
+        if module in self.unskippable:
+            raise UserError(f"{module} cannot be skipped: {self.unskippable[module]}.")
         if name not in self.blocks:
             raise unknown("block", name, self.blocks)
         return self.deep.axes[name]
