@@ -28,6 +28,7 @@ Its files, in the order in which to read them:
     places        the places of the units that stay
     draws         random numbers, the same for two models
     levels        signals that neither fade nor grow, in a network on random weights
+    stand_ins     parameters whose numbers are made when they are read
     reference     a run at full size that computes what the small model does
 """
 
@@ -53,10 +54,11 @@ from prunus.graph.op import (
 )
 from prunus.graph.outputs import Outputs, output_tensors, quiet_config, select_outputs
 from prunus.graph.parametrised import OwnStep, read_tensor, tensors_behind
-from prunus.graph.places import Keep, Places, set_zero, take
+from prunus.graph.places import Keep, Places, Where, set_zero, take
 from prunus.graph.reference import Reference
 from prunus.graph.rules import rule
 from prunus.graph.skeleton import make_skeleton, named_tensors, quiet_forward
+from prunus.graph.stand_ins import StandIns, WrittenError
 from prunus.graph.state import kept_tensors, set_kept
 from prunus.graph.tracer import Storage
 from prunus.graph.tracing import part, trace
@@ -82,10 +84,13 @@ __all__ = [
     "Places",
     "Reference",
     "SameDraws",
+    "StandIns",
     "Stated",
     "Storage",
     "Tag",
     "Untracked",
+    "Where",
+    "WrittenError",
     "check_traceable",
     "copy_model",
     "evaluation_mode",
