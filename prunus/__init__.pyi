@@ -9,6 +9,7 @@ from . import sparse as sparse
 from . import testing as testing
 from .export import load_masks as load_masks
 from .export import save as save
+from .export import shrink_checkpoint as shrink_checkpoint
 from .graph import Graph as Graph
 from .graph import part as part
 from .graph import rule as rule
