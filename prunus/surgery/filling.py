@@ -152,5 +152,6 @@ class OneByOne(Filling):
         return self._in_whole
 
     def around_small(self) -> AbstractContextManager:
+        self._in_whole.clear()
         self._in_small.clear()
         return self._in_small
