@@ -27,7 +27,7 @@ import torch
 import prunus
 from prunus import scores, surgery
 from prunus.machine import machine, versions
-from prunus.refit import fit_in_order
+from prunus.refit import Moments, fit_in_order
 
 SHIM = Path(__file__).parents[2] / "shared" / "tools"
 if SHIM.exists():
@@ -108,6 +108,7 @@ def of_small(step: str) -> dict[str, float]:
         "magnitude": lambda: scores.magnitude(model, graph),
         "taylor": lambda: scores.taylor(model, graph, loss, [(batch, None) for batch in batches]),
         "repair in order": lambda: fit_in_order(model, small, graph, keep, batches),
+        "moments": lambda: Moments(model, graph, batches),
     }
     with torch.no_grad() if step == "forward pass" else torch.enable_grad():
         row = watched(steps[step])
@@ -142,7 +143,7 @@ ROWS: dict[str, Callable[[], dict[str, float]]] = {
     "trace and select, 70B": lambda: on_meta("70B"),
     **{
         step: (lambda step=step: of_small(step))
-        for step in ("forward pass", "cut", "proof", "magnitude", "taylor", "repair in order")
+        for step in ("forward pass", "cut", "proof", "magnitude", "taylor", "repair in order", "moments")
     },
     "shrink_checkpoint, 2 GB": on_disk,
 }
