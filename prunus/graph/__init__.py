@@ -21,7 +21,12 @@ Its files, in the order in which to read them:
     solve         which integers follow which layouts
     check         the check of a trace at other widths
     passes        the passes of all modes
+    making        a model made again from what it keeps
     construction  sizes that a model states and never reads
+    fields        integers of what a model is made from
+    configs       a config tried at other sizes
+    ties          axes that shrink together
+    tying         the search for what a config can say
     parametrised  weights behind steps: what lies behind, how it is cut and set
     graph         Graph: members, widths, explain
     tracing       trace a model, or a part of it

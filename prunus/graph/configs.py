@@ -1,18 +1,15 @@
-"""The widths that a model's own config can say, so that the model can be made again from it, and hold what was saved.
+"""What a model is made from, tried at other sizes.
 
-It is found by trying. Each integer of the config that its class reads is made smaller, alone or with others by the same
-share, and the model is made again without weights. What its tensors and attributes are then says which axes became
-smaller with it. All else has to stay: buffers that no file holds (the frequencies of rotary embeddings) and factors that
-the constructor computes would be others than those of the small model, which were made at full size. Axes that no
-integers say in this way stay whole. Source: ours.
+The model is made again, without weights, from a config in which some integers are smaller. What its tensors and the
+attributes that its forward pass reads are then says which axes became smaller. All else has to stay: buffers that no
+file holds (the frequencies of rotary embeddings) and factors that the constructor computes would be others than those
+of the small model, which were made at full size. Source: ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import product
-from threading import get_ident
 from typing import Any, NamedTuple
 
 import torch
@@ -21,14 +18,13 @@ from torch import nn
 from prunus.graph import axes
 from prunus.graph.attributes import get_integer
 from prunus.graph.axes import Axis, Layout
+from prunus.graph.fields import integers_read, reading, unsaid
 from prunus.graph.making import Maker, Path
 from prunus.graph.modules import list_modules
 from prunus.graph.sizes import Place
 from prunus.graph.skeleton import named_tensors
 from prunus.graph.state import kept_tensors
-from prunus.graph.ties import Tie, Ties, common_parts
 
-_MOST_FIELDS = 6  # that shrink together
 _MOST_OPEN = 8  # axes of a size that are not known one by one
 
 
@@ -84,8 +80,8 @@ class Config:
         self._layouts = self._labelled(model)
         self.added: dict[Path, int] = {}
         self.base = self._say(model)
-        self.fields = dict(_integers(maker.kept, read))
-        self.added = self._found(_unsaid(model, maker.kept, read, missed))
+        self.fields = dict(integers_read(maker.kept, read))
+        self.added = self._found(unsaid(model, maker.kept, read, missed))
 
     def _found(self, unsaid: Mapping[Path, Sequence[int]]) -> dict[Path, int]:
         """Of integers that a config may state, and does not, those that its class goes by, with their values."""
@@ -215,192 +211,7 @@ class Config:
         return [size] if size * kept % parts else [size, size * kept // parts]
 
 
-def config_ties(config: Config) -> Ties:
-    """Find the axes that a config can make smaller.
-
-    Args:
-        config: The config.
-
-    Returns:
-        The ties, each with the integers that say it, and the axes that stay whole, with the reason.
-    """
-    ties: list[Tie] = []
-    reasons: dict[str, str] = {}
-    fields = config.fields | config.added
-    tried = {path: config.attempt({path: value}, value // 2, value) for path, value in fields.items()}
-    single = {
-        path: trial
-        for path, trial in tried.items()
-        if trial is None or (trial.complete and (trial.axes or trial.wrong))
-    }
-    for path, trial in sorted(
-        single.items(), key=lambda each: len(each[1].wrong) if each[1] else len(fields)
-    ):
-        found = _completed(config, fields, single, path)
-        if found is not None:
-            _accept(config, ties, found, reasons)
-        elif trial is not None:
-            why = f"{'.'.join(map(str, path))} says its size, and changes {trial.wrong[0]} as well"
-            reasons |= {name: why for name in trial.touches if name in config.named and name not in reasons}
-    tied = {name for tie in ties for name in tie.axes}
-    usual = "no integer of the model's config says its size alone"
-    held = {name: reasons.get(name, usual) for name in config.named if name not in tied}
-    return Ties(tuple(ties), held, config.added if ties else {})
-
-
-def _completed(
-    config: Config, fields: Mapping[Path, int], single: Mapping[Path, Trial | None], first: Path
-) -> Tie | None:
-    """The tie of an integer, with as few others as it needs; None if there is none."""
-    chosen, trial = [first], single[first]
-    while trial is None or trial.wrong:
-        best: tuple[Path, Trial] | None = None
-        for path, other in single.items():
-            apart = other is not None and trial is not None and not other.touches & trial.touches
-            parts = common_parts(fields[each] for each in (*chosen, path))
-            if path in chosen or apart or parts < 2 or len(chosen) == _MOST_FIELDS:
-                continue
-            both = config.attempt({each: fields[each] for each in (*chosen, path)}, parts // 2, parts)
-            if both is not None and (best is None or len(both.wrong) < len(best[1].wrong)):
-                best = path, both
-        if best is None or (trial is not None and len(best[1].wrong) >= len(trial.wrong)):
-            return None
-        chosen.append(best[0])
-        trial = best[1]
-    return _with_parts(config, {path: fields[path] for path in chosen}, trial.axes)
-
-
-def _with_parts(config: Config, fields: Mapping[Path, int], names: tuple[str, ...]) -> Tie | None:
-    """A tie in the finest steps with which the model holds what was saved.
-
-    A size that its class refuses is no reason for coarser steps: it may be taken beside other sizes (a width that has to
-    be a multiple of the number of heads), which `Config.misfits` finds out.
-    """
-    whole = common_parts([*fields.values(), *(config.named[name].size for name in names)])
-    for parts in sorted((n for n in range(2, whole + 1) if names and whole % n == 0), reverse=True):
-        trials = [config.attempt(fields, kept, parts) for kept in {parts - 1, max(1, parts // 2)}]
-        if all(trial is None or (not trial.wrong and trial.axes == names) for trial in trials):
-            return Tie(names, parts, dict(fields))
-    return None
-
-
-def _accept(config: Config, ties: list[Tie], new: Tie, reasons: dict[str, str]) -> None:
-    """Add a tie if it goes together with those that there are."""
-    if any(set(new.axes) & set(tie.axes) for tie in ties):
-        return
-    sizes = {name: axis.size for name, axis in config.named.items()}
-    together = Ties((*ties, new))
-    widths = sizes | {
-        name: sizes[name] // tie.parts * max(1, tie.parts // 2) for tie in together.tied for name in tie.axes
-    }
-    wrong = config.misfits(together.fields(sizes, widths), widths)
-    if wrong:
-        reasons |= dict.fromkeys(new.axes, f"with other axes it changes {wrong[0]}")
-    else:
-        ties.append(new)
-
-
 def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return one.shape == other.shape and (one.is_meta or other.is_meta or torch.equal(one, other))
     return type(one) is type(other) and one == other
-
-
-Read = set[tuple[type, str]]  # attributes of classes
-
-
-@contextmanager
-def reading(kept: Mapping[str, Any]) -> Iterator[tuple[Read, Read]]:
-    """Note which attributes of the objects that a model keeps are read in this thread, and which are missed.
-
-    Args:
-        kept: The objects.
-
-    Returns:
-        A context manager of the attributes that were there, and of those that were not.
-    """
-    read: Read = set()
-    missed: Read = set()
-    own = get_ident()
-    usual: dict[type, Any] = {}
-
-    def noting(usual: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
-        def get(owner: Any, name: str) -> Any:
-            try:
-                value = usual(owner, name)
-            except AttributeError:
-                if get_ident() == own:
-                    missed.add((type(owner), name))
-                raise
-            if get_ident() == own and (value is None or type(value) is int):
-                held = usual(owner, "__dict__")  # a name may stand for another
-                names = [name] if name in held else [key for key in held if held[key] is value]
-                read.update((type(owner), each) for each in names)
-            return value
-
-        return get
-
-    for _, each in _objects(kept):
-        kind = type(each)
-        if kind not in usual and not isinstance(each, (dict, list, tuple)):
-            usual[kind] = vars(kind).get("__getattribute__")
-            kind.__getattribute__ = noting(kind.__getattribute__)
-    try:
-        yield read, missed
-    finally:
-        for kind, before in usual.items():
-            if before is None:
-                del kind.__getattribute__
-            else:
-                kind.__getattribute__ = before
-
-
-def _objects(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """The objects, dicts, lists and tuples in what a model keeps, each with the steps to it."""
-    if isinstance(value, (str, nn.Module, torch.Tensor, type)) or callable(value) or len(path) > _MOST_FIELDS:
-        return
-    held = _members(value)
-    if held is not None:
-        if path:
-            yield path, value
-        for key, item in held.items():
-            yield from _objects(item, (*path, key))
-
-
-def _members(value: Any) -> dict[Any, Any] | None:
-    """The items of a container, or the attributes of an object; None for others."""
-    if isinstance(value, Mapping):
-        return {key: item for key, item in value.items() if isinstance(key, str) and "." not in key}
-    if isinstance(value, (list, tuple)):
-        return dict(enumerate(value))
-    held = getattr(value, "__dict__", None)
-    return held if isinstance(held, dict) else None
-
-
-def _integers(kept: Mapping[str, Any], read: Read) -> Iterator[tuple[Path, int]]:
-    """The integers from 2 in what a model keeps, of those objects whose attributes are watched the ones that are read."""
-    for path, owner in [((), dict(kept)), *_objects(kept)]:
-        for key, value in (_members(owner) or {}).items():
-            watched = not isinstance(owner, (dict, list, tuple))
-            if type(value) is int and value > 1 and (not watched or (type(owner), key) in read):
-                yield (*path, key), value
-
-
-def _unsaid(
-    model: nn.Module, kept: Mapping[str, Any], read: Read, missed: Read
-) -> dict[Path, tuple[int, ...]]:
-    """Integers that a config may state and does not, with the values that they may have.
-
-    Its class asks for them. They are not there, and modules keep them by that name; or they are None, and some dimension
-    is as large.
-    """
-    found: dict[Path, tuple[int, ...]] = {}
-    for path, owner in _objects(kept):
-        for name in sorted(name for kind, name in missed if kind is type(owner)):
-            values = {vars(module).get(name) for _, module in list_modules(model) if name in vars(module)}
-            found[*path, name] = tuple(v for v in values if type(v) is int and v > 1)
-        for name, value in (_members(owner) or {}).items():
-            if value is None and (type(owner), name) in read:
-                sizes = {size for tensor in named_tensors(model).values() for size in tensor.shape}
-                found[*path, name] = tuple(sorted(size for size in sizes if size > 1))
-    return found

@@ -20,7 +20,7 @@ from prunus.errors import UserError, unknown
 from prunus.graph import axes, op
 from prunus.graph.attributes import Attribute
 from prunus.graph.axes import Axis, Layout
-from prunus.graph.configs import Config, config_ties
+from prunus.graph.configs import Config
 from prunus.graph.construction import Stated
 from prunus.graph.making import Maker
 from prunus.graph.op import Op, Tag
@@ -30,6 +30,7 @@ from prunus.graph.places import Keep
 from prunus.graph.sizes import Place
 from prunus.graph.ties import Ties, block_ties, place_of
 from prunus.graph.tracer import Storage
+from prunus.graph.tying import config_ties
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +174,23 @@ class Graph:
         """The axes that keep one share together under `uniform=True` (see ties.py)."""
         kinds = {name: self.topology(name) for name in self.axes}
         return block_ties(self.axes, kinds) if self.config is None else config_ties(self.config)
+
+    def misfits(self, widths: Mapping[str, int]) -> list[str]:
+        """List what would be other than in the small model if that were made again from its config.
+
+        Args:
+            widths: The number of units of each axis, by its name.
+
+        Returns:
+            What it is called; empty if all agrees, or if the model is not made from a config.
+        """
+        if self.config is None:
+            return []
+        return self.config.misfits(self.ties.fields(self._sizes, widths), widths)
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {name: axis.size for name, axis in self.axes.items()}
 
     def widths(self, keep: Keep | None = None) -> dict[str, int]:
         """Count the units that each axis keeps.

@@ -117,7 +117,7 @@ def _without_data() -> Iterator[None]:
 
 
 class _Unwritten(TorchFunctionMode):
-    """Leaves out what only writes to tensors without data, such as their initialisation, which takes most of the time."""
+    """Leaves out what only writes to tensors without data: their initialisation, which takes most of the time."""
 
     def __torch_function__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}

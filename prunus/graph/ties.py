@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import gcd
 from typing import Any
 
 from prunus.graph.axes import Axis
@@ -91,20 +90,3 @@ def place_of(name: str) -> str:
         The place, such as layers.*.mlp.up.
     """
     return ".".join("*" if step.isdecimal() else step for step in name.split("."))
-
-
-def common_parts(numbers: Iterable[int]) -> int:
-    """Return the most parts into which all of some numbers can be divided.
-
-    Args:
-        numbers: The numbers.
-
-    Returns:
-        Their greatest common divisor.
-    """
-    return gcd(*numbers)
-
-
-def same_place(names: Sequence[str]) -> bool:
-    """Whether all of some axes have the same place in their blocks."""
-    return len({place_of(name) for name in names}) <= 1
