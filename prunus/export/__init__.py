@@ -2,17 +2,20 @@
 
 Its files, in the order in which to read them:
 
+    configured  whether a model's config makes it
     store       keep.json and model.safetensors: save, load
     programs    converting to torch.export and ONNX, running in torch and onnxruntime
     files       model.pt2 and model.onnx, checked against the model
 """
 
+from prunus.export.configured import check_config
 from prunus.export.files import export_model, largest_difference
 from prunus.export.programs import Call, export_program, feed_of, missing_for_onnx, open_session, to_onnx
 from prunus.export.store import load, load_keep, load_masks, save
 
 __all__ = [
     "Call",
+    "check_config",
     "export_model",
     "export_program",
     "feed_of",

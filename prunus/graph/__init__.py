@@ -38,11 +38,13 @@ Its files, in the order in which to read them:
 
 from prunus.graph.attributes import Attribute, Integers, get_integer, set_attributes, set_integer, slots
 from prunus.graph.axes import Axis, Layout
+from prunus.graph.configs import difference_of_made
 from prunus.graph.construction import Stated, stated_sizes
 from prunus.graph.copying import check_traceable, copy_model
 from prunus.graph.draws import SameDraws
 from prunus.graph.graph import Graph, Member
 from prunus.graph.levels import Levels
+from prunus.graph.making import Maker
 from prunus.graph.modules import evaluation_mode
 from prunus.graph.op import (
     CONSUMES,
@@ -80,6 +82,7 @@ __all__ = [
     "Keep",
     "Layout",
     "Levels",
+    "Maker",
     "Member",
     "Op",
     "Outputs",
@@ -93,6 +96,7 @@ __all__ = [
     "Untracked",
     "check_traceable",
     "copy_model",
+    "difference_of_made",
     "evaluation_mode",
     "get_integer",
     "is_inexact",

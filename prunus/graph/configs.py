@@ -99,7 +99,7 @@ class Config:
     def is_same(self, shapes: Mapping[str, Sequence[int]]) -> bool:
         """Whether the model that it makes has tensors of these shapes."""
         return all(
-            self.base.sizes.get(f"{name}, dimension {dim}", size) == size
+            self.base.sizes.get(_dimension(name, dim), size) == size
             for name, shape in shapes.items()
             for dim, size in enumerate(shape)
         )
@@ -108,24 +108,17 @@ class Config:
         found: dict[str, Layout] = {}
         for name, tensor in named_tensors(model).items():
             for dim, layout in enumerate(self._tensors.get(name, tensor.shape)):
-                found[f"{name}, dimension {dim}"] = axes.normal(layout)
+                found[_dimension(name, dim)] = axes.normal(layout)
         return found | {str(place): axes.normal(layout) for place, layout in self.known.items()}
 
     def _say(self, model: nn.Module) -> Made:
-        tensors = named_tensors(model)
-        sizes = {f"{n}, dimension {d}": size for n, t in tensors.items() for d, size in enumerate(t.shape)}
-        values: dict[str, Any] = dict(kept_tensors(model))
-        for name, module in list_modules(model):
-            held = vars(module)
-            found = {key: value for key, value in held.items() if type(value) is float}
-            found |= {key: held["_buffers"][key] for key in held["_non_persistent_buffers_set"]}
-            values |= {f"{name}.{key}".lstrip("."): value for key, value in found.items()}
+        made = sayings(model)
         for place in self.known:
             try:
-                sizes[str(place)] = get_integer(model.get_submodule(place.module), place.path)
+                made.sizes[str(place)] = get_integer(model.get_submodule(place.module), place.path)
             except (AttributeError, LookupError):
                 continue
-        return Made(sizes, values)
+        return made
 
     def _make(self, integers: Mapping[Path, int]) -> Made | None:
         """What the model is with other integers; None if its class refuses them."""
@@ -211,7 +204,50 @@ class Config:
         return [size] if size * kept % parts else [size, size * kept // parts]
 
 
+def sayings(model: nn.Module) -> Made:
+    """Collect the sizes of a model's tensors, and the numbers that it has beside those that a file holds."""
+    tensors = named_tensors(model)
+    sizes = {_dimension(name, dim): size for name, t in tensors.items() for dim, size in enumerate(t.shape)}
+    values: dict[str, Any] = dict(kept_tensors(model))
+    for name, module in list_modules(model):
+        held = vars(module)
+        found = {key: value for key, value in held.items() if type(value) is float}
+        found |= {key: held["_buffers"][key] for key in held["_non_persistent_buffers_set"]}
+        values |= {f"{name}.{key}".lstrip("."): value for key, value in found.items()}
+    return Made(sizes, values)
+
+
+def difference_of_made(model: nn.Module, again: nn.Module) -> list[str]:
+    """List how a model differs from one that was made again from its config.
+
+    Args:
+        model: The model.
+        again: The other one, whose parameters need no data.
+
+    Returns:
+        A phrase for each tensor or number that differs.
+    """
+    mine, other = sayings(model), sayings(again)
+    found = [
+        f"{name} is {mine.sizes.get(name, 'missing')} and would be {other.sizes.get(name, 'missing')}"
+        for name in dict.fromkeys([*mine.sizes, *other.sizes])
+        if mine.sizes.get(name) != other.sizes.get(name)
+    ]
+    names = dict.fromkeys([*mine.values, *other.values])
+    return found + [
+        f"{name} would have another value"
+        for name in names
+        if not _equal(mine.values.get(name), other.values.get(name))
+    ]
+
+
+def _dimension(tensor: str, dim: int) -> str:
+    return f"{tensor}, dimension {dim}"
+
+
 def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.shape == other.shape and (one.is_meta or other.is_meta or torch.equal(one, other))
+        if one.shape != other.shape or one.is_meta or other.is_meta:
+            return one.shape == other.shape
+        return torch.equal(one.to(other.device, other.dtype), other)
     return type(one) is type(other) and one == other
