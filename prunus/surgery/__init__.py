@@ -8,6 +8,7 @@ Its files, in the order in which to read them:
     stated             what a model says about its own sizes
     copies             models that hold other tensors
     sampling           random weights that let a signal through
+    decoding           calls with a cache
     vessel             a copy of a model that is given other tensors again and again
     proof              prove, verify, and the axis to blame
     apply              mask, crop, shrink

@@ -28,6 +28,7 @@ from prunus.graph import (
 )
 from prunus.inputs import call
 from prunus.surgery.copies import checked_tensors, resize
+from prunus.surgery.decoding import Decoding, Generating, decodings
 from prunus.surgery.effective import effective_tensors
 from prunus.surgery.sampling import Sampler, random_like
 from prunus.surgery.slicing import zeroed
@@ -57,6 +58,7 @@ class Proof:
         modes: The modes for which it speaks. Training is run too where code asks for the mode; where only torch's own
             layers do (batch norm, dropout), which treat each unit alone in both modes, a run in evaluation stands
             for it.
+        calls: The calls with a cache that were made as well, of a model that generates (see decoding.py).
     """
 
     max_abs_error: float
@@ -64,6 +66,7 @@ class Proof:
     seconds: float
     dtype: torch.dtype
     modes: tuple[str, ...]
+    calls: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -201,7 +204,8 @@ def verify(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module | None =
             continue
         if error <= attempt.tolerance or not attempt.quick:
             seconds = time.perf_counter() - start
-            return Proof(error, attempt.tolerance, seconds, attempt.dtype, tuple(graph.modes))
+            calls = tuple(each.name for each in pair.decodings)
+            return Proof(error, attempt.tolerance, seconds, attempt.dtype, tuple(graph.modes), calls)
     raise PruningError(f"the small model and the original cannot be compared: {cause}") from cause
 
 
@@ -236,6 +240,7 @@ class Pair:
         self.on_own: set[str] = set()  # modes whose random inputs make the original fail
         self.written: set[str] = set()  # parameters that the forward pass writes to, known once it has
         self.rounds = self._rounds(sizes)
+        self.decodings = decodings(model, graph.example) if "eval" in graph.traced else []
 
     def _rounds(self, sizes: dict[str, list[int]]) -> int:
         """How many networks to compare: several of small ones, in which chance may hide an error.
@@ -286,6 +291,8 @@ class Pair:
             try:
                 for mode in self.graph.traced:
                     worst = max(worst, self._in_mode(mode, (whole, full), (small, part), attempt, seed))
+                    if mode == "eval" and seed == 0:
+                        worst = max(worst, self._generating((whole, full), (small, part), attempt))
                     if attempt.quick and worst > attempt.tolerance:
                         return worst
             except _WroteError:  # which is known now, so each gets its own
@@ -322,7 +329,28 @@ class Pair:
         self.on_own.add(mode)
         return found
 
-    def _difference(self, whole: Vessel, small: Vessel, example: Any, attempt: Attempt) -> float:
+    def _generating(self, whole: Filled, small: Filled, attempt: Attempt) -> float:
+        """The difference in calls with a cache; those that the original does not take are dropped."""
+        worst = 0.0
+        generator = torch.Generator().manual_seed(0)
+        device = next(iter(self.tensors.values())).device
+        for each in list(self.decodings):
+            for vessel, tensors in (whole, small):
+                vessel.fill(tensors, "eval", copy=bool(self.written))
+            inputs = tree_map_only(
+                torch.Tensor, lambda t: random_like(t, attempt.dtype, device, generator), each.inputs
+            )
+            try:
+                worst = max(worst, self._difference(whole[0], small[0], inputs, attempt, each))
+            except (PruningError, NothingFinite, _WroteError):
+                raise
+            except Exception:  # of the original
+                self.decodings.remove(each)
+        return worst
+
+    def _difference(
+        self, whole: Vessel, small: Vessel, example: Any, attempt: Attempt, decoding: Decoding | None = None
+    ) -> float:
         """Largest difference of outputs, and of tensors that may have been written to, each over its largest value.
 
         Raises _WroteError if the forward pass wrote to parameters that the two models may share.
@@ -335,11 +363,15 @@ class Pair:
             self.written
         ):  # perhaps from weights that would be scaled before this in one model, after it in the other
             levels = None
+        models, chosen = [whole.model, small.model], self.graph.chosen
+        if decoding is not None:  # on weights that have been scaled
+            levels, chosen = None, None
+            models = [Generating(model, decoding, self.graph.chosen) for model in models]
         reference = Reference(self.places, thorough=not attempt.quick, levels=levels)
         with skeleton.seeded(device):
             expected = select_outputs(
-                reference.run(whole.model, whole_tensors, example, self.graph.layouts | self.graph.state),
-                self.graph.chosen,
+                reference.run(models[0], whole_tensors, example, self.graph.layouts | self.graph.state),
+                chosen,
             )
         if not reference.written <= self.written:
             self.written |= reference.written
@@ -351,7 +383,7 @@ class Pair:
             SameDraws(reference.draws, self.places) as draws,
         ):
             try:
-                got = select_outputs(call(small.model, own), self.graph.chosen)
+                got = select_outputs(call(models[1], own), chosen)
             except PruningError:
                 raise
             except Exception as error:  # where the original ran
