@@ -72,7 +72,7 @@ class Shares:
         ).double()
 
     def fewest(self, bounds: Mapping[str, tuple[int, str]]) -> tuple[Tensor, list[tuple[str, str]]]:
-        """The fewest parts (V,) that keep the fewest units of each axis, each with the axis that asks for it, and why."""
+        """The fewest parts (V,) that keep the fewest units of each axis; each with the axis that needs it, and why."""
         least = []
         for names in self.names:
             found = [(-(-bounds[name][0] // self.units[name]), name, bounds[name][1]) for name in names]

@@ -17,7 +17,7 @@ from torch import nn
 
 from prunus.graph import Outputs, select_outputs
 
-FIRST, STEPS = 4, 2  # tokens given at once, and one after the other
+FIRST, STEPS = 4, 1  # tokens given at once, and one after the other
 ROWS = 3  # padded at the left, at the right, not at all
 CACHES, MASK = ("cache", "past_key_values"), "attention_mask"  # the second before transformers 5.24
 TOKENS, OF_DECODER, ENCODED = "input_ids", "decoder_input_ids", "encoder_outputs"

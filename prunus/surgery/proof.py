@@ -305,17 +305,9 @@ class Pair:
 
         Targets are such: boxes without a size, chances above one.
         """
-        device = next(iter(self.tensors.values())).device
 
         def difference(own: bool) -> float:
-            generator = torch.Generator().manual_seed(seed)
-            for vessel, tensors in (whole, small):
-                vessel.fill(tensors, mode, copy=bool(self.written))
-            inputs = tree_map_only(
-                torch.Tensor,
-                lambda tensor: random_like(tensor, attempt.dtype, device, generator, own),
-                self.graph.modes[mode],
-            )
+            inputs = self._filled(whole, small, mode, self.graph.modes[mode], attempt, seed, own)
             return self._difference(whole[0], small[0], inputs, attempt)
 
         if mode not in self.on_own:
@@ -329,18 +321,31 @@ class Pair:
         self.on_own.add(mode)
         return found
 
+    def _filled(
+        self,
+        whole: Filled,
+        small: Filled,
+        mode: str,
+        like: Any,
+        attempt: Attempt,
+        seed: int,
+        own: bool = False,
+    ) -> Any:
+        """Fill both vessels, and return inputs like some, random or their own."""
+        device = next(iter(self.tensors.values())).device
+        generator = torch.Generator().manual_seed(seed)
+        for vessel, tensors in (whole, small):
+            vessel.fill(tensors, mode, copy=bool(self.written))
+        return tree_map_only(
+            torch.Tensor, lambda t: random_like(t, attempt.dtype, device, generator, own), like
+        )
+
     def _generating(self, whole: Filled, small: Filled, attempt: Attempt) -> float:
         """The difference in calls with a cache; those that the original does not take are dropped."""
         worst = 0.0
-        generator = torch.Generator().manual_seed(0)
-        device = next(iter(self.tensors.values())).device
         for each in list(self.decodings):
-            for vessel, tensors in (whole, small):
-                vessel.fill(tensors, "eval", copy=bool(self.written))
-            inputs = tree_map_only(
-                torch.Tensor, lambda t: random_like(t, attempt.dtype, device, generator), each.inputs
-            )
             try:
+                inputs = self._filled(whole, small, "eval", each.inputs, attempt, 0)
                 worst = max(worst, self._difference(whole[0], small[0], inputs, attempt, each))
             except (PruningError, NothingFinite, _WroteError):
                 raise
