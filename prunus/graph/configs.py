@@ -96,6 +96,12 @@ class Config:
                     break
         return found
 
+    @property
+    def along(self) -> list[str]:
+        """The axes that lie along something in the model."""
+        found = {axis.name for layout in self._layouts.values() for axis in axes.leaves(layout)}
+        return [name for name in self.named if name in found]
+
     def is_same(self, shapes: Mapping[str, Sequence[int]]) -> bool:
         """Whether the model that it makes has tensors of these shapes."""
         return all(

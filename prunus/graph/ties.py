@@ -69,14 +69,15 @@ def block_ties(axes: Mapping[str, Axis], kinds: Mapping[str, Any]) -> Ties:
 
     Args:
         axes: The axes by name.
-        kinds: axis -> what is equal for axes of the same place.
+        kinds: axis -> what is equal for axes of the same place; empty for an axis that is alone.
 
     Returns:
         The ties; an axis that is alone in its place is a tie of its own.
     """
     groups: dict[Any, list[str]] = {}
     for name, axis in axes.items():
-        groups.setdefault((place_of(name), axis.size, kinds[name]), []).append(name)
+        place = (place_of(name), axis.size, kinds[name]) if kinds[name] else name
+        groups.setdefault(place, []).append(name)
     return Ties(tuple(Tie(tuple(names), axes[names[0]].size) for names in groups.values()))
 
 

@@ -45,7 +45,7 @@ def config_ties(config: Config) -> Ties:
             reasons |= {name: why for name in trial.touches if name in config.named and name not in reasons}
     tied = {name for tie in ties for name in tie.axes}
     usual = "no integer of the model's config says its size alone"
-    held = {name: reasons.get(name, usual) for name in config.named if name not in tied}
+    held = {name: reasons.get(name, usual) for name in config.along if name not in tied}
     return Ties(tuple(ties), held, config.added if ties else {})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ from prunus.graph import (
     take,
 )
 from prunus.inputs import call
+from prunus.surgery.attempts import ATTEMPTS, HALF, QUICK_NEAR, Attempt, relative_error
 from prunus.surgery.copies import checked_tensors, resize
 from prunus.surgery.decoding import Decoding, Generating, decodings
 from prunus.surgery.effective import effective_tensors
@@ -34,12 +35,6 @@ from prunus.surgery.sampling import Sampler, random_like
 from prunus.surgery.slicing import zeroed
 from prunus.surgery.vessel import Vessel
 
-# Allowed relative errors. Lower precisions are for devices and models that cannot compute in double.
-TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-HALF = {torch.bfloat16, torch.float16}
-# Up to this error float32 decides; above it, float64 does. Measured in float32: in random networks rounding makes 2e-5
-# at most, and faults make 2e-3 at least (benchmarks/mutations.py).
-NO_DOUBT = 1e-5
 SMALL_MODEL = 1_000_000  # parameters
 FEW = 2  # units of a tensor's dimension
 ROUNDS_OF_SMALL, ROUNDS_OF_FEW = 3, 8
@@ -72,24 +67,6 @@ class Proof:
     def holds(self) -> bool:
         """Whether the error is within the tolerance."""
         return self.max_abs_error <= self.tolerance
-
-
-class Attempt(NamedTuple):
-    """A precision in which to compare, and how."""
-
-    dtype: torch.dtype
-    tolerance: float
-    quick: bool = False  # it decides only if it passes, and may leave out what is needed only for odd numbers
-    near: bool = False  # on weights near the model's own
-
-
-QUICK = Attempt(torch.float32, NO_DOUBT, quick=True)
-QUICK_NEAR = QUICK._replace(near=True)
-ATTEMPTS = (
-    QUICK,
-    QUICK_NEAR,
-    *(Attempt(*each, near=near) for each in TOLERANCES.items() for near in (False, True)),
-)
 
 
 class NothingFinite(ArithmeticError):
@@ -409,23 +386,4 @@ class Pair:
             if name in self.stays and (name not in self.graph.parameters or name in self.written):
                 got.append(mine[name])
                 expected.append(take(tensor, self.stays[name]))
-        return max(map(_relative_error, got, expected))
-
-
-def _relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference over the largest value; infinite if shapes, infinities or NaN differ."""
-    if got.shape != expected.shape:
-        return float("inf")
-    if torch.equal(got, expected):
-        return 0.0
-    if expected.is_complex():
-        got, expected = torch.view_as_real(got.resolve_conj()), torch.view_as_real(expected.resolve_conj())
-    got, expected = got.double(), expected.double()
-    finite = expected.isfinite()
-    same_places = torch.equal(got.isfinite(), finite)
-    if not same_places or not torch.equal(got[~finite].nan_to_num(), expected[~finite].nan_to_num()):
-        return float("inf")
-    if not finite.any():
-        return 0.0
-    scale = max(expected[finite].abs().max().item(), 1e-12)
-    return (got[finite] - expected[finite]).abs().max().item() / scale
+        return max(map(relative_error, got, expected))
