@@ -255,7 +255,12 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     small = with_tensors(
         model, {name: tensor.to(device) for name, tensor in tensors.items()}, record.attributes
     )
-    empty = [name for name, t in (named_tensors(small) | kept_tensors(small)).items() if t.is_meta]
+    empty = [
+        f"{name}.{key}".lstrip(".")
+        for name, module in small.named_modules()
+        for key, value in (vars(module) | module._parameters | module._buffers).items()
+        if isinstance(value, torch.Tensor) and value.is_meta
+    ]
     if empty:
         raise FileError(
             f"{folder} holds no numbers for {', '.join(empty[:3])}, and neither does the model, which is on the meta "

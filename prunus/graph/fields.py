@@ -53,8 +53,13 @@ def reading(kept: Mapping[str, Any]) -> Iterator[tuple[Read, Read]]:
     for _, each in _objects(kept):
         kind = type(each)
         if kind not in usual and not isinstance(each, (dict, list, tuple)):
-            usual[kind] = vars(kind).get("__getattribute__")
-            kind.__getattribute__ = noting(kind.__getattribute__)
+            before = vars(kind).get("__getattribute__")
+            try:
+                kind.__getattribute__ = noting(kind.__getattribute__)
+            except TypeError:  # a class of Python's own: all that it holds may be read
+                read.update((kind, name) for name in _members(each) or {})
+            else:
+                usual[kind] = before
     try:
         yield read, missed
     finally:
