@@ -7,6 +7,7 @@ from . import latency as latency
 from . import scores as scores
 from . import sparse as sparse
 from . import testing as testing
+from .export import check_config as check_config
 from .export import load_masks as load_masks
 from .export import save as save
 from .export import shrink_checkpoint as shrink_checkpoint
@@ -45,6 +46,7 @@ __all__ = [
     "Sparsity",
     "Task",
     "carry_over",
+    "check_config",
     "compare",
     "crop",
     "latency",

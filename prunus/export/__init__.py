@@ -2,6 +2,7 @@
 
 Its files, in the order in which to read them:
 
+    configured     whether a model's config makes it
     store          keep.json and model.safetensors: save, load
     tensor_stream  safetensors files, one tensor at a time
     checkpoints    shards cut on disk, without the model
@@ -10,12 +11,14 @@ Its files, in the order in which to read them:
 """
 
 from prunus.export.checkpoints import shrink_checkpoint
+from prunus.export.configured import check_config
 from prunus.export.files import export_model, largest_difference
 from prunus.export.programs import Call, export_program, feed_of, missing_for_onnx, open_session, to_onnx
 from prunus.export.store import load, load_keep, load_masks, save
 
 __all__ = [
     "Call",
+    "check_config",
     "export_model",
     "export_program",
     "feed_of",

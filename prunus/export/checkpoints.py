@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from prunus.errors import FileError, PrunusError, UserError, one_line
+from prunus.export.configured import check_config
 from prunus.export.store import write_keep
 from prunus.export.tensor_stream import Entry, Source, write
 from prunus.files import Record, read_json, write_json
@@ -21,7 +23,7 @@ from prunus.graph import Graph, Keep, Places, trace
 from prunus.progress import silent
 from prunus.surgery import checked_tensors, clone, resize
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 SHOWN = 3  # names in an error
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}  # not copied
 
@@ -60,8 +62,8 @@ def shrink_checkpoint(
         progress: How to show the progress.
 
     Returns:
-        The small model on the meta device, whose `config` was written; `prunus.load(out, model)` reads it, and
-        `from_pretrained` if the config can express the cut.
+        The small model on the meta device. `prunus.load(out, model)` reads what was written; so does `from_pretrained`
+        if the config can express the cut (`select` with uniform=True sees to that), otherwise a warning says why not.
 
     Raises:
         FileError: A shard is missing, torn or of another model.
@@ -107,9 +109,8 @@ def shrink_checkpoint(
             weight_map = {name: shard.path.name for shard in shards for name in shard.entries}
             total_bytes = {"total_size": sum(sizes.values())}
             write_json(folder / INDEX, {"metadata": total_bytes, "weight_map": weight_map})
-        write_config = getattr(getattr(small, "config", None), "save_pretrained", None)
-        if write_config is not None:  # a model of transformers
-            write_config(folder)
+        if (folder / CONFIG).exists() and _is_sayable(small):
+            small.config.save_pretrained(folder)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
         entries = {
             "shapes": {names.get(name, name): list(shape) for name, shape in shapes.items()},
             "names": {name: other for name, other in names.items() if name != other},
@@ -139,7 +140,7 @@ def open_shards(folder: Path) -> list[Source]:
 
 def meta_model(folder: Path) -> nn.Module:
     """Build the model of a config.json on the meta device, as the class that it names; UserError if that fails."""
-    config = read_json(folder / "config.json")
+    config = read_json(folder / CONFIG)
     names = config.get("architectures") or []
     remedy = "Give the model: shrink_checkpoint(..., model=...), on the meta device if you like."
     try:
@@ -210,6 +211,20 @@ def _known_names(model: nn.Module, graph: Graph, shards: list[Source]) -> dict[s
             "that it was saved from."
         )
     return known
+
+
+def _is_sayable(small: nn.Module) -> bool:
+    """Whether the config of a small model makes it again; warns of what that means if not."""
+    try:
+        check_config(small)
+    except UserError as error:
+        warnings.warn(
+            f"config.json stays that of the original, so prunus.load reads what was written, but from_pretrained does "
+            f"not: {error}",
+            stacklevel=3,
+        )
+        return False
+    return True
 
 
 def _copy_others(source: Path, folder: Path) -> None:

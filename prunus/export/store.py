@@ -37,7 +37,7 @@ from prunus.files import (
     write_json,
     write_tensors,
 )
-from prunus.graph import Graph, Keep, get_integer, kept_tensors, named_tensors, tensors_behind
+from prunus.graph import Graph, Keep, Maker, get_integer, kept_tensors, named_tensors, tensors_behind
 from prunus.sparse import Masks, packed, survivors, unpacked
 from prunus.surgery import changed_attributes, effective_tensors, shape_differences, with_tensors
 
@@ -156,7 +156,7 @@ def write_keep(
             name: {"size": graph.axes[name].size, "keep": keep[name]} for name in graph.axes if name in keep
         },
         "original_shapes": {name: list(shape) for name, shape in graph.shapes.items()},
-        "attributes": changed_attributes(small, graph),
+        "attributes": changed_attributes(small, graph, keep),
         **entries,
         "files": {name: hash_file(folder / name) for name in files},
     }
@@ -245,10 +245,10 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
 
     Args:
         folder: The folder that `save` wrote to.
-        model: The original class at its original size, with any weights; untouched.
+        model: The original class at its original size, with any weights, or with none, on the meta device; untouched.
 
     Returns:
-        The smaller model, on the device of `model`.
+        The smaller model, on the device of `model`; on the processor if that is the meta device.
 
     Raises:
         FileError: `model` is not the class that was pruned (the first three differences are named), or a file is
@@ -281,13 +281,30 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         raise FileError(f"{folder}/model.safetensors is damaged: {'; '.join(words)}. {KeepFile.remedy}")
     _check_attributes(folder, model, record.attributes)
     device = next((t.device for t in named_tensors(model).values()), torch.device("cpu"))
-    return with_tensors(
+    device = torch.device("cpu") if device.type == "meta" else device
+    small = with_tensors(
         model, {name: tensor.to(device) for name, tensor in tensors.items()}, record.attributes
     )
+    empty = [
+        f"{name}.{key}".lstrip(".")
+        for name, module in small.named_modules()
+        for key, value in (vars(module) | module._parameters | module._buffers).items()
+        if isinstance(value, torch.Tensor) and value.is_meta
+    ]
+    if empty:
+        raise FileError(
+            f"{folder} holds no numbers for {', '.join(empty[:3])}, and neither does the model, which is on the meta "
+            "device. Give a model that is on another device."
+        )
+    return small
 
 
 def _check_attributes(folder: str | Path, model: nn.Module, attributes: dict) -> None:
-    """Raise FileError unless only integers, and tuples of integers, of existing modules are replaced."""
+    """Raise FileError unless only integers, and tuples of integers, of existing modules are replaced.
+
+    What the model is made from (a config) may also be given integers that it has not.
+    """
+    maker = Maker.of(model)
     for module, values in attributes.items():
         for name, value in values.items():
             try:
@@ -295,7 +312,8 @@ def _check_attributes(folder: str | Path, model: nn.Module, attributes: dict) ->
             except (AttributeError, LookupError, ValueError):
                 old = None
             whole = isinstance(old, (tuple, list)) and isinstance(value, list)  # files of version 0.1.0
-            if not (type(old) is type(value) is int or whole):
+            new = old is None and not module and maker is not None and name.partition(".")[0] in maker.kept
+            if not (type(old) is type(value) is int or whole or (new and type(value) is int)):
                 raise FileError(
                     f"{folder}/keep.json changes {module}.{name}, which is not an integer of this model; it was "
                     "damaged or saved from another class."

@@ -21,7 +21,12 @@ Its files, in the order in which to read them:
     solve         which integers follow which layouts
     check         the check of a trace at other widths
     passes        the passes of all modes
+    making        a model made again from what it keeps
     construction  sizes that a model states and never reads
+    fields        integers of what a model is made from
+    configs       a config tried at other sizes
+    ties          axes that shrink together
+    tying         the search for what a config can say
     parametrised  weights behind steps: what lies behind, how it is cut and set
     graph         Graph: members, widths, explain
     tracing       trace a model, or a part of it
@@ -34,11 +39,13 @@ Its files, in the order in which to read them:
 
 from prunus.graph.attributes import Attribute, Integers, get_integer, set_attributes, set_integer, slots
 from prunus.graph.axes import Axis, Layout
+from prunus.graph.configs import difference_of_made
 from prunus.graph.construction import Stated, stated_sizes
 from prunus.graph.copying import check_traceable, copy_model
 from prunus.graph.draws import SameDraws
 from prunus.graph.graph import Graph, Member
 from prunus.graph.levels import Levels
+from prunus.graph.making import Maker
 from prunus.graph.modules import evaluation_mode
 from prunus.graph.op import (
     CONSUMES,
@@ -77,6 +84,7 @@ __all__ = [
     "Keep",
     "Layout",
     "Levels",
+    "Maker",
     "Member",
     "Op",
     "Outputs",
@@ -93,6 +101,7 @@ __all__ = [
     "WrittenError",
     "check_traceable",
     "copy_model",
+    "difference_of_made",
     "evaluation_mode",
     "get_integer",
     "is_inexact",

@@ -185,3 +185,21 @@ def test_a_llama_is_cut_from_its_folder_alone(tmp_path):
     assert again.config.intermediate_size == 12 and len(list((tmp_path / "b").glob("*.safetensors"))) > 2
     assert torch.equal(again(**inputs).logits, expected(**inputs).logits)
     assert torch.equal(prunus.load(tmp_path / "b", model)(**inputs).logits, expected(**inputs).logits)
+
+
+def test_a_cut_that_no_config_says_is_written_with_a_warning(tmp_path):
+    transformers = imported_beside_torchvision("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=48, n_positions=16, n_embd=16, n_layer=2, n_head=2)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    model.save_pretrained(tmp_path / "a")
+    inputs = {"input_ids": torch.randint(48, (1, 7))}
+    graph = prunus.trace(model, inputs)
+    (axis,) = [name for name in graph.axes if name.startswith("transformer.h.1.mlp")]
+    keep = {axis: [0, 5, 9]}
+    with pytest.warns(UserWarning, match="from_pretrained does not"):
+        prunus.shrink_checkpoint(tmp_path / "a", keep, tmp_path / "b", graph=graph, model=model)
+    same = [(tmp_path / folder / "config.json").read_text() for folder in "ab"]
+    assert same[0] == same[1]
+    found = prunus.load(tmp_path / "b", model)(**inputs).logits
+    assert torch.equal(found, prunus.shrink(model, graph, keep)(**inputs).logits)
