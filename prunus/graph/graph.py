@@ -7,7 +7,6 @@ holds no weights, so it serves every copy of the model. A `keep` is plain data o
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,14 +19,20 @@ from prunus.errors import UserError, unknown
 from prunus.graph import axes, op
 from prunus.graph.attributes import Attribute
 from prunus.graph.axes import Axis, Layout
-from prunus.graph.blocks import SUFFIX, Block, find_blocks
+from prunus.graph.blocks import SUFFIX, find_blocks
 from prunus.graph.calls import Call
+from prunus.graph.configs import Config
 from prunus.graph.construction import Stated
+from prunus.graph.making import Maker
 from prunus.graph.op import Op, Tag
 from prunus.graph.operators import BATCH_NORM
 from prunus.graph.outputs import Outputs
-from prunus.graph.places import Keep
+from prunus.graph.places import Keep, check_indices
+from prunus.graph.sizes import Place
+from prunus.graph.skippable import Blocks
+from prunus.graph.ties import Ties, block_ties, place_of
 from prunus.graph.tracer import Storage
+from prunus.graph.tying import config_ties
 from prunus.graph.words import formula, shortened
 
 
@@ -65,11 +70,15 @@ class Graph:
     ]  # the modes that were run; others differ from the first within torch's layers alone
     _roles: dict[tuple[str, int], str] = field(repr=False)
     _classes: dict[str, str] = field(repr=False)  # module name -> class name
-    calls: list[Call] = field(default_factory=list, repr=False)  # of modules, in the first mode
-    shared: list[list[str]] = field(default_factory=list, repr=False)  # modules and tensors of several names
     behind: dict[str, list[Layout]] = field(
         default_factory=dict, repr=False
     )  # `layouts` behind parametrisations
+    maker: Maker | None = field(default=None, repr=False)  # makes the model again from its config
+    read: dict[Place, Layout] = field(
+        default_factory=dict, repr=False
+    )  # the integers that a forward pass reads
+    calls: list[Call] = field(default_factory=list, repr=False)  # of modules, in the first mode
+    shared: list[list[str]] = field(default_factory=list, repr=False)  # modules and tensors of several names
 
     @property
     def example(self) -> Any:
@@ -78,55 +87,39 @@ class Graph:
 
     # ----------------------------------------------------------------------------------- depth
     @cached_property
-    def _search(self) -> tuple[dict[str, Block], dict[str, str]]:
-        return find_blocks(self.ops, self.calls, self.outputs, self.tensors, self.shared)
-
-    @property
-    def blocks(self) -> dict[str, Block]:
+    def blocks(self) -> Blocks:
         """The modules that can be skipped, by the names of their axes, in the order in which they run."""
-        return self._search[0]
-
-    @property
-    def unskippable(self) -> dict[str, str]:
-        """Why the other modules in which something is multiplied cannot be skipped, by their names."""
-        return self._search[1]
+        return Blocks(
+            lambda: find_blocks(self.ops, self.calls, self.outputs, self.tensors, self.shared),
+            [*self.layouts, *self.state],
+        )
 
     @cached_property
     def deep(self) -> Graph:
         """The graph with an axis of one unit for each block, which a keep may leave out, after its own axes."""
-        if any(axis.kind == "depth" for axis in self.axes.values()):
+        if self.axes.keys() & self.blocks.keys():
             return self
-        found = replace(
-            self, axes=self.axes | {name: block.make_axis() for name, block in self.blocks.items()}
-        )
-        found.__dict__["_search"] = self._search
+        found = replace(self, axes=self.axes | self.blocks.axes)
+        found.__dict__["blocks"] = self.blocks
         return found
 
-    def skipped(self, keep: Keep) -> list[Block]:
-        """List the blocks that a keep leaves out, but for those within others that it leaves out.
+    def axis(self, name: str) -> Axis:
+        """Look up an axis, or that of a block.
 
         Args:
-            keep: The indices that stay, per axis.
+            name: Its name.
 
         Returns:
-            The blocks, in the order in which they run.
+            The axis.
+
+        Raises:
+            UserError: There is no such axis; of a module that cannot be skipped, the message says why.
         """
-        if not any(name.endswith(SUFFIX) for name in keep):
-            return []
-        gone = [block for name, block in self.blocks.items() if name in keep and not len(keep[name])]
-        return [block for block in gone if not any(other.around(block) for other in gone)]
-
-    def lost(self, keep: Keep) -> set[str]:
-        """Name the parameters, buffers and kept tensors of the blocks that a keep leaves out.
-
-        Args:
-            keep: The indices that stay, per axis.
-
-        Returns:
-            Their names.
-        """
-        skipped = self.skipped(keep)
-        return {name for name in (*self.layouts, *self.state) for block in skipped if block.holds(name)}
+        if name in self.axes:
+            return self.axes[name]
+        if name.endswith(SUFFIX):
+            return self.blocks.axis(name)
+        raise unknown("axis", name, self.axes)
 
     # ------------------------------------------------------------------------------- structure
     @cached_property
@@ -206,6 +199,45 @@ class Graph:
         ]
         return tuple(sorted(kinds))
 
+    @cached_property
+    def config(self) -> Config | None:
+        """What the model is made from, to be tried at other sizes; None if it cannot be made again."""
+        if self.maker is None:
+            return None
+        try:
+            config = Config(self.maker, self._of_units, self.layouts | self.behind, self.read)
+        except Exception:  # whatever a constructor raises
+            return None
+        return config if config.is_same(self.shapes) else None
+
+    @cached_property
+    def ties(self) -> Ties:
+        """The axes that keep one share together under `uniform=True` (see ties.py)."""
+        kinds = {name: self.topology(name) for name in self._of_units}
+        return block_ties(self._of_units, kinds) if self.config is None else config_ties(self.config)
+
+    def misfits(self, widths: Mapping[str, int]) -> list[str]:
+        """List what would be other than in the small model if that were made again from its config.
+
+        Args:
+            widths: The number of units of each axis, by its name.
+
+        Returns:
+            What it is called; empty if all agrees, or if the model is not made from a config.
+        """
+        if self.config is None:
+            return []
+        widths = {name: widths[name] for name in self._of_units}
+        return self.config.misfits(self.ties.fields(self._sizes, widths), widths)
+
+    @property
+    def _of_units(self) -> dict[str, Axis]:
+        return {name: axis for name, axis in self.axes.items() if axis.kind != "depth"}
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {name: axis.size for name, axis in self._of_units.items()}
+
     def widths(self, keep: Keep | None = None) -> dict[str, int]:
         """Count the units that each axis keeps.
 
@@ -221,29 +253,6 @@ class Graph:
         keep = self.check_keep(keep or {})
         named = self if keep.keys() <= self.axes.keys() else self.deep
         return {name: len(keep[name]) if name in keep else axis.size for name, axis in named.axes.items()}
-
-    def axis(self, name: str) -> Axis:
-        """Look up an axis, or that of a block.
-
-        Args:
-            name: Its name.
-
-        Returns:
-            The axis.
-
-        Raises:
-            UserError: There is no such axis; of a module that cannot be skipped, the message says why.
-        """
-        if name in self.axes:
-            return self.axes[name]
-        if not name.endswith(SUFFIX):
-            raise unknown("axis", name, self.axes)
-        module = name.removesuffix(SUFFIX)
-        if module in self.unskippable:
-            raise UserError(f"{module} cannot be skipped: {self.unskippable[module]}.")
-        if name not in self.blocks:
-            raise unknown("block", name, self.blocks)
-        return self.deep.axes[name]
 
     def shape(self, tensor: str, keep: Keep) -> torch.Size:
         """Compute the shape of a parameter or buffer after a keep.
@@ -275,7 +284,19 @@ class Graph:
             for place, layouts in self.stated
             if len({axes.size(layout, widths) for layout in layouts}) == 1
         ]
-        return self.attributes + agree
+        return self.attributes + agree + self._said(widths)
+
+    def _said(self, widths: Mapping[str, int]) -> list[Attribute]:
+        """The integers of a config that say these widths, which are looked for only if all blocks have the same."""
+        sizes = self._sizes
+        now = {name: widths.get(name, size) for name, size in sizes.items()}
+        blocks: dict[tuple[str, int], set[int]] = {}
+        for name, size in sizes.items():
+            blocks.setdefault((place_of(name), size), set()).add(now[name])
+        if self.maker is None or any(len(each) > 1 for each in blocks.values()) or sizes == now:
+            return []
+        fields = self.ties.fields(sizes, now)
+        return [Attribute(Place("", path, value), value) for path, value in fields.items()]
 
     def check_keep(self, keep: Keep) -> dict[str, list[int]]:
         """Check that a keep fits the graph.
@@ -295,32 +316,15 @@ class Graph:
         result: dict[str, list[int]] = {}
         for name, indices in keep.items():
             axis = self.axis(str(name))
-            n, least = axis.size, 0 if axis.kind == "depth" else 1
-            try:
-                wanted = [
-                    i if type(i) is int else operator.index(i)
-                    for i in indices
-                    if i is not True and i is not False
-                ]
-            except TypeError:
-                wanted = [-1]
-            inside = all(0 <= unit < n for unit in wanted)
-            if not (inside and len(set(wanted)) == len(indices) >= least):
-                raise UserError(
-                    f"keep[{name!r}] must hold {least} to {n} different integers from 0 to {n - 1}; got {indices!r}."
-                )
+            wanted = check_indices(name, indices, axis.size, least=0 if axis.kind == "depth" else 1)
             multiple = self.multiples.get(name, 1)
             if len(wanted) % multiple:
                 raise UserError(
                     f"keep[{name!r}] must hold a multiple of {multiple} indices, because {self._why(name)} takes no "
                     f"other width; got {len(wanted)}."
                 )
-            result[name] = sorted(wanted)
-        skipped = self.skipped(result)
-        if skipped and not [each for each in self.blocks.values() if not each.is_within(skipped)]:
-            raise UserError(
-                f"keep skips all blocks of the model ({shortened([each.module for each in skipped])}); let one stay."
-            )
+            result[name] = wanted
+        self.blocks.check(result)
         return result
 
     def _why(self, name: str) -> Op:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 
 import torch
 
+from prunus.errors import UserError
 from prunus.graph import axes
 from prunus.graph.axes import Layout
 
@@ -81,3 +83,32 @@ def set_zero(tensor: torch.Tensor, where: Where) -> torch.Tensor:
         if gone is not None:
             tensor.index_fill_(dim, gone, 0)
     return tensor
+
+
+def check_indices(name: str, indices: Sequence[int], size: int, least: int) -> list[int]:
+    """Check the units of an axis that are to stay.
+
+    Args:
+        name: The name of the axis, for the message.
+        indices: The units.
+        size: How many there are.
+        least: How many stay at least.
+
+    Returns:
+        The units, sorted.
+
+    Raises:
+        UserError: They are too few, repeated, out of range, or no integers.
+    """
+    try:
+        wanted = [
+            i if type(i) is int else operator.index(i) for i in indices if i is not True and i is not False
+        ]
+    except TypeError:
+        wanted = [-1]
+    inside = all(0 <= unit < size for unit in wanted)
+    if not (inside and len(set(wanted)) == len(indices) >= least):
+        raise UserError(
+            f"keep[{name!r}] must hold {least} to {size} different integers from 0 to {size - 1}; got {indices!r}."
+        )
+    return sorted(wanted)

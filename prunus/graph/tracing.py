@@ -17,6 +17,7 @@ from prunus.graph.calls import shared_names
 from prunus.graph.construction import stated
 from prunus.graph.copying import check_traceable
 from prunus.graph.graph import Graph
+from prunus.graph.making import Maker
 from prunus.graph.modules import evaluation_mode
 from prunus.graph.operators import Args, Kwargs
 from prunus.graph.outputs import Outputs
@@ -129,6 +130,7 @@ def _trace(
     behind = follow_steps(model, layouts, name_axes)
     passes.check(name_axes)
     named = name_axes()
+    read, maker = passes.settled(), Maker.of(model)
     shapes = {name: tensor.shape for name, tensor in skeleton.named_tensors(bare).items()}
     for layout in [layout for dims in layouts.values() for layout in dims]:
         for axis in axes.leaves(layout):
@@ -145,15 +147,17 @@ def _trace(
         tensors=first.tensors,
         outputs=passes.outputs,
         attributes=passes.attributes(),
-        stated=stated(model, layouts, passes.settled()),
+        stated=stated(model, maker, layouts, read),
         modes=passes.modes,
         traced=tuple(passes.traced),
         chosen=outputs,
         _roles=roles,
         _classes={name: type(module).__name__ for name, module in model.named_modules()},
+        behind=behind,
         calls=first.modules.calls,
         shared=shared_names(model),
-        behind=behind,
+        maker=maker,
+        read=read,
     )
 
 

@@ -54,7 +54,9 @@ class Config(Units):
         assert isinstance(limit, Budget)  # see Method.check
         names = outermost(graph)
         if len(names) < 3:
-            why = next((f"{name}: {reason}" for name, reason in graph.unskippable.items()), "none multiplies")
+            why = next(
+                (f"{name}: {reason}" for name, reason in graph.blocks.unskippable.items()), "none multiplies"
+            )
             raise UserError(
                 f"sglp needs at least 3 blocks that can be skipped, the first and the last of which stay; this model "
                 f"has {len(names)}. Of its modules, {why}. Take a method that makes layers narrower, such as taylor."

@@ -76,7 +76,7 @@ def fit_in_order(
     inputs = [move(each, device) for each in read_batches(batches)]
     bare, bare_small = make_skeleton(model, real=True), make_skeleton(small, real=True)
     keep = graph.check_keep(keep)
-    structure, lost = Structure.of(graph, keep, small), graph.lost(keep)
+    structure, lost = Structure.of(graph, keep, small), graph.blocks.lost(keep)
     names = structure.originals(graph.layouts)
     sites = find_sites(graph, small, names)
     fitting = _Fitting(graph, Places(keep), sites, layers, ridge)

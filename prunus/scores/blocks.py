@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from prunus.errors import UserError
 from prunus.graph import Block, Graph, axes, is_inexact, make_skeleton
 from prunus.inputs import call, real_positions
-from prunus.scores.members import Batches, Scores, _to_device
+from prunus.scores.members import Batches, Scores, _as_float, _to_device
 
 
 class Watched:
@@ -27,11 +27,14 @@ class Watched:
     Args:
         bare: The model (see `graph.make_skeleton`); it gets hooks.
         graph: The graph of the original.
+        gradients: Whether a backward pass computes `slopes`, the derivatives by a gate on what each block adds.
     """
 
-    def __init__(self, bare: nn.Module, graph: Graph):
+    def __init__(self, bare: nn.Module, graph: Graph, gradients: bool = False):
         self.inputs: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
+        self.slopes: dict[str, Tensor] = {}
+        self.gradients = gradients
         for axis, block in graph.blocks.items():
             module = bare.get_submodule(block.module)
             module.register_forward_pre_hook(self._enter(axis, block), with_kwargs=True)
@@ -48,10 +51,18 @@ class Watched:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             own = output if block.returns is None else output[block.place]
             self.outputs[axis] = own
+            if self.gradients and own.requires_grad:
+                own.register_hook(self._slope(axis, self.branch(axis, block)))
             copied = own.clone()  # which the model may write to
             if block.returns is None:
                 return copied
             return (*output[: block.place], copied, *output[block.place + 1 :])
+
+        return hook
+
+    def _slope(self, axis: str, added: Tensor) -> Callable[[Tensor], None]:
+        def hook(gradient: Tensor) -> None:
+            self.slopes[axis] = (_as_float(gradient) * _as_float(added)).sum()
 
         return hook
 
@@ -89,7 +100,9 @@ def _runs(model: nn.Module, graph: Graph, batches: Batches, what: str) -> Iterat
 
 def _why(graph: Graph) -> str:
     """Say why some module cannot be skipped."""
-    return next((f"{name}: {why}" for name, why in graph.unskippable.items()), "nothing in it multiplies")
+    return next(
+        (f"{name}: {why}" for name, why in graph.blocks.unskippable.items()), "nothing in it multiplies"
+    )
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ Its files, in the order in which to read them:
     budget      limits: Budget, Metered, Sparsity
     bounds      floors, caps, frozen axes
     fill        units taken from a queue until the budget is full
+    shares      axes that are tied, as one variable of a choice
     multiplier  widths that leave out the least sum of scores
     choose      select, and the options of a method that selects
     changes     Plan: the changes that a keep makes

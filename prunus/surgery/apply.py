@@ -83,7 +83,7 @@ def crop(
                 f"weights[{name!r}] should have the full shape {tuple(tensors[name].shape)}, has "
                 f"{tuple(tensor.shape)}; give it uncut."
             )
-    lost = graph.lost(keep)
+    lost = graph.blocks.lost(keep)
     part = cut({n: t for n, t in {**tensors, **weights}.items() if n not in lost}, graph, keep)
     part |= {n: t.clone() for n, t in part.items() if n not in graph.parameters}  # the call may write to them
     bare = make_skeleton(model)
@@ -91,7 +91,7 @@ def crop(
     for name, module in bare.named_modules():
         module.training = modes[name]
     set_attributes(bare, graph.attributes, graph.widths(keep))
-    put_skipped(bare, map(Skip.of, graph.skipped(keep)))
+    put_skipped(bare, map(Skip.of, graph.blocks.skipped(keep)))
     return torch.func.functional_call(bare, part, args, kwargs)
 
 

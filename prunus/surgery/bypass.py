@@ -21,11 +21,11 @@ ROUNDING = (
 def bypass(model: nn.Module, block: Block) -> None:
     """Let a block of a bare model return its input (a branch: zeros), in place, as if its branch were zero.
 
-    Whether that is so is asked of the block itself at each call: it is run with its parameters, which have to be zero.
-    A block that ends with a norm is not asked, because that is left out too.
+    Whether that is so is asked of the block itself at each call: it is run with zeros in the place of its parameters. A
+    block that ends with a norm is not asked, because that is left out too.
 
     Args:
-        model: A bare copy of the original, whose parameters within the block are zero.
+        model: A bare copy of the original.
         block: The block.
     """
     module = model.get_submodule(block.module)
@@ -35,12 +35,14 @@ def bypass(model: nn.Module, block: Block) -> None:
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not block.ended:
             given = args[skip.argument] if isinstance(skip.argument, int) else kwargs[skip.argument]
+            module.forward = own
             with _disable_current_modes(), torch.no_grad(), seeded(given.device):
                 copies = tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
-                result = own(*copies[0], **copies[1])
+                result = torch.func.functional_call(module, _zeros(module, given), *copies)
                 result = result if skip.returns is None else result[skip.place]
                 wanted = torch.zeros_like(given) if skip.branch else given
                 same = torch.allclose(result, wanted, rtol=0, atol=ROUNDING * given.abs().max().item())
+            module.forward = forward
             if not same:
                 what = "zeros" if skip.branch else "its input"
                 raise PruningError(
@@ -49,3 +51,15 @@ def bypass(model: nn.Module, block: Block) -> None:
         return stands_in(*args, **kwargs)
 
     module.forward = forward
+
+
+def _zeros(module: nn.Module, like: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Zeros for the parameters of a module, of the type of a tensor if they are floating-point numbers."""
+    return {
+        name: torch.zeros(
+            parameter.shape,
+            dtype=like.dtype if parameter.is_floating_point() else parameter.dtype,
+            device=like.device,
+        )
+        for name, parameter in module.named_parameters()
+    }

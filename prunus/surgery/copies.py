@@ -142,14 +142,13 @@ def resize(model: nn.Module, graph: Graph, keep: Keep, tensors: dict[str, torch.
     Returns:
         The small model, not proved.
     """
-    lost = graph.lost(keep)
+    skipped, lost = graph.blocks.skipped(keep), graph.blocks.lost(keep)
     behind = {
         name: slice_tensor(tensor, graph.behind[name], keep)
         for name, tensor in tensors_behind(model).items()
         if name in graph.behind and name not in lost
     }
     left = {name: tensor for name, tensor in tensors.items() if name not in lost}
-    skipped = graph.skipped(keep)
     small = clone(model, behind | cut(left, graph, keep), map(Skip.of, skipped))
     set_kept(
         small,
@@ -205,25 +204,27 @@ def with_tensors(
     for module_name, values in attributes.items():
         for name, value in values.items():
             module, path = small.get_submodule(module_name), name.split(".")
-            set_integer(module, path, type(get_integer(module, path))(value))
+            set_integer(module, path, tuple(value) if isinstance(value, list) else value)
     update_stated_sizes(model, small)
     set_kept(small, {name: tensors[name] for name in kept_tensors(small) if name in tensors})
     return small
 
 
-def changed_attributes(small: nn.Module, graph: Graph, structure: Structure) -> dict[str, dict[str, Any]]:
+def changed_attributes(small: nn.Module, graph: Graph, keep: Keep) -> dict[str, dict[str, Any]]:
     """The integers of a small model that follow its axes.
 
     Args:
         small: The shrunk model.
         graph: The graph of the original.
-        structure: The blocks that the small model lacks.
+        keep: axis -> indices that stay.
 
     Returns:
         {module: {attribute: value}}, plain JSON.
     """
     found: dict[str, dict[str, Any]] = {}
-    for attribute in graph.attributes + [Attribute(each.place, each.layouts[0]) for each in graph.stated]:
+    stated = [Attribute(each.place, each.layouts[0]) for each in graph.stated]
+    structure = Structure.of(graph, keep, small)
+    for attribute in graph.integers(graph.widths(keep)) + stated:
         name = structure.name(attribute.module)
         module = None if name is None else small.get_submodule(name)
         if name is not None and not isinstance(module, Skipped):

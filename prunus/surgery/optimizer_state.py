@@ -94,7 +94,7 @@ class _Carrier:
         parameters, modules = dict(small.named_parameters()), dict(small.named_modules())
         now = structure.originals(self.names.values())
         self.parameters = {now.get(name, name): parameter for name, parameter in parameters.items()}
-        self.lost = graph.lost(keep)
+        self.lost = graph.blocks.lost(keep)
         self.memo: dict[int, Any] = {  # by the id of an old object: the one in its place
             id(module): modules[name]
             for name, module in structure.renamed(dict(model.named_modules())).items()

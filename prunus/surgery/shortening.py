@@ -7,8 +7,7 @@ shortened only if the model then runs the same operators as with a `Skipped` in 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +15,8 @@ from torch import nn
 
 from prunus.graph import (
     Graph,
-    arguments_of,
-    build_again,
+    Maker,
+    Path,
     get_integer,
     make_skeleton,
     operators_of,
@@ -122,24 +121,27 @@ def _counters(links: dict[str, Any]) -> Iterator[tuple[str, str, str, int]]:
 
 # ------------------------------------------------------------------------------------------- configs
 def _count_in_arguments(model: nn.Module, before: int, numbers: Sequence[int]) -> None:
-    """Set the number of links in what the model was built from, if its class then builds this model."""
-    arguments = arguments_of(model)
-    if arguments is None:
+    """Set the number of links in what the model was made from, if its class then makes this model."""
+    maker = Maker.of(model)
+    if maker is None:
         return
     wanted = _module_names(model)
-    for path in list(_places(arguments, before)):
-        for lists in (True, False):
-            trial = copy.deepcopy(arguments)
-            _set_count(trial, path, numbers, before, lists)
-            again = build_again(type(model), trial)
-            if again is not None and _module_names(again, like=model) == wanted:
-                _set_count(arguments, path, numbers, before, lists)
+    for path in list(_places(maker.kept, before)):
+        beside = _lists_beside(maker.kept, path, numbers, before)
+        for values in ({path: len(numbers), **beside}, {path: len(numbers)}):
+            try:
+                again = maker.make(values)
+            except Exception:  # whatever a constructor raises
+                continue
+            if _module_names(again, like=model) == wanted:
+                for place, value in values.items():
+                    set_integer(model, place, value)
                 return
 
 
-def _places(values: dict[str, Any], number: int) -> Iterator[tuple[str, ...]]:
+def _places(values: Mapping[str, Any], number: int) -> Iterator[Path]:
     """The places of a number in some values, and in the objects that they hold, outer ones first."""
-    waiting: list[tuple[tuple[str, ...], Any]] = [((key,), value) for key, value in values.items()]
+    waiting: list[tuple[Path, Any]] = [((key,), value) for key, value in values.items()]
     seen: set[int] = set()
     for path, value in waiting:  # grows
         if type(value) is int and value == number:
@@ -149,15 +151,16 @@ def _places(values: dict[str, Any], number: int) -> Iterator[tuple[str, ...]]:
             waiting += [((*path, key), each) for key, each in getattr(value, "__dict__", {}).items()]
 
 
-def _set_count(
-    arguments: dict[str, Any], path: tuple[str, ...], numbers: Sequence[int], before: int, lists: bool
-) -> None:
-    """Set a number of links; lists: cut the lists of as many items beside it to those of the links that stay."""
-    set_integer(arguments, path, len(numbers))
-    beside = vars(get_integer(arguments, path[:-1])) if lists and len(path) > 1 else {}
-    for value in beside.values():
-        if isinstance(value, list) and len(value) == before:
-            value[:] = [value[number] for number in numbers]
+def _lists_beside(
+    values: Mapping[str, Any], path: Path, numbers: Sequence[int], before: int
+) -> dict[Path, Any]:
+    """The lists of as many items beside a number of links, cut to those of the links that stay."""
+    holder = get_integer(values, path[:-1])
+    return {
+        (*path[:-1], key): [value[number] for number in numbers]
+        for key, value in getattr(holder, "__dict__", {}).items()
+        if isinstance(value, list) and len(value) == before
+    }
 
 
 def _module_names(model: nn.Module, like: nn.Module | None = None) -> set[str]:

@@ -70,7 +70,7 @@ def mask_tensors(tensors: dict[str, torch.Tensor], graph: Graph, keep: Keep) -> 
     Buffers stay as they are: their entries at removed units do not matter, and some (variances) are divided by. So are
     the directions of the old weight_norm: the lengths of removed units are zero instead.
     """
-    places, lost = Places(keep), graph.lost(keep)
+    places, lost = Places(keep), graph.blocks.lost(keep)
     zeros = {n: torch.zeros_like(t) for n, t in tensors.items() if n in lost & graph.parameters}
     left = ((n, t) for n, t in tensors.items() if n in graph.parameters - lost)
     return {**tensors, **{n: places.clear(t, zeroed(graph, n)) for n, t in left}, **zeros}

@@ -40,7 +40,7 @@ class Structure:
         Returns:
             Its structure.
         """
-        skips = tuple(map(Skip.of, graph.skipped(keep)))
+        skips = tuple(map(Skip.of, graph.blocks.skipped(keep)))
         found = cls(skips)
         modules = dict(small.named_modules()) if skips else {}
         for parent in sorted({holder(skip.module) for skip in skips}):  # those around others come first

@@ -1,0 +1,106 @@
+"""The blocks of a graph by the names of their axes, searched for when they are first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+
+from prunus.errors import UserError, unknown
+from prunus.graph.axes import Axis
+from prunus.graph.blocks import SUFFIX, Block
+from prunus.graph.places import Keep
+from prunus.graph.words import shortened
+
+
+class Blocks(Mapping[str, Block]):
+    """The modules that can be skipped, by the names of their axes, in the order in which they run.
+
+    Args:
+        search: Finds them, and says of other modules why they cannot be skipped (see `find_blocks`).
+        tensors: The names of the parameters, buffers and kept tensors of the model.
+    """
+
+    def __init__(self, search: Callable[[], tuple[dict[str, Block], dict[str, str]]], tensors: list[str]):
+        self._find, self.tensors = search, tensors
+
+    @cached_property
+    def _found(self) -> tuple[dict[str, Block], dict[str, str]]:
+        return self._find()
+
+    def __getitem__(self, axis: str) -> Block:
+        return self._found[0][axis]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found[0])
+
+    def __len__(self) -> int:
+        return len(self._found[0])
+
+    @property
+    def unskippable(self) -> dict[str, str]:
+        """Why the other modules in which something is multiplied cannot be skipped, by their names."""
+        return self._found[1]
+
+    @cached_property
+    def axes(self) -> dict[str, Axis]:
+        """Their axes, of one unit each."""
+        return {name: block.make_axis() for name, block in self.items()}
+
+    def axis(self, name: str) -> Axis:
+        """Look up the axis of a block.
+
+        Args:
+            name: Its name, such as "layers.3:depth".
+
+        Returns:
+            The axis.
+
+        Raises:
+            UserError: There is no such block; of a module that cannot be skipped, the message says why.
+        """
+        module = name.removesuffix(SUFFIX)
+        if module in self.unskippable:
+            raise UserError(f"{module} cannot be skipped: {self.unskippable[module]}.")
+        if name not in self:
+            raise unknown("block", name, self)
+        return self.axes[name]
+
+    def skipped(self, keep: Keep) -> list[Block]:
+        """List the blocks that a keep leaves out, but for those within others that it leaves out.
+
+        Args:
+            keep: The indices that stay, per axis.
+
+        Returns:
+            The blocks, in the order in which they run.
+        """
+        named = [name for name in keep if name.endswith(SUFFIX) and not len(keep[name])]
+        gone = sorted((self[name] for name in named), key=lambda block: (block.start, -block.stop))
+        return [block for block in gone if not any(other.around(block) for other in gone)]
+
+    def lost(self, keep: Keep) -> set[str]:
+        """Name the parameters, buffers and kept tensors of the blocks that a keep leaves out.
+
+        Args:
+            keep: The indices that stay, per axis.
+
+        Returns:
+            Their names.
+        """
+        skipped = self.skipped(keep)
+        return {name for block in skipped for name in self.tensors if block.holds(name)}
+
+    def check(self, keep: Keep) -> None:
+        """Check that a keep leaves some block, if it leaves any out.
+
+        Args:
+            keep: The indices that stay, per axis.
+
+        Raises:
+            UserError: It leaves out all of them.
+        """
+        skipped = self.skipped(keep)
+        if skipped and all(block.is_within(skipped) for block in self.values()):
+            raise UserError(
+                f"keep skips all blocks of the model ({shortened([each.module for each in skipped])}); let one stay."
+            )
