@@ -2,8 +2,9 @@
 
     python benchmarks/depth_speed.py [--rounds 15] [--processes 3] [--threads 1]
 
-The forward pass of a vision transformer and of a decoder, 12 blocks each, whole, with 6 of their blocks skipped, and with units
-removed to as few multiply-adds, side by side in float32; see timed.py. The dense network runs twice a round: how far `dense again` is from 1 is the noise. `reached` is the share of time that is saved over the share of
+The forward pass of a vision transformer and of a decoder, 12 blocks each, whole, with 6 of their blocks skipped, and
+with units removed to as few multiply-adds, side by side in float32; see timed.py. The dense network runs twice a round:
+how far `dense again` is from 1 is the noise. `reached` is the share of time that is saved over the share of
 multiply-adds that is. CPU time decides, because other programs stretch it less than wall time, which stands beside it.
 Goes to benchmarks/results/depth_speed[_THREADSthread].json.
 """

@@ -89,6 +89,20 @@ def test_the_page_on_tracing_runs_from_top_to_bottom():
     assert roles["factor"] == "scales" and prunus.shrink(model, graph, {"a": [1, 4]}).factor.shape == (2,)
 
 
+def test_the_page_on_depth_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model, example = zoo.build("vit_tiny").eval(), torch.randn(1, 3, 32, 32)
+    names = {"prunus": prunus, "F": F, "model": model, "example": example}
+    names["batches"] = [(torch.randn(8, 3, 32, 32), torch.randint(10, (8,))) for _ in range(2)]
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "depth.md").read_text(), re.S)
+    exec(compile(block, "depth.md", "exec"), names)
+    small = names["small"]
+    assert "'blocks.3', 'blocks.3.attention'" in capsys.readouterr().out
+    assert len(small.blocks) < 12 and small.eval()(example).shape == (1, 10)
+    assert prunus.macs(prunus.trace(small, example)) <= 0.7 * prunus.macs(names["graph"])
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/tasks.md"])
 def test_a_task_of_ones_own_on_a_page_runs_whole(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -68,7 +68,7 @@ def shrink_checkpoint(
     Raises:
         FileError: A shard is missing, torn or of another model.
         PrunusError: `out` cannot be written; then nothing is left there.
-        UserError: `keep` does not fit the graph, `out` is in use, or the model cannot be built.
+        UserError: `keep` does not fit the graph or skips a block, `out` is in use, or the model cannot be built.
     """
     source, out = Path(source), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -79,6 +79,11 @@ def shrink_checkpoint(
     if graph is None:
         graph = _traced(model)
     keep = graph.check_keep(keep)
+    if skipped := graph.blocks.skipped(keep):
+        raise UserError(
+            f"keep skips {skipped[0].module}, but shrink_checkpoint cuts widths alone. Load the model, shrink it, and "
+            "save it with save_pretrained or prunus.save."
+        )
     names = _known_names(model, graph, shards)
     tensors = {name: tensor.to("meta") for name, tensor in checked_tensors(model, graph).items()}
     bare = clone(model, tensors)

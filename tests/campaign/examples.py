@@ -3,8 +3,8 @@
     python -m tests.campaign.examples FOLDER
 
 writes them with the code of today. Those in tests/campaign/files were written by version 0.1.0, so they also show that
-its files are still read: `saved` is its form of `sealed`. `sealed`, `data`, `lock`, `plan`, `repaired` and `step.json`,
-which it did not write, are new.
+its files are still read: `saved` is its form of `sealed`. `sealed`, `skipped`, `data`, `lock`, `plan`, `repaired` and
+`step.json`, which it did not write, are new.
 """
 
 import json
@@ -54,6 +54,11 @@ def perceptron() -> nn.Module:
     """The model of keep.json and of the weights' files."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(7, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 3)).eval()
+
+
+def stack() -> nn.Module:
+    """The model of a keep.json in which a block is skipped."""
+    return tiny_task("stacked").model.eval()
 
 
 def classifier() -> nn.Module:
@@ -169,6 +174,11 @@ def write_saved(folder: Path) -> None:
     masks.hold(small_model, None, left)
     masks.finalise(small_model)
     prunus.save(folder / "sealed", small_model, keep, graph, left)
+    whole = stack()
+    graph = trace(whole, IMAGES)
+    keep = {name: list(range(axis.size)) for name, axis in graph.axes.items()}
+    keep |= {"links.2:depth": [], "links.3.up": [0, 2, 5]}
+    prunus.save(folder / "skipped", prunus.shrink(whole, graph, keep), keep, graph)
     (folder / "given").mkdir()
     torch.save(model.state_dict(), folder / "given" / "weights.pt")
     prunus.files.write_tensors(folder / "given" / "weights.safetensors", model.state_dict())

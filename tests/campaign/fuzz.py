@@ -75,6 +75,13 @@ def read_sealed(file: Path) -> None:
     assert torch.equal(load(file.parent, model)(examples.X), load(whole, model)(examples.X))
 
 
+def read_skipped(file: Path) -> None:
+    """Load a model that lacks a block; damage that is not noticed must have changed nothing."""
+    model, whole = examples.stack(), examples.FILES / "skipped"
+    assert load_keep(file.parent, trace(model, examples.IMAGES)) == load_keep(whole)
+    assert torch.equal(load(file.parent, model)(examples.IMAGES), load(whole, model)(examples.IMAGES))
+
+
 def read_data(file: Path) -> None:
     """Read what the data of a run were, and compare that with what they are."""
     original, found = read_fingerprint(examples.FILES / "data"), read_fingerprint(file.parent)
@@ -149,6 +156,7 @@ READERS: dict[str, Callable[[Path], None]] = {
     "step.json": read_step,
     **{f"saved/{name}": read_saved for name in ("keep.json", "model.safetensors", "masks.safetensors")},
     **{f"sealed/{name}": read_sealed for name in ("keep.json", "model.safetensors", "masks.safetensors")},
+    **{f"skipped/{name}": read_skipped for name in ("keep.json", "model.safetensors")},
     "data/data.json": read_data,
     "plan/recover/plan.json": read_planned,
     "lock/.lock": read_lock,

@@ -203,3 +203,26 @@ def test_a_cut_that_no_config_says_is_written_with_a_warning(tmp_path):
     assert same[0] == same[1]
     found = prunus.load(tmp_path / "b", model)(**inputs).logits
     assert torch.equal(found, prunus.shrink(model, graph, keep)(**inputs).logits)
+
+
+def test_a_keep_that_skips_a_block_is_refused(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 6), *(Link() for _ in range(3)), nn.Linear(6, 2))
+    (tmp_path / "source").mkdir()
+    save_file(model.state_dict(), tmp_path / "source" / "model.safetensors", {"format": "pt"})
+    graph = prunus.trace(model, torch.randn(2, 4))
+    with pytest.raises(UserError, match="keep skips 2, but shrink_checkpoint cuts widths alone"):
+        prunus.shrink_checkpoint(
+            tmp_path / "source", {"2:depth": []}, tmp_path / "out", graph=graph, model=model
+        )
+    assert not (tmp_path / "out").exists()
+
+
+class Link(nn.Module):
+    """A residual block."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return x + self.inner(x)

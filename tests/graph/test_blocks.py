@@ -74,6 +74,38 @@ def test_encoders_with_norms_after_the_sums():
     assert all(block.ended for block in graph.blocks.values())
 
 
+def test_sublayers_where_a_layer_returns_what_others_need():
+    transformers = imported_beside_torchvision("transformers")
+    sizes = {"d_model": 16, "d_ff": 24, "num_layers": 2, "num_heads": 2, "d_kv": 8, "vocab_size": 30}
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)).eval()
+    tokens = torch.arange(6)[None]
+    graph = prunus.trace(model, {"input_ids": tokens, "decoder_input_ids": tokens})
+    assert names(graph) == [
+        "encoder.block.0.layer.1",
+        "encoder.block.1.layer.0",
+        "encoder.block.1.layer.1",
+        "decoder.block.0.layer.2",
+        "decoder.block.1.layer.0",
+        "decoder.block.1.layer.1",
+        "decoder.block.1.layer.2",
+    ]
+
+
+def test_layers_alone_where_norms_follow_the_branches():
+    transformers = imported_beside_torchvision("transformers")
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 3,
+        "vocab_size": 40,
+        "head_dim": 4,
+    }
+    config = transformers.Gemma2Config(num_attention_heads=4, num_key_value_heads=2, **sizes)
+    model = transformers.Gemma2ForCausalLM(config).eval()
+    graph = prunus.trace(model, {"input_ids": torch.arange(3, 9)[None]})
+    assert names(graph) == [f"model.layers.{i}" for i in range(3)]
+
+
 # ---------------------------------------------------------------------------------------------- traps
 class Part(nn.Module):
     """Two convolutions and a rule of how to join them to the input."""

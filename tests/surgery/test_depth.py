@@ -142,6 +142,27 @@ def test_decoders_answer_alike_with_a_cache_and_without(make, stem, attention, s
             torch.testing.assert_close(step.logits[:, -1], logits[:, place])
 
 
+@pytest.mark.parametrize(("make", "stem"), [(llama, "model.layers"), (gpt2, "transformer.h")])
+def test_a_shorter_decoder_is_what_its_config_makes(make, stem, tmp_path):
+    model, example = make()
+    small = prunus.shrink(model, prunus.trace(model, example), gone(f"{stem}.1", f"{stem}.2"))
+    prunus.export.check_config(small)
+    small.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(again(IDS).logits, small(IDS).logits)
+
+
+def test_layers_and_equal_widths_are_what_a_config_makes():
+    model, example = llama()
+    graph = prunus.trace(model, example)
+    scores = prunus.scores.random(graph, 0)
+    keep = prunus.select(graph, scores, prunus.Budget(macs=0.7), uniform=True) | gone("model.layers.2")
+    prunus.export.check_config(prunus.shrink(model, graph, keep))
+    blocks = {name: torch.rand(1) for name, block in graph.blocks.items() if not block.branch}
+    keep = prunus.select(graph, scores | blocks, prunus.Budget(macs=0.5), uniform=True)
+    prunus.export.check_config(prunus.shrink(model, graph, keep))
+
+
 def test_what_a_config_says_of_each_layer_is_cut_with_them():
     transformers = imported_beside_torchvision("transformers")
     sizes = {
