@@ -77,7 +77,9 @@ def graph(traced: Graph) -> Group:
         f"halving every axis removes {traced.coverage():.1%} of the parameters and "
         f"{cost.coverage(traced):.1%} of the multiply-adds."
     )
-    return Group(axes, Text("fixed dimensions and why:"), Text("\n".join(lines)), Text(costs))
+    modules = [block.module for block in traced.blocks.values()]
+    depth = f"blocks that can be skipped: {list_first(modules, 12) or 'none'} (docs/depth.md)"
+    return Group(axes, Text("fixed dimensions and why:"), Text("\n".join(lines)), Text(depth), Text(costs))
 
 
 def measure_curves(

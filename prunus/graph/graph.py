@@ -19,7 +19,7 @@ from prunus.errors import UserError, unknown
 from prunus.graph import axes, op
 from prunus.graph.attributes import Attribute
 from prunus.graph.axes import Axis, Layout
-from prunus.graph.blocks import SUFFIX, find_blocks
+from prunus.graph.blocks import SUFFIX
 from prunus.graph.calls import Call
 from prunus.graph.configs import Config
 from prunus.graph.construction import Stated
@@ -89,10 +89,8 @@ class Graph:
     @cached_property
     def blocks(self) -> Blocks:
         """The modules that can be skipped, by the names of their axes, in the order in which they run."""
-        return Blocks(
-            lambda: find_blocks(self.ops, self.calls, self.outputs, self.tensors, self.shared),
-            [*self.layouts, *self.state],
-        )
+        names = [*self.layouts, *self.state]
+        return Blocks(self.ops, self.calls, self.outputs, self.tensors, self.shared, names)
 
     @cached_property
     def deep(self) -> Graph:

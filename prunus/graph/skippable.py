@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 from prunus.errors import UserError, unknown
 from prunus.graph.axes import Axis
-from prunus.graph.blocks import SUFFIX, Block
+from prunus.graph.blocks import SUFFIX, Block, find_blocks
+from prunus.graph.calls import Call
+from prunus.graph.op import Op, Tag
 from prunus.graph.places import Keep
 from prunus.graph.words import shortened
 
@@ -16,16 +18,28 @@ class Blocks(Mapping[str, Block]):
     """The modules that can be skipped, by the names of their axes, in the order in which they run.
 
     Args:
-        search: Finds them, and says of other modules why they cannot be skipped (see `find_blocks`).
-        tensors: The names of the parameters, buffers and kept tensors of the model.
+        ops: The operations of a pass.
+        calls: The calls of its modules, in the order of their ends.
+        outputs: The tags of what the model returns.
+        tensors: The names of its parameters and buffers by their tags.
+        shared: The modules and tensors that have several names.
+        names: The names of the parameters, buffers and kept tensors of the model.
     """
 
-    def __init__(self, search: Callable[[], tuple[dict[str, Block], dict[str, str]]], tensors: list[str]):
-        self._find, self.tensors = search, tensors
+    def __init__(
+        self,
+        ops: Sequence[Op],
+        calls: Sequence[Call],
+        outputs: Sequence[Tag],
+        tensors: Mapping[Tag, str],
+        shared: Sequence[Sequence[str]],
+        names: Sequence[str],
+    ):
+        self._pass, self._names = (ops, calls, outputs, tensors, shared), names
 
     @cached_property
     def _found(self) -> tuple[dict[str, Block], dict[str, str]]:
-        return self._find()
+        return find_blocks(*self._pass)
 
     def __getitem__(self, axis: str) -> Block:
         return self._found[0][axis]
@@ -88,7 +102,7 @@ class Blocks(Mapping[str, Block]):
             Their names.
         """
         skipped = self.skipped(keep)
-        return {name for block in skipped for name in self.tensors if block.holds(name)}
+        return {name for block in skipped for name in self._names if block.holds(name)}
 
     def check(self, keep: Keep) -> None:
         """Check that a keep leaves some block, if it leaves any out.
