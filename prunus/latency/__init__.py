@@ -10,11 +10,13 @@ Its files, in the order in which to read them:
     cache              times on disk
     profiling          measuring operators and random sub-networks
     predictor          predicting milliseconds at any widths
+    fast               widths that no wider one matches in speed
     meter              meeting a budget by measuring
 """
 
 from prunus.latency.cache import device_name, library_version
 from prunus.latency.clock import take_turns
+from prunus.latency.fast import fast_widths
 from prunus.latency.meter import Meter, select_measured
 from prunus.latency.milliseconds import latency_ms, measure
 from prunus.latency.profiling import measure_tables
@@ -22,6 +24,7 @@ from prunus.latency.profiling import measure_tables
 __all__ = [
     "Meter",
     "device_name",
+    "fast_widths",
     "latency_ms",
     "library_version",
     "measure",

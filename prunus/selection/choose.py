@@ -27,7 +27,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from prunus.errors import BudgetError, UserError
+from prunus.errors import BudgetError, UserError, unknown
 from prunus.graph import Graph
 from prunus.metrics import format_number
 from prunus.options import Checked, Count, check_value
@@ -110,6 +110,7 @@ def select(
     within: Mapping[str, Sequence[int]] | None = None,
     how: How = "global",
     round_to: int | None = None,
+    widths: Mapping[str, Sequence[int]] | None = None,
     floor: Bound = FLOOR,
     cap: Bound = CAP,
     freeze: Sequence[str] = (),
@@ -130,6 +131,9 @@ def select(
             cannot be met otherwise), and one axis may leave that grid, so that the cost is below the budget by at most
             0.5 % of the original's, or by less than one unit. With a given price no axis leaves it, because odd widths
             take longer than the next multiple.
+        widths: axis -> the numbers of units that it may keep, such as those that are fast on a machine
+            (`latency.fast_widths`); an axis may always stay whole, and one that is left out keeps any number. What one
+            axis cannot use of the budget is spent on others. In place of `round_to`.
         floor: The fewest units to keep; see `min_units`.
         cap: The most units to remove; see `min_units`.
         freeze: Patterns of axes that keep all units; see `min_units`.
@@ -147,6 +151,7 @@ def select(
     check_value("how", how, How)
     check_value("round_to", round_to, Count | None)
     check_value("uniform", uniform, bool)
+    check_widths(graph, widths, round_to)
     if price is None and isinstance(budget, Metered):
 
         def propose(price: Price) -> dict[str, list[int]]:
@@ -158,6 +163,7 @@ def select(
                 within=within,
                 how=how,
                 round_to=round_to,
+                widths=widths,
                 floor=floor,
                 cap=cap,
                 freeze=freeze,
@@ -189,12 +195,17 @@ def select(
         top = torch.where(most == sizes, most, (most // steps * steps).maximum(base))
         return _Limits(price_parts, limit, base, top, steps, least)
 
-    first, *finer = (round_to,) if round_to else GRIDS
-    limits = limits_on(first)
-    for grid in finer:
-        if limits.costs(limits.base) <= limit:
-            break
-        limits = limits_on(grid)
+    if widths is not None:
+        stops = shares.stops(widths, bound, most, least)
+        base, top = (torch.stack([stop[i] for stop in stops]).double() for i in (0, -1))
+        limits = _Limits(price_parts, limit, base, top, least, least, stops)
+    else:
+        first, *finer = (round_to,) if round_to else GRIDS
+        limits = limits_on(first)
+        for grid in finer:
+            if limits.costs(limits.base) <= limit:
+                break
+            limits = limits_on(grid)
     if limits.costs(limits.base) > limit:
         raise _unreachable(limits, budget, shares, reasons)
     base, steps = limits.base, limits.steps
@@ -217,13 +228,30 @@ def select(
         kinds = [graph.topology(first) for first, *_ in shares.names]
         ranked = [s / c for s, c in zip(sums, part_costs(sizes), strict=True)] if how == "per_cost" else means
         ranked = _rank(ranked, kinds, how)
-        queue = _queue([values[:top] for values, top in zip(ranked, tops, strict=True)], base, steps)
+        queue = _queue([values[:top] for values, top in zip(ranked, tops, strict=True)], limits)
         parts = _fill(limits, base, queue)
-    if round_to is None and not measured:
+    if round_to is None and widths is None and not measured:
         anywhere = replace(limits, sizes=most)  # the one axis that leaves the grid may do so in a part of it
         parts = _approach(anywhere, parts, queue, enough=limit - TOLERANCE * before)
-    widths = shares.by_axis(shares.sayable(parts, base, steps))
-    return {name: units[: widths[name]].sort().values.tolist() for name, (_, units) in order.items()}
+    chosen = shares.by_axis(shares.sayable(parts, base, steps))
+    return {name: units[: chosen[name]].sort().values.tolist() for name, (_, units) in order.items()}
+
+
+def check_widths(graph: Graph, widths: Mapping[str, Sequence[int]] | None, round_to: int | None) -> None:
+    """Raise UserError for widths that are none of an axis, or beside a `round_to`, which says another thing."""
+    if widths is None:
+        return
+    if round_to is not None:
+        raise UserError(f"widths and round_to={round_to} say two things about the same; give one.")
+    for name, numbers in widths.items():
+        if name not in graph.axes:
+            raise unknown("axis", name, graph.axes)
+        size = graph.axes[name].size
+        wrong = [n for n in numbers if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= size]
+        if wrong:
+            raise UserError(
+                f"widths of axis {name}: expected whole numbers from 1 to {size}, got {wrong[0]!r}."
+            )
 
 
 class Unreachable(BudgetError):
