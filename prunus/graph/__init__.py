@@ -23,6 +23,7 @@ Its files, in the order in which to read them:
     passes        the passes of all modes
     construction  sizes that a model states and never reads
     parametrised  weights behind steps: what lies behind, how it is cut and set
+    kinds         the kinds of axes: heads, mlp, width and others
     graph         Graph: members, widths, explain
     tracing       trace a model, or a part of it
     places        the places of the units that stay
@@ -37,6 +38,7 @@ from prunus.graph.construction import Stated, stated_sizes
 from prunus.graph.copying import check_traceable, copy_model
 from prunus.graph.draws import SameDraws
 from prunus.graph.graph import Graph, Member
+from prunus.graph.kinds import KINDS
 from prunus.graph.levels import Levels
 from prunus.graph.modules import evaluation_mode
 from prunus.graph.op import (
@@ -65,6 +67,7 @@ from prunus.graph.turns import one_at_a_time
 __all__ = [
     "CONSUMES",
     "DIRECTION",
+    "KINDS",
     "PRODUCES",
     "SCALES",
     "SHIFTS",

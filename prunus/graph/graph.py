@@ -21,6 +21,7 @@ from prunus.graph import axes, op
 from prunus.graph.attributes import Attribute
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.construction import Stated
+from prunus.graph.kinds import Kinds
 from prunus.graph.op import Op, Tag
 from prunus.graph.operators import BATCH_NORM
 from prunus.graph.outputs import Outputs
@@ -133,6 +134,20 @@ class Graph:
                 for axis, multiple in axes.multiples(layout, number):
                     found[axis.name] = lcm(found.get(axis.name, 1), multiple)
         return found
+
+    @cached_property
+    def _kinds(self) -> tuple[dict[str, str], frozenset[str]]:
+        return Kinds(self.ops, self.axes).find()
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kind of each axis, such as "heads" or "mlp", by its name; see `prunus.graph.KINDS`."""
+        return self._kinds[0]
+
+    @property
+    def rotary(self) -> frozenset[str]:
+        """The axes that rotary position embeddings couple in pairs, with the others of the same dimension."""
+        return self._kinds[1]
 
     def topology(self, axis: str) -> tuple[tuple[str, str, int, int], ...]:
         """Describe an axis; equal for axes with the same roles in the same classes of modules.
@@ -308,7 +323,8 @@ class Graph:
         members = [f"  {m.tensor}, dimension {m.dim}, {m.role}" for m in self.members(name)]
         links = dict.fromkeys(str(link) for link in axis.links)
         through = f"\n  coupled through: {_short(list(links), 8)}" if links else ""
-        return f"axis {name}: {axis.size} units shrink together in\n" + "\n".join(members) + through
+        title = f"axis {name} ({self.kinds[name]}): {axis.size} units shrink together in"
+        return "\n".join([title, *members]) + through
 
     def _words(self, layout: Layout) -> str:
         shape = axes.normal(layout)

@@ -17,6 +17,7 @@ from prunus.graph.construction import stated
 from prunus.graph.copying import check_traceable
 from prunus.graph.graph import Graph, _short
 from prunus.graph.modules import evaluation_mode
+from prunus.graph.op import CONSUMES, PRODUCES
 from prunus.graph.operators import Args, Kwargs
 from prunus.graph.outputs import Outputs
 from prunus.graph.parametrised import follow_steps
@@ -122,7 +123,7 @@ def _trace(
     _fix_unused(parameters, layouts, passes)
 
     def name_axes() -> dict[str, Axis]:
-        return _name_axes(layouts, parameters)
+        return _name_axes(layouts, parameters, roles)
 
     behind = follow_steps(model, layouts, name_axes)
     passes.check(name_axes)
@@ -207,15 +208,18 @@ def _fix_unused(parameters: Collection[str], layouts: dict[str, list[Layout]], p
         )
 
 
-def _name_axes(layouts: dict[str, list[Layout]], parameters: Collection[str]) -> dict[str, Axis]:
+def _name_axes(
+    layouts: dict[str, list[Layout]], parameters: Collection[str], roles: Mapping[tuple[str, int], str]
+) -> dict[str, Axis]:
     """Name each axis that may shrink by the module that produces it; returns them in that order.
 
     Several axes in one dimension are numbered: `attn.qkv#0`, `attn.qkv#1`.
     """
     named: dict[str, Axis] = {}
     done: set[int] = set()
-    places = [(n, 0) for n in parameters if len(layouts[n]) > 1]
-    places += [(n, d) for n in parameters for d in reversed(range(len(layouts[n])))]
+    places = [(n, 0) for n in parameters if len(layouts[n]) > 1 and roles.get((n, 0)) != CONSUMES]
+    every = [(n, d) for n in parameters for d in reversed(range(len(layouts[n])))]
+    places += [place for place in every if roles.get(place) == PRODUCES] + every
     for name, dim in places:
         if not layouts[name]:
             continue

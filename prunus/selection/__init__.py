@@ -4,19 +4,21 @@ Its files, in the order in which to read them:
 
     cost        closed forms of widths: macs, params, memory_mb
     budget      limits: Budget, Metered, Sparsity
-    bounds      floors, caps, frozen axes
+    patterns    the axes that names stand for
+    bounds      floors, caps, axes that stay whole
     fill        units taken from a queue until the budget is full
     multiplier  widths that leave out the least sum of scores
     choose      select, and the options of a method that selects
     changes     Plan: the changes that a keep makes
 """
 
-from prunus.selection.bounds import CAP, FLOOR, Bound, holders, min_units
+from prunus.selection.bounds import CAP, FLOOR, Bound, min_units
 from prunus.selection.budget import Budget, CostMeter, Metered, Sparsity
 from prunus.selection.changes import plan
 from prunus.selection.choose import FREE, GRIDS, TOLERANCE, How, Selection, Unreachable, price_of, select
 from prunus.selection.cost import coverage, macs, memory_mb, params
 from prunus.selection.fill import Price, blocks, count_fitting
+from prunus.selection.patterns import holders
 
 __all__ = [
     "CAP",

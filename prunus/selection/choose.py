@@ -58,6 +58,7 @@ class Selection(Checked):
         floor: The fewest units of an axis to keep: an int counts units, a float is a share of the axis.
         cap: The most units of an axis to remove, in the same form.
         freeze: Patterns of axes or layers that keep all units.
+        only: Patterns of the axes or layers that may shrink; empty: all, but those coupled by rotary embeddings.
     """
 
     how: How = "global"
@@ -66,6 +67,7 @@ class Selection(Checked):
     floor: Bound = FLOOR
     cap: Bound = CAP
     freeze: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
@@ -109,12 +111,13 @@ def select(
     floor: Bound = FLOOR,
     cap: Bound = CAP,
     freeze: Sequence[str] = (),
+    only: Sequence[str] = (),
 ) -> dict[str, list[int]]:
     """Choose the best-scored units that fit the budget.
 
     Args:
         graph: The graph of the model.
-        scores: axis -> float tensor (size,); higher means keep.
+        scores: axis -> float tensor (size,); higher means keep. Axes that stay whole need none.
         budget: The budget.
         price: price(widths (C, A)) -> costs (C,) in the budget's unit; None: the closed form, or the measurements of a
             `Metered` budget.
@@ -127,7 +130,8 @@ def select(
             take longer than the next multiple.
         floor: The fewest units to keep; see `min_units`.
         cap: The most units to remove; see `min_units`.
-        freeze: Patterns of axes that keep all units; see `min_units`.
+        freeze: Patterns of axes that keep all units: kinds ("heads"), names of axes, or of layers; see `min_units`.
+        only: Patterns of the axes that may shrink; see `min_units`.
 
     Returns:
         axis -> sorted kept indices.
@@ -152,12 +156,18 @@ def select(
                 floor=floor,
                 cap=cap,
                 freeze=freeze,
+                only=only,
             )
 
         return budget.meter.select(budget, propose)
     measured = price is not None
     price = price or price_of(graph, budget)
     within = within or {}
+    bounds = min_units(graph, floor, cap, freeze, only)
+    whole = {
+        name: torch.zeros(axis.size) for name, axis in graph.axes.items() if bounds[name][0] == axis.size
+    }
+    scores = whole | dict(scores)
     order = {
         name: _sort_units(name, scores, axis.size, within.get(name)) for name, axis in graph.axes.items()
     }
@@ -165,7 +175,6 @@ def select(
     sizes = torch.tensor([axis.size for axis in graph.axes.values()], dtype=torch.float64)
     before = price(sizes[None]).item()
     limit = budget.limit(before)
-    bounds = min_units(graph, floor, cap, freeze)
     bound = torch.tensor([units for units, _ in bounds.values()])
     least = torch.tensor(list(graph.multiples.values()))
 

@@ -205,7 +205,8 @@ class DHP:
     def free_axes(self) -> dict[str, int]:
         """The axes that get latents, with the fewest units each keeps. Raises UserError if there is none."""
         whole = self.config.whole(self.graph)
-        bounds = min_units(self.graph, self.config.floor, self.config.cap, (*self.config.freeze, *whole))
+        config = self.config
+        bounds = min_units(self.graph, config.floor, config.cap, (*config.freeze, *whole), config.only)
         free = {name: units for name, (units, _) in bounds.items() if units < self.graph.axes[name].size}
         if not free:
             whys = [f"{name}: {whole.get(name, why)}" for name, (_, why) in list(bounds.items())[:3]]

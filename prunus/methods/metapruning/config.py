@@ -202,5 +202,5 @@ class Config(Units):
 
     def space(self, graph: Graph) -> Space:
         """Return the space of widths."""
-        names = ("ratios", "least_ratio", "round_to", "floor", "cap", "freeze")
+        names = ("ratios", "least_ratio", "round_to", "floor", "cap", "freeze", "only")
         return Space(graph, **{name: getattr(self, name) for name in names})
