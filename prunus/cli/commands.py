@@ -117,8 +117,9 @@ def run(
             jsonl:PLACE or parquet:PLACE.
         method: The pruning method; `prunus methods` lists them. auto: the one that our board recommends, which is said
             with its reason.
-        budget: The upper limit on macs, params, memory_mb or latency_ms: a share of the original's (macs=0.5) or a
-            number. Milliseconds of one input are measured here, which takes a minute or two the first time.
+        budget: The upper limit on macs, params, memory_mb (activations), weights_mb, cache_mb (keys and values) or
+            latency_ms: a share of the original's (macs=0.5) or a number; several with commas (params=0.5,cache_mb=0.3).
+            Milliseconds of one input are measured here, which takes a minute or two the first time.
         sparsity: The share of single weights to set to zero, instead of a budget. Zeros make files smaller, seldom
             a model faster: measure it with `prunus bench`.
         seed: The seed of weights, order and random choices; the same seed gives the same numbers on the same CPU.

@@ -84,7 +84,8 @@ def graph(traced: Graph, least: Mapping[str, tuple[int, str]]) -> Group:
     lines += [f"  and {len(reasons) - REASONS} more reasons"] if len(reasons) > REASONS else []
     costs = (
         f"{format_number(cost.macs(traced), 3)} multiply-adds, {format_number(cost.params(traced), 3)} parameters, "
-        f"{cost.memory_mb(traced):.3g} MB peak activations for one input; "
+        f"{cost.weights_mb(traced):.3g} MB of weights, {cost.memory_mb(traced):.3g} MB peak activations "
+        f"{f'and {cached:.3g} MB of keys and values ' if (cached := cost.cache_mb(traced)) else ''}for one input; "
         f"halving every axis removes {traced.coverage():.1%} of the parameters and "
         f"{cost.coverage(traced):.1%} of the multiply-adds."
     )

@@ -23,6 +23,8 @@ Its files, in the order in which to read them:
     passes        the passes of all modes
     construction  sizes that a model states and never reads
     parametrised  weights behind steps: what lies behind, how it is cut and set
+    flow          where tensors come from
+    attention     attention, in one operator or in several
     kinds         the kinds of axes: heads, mlp, width and others
     graph         Graph: members, widths, explain
     tracing       trace a model, or a part of it

@@ -61,6 +61,7 @@ class Graph:
     traced: tuple[
         str, ...
     ]  # the modes that were run; others differ from the first within torch's layers alone
+    bytes_per_element: dict[str, int] = field(repr=False)  # of parameters and buffers
     _roles: dict[tuple[str, int], str] = field(repr=False)
     _classes: dict[str, str] = field(repr=False)  # module name -> class name
     behind: dict[str, list[Layout]] = field(
@@ -136,18 +137,26 @@ class Graph:
         return found
 
     @cached_property
-    def _kinds(self) -> tuple[dict[str, str], frozenset[str]]:
-        return Kinds(self.ops, self.axes).find()
+    def _found(self) -> Kinds:
+        return Kinds(self.ops)
 
-    @property
+    @cached_property
     def kinds(self) -> dict[str, str]:
         """The kind of each axis, such as "heads" or "mlp", by its name; see `prunus.graph.KINDS`."""
-        return self._kinds[0]
+        return {name: self._found.of(axis) for name, axis in self.axes.items()}
 
-    @property
+    @cached_property
     def rotary(self) -> frozenset[str]:
         """The axes that rotary position embeddings couple in pairs, with the others of the same dimension."""
-        return self._kinds[1]
+        coupled = self._found.coupled
+        return frozenset(
+            n for n, axis in self.axes.items() if axis in coupled and self.kinds[n] == "head_dim"
+        )
+
+    @property
+    def cached(self) -> list[tuple[int, list[Layout]]]:
+        """The keys and values of each attention, as a cache holds them: the bytes of an element, and the layouts."""
+        return [(tag.storage.bytes_per_element, tag.dims) for tag in self._found.kept]
 
     def topology(self, axis: str) -> tuple[tuple[str, str, int, int], ...]:
         """Describe an axis; equal for axes with the same roles in the same classes of modules.

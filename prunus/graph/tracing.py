@@ -128,7 +128,8 @@ def _trace(
     behind = follow_steps(model, layouts, name_axes)
     passes.check(name_axes)
     named = name_axes()
-    shapes = {name: tensor.shape for name, tensor in skeleton.named_tensors(bare).items()}
+    tensors = skeleton.named_tensors(bare)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
     for layout in [layout for dims in layouts.values() for layout in dims]:
         for axis in axes.leaves(layout):
             if axis.name not in named:
@@ -150,6 +151,7 @@ def _trace(
         chosen=outputs,
         _roles=roles,
         _classes={name: type(module).__name__ for name, module in model.named_modules()},
+        bytes_per_element={name: tensor.element_size() for name, tensor in tensors.items()},
         behind=behind,
     )
 

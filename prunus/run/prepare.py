@@ -110,7 +110,7 @@ def with_meter(
     Methods pass the budget to `select` like any other, and need not know that it is measured. One process measures
     for all.
     """
-    if budget.name != "latency_ms":
+    if isinstance(budget, Sparsity) or "latency_ms" not in budget.limits:
         if settings.runtime is not None:
             raise UserError(
                 f"runtime={settings.runtime} needs a budget of latency_ms, but the budget is {budget}; leave out "
@@ -120,4 +120,4 @@ def with_meter(
     model = copy.deepcopy(task.model).to(run.device)
     runtime = settings.runtime or "torch"
     meter = latency.Meter(model, task.graph, runtime=runtime, progress=run.progress, agree=run.compute_once)
-    return Metered(latency_ms=budget.value, meter=meter)
+    return Metered(**budget.limits, meter=meter)

@@ -2,7 +2,7 @@
 
 Its files, in the order in which to read them:
 
-    cost        closed forms of widths: macs, params, memory_mb
+    cost        closed forms of widths: macs, params, memory
     budget      limits: Budget, Metered, Sparsity
     patterns    the axes that names stand for
     bounds      floors, caps, axes that stay whole
@@ -16,12 +16,13 @@ from prunus.selection.bounds import CAP, FLOOR, Bound, min_units
 from prunus.selection.budget import Budget, CostMeter, Metered, Sparsity
 from prunus.selection.changes import plan
 from prunus.selection.choose import FREE, GRIDS, TOLERANCE, How, Selection, Unreachable, price_of, select
-from prunus.selection.cost import coverage, macs, memory_mb, params
+from prunus.selection.cost import CLOSED_FORMS, cache_mb, coverage, macs, memory_mb, params, weights_mb
 from prunus.selection.fill import Price, blocks, count_fitting
 from prunus.selection.patterns import holders
 
 __all__ = [
     "CAP",
+    "CLOSED_FORMS",
     "FLOOR",
     "FREE",
     "GRIDS",
@@ -36,6 +37,7 @@ __all__ = [
     "Sparsity",
     "Unreachable",
     "blocks",
+    "cache_mb",
     "count_fitting",
     "coverage",
     "holders",
@@ -46,4 +48,5 @@ __all__ = [
     "plan",
     "price_of",
     "select",
+    "weights_mb",
 ]

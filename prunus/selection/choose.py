@@ -142,24 +142,20 @@ def select(
     """
     check_value("how", how, How)
     check_value("round_to", round_to, Count | None)
-    if price is None and isinstance(budget, Metered):
-
-        def propose(price: Price) -> dict[str, list[int]]:
-            return select(
-                graph,
-                scores,
-                budget,
-                price=price,
-                within=within,
-                how=how,
-                round_to=round_to,
-                floor=floor,
-                cap=cap,
-                freeze=freeze,
-                only=only,
-            )
-
-        return budget.meter.select(budget, propose)
+    closed = {name: limit for name, limit in budget.limits.items() if name in cost.CLOSED_FORMS}
+    if price is None and isinstance(budget, Metered) and len(closed) < len(budget.limits):
+        rules: dict[str, Any] = {
+            "within": within,
+            "how": how,
+            "round_to": round_to,
+            "floor": floor,
+            "cap": cap,
+        }
+        again = partial(select, graph, scores, freeze=freeze, only=only, **rules)
+        if closed:
+            again(Budget(**closed))  # refuse now what no measurement could change
+        timed = next(part for part in budget.parts if part.name not in closed)
+        return budget.meter.select(timed, lambda price: again(budget, price=_price(graph, budget, price)))
     measured = price is not None
     price = price or price_of(graph, budget)
     within = within or {}
@@ -236,20 +232,39 @@ def price_of(graph: Graph, budget: Budget) -> Price:
         budget: The budget.
 
     Returns:
-        price(widths (C, A)) -> costs (C,) in the budget's unit, predicted if they are measured; differentiable.
+        price(widths (C, A)) -> costs (C,) in the budget's unit, predicted if they are measured; differentiable. Of
+        several limits the largest share of one that is used up.
 
     Raises:
         UserError: The budget is in milliseconds and has no meter; the message says what to do.
     """
     if isinstance(budget, Metered):
-        return budget.meter.price
-    if budget.name not in cost.CLOSED_FORMS:
+        return _price(graph, budget, budget.meter.price)
+    if not budget.limits.keys() <= set(cost.CLOSED_FORMS):
         raise UserError(
             f"{budget}: milliseconds have no closed form, they are measured. Measure first, then select:\n"
             "    table = prunus.latency.measure_tables(model, graph)\n"
             "    keep, figures = prunus.latency.select_measured(model, graph, scores, budget, table)"
         )
-    return partial(cost.of, graph, budget.name)
+    return _price(graph, budget)
+
+
+def _price(graph: Graph, budget: Budget, measured: Price | None = None) -> Price:
+    """The price of widths in the budget's unit; `measured` is that of milliseconds."""
+    known: dict[str, Price] = {name: partial(cost.of, graph, name) for name in cost.CLOSED_FORMS}
+    if measured is not None:
+        known["latency_ms"] = measured
+    prices = [known[name] for name in budget.limits]
+    if len(prices) == 1:
+        return prices[0]
+    sizes = torch.tensor([[axis.size for axis in graph.axes.values()]], dtype=torch.float64)
+    limits = [part.amount(price(sizes).item()) for part, price in zip(budget.parts, prices, strict=True)]
+
+    def largest(widths: Tensor) -> Tensor:
+        used = [price(widths) / limit for price, limit in zip(prices, limits, strict=True)]
+        return torch.stack(used).amax(0)
+
+    return largest
 
 
 def _sort_units(
@@ -299,8 +314,10 @@ def _unreachable(limits: _Limits, budget: Budget, bounds: Mapping[str, tuple[int
         blocks = f", in blocks of {limits.steps[i]}" if limits.steps[i] > 1 else ""
         if saved[i] > 0:
             held.append(f"{name} keeps {int(limits.base[i])} of {int(limits.sizes[i])} ({why}{blocks})")
+    several = len(budget.limits) > 1
+    what = "the limit that is exceeded most comes to a share of" if several else f"{budget.name} come to"
     error = Unreachable(
-        f"{budget} cannot be met: {budget.name} come to {format_number(reach)} at the least, {reach / before:.4f} of "
+        f"{budget} cannot be met: {what} {format_number(reach)} at the least, {reach / before:.4f} of "
         f"the {format_number(before)} before. Held up most by: "
         f"{'; '.join(held) or 'nothing, every axis is at one unit'}. "
         f"With one unit an axis it would be {single / before:.4f}. Give a larger budget, or lower floors, raise "

@@ -307,7 +307,7 @@ class DHP:
             return before
         budget, price = self.budget, None
         if isinstance(self.budget, Metered):  # by prediction: measuring is for the end
-            budget, price = Budget(**{self.budget.name: self.target}), self.units.price
+            budget, price = Budget(latency_ms=self.target), self.units.price
         found = self.as_mask(self.choose(budget, staying, price))
         now, then = self.units.shares(torch.stack([found, before])).tolist()
         single = max(self.blocks.values()) == 1  # as much of the budget is filled by any choice

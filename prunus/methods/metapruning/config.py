@@ -178,9 +178,14 @@ class Config(Units):
         )
 
     def check_together(self, limit: Budget | Sparsity) -> None:
-        """Raise UserError if options conflict or have no effect."""
+        """Raise UserError if options conflict or have no effect, or milliseconds are limited beside another cost."""
         self.reject_unused()
         self.resolved()
+        if "latency_ms" in limit.limits and len(limit.limits) > 1:
+            raise UserError(
+                f"metapruning measures whole searches by one cost, but {limit} limits several; give latency_ms alone, "
+                "costs without it, or another method."
+            )
 
     def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
         """Raise UserError if options conflict or have no effect, or if the PruningNet does not fit into memory,
