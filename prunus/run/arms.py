@@ -57,8 +57,7 @@ class Arm:
     @property
     def name(self) -> str:
         """The name of its folder: such as taylor-macs=0.5-seed0."""
-        limits = ",".join(f"{name}={value:g}" for name, value in self.limit.limits.items())
-        text = f"{self.label}-{limits}-seed{self.seed}"
+        text = f"{self.label}-{_as_given(self.limit)}-seed{self.seed}"
         plain = re.sub(r"[^\w.=,-]", "-", text)
         if plain == text.replace(":", "-") and len(plain) <= LONGEST:
             return plain
@@ -234,9 +233,14 @@ def check_limits(limits: Sequence[Limit], methods: Sequence[Method], runtime: st
             method.check(limits[0])
     for limit in limits:
         if not any(isinstance(limit, method.limit) for method in methods):
-            raise UserError(f"none of the methods takes {limit}; name one that does.")
+            raise UserError(f"none of the methods takes {_as_given(limit)}; name one that does.")
     if runtime is not None and all("latency_ms" not in limit.limits for limit in limits):
         raise UserError(f"runtime={runtime} needs a budget of latency_ms; leave out the runtime.")
+
+
+def _as_given(limit: Limit) -> str:
+    """A limit as `--budgets` takes it."""
+    return ",".join(f"{name}={value:g}" for name, value in limit.limits.items())
 
 
 def check_options(options: Sequence[str], methods: Sequence[str]) -> None:
