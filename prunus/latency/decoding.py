@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from prunus.errors import UserError
-from prunus.export import Call
-from prunus.export.programs import device_of, synchronize
+from prunus.export import Call, programs
 from prunus.inputs import move, tensors_in
 from prunus.latency.operator_timing import Runtime
 
@@ -51,7 +50,7 @@ class Decoding(Runtime):
         Raises:
             UserError: The model returns no cache that can be cut back by a token.
         """
-        device = device_of(model)
+        device = programs.device_of(model)
         token = move(tensors_in(example)[0], device)[:, :1]
         with torch.no_grad():
             output = model(token.expand(-1, self.length), use_cache=True)
@@ -69,7 +68,7 @@ class Decoding(Runtime):
             with torch.no_grad():
                 step = model(token, **given)
             cache.crop(-1)
-            synchronize(device)
+            programs.synchronize(device)
             return step
 
         return run

@@ -314,10 +314,11 @@ def _unreachable(limits: _Limits, budget: Budget, bounds: Mapping[str, tuple[int
         blocks = f", in blocks of {limits.steps[i]}" if limits.steps[i] > 1 else ""
         if saved[i] > 0:
             held.append(f"{name} keeps {int(limits.base[i])} of {int(limits.sizes[i])} ({why}{blocks})")
-    several = len(budget.limits) > 1
-    what = "the limit that is exceeded most comes to a share of" if several else f"{budget.name} come to"
+    amount = f"{budget.name} come to {format_number(reach)}"
+    if len(budget.limits) > 1:
+        amount = f"the limit that is exceeded most is used up {format_number(reach)} times"
     error = Unreachable(
-        f"{budget} cannot be met: {what} {format_number(reach)} at the least, {reach / before:.4f} of "
+        f"{budget} cannot be met: {amount} at the least, {reach / before:.4f} of "
         f"the {format_number(before)} before. Held up most by: "
         f"{'; '.join(held) or 'nothing, every axis is at one unit'}. "
         f"With one unit an axis it would be {single / before:.4f}. Give a larger budget, or lower floors, raise "
