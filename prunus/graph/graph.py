@@ -158,6 +158,20 @@ class Graph:
         """The keys and values of each attention, as a cache holds them: the bytes of an element, and the layouts."""
         return [(tag.storage.bytes_per_element, tag.dims) for tag in self._found.kept]
 
+    @cached_property
+    def leasts(self) -> dict[str, tuple[int, str]]:
+        """The fewest units that some operator takes, with the operator, of the axes that have more than one."""
+        found: dict[str, tuple[int, str]] = {}
+        for each in self.ops:
+            for layout, number in each.leasts:
+                shape = axes.normal(layout)
+                for axis in axes.leaves(
+                    shape
+                ):  # within a product it is not known which of the factors may shrink
+                    units = number if axis is shape else axis.size
+                    found[axis.name] = max(found.get(axis.name, (1, "")), (units, str(each)))
+        return found
+
     def topology(self, axis: str) -> tuple[tuple[str, str, int, int], ...]:
         """Describe an axis; equal for axes with the same roles in the same classes of modules.
 
@@ -252,6 +266,11 @@ class Graph:
                 raise UserError(
                     f"keep[{name!r}] must hold 1 to {n} different integers from 0 to {n - 1}; got {indices!r}."
                 )
+            least, why = self.leasts.get(name, (1, ""))
+            if len(wanted) < least:
+                raise UserError(
+                    f"keep[{name!r}] must hold {least} indices or more, because {why} takes no fewer."
+                )
             multiple = self.multiples.get(name, 1)
             if len(wanted) % multiple:
                 raise UserError(
@@ -274,7 +293,11 @@ class Graph:
         """
         multiples = self.multiples
         return {
-            name: max(multiples[name], axis.size // 2 // multiples[name] * multiples[name])
+            name: max(
+                multiples[name],
+                axis.size // 2 // multiples[name] * multiples[name],
+                self.leasts.get(name, (1, ""))[0],
+            )
             for name, axis in self.axes.items()
         }
 

@@ -16,6 +16,7 @@ from prunus.graph.op import Op, Tag
 from prunus.graph.operators import ADDITION, CONVOLUTION, EMBEDDING, MATMUL
 
 KINDS = {  # in this order an axis takes the first that fits
+    "experts": "what the largest few are picked of for each example, such as experts by a router",
     "groups": "heads of keys and values that several heads of queries share, with those",
     "heads": "heads of attention; where keys are shared, the heads of queries within each group",
     "head_dim": "what a head multiplies: the width of its queries, keys and values",
@@ -48,6 +49,7 @@ class Kinds:
         convolutions = [op for op in ops if op.is_a(CONVOLUTION)]
         convolved = _leaves(op.over for op in convolutions)
         self._axes = {
+            "experts": _leaves(op.places for op in ops if op.places is not None),
             "groups": _leaves(layout for each in found for layout in each.shared) & heads,
             "heads": heads,
             "head_dim": _leaves(layout for each in found for layout in each.within),

@@ -63,7 +63,7 @@ def min_units(
     found = {}
     for name, axis in graph.axes.items():
         bounds = [
-            (1, "one unit"),
+            graph.leasts.get(name, (1, "one unit")),
             (min(axis.size, math.ceil(floors[name] - 1e-9)), "floor"),  # 0.07 * 100 is 7.000000000000001
             (axis.size - min(axis.size, math.floor(caps[name] + 1e-9)), "cap"),
             (axis.size if name in whole else 0, whole.get(name, "")),
