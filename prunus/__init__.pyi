@@ -7,8 +7,10 @@ from . import latency as latency
 from . import scores as scores
 from . import sparse as sparse
 from . import testing as testing
+from .export import check_config as check_config
 from .export import load_masks as load_masks
 from .export import save as save
+from .export import shrink_checkpoint as shrink_checkpoint
 from .graph import Graph as Graph
 from .graph import part as part
 from .graph import rule as rule
@@ -47,6 +49,7 @@ __all__ = [
     "Task",
     "cache_mb",
     "carry_over",
+    "check_config",
     "compare",
     "crop",
     "latency",

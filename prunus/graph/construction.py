@@ -8,19 +8,15 @@ the config and the attributes are after a cut. Nothing here fixes or unifies an 
 
 from __future__ import annotations
 
-import copy
-import inspect
-import logging
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from prunus.graph import axes
 from prunus.graph.attributes import get_integer, integers_of
 from prunus.graph.axes import Layout
+from prunus.graph.making import Maker
 from prunus.graph.sizes import Journal, Made, Place, Sized, Term, ends, plain
 from prunus.graph.skeleton import named_tensors
 from prunus.graph.solve import Claim, Solver
@@ -69,19 +65,23 @@ class Stated(NamedTuple):
 
 
 def stated(
-    model: nn.Module, layouts: Mapping[str, list[Layout]], known: Mapping[Place, Layout]
+    model: nn.Module,
+    maker: Maker | None,
+    layouts: Mapping[str, list[Layout]],
+    known: Mapping[Place, Layout],
 ) -> list[Stated]:
     """List what a model states about its sizes beside what its forward pass reads.
 
     Args:
         model: The model.
+        maker: What makes it again; None if it does not keep what it is made from.
         layouts: The layouts of its parameters and buffers.
         known: The integers that the forward pass reads.
 
     Returns:
         The integers; none if the model cannot be made again from what it keeps.
     """
-    again = _made_again(model)
+    again = None if maker is None else _made_again(model, maker)
     if again is None:
         return []
     layouts = _by_all_names(again, layouts)
@@ -105,27 +105,12 @@ def stated(
     return [each for each in found if any(True for layout in each.layouts for _ in axes.leaves(layout))]
 
 
-def _made_again(model: nn.Module) -> nn.Module | None:
-    """The model once more, on the meta device, its integers with terms; None if it does not keep what it needs."""
-    wanted = list(inspect.signature(type(model).__init__).parameters.values())[1:]
-    held = vars(model)
-    kept = {
-        p.name: held[p.name] for p in wanted if p.name in held and not isinstance(held[p.name], nn.Module)
-    }
-    needed = [p for p in wanted if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if not kept or any(p.name not in kept for p in needed) or all(isinstance(v, int) for v in kept.values()):
-        return None
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+def _made_again(model: nn.Module, maker: Maker) -> nn.Module | None:
+    """The model once more, on the meta device, its integers with terms; None if that is not the same model."""
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device("meta"):
-            warnings.simplefilter("ignore")
-            marked = integers_of(copy.deepcopy(kept), Journal(lambda: ""))
-            again = type(model)(**marked)
+        again = maker.make_marked(lambda values: integers_of(values, Journal(lambda: "")))
     except Exception:  # whatever a constructor raises: then nothing is known
         return None
-    finally:
-        logging.disable(level)
     ours, theirs = named_tensors(model), named_tensors(again)
     same = ours.keys() == theirs.keys() and all(ours[n].shape == theirs[n].shape for n in ours)
     return again if same else None

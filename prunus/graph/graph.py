@@ -8,7 +8,7 @@ holds no weights, so it serves every copy of the model. A `keep` is plain data o
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import lcm, prod
@@ -17,16 +17,21 @@ from typing import Any
 import torch
 
 from prunus.errors import UserError, unknown
-from prunus.graph import axes, op
+from prunus.graph import axes, op, words
 from prunus.graph.attributes import Attribute
 from prunus.graph.axes import Axis, Layout
+from prunus.graph.configs import Config
 from prunus.graph.construction import Stated
 from prunus.graph.kinds import Kinds
+from prunus.graph.making import Maker
 from prunus.graph.op import Op, Tag
 from prunus.graph.operators import BATCH_NORM
 from prunus.graph.outputs import Outputs
 from prunus.graph.places import Keep
+from prunus.graph.sizes import Place
+from prunus.graph.ties import Ties, block_ties, place_of
 from prunus.graph.tracer import Storage
+from prunus.graph.tying import config_ties
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +72,10 @@ class Graph:
     behind: dict[str, list[Layout]] = field(
         default_factory=dict, repr=False
     )  # `layouts` behind parametrisations
+    maker: Maker | None = field(default=None, repr=False)  # makes the model again from its config
+    read: dict[Place, Layout] = field(
+        default_factory=dict, repr=False
+    )  # the integers that a forward pass reads
 
     @property
     def example(self) -> Any:
@@ -187,6 +196,40 @@ class Graph:
         ]
         return tuple(sorted(kinds))
 
+    @cached_property
+    def config(self) -> Config | None:
+        """What the model is made from, to be tried at other sizes; None if it cannot be made again."""
+        if self.maker is None:
+            return None
+        try:
+            config = Config(self.maker, self.axes, self.layouts | self.behind, self.read)
+        except Exception:  # whatever a constructor raises
+            return None
+        return config if config.is_same(self.shapes) else None
+
+    @cached_property
+    def ties(self) -> Ties:
+        """The axes that keep one share together under `uniform=True` (see ties.py)."""
+        kinds = {name: self.topology(name) for name in self.axes}
+        return block_ties(self.axes, kinds) if self.config is None else config_ties(self.config)
+
+    def misfits(self, widths: Mapping[str, int]) -> list[str]:
+        """List what would be other than in the small model if that were made again from its config.
+
+        Args:
+            widths: The number of units of each axis, by its name.
+
+        Returns:
+            What it is called; empty if all agrees, or if the model is not made from a config.
+        """
+        if self.config is None:
+            return []
+        return self.config.misfits(self.ties.fields(self._sizes, widths), widths)
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {name: axis.size for name, axis in self.axes.items()}
+
     def widths(self, keep: Keep | None = None) -> dict[str, int]:
         """Count the units that each axis keeps.
 
@@ -232,7 +275,22 @@ class Graph:
             for place, layouts in self.stated
             if len({axes.size(layout, widths) for layout in layouts}) == 1
         ]
-        return self.attributes + agree
+        return self.attributes + agree + self._said(widths)
+
+    def _said(self, widths: Mapping[str, int]) -> list[Attribute]:
+        """The integers of a config that say these widths, which are looked for only if all blocks have the same."""
+        blocks: dict[tuple[str, int], set[int]] = {}
+        for name, axis in self.axes.items():
+            blocks.setdefault((place_of(name), axis.size), set()).add(widths.get(name, axis.size))
+        sizes = {name: axis.size for name, axis in self.axes.items()}
+        if (
+            self.maker is None
+            or any(len(each) > 1 for each in blocks.values())
+            or sizes == {**sizes, **widths}
+        ):
+            return []
+        fields = self.ties.fields(sizes, {**sizes, **widths})
+        return [Attribute(Place("", path, value), value) for path, value in fields.items()]
 
     def check_keep(self, keep: Keep) -> dict[str, list[int]]:
         """Check that a keep fits the graph.
@@ -346,7 +404,9 @@ class Graph:
         seen: dict[str, None] = {name: None} if name in self.axes else {}
         for tensor in tensors:
             for dim, layout in enumerate(self.layouts[tensor]):
-                lines.append(f"{tensor}, dimension {dim} ({self.shapes[tensor][dim]}): {self._words(layout)}")
+                lines.append(
+                    f"{tensor}, dimension {dim} ({self.shapes[tensor][dim]}): {words.describe(layout)}"
+                )
                 seen.update(dict.fromkeys(axis.name for axis in axes.leaves(layout)))
         return "\n".join([*lines, *(self._explain_axis(axis) for axis in seen)])
 
@@ -354,29 +414,6 @@ class Graph:
         axis = self.axes[name]
         members = [f"  {m.tensor}, dimension {m.dim}, {m.role}" for m in self.members(name)]
         links = dict.fromkeys(str(link) for link in axis.links)
-        through = f"\n  coupled through: {_short(list(links), 8)}" if links else ""
+        through = f"\n  coupled through: {words.shorten(list(links), 8)}" if links else ""
         title = f"axis {name} ({self.kinds[name]}): {axis.size} units shrink together in"
         return "\n".join([title, *members]) + through
-
-    def _words(self, layout: Layout) -> str:
-        shape = axes.normal(layout)
-        whys = sorted({str(axis.fixed) for axis in axes.ends(layout) if axis.fixed})
-        text = f"fixed at {shape}" if isinstance(shape, int) else _formula(shape)
-        return f"{text} ({'; '.join(whys)})" if whys else text
-
-
-def _formula(layout: Layout) -> str:
-    if isinstance(layout, Axis):
-        return f"{layout.name}[{layout.size}]"
-    if isinstance(layout, axes.Sum):
-        return " + ".join(map(_formula, layout.parts))
-    if isinstance(layout, axes.Product):
-        return " x ".join(
-            f"({_formula(f)})" if isinstance(f, axes.Sum) else _formula(f) for f in layout.factors
-        )
-    return str(layout)
-
-
-def _short(items: Sequence[object], most: int = 6) -> str:
-    text = ", ".join(map(str, items[:most]))
-    return text + (f", ... ({len(items)} in all)" if len(items) > most else "")

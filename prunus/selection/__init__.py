@@ -7,6 +7,7 @@ Its files, in the order in which to read them:
     patterns    the axes that names stand for
     bounds      floors, caps, axes that stay whole
     fill        units taken from a queue until the budget is full
+    shares      axes that are tied, as one variable of a choice
     multiplier  widths that leave out the least sum of scores
     choose      select, and the options of a method that selects
     changes     Plan: the changes that a keep makes

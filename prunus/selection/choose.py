@@ -15,6 +15,7 @@ into blocks, all blocks enter one queue by their score, and are taken from its f
 Adding a block never lowers a cost, so the number of blocks that fit is found by bisection, with many candidates in a
 query. The cost of a block is the budget's closed form, or any given price that never falls; milliseconds are predicted
 and measured by the meter of a `Metered` budget (prunus/latency/meter.py).
+With `uniform`, axes are tied (shares.py): one block of the queue is of all the axes of a tie.
 Shapes: A axes, N blocks in the queue, C candidates.
 """
 
@@ -35,6 +36,7 @@ from prunus.selection.bounds import CAP, FLOOR, Bound, min_units
 from prunus.selection.budget import Budget, Metered
 from prunus.selection.fill import Price, _approach, _fill, _Limits, _queue, blocks
 from prunus.selection.multiplier import least_left_out
+from prunus.selection.shares import Shares
 
 How = Literal["global", "per_cost", "curves", "uniform", "isomorphic"]
 # Widths are multiples of the first grid with which the budget can be met. 16, because kernels process 16 features at
@@ -59,6 +61,7 @@ class Selection(Checked):
         cap: The most units of an axis to remove, in the same form.
         freeze: Patterns of axes or layers that keep all units.
         only: Patterns of the axes or layers that may shrink; empty: all, but those coupled by rotary embeddings.
+        uniform: Whether all blocks get the same widths, such that the model's config can say them.
     """
 
     how: How = "global"
@@ -68,6 +71,7 @@ class Selection(Checked):
     cap: Bound = CAP
     freeze: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    uniform: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -112,6 +116,7 @@ def select(
     cap: Bound = CAP,
     freeze: Sequence[str] = (),
     only: Sequence[str] = (),
+    uniform: bool = False,
 ) -> dict[str, list[int]]:
     """Choose the best-scored units that fit the budget.
 
@@ -132,6 +137,9 @@ def select(
         cap: The most units to remove; see `min_units`.
         freeze: Patterns of axes that keep all units: kinds ("heads"), names of axes, or of layers; see `min_units`.
         only: Patterns of the axes that may shrink; see `min_units`.
+        uniform: Whether axes of the same place in repeated blocks keep equally many units. Of a model that is made from
+            a config (those of transformers) all widths are then such that its config says them, and what no config
+            says stays whole: `save_pretrained` of the small model can be loaded by `from_pretrained`.
 
     Returns:
         axis -> sorted kept indices.
@@ -142,6 +150,7 @@ def select(
     """
     check_value("how", how, How)
     check_value("round_to", round_to, Count | None)
+    check_value("uniform", uniform, bool)
     closed = {name: limit for name, limit in budget.limits.items() if name in cost.CLOSED_FORMS}
     if price is None and isinstance(budget, Metered) and len(closed) < len(budget.limits):
         rules: dict[str, Any] = {
@@ -151,15 +160,15 @@ def select(
             "floor": floor,
             "cap": cap,
         }
-        again = partial(select, graph, scores, freeze=freeze, only=only, **rules)
+        again = partial(select, graph, scores, freeze=freeze, only=only, uniform=uniform, **rules)
         if closed:
             again(Budget(**closed))  # refuse now what no measurement could change
         timed = next(part for part in budget.parts if part.name not in closed)
         return budget.meter.select(timed, lambda price: again(budget, price=_price(graph, budget, price)))
     measured = price is not None
-    price = price or price_of(graph, budget)
     within = within or {}
-    bounds = min_units(graph, floor, cap, freeze, only)
+    shares = Shares.of(graph, uniform)
+    bounds = shares.bounded(min_units(graph, floor, cap, freeze, only))
     whole = {
         name: torch.zeros(axis.size) for name, axis in graph.axes.items() if bounds[name][0] == axis.size
     }
@@ -167,19 +176,23 @@ def select(
     order = {
         name: _sort_units(name, scores, axis.size, within.get(name)) for name, axis in graph.axes.items()
     }
-    most = torch.tensor([len(units) for _, units in order.values()], dtype=torch.float64)
-    sizes = torch.tensor([axis.size for axis in graph.axes.values()], dtype=torch.float64)
-    before = price(sizes[None]).item()
+    price_axes = price or price_of(graph, budget)
+
+    def price_parts(parts: Tensor) -> Tensor:
+        return price_axes(shares.widths(parts))
+
+    most, sizes = shares.most(order), shares.parts
+    before = price_parts(sizes[None]).item()
     limit = budget.limit(before)
-    bound = torch.tensor([units for units, _ in bounds.values()])
-    least = torch.tensor(list(graph.multiples.values()))
+    bound, reasons = shares.fewest(bounds)
+    least = shares.steps(torch.tensor(list(graph.multiples.values())))
 
     def limits_on(grid: int) -> _Limits:
-        steps = blocks(graph, grid, halve=round_to is None)
+        steps = shares.steps(blocks(graph, grid, halve=round_to is None))
         base = torch.minimum(-(bound // -steps) * steps, most)  # rounded up to whole blocks
         # a part of an axis ends with a whole block, too; only an axis that stays whole may have another width
         top = torch.where(most == sizes, most, (most // steps * steps).maximum(base))
-        return _Limits(price, limit, base, top, steps, least)
+        return _Limits(price_parts, limit, base, top, steps, least)
 
     first, *finer = (round_to,) if round_to else GRIDS
     limits = limits_on(first)
@@ -188,31 +201,34 @@ def select(
             break
         limits = limits_on(grid)
     if limits.costs(limits.base) > limit:
-        raise _unreachable(limits, budget, bounds)
+        raise _unreachable(limits, budget, shares, reasons)
     base, steps = limits.base, limits.steps
     # Between measured points a table is flat or steep by chance, so there the cost of a whole block counts.
     probe = torch.minimum(steps, sizes - 1).clamp_min(1) if measured else torch.ones(len(sizes))
 
-    def unit_costs(widths: Tensor) -> Tensor:
-        """The cost of one unit of each axis, as a share of the original's."""
-        change = torch.where(widths > probe, -probe, probe)
-        return ((price(widths + change.diag()) - price(widths[None])) / change / before).clamp_min(FREE)
+    def part_costs(parts: Tensor) -> Tensor:
+        """The cost of one part of each variable, as a share of the original's."""
+        change = torch.where(parts > probe, -probe, probe)
+        return ((price_parts(parts + change.diag()) - price_parts(parts[None])) / change / before).clamp_min(
+            FREE
+        )
 
     tops = limits.sizes.long().tolist()
+    means, sums = shares.scores(order)
     if how == "curves":
-        falling = [score[:top] for (score, _), top in zip(order.values(), tops, strict=True)]
-        widths, queue = least_left_out(limits, falling, unit_costs)
+        falling = [score[:top] for score, top in zip(sums, tops, strict=True)]
+        parts, queue = least_left_out(limits, falling, part_costs)
     else:
-        ranked = _rank(graph, order, how, unit_costs(sizes))
+        kinds = [graph.topology(first) for first, *_ in shares.names]
+        ranked = [s / c for s, c in zip(sums, part_costs(sizes), strict=True)] if how == "per_cost" else means
+        ranked = _rank(ranked, kinds, how)
         queue = _queue([values[:top] for values, top in zip(ranked, tops, strict=True)], base, steps)
-        widths = _fill(limits, base, queue)
+        parts = _fill(limits, base, queue)
     if round_to is None and not measured:
         anywhere = replace(limits, sizes=most)  # the one axis that leaves the grid may do so in a part of it
-        widths = _approach(anywhere, widths, queue, enough=limit - TOLERANCE * before)
-    return {
-        name: units[: int(width)].sort().values.tolist()
-        for (name, (_, units)), width in zip(order.items(), widths.tolist(), strict=True)
-    }
+        parts = _approach(anywhere, parts, queue, enough=limit - TOLERANCE * before)
+    widths = shares.by_axis(shares.sayable(parts, base, steps))
+    return {name: units[: widths[name]].sort().values.tolist() for name, (_, units) in order.items()}
 
 
 class Unreachable(BudgetError):
@@ -284,18 +300,12 @@ def _sort_units(
     return falling, units[order]
 
 
-def _rank(
-    graph: Graph, order: Mapping[str, tuple[Tensor, Tensor]], how: str, unit_cost: Tensor
-) -> list[Tensor]:
-    """Return for each axis the numbers (size,), falling, by which its units are compared."""
-    values = [score for score, _ in order.values()]
-    if how == "global":
-        return values
-    if how == "per_cost":
-        return [value / each for value, each in zip(values, unit_cost, strict=True)]
+def _rank(values: list[Tensor], kinds: Sequence[Any], how: str) -> list[Tensor]:
+    """Return for each variable the numbers, falling, by which its parts are compared."""
     if how == "uniform":
         return [1 - torch.arange(len(value), dtype=torch.float64) / len(value) for value in values]
-    kinds = [graph.topology(name) for name in order]
+    if how != "isomorphic":
+        return values
     pools = {kind: [v for v, k in zip(values, kinds, strict=True) if k == kind] for kind in kinds}
     rising = {kind: torch.cat(pool).sort().values for kind, pool in pools.items()}
     return [
@@ -304,16 +314,21 @@ def _rank(
     ]
 
 
-def _unreachable(limits: _Limits, budget: Budget, bounds: Mapping[str, tuple[int, str]]) -> Unreachable:
+def _unreachable(
+    limits: _Limits, budget: Budget, shares: Shares, reasons: Sequence[tuple[str, str]]
+) -> Unreachable:
     """Make the error that says what can be reached, and which axes prevent more."""
-    before, reach, single = map(limits.costs, (limits.sizes, limits.base, torch.ones_like(limits.base)))
+    before, reach, single = map(limits.costs, (shares.parts, limits.base, torch.ones_like(limits.base)))
     saved = reach - limits.price(limits.base - (limits.base - 1).diag())
     held = []
     for i in saved.argsort(descending=True)[:5].tolist():
-        name, (_, why) = list(bounds.items())[i]
-        blocks = f", in blocks of {limits.steps[i]}" if limits.steps[i] > 1 else ""
+        name, why = reasons[i]
+        each = shares.units[name]
+        blocks = f", in blocks of {limits.steps[i] * each}" if limits.steps[i] * each > 1 else ""
+        tied = f" (and {len(shares.names[i]) - 1} tied to it)" if len(shares.names[i]) > 1 else ""
         if saved[i] > 0:
-            held.append(f"{name} keeps {int(limits.base[i])} of {int(limits.sizes[i])} ({why}{blocks})")
+            left, of = int(limits.base[i]) * each, int(shares.parts[i]) * each
+            held.append(f"{name}{tied} keeps {left} of {of} ({why}{blocks})")
     amount = f"{budget.name} come to {format_number(reach)}"
     if len(budget.limits) > 1:
         amount = f"the limit that is exceeded most is used up {format_number(reach)} times"
@@ -324,5 +339,5 @@ def _unreachable(limits: _Limits, budget: Budget, bounds: Mapping[str, tuple[int
         f"With one unit an axis it would be {single / before:.4f}. Give a larger budget, or lower floors, raise "
         "caps, freeze less."
     )
-    error.min_units = dict(zip(bounds, limits.base.int().tolist(), strict=True))
+    error.min_units = shares.by_axis(limits.base)
     return error
