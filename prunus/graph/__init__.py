@@ -28,6 +28,10 @@ Its files, in the order in which to read them:
     ties          axes that shrink together
     tying         the search for what a config can say
     parametrised  weights behind steps: what lies behind, how it is cut and set
+    flow          where tensors come from
+    attention     attention, in one operator or in several
+    kinds         the kinds of axes: heads, mlp, width and others
+    words         layouts and lists in words
     graph         Graph: members, widths, explain
     tracing       trace a model, or a part of it
     places        the places of the units that stay
@@ -44,6 +48,7 @@ from prunus.graph.construction import Stated, stated_sizes
 from prunus.graph.copying import check_traceable, copy_model
 from prunus.graph.draws import SameDraws
 from prunus.graph.graph import Graph, Member
+from prunus.graph.kinds import KINDS
 from prunus.graph.levels import Levels
 from prunus.graph.making import Maker
 from prunus.graph.modules import evaluation_mode
@@ -74,6 +79,7 @@ from prunus.graph.turns import one_at_a_time
 __all__ = [
     "CONSUMES",
     "DIRECTION",
+    "KINDS",
     "PRODUCES",
     "SCALES",
     "SHIFTS",

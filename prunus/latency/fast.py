@@ -34,7 +34,9 @@ def fast_widths(graph: Graph, price: Callable[[Tensor], Tensor]) -> dict[str, li
         widths[:, place] = torch.tensor(tried, dtype=torch.float64)
         times = price(widths)
         least_above = times.flip(0).cummin(0).values.flip(0)[1:]  # the shortest time of all wider ones
-        fast = [t * (1 + SLACK) < above for t, above in zip(times.tolist(), least_above.tolist(), strict=False)]
+        fast = [
+            t * (1 + SLACK) < above for t, above in zip(times.tolist(), least_above.tolist(), strict=False)
+        ]
         found[name] = [width for width, keeps in zip(tried, [*fast, True], strict=True) if keeps]
     return found
 

@@ -22,6 +22,8 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     params: Positive
     latency_ms: Amount
     memory_mb: Amount | None = None
+    weights_mb: Amount | None = None
+    cache_mb: Amount | None = None
     file_mb: Amount | None = None
     sparsity: Amount | msgspec.UnsetType = msgspec.UNSET
     packed_mb: Amount | None = None

@@ -8,7 +8,6 @@ from torch import nn
 
 import prunus
 from prunus.errors import BudgetError, UserError
-from prunus.latency import fast_widths
 from prunus.selection import Budget, cost, select
 
 
@@ -64,16 +63,3 @@ def test_what_is_wrong_is_refused_in_words():
         select(graph, scores, Budget(macs=0.5), widths={"nowhere": [3]})
     with pytest.raises(BudgetError, match="cannot be met"):
         select(graph, scores, Budget(macs=0.05), widths={"0": [20], "2": [24], "4": [16]})
-
-
-def test_fast_widths_are_those_that_no_wider_one_matches():
-    graph, _ = made(24, 40, 20)
-    steps = {"0": 8, "2": 16, "4": 1}  # kernels that compute so many outputs at once
-
-    def price(widths):
-        rows = [-(-column // step) * step for column, step in zip(widths.T, steps.values(), strict=True)]
-        return torch.stack(rows).sum(0)
-
-    found = fast_widths(graph, price)
-    assert found["0"] == [8, 16, 24] and found["2"] == [16, 32, 40]
-    assert found["4"][-1] == 20 and {4, 8, 16} <= set(found["4"])
