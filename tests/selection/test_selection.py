@@ -492,7 +492,7 @@ def test_plan_is_a_table_of_widths_and_costs():
     lines = str(table).splitlines()
     assert lines[0].split() == ["axis", "before", "after", "kept"]
     assert "stem".ljust(10) + "         16          8    50.0%" in lines
-    assert [line.split()[0] for line in lines[-3:]] == ["macs", "params", "memory_mb"]
+    assert [line.split()[0] for line in lines[-4:]] == ["macs", "params", "memory_mb", "weights_mb"]
     with pytest.raises(UserError, match="unknown axis 'stm'"):
         plan(graph, {"stm": [0]})
 
