@@ -22,6 +22,7 @@ Its files, in the order in which to read them:
     check         the check of a trace at other widths
     passes        the passes of all modes
     making        a model made again from what it keeps
+    allocations   the sizes with which a constructor makes its parameters
     construction  sizes that a model states and never reads
     fields        integers of what a model is made from
     configs       a config tried at other sizes

@@ -13,7 +13,7 @@ from prunus.graph.attention import attentions
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.flow import Flow
 from prunus.graph.op import Op, Tag
-from prunus.graph.operators import ADDITION, CONVOLUTION, EMBEDDING, MATMUL
+from prunus.graph.operators import ADDITION, CONVOLUTION, EMBEDDING, MATMUL, MOVE
 
 KINDS = {  # in this order an axis takes the first that fits
     "experts": "what the largest few are picked of for each example, such as experts by a router",
@@ -56,7 +56,7 @@ class Kinds:
             "width": streams & _leaves(op.over for op in projections) | streams - convolved,
             "embeddings": _leaves(op.operands()[0].dims[1] for op in ops if _is_embedding(op)),
             "channels": convolved | _leaves(op.writes()[0].dims[1] for op in convolutions),
-            "mlp": _hidden([ops[number] for number in sorted(inside)], projections),
+            "mlp": _hidden([ops[number] for number in sorted(inside)], projections, _picked(ops)),
         }
 
     def of(self, axis: Axis) -> str:
@@ -85,19 +85,29 @@ def _is_embedding(op: Op) -> bool:
     return op.is_a(EMBEDDING) and isinstance(op.operands()[0], Tag)
 
 
-def _hidden(ops: Sequence[Op], projections: Sequence[Op]) -> set[Axis]:
+def _picked(ops: Sequence[Op]) -> set[int]:
+    """The weights that are picked of a table by places that are data, as those of experts are, and moved."""
+    found: set[int] = set()
+    for op in ops:
+        moves = op.is_a(MOVE) and any(id(tag) in found for tag in op.reads())
+        if moves or (op.picks and not op.reads()[0].data):
+            found |= {id(tag) for tag in op.writes()}
+    return found
+
+
+def _hidden(ops: Sequence[Op], projections: Sequence[Op], picked: set[int]) -> set[Axis]:
     """What linear layers write and others read that are no projections of attention.
 
     What a layer both reads and writes is a recurrent state.
     """
-    layers = [op for op in ops if _is_linear(op)]
+    layers = [op for op in ops if _is_linear(op, picked)]
     written = {id(op): _leaves(op.writes()[0].dims) for op in layers}
     read = _leaves(op.over for op in layers if op not in projections)
     states = {axis for op in layers for axis in _leaves([op.over]) & written[id(op)]}
     return {axis for each in written.values() for axis in each} & read - states
 
 
-def _is_linear(op: Op) -> bool:
-    """Whether a product multiplies matrices, one of them made of parameters alone."""
+def _is_linear(op: Op, picked: set[int]) -> bool:
+    """Whether a product multiplies matrices, one of them made of parameters alone, or picked of such a table."""
     other = op.is_a(CONVOLUTION) or not op.contracts
-    return not other and any(not tag.data for tag in op.reads())
+    return not other and any(not tag.data or id(tag) in picked for tag in op.reads())

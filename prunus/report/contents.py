@@ -266,7 +266,7 @@ class ResultFile(Record, frozen=True, kw_only=True):
     remedy: ClassVar[str] = "Remove the file and continue the run with --resume, which writes it again."
     method: str
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-    budget: Annotated[dict[str, Real], Meta(min_length=1, max_length=1)]
+    budget: Annotated[dict[str, Real], Meta(min_length=1)]
     metric: str
     metric_shown: Shown | None = None
     input: Input
