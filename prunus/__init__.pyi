@@ -23,11 +23,13 @@ from .run import compare as compare
 from .run import prune as prune
 from .selection import Budget as Budget
 from .selection import Sparsity as Sparsity
+from .selection import cache_mb as cache_mb
 from .selection import macs as macs
 from .selection import memory_mb as memory_mb
 from .selection import params as params
 from .selection import plan as plan
 from .selection import select as select
+from .selection import weights_mb as weights_mb
 from .surgery import Proof as Proof
 from .surgery import carry_over as carry_over
 from .surgery import crop as crop
@@ -45,6 +47,7 @@ __all__ = [
     "Saved",
     "Sparsity",
     "Task",
+    "cache_mb",
     "carry_over",
     "check_config",
     "compare",
@@ -70,6 +73,7 @@ __all__ = [
     "testing",
     "trace",
     "verify",
+    "weights_mb",
 ]
 
 @typing.overload

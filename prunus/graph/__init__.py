@@ -23,15 +23,20 @@ Its files, in the order in which to read them:
     check         the check of a trace at other widths
     passes        the passes of all modes
     making        a model made again from what it keeps
+    allocations   the sizes with which a constructor makes its parameters
     construction  sizes that a model states and never reads
     fields        integers of what a model is made from
     configs       a config tried at other sizes
     ties          axes that shrink together
     tying         the search for what a config can say
     parametrised  weights behind steps: what lies behind, how it is cut and set
+    flow          where tensors come from
+    attention     attention, in one operator or in several
+    kinds         the kinds of axes: heads, mlp, width and others
+    demands       what operators ask of widths
+    words         layouts and lists in words
     blocks        the modules that can be skipped
     skippable     those of a graph, by the names of their axes
-    words         layouts and long lists in words
     graph         Graph: members, widths, explain
     tracing       trace a model, or a part of it
     places        the places of the units that stay
@@ -43,13 +48,14 @@ Its files, in the order in which to read them:
 
 from prunus.graph.attributes import Attribute, Integers, get_integer, set_attributes, set_integer, slots
 from prunus.graph.axes import Axis, Layout
-from prunus.graph.blocks import Block
+from prunus.graph.blocks import SUFFIX, Block
 from prunus.graph.calls import Argument
 from prunus.graph.configs import difference_of_made
 from prunus.graph.construction import Stated, stated_sizes
 from prunus.graph.copying import check_traceable, copy_model
 from prunus.graph.draws import SameDraws
 from prunus.graph.graph import Graph, Member
+from prunus.graph.kinds import KINDS
 from prunus.graph.levels import Levels
 from prunus.graph.making import Maker, Path
 from prunus.graph.modules import evaluation_mode
@@ -80,9 +86,11 @@ from prunus.graph.turns import one_at_a_time
 __all__ = [
     "CONSUMES",
     "DIRECTION",
+    "KINDS",
     "PRODUCES",
     "SCALES",
     "SHIFTS",
+    "SUFFIX",
     "Argument",
     "Attribute",
     "Axis",

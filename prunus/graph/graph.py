@@ -10,19 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import lcm, prod
+from math import prod
 from typing import Any
 
 import torch
 
 from prunus.errors import UserError, unknown
-from prunus.graph import axes, op
+from prunus.graph import axes, op, words
 from prunus.graph.attributes import Attribute
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.blocks import SUFFIX
 from prunus.graph.calls import Call
 from prunus.graph.configs import Config
 from prunus.graph.construction import Stated
+from prunus.graph.demands import asking, leasts_of, multiples_of
+from prunus.graph.kinds import Kinds
 from prunus.graph.making import Maker
 from prunus.graph.op import Op, Tag
 from prunus.graph.operators import BATCH_NORM
@@ -33,7 +35,6 @@ from prunus.graph.skippable import Blocks
 from prunus.graph.ties import Ties, block_ties, place_of
 from prunus.graph.tracer import Storage
 from prunus.graph.tying import config_ties
-from prunus.graph.words import formula, shortened
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,7 @@ class Graph:
     traced: tuple[
         str, ...
     ]  # the modes that were run; others differ from the first within torch's layers alone
+    bytes_per_element: dict[str, int] = field(repr=False)  # of parameters and buffers
     _roles: dict[tuple[str, int], str] = field(repr=False)
     _classes: dict[str, str] = field(repr=False)  # module name -> class name
     behind: dict[str, list[Layout]] = field(
@@ -175,12 +177,34 @@ class Graph:
     @cached_property
     def multiples(self) -> dict[str, int]:
         """The number of which the width of each axis must be a multiple, because of some operator; mostly 1."""
-        found = dict.fromkeys(self.axes, 1)
-        for each in self.ops:
-            for layout, number in each.multiples:
-                for axis, multiple in axes.multiples(layout, number):
-                    found[axis.name] = lcm(found.get(axis.name, 1), multiple)
-        return found
+        return multiples_of(self.ops, self.axes)
+
+    @cached_property
+    def _found(self) -> Kinds:
+        return Kinds(self.ops)
+
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        """The kind of each axis, such as "heads" or "mlp", by its name; see `prunus.graph.KINDS`."""
+        return {name: self._found.of(axis) for name, axis in self.axes.items()}
+
+    @cached_property
+    def rotary(self) -> frozenset[str]:
+        """The axes that rotary position embeddings couple in pairs, with the others of the same dimension."""
+        coupled = self._found.coupled
+        return frozenset(
+            n for n, axis in self.axes.items() if axis in coupled and self.kinds[n] == "head_dim"
+        )
+
+    @property
+    def cached(self) -> list[Tag]:
+        """The keys and values of each attention, as a cache holds them."""
+        return self._found.kept
+
+    @cached_property
+    def leasts(self) -> dict[str, tuple[int, str]]:
+        """The fewest units that some operator takes, with the operator, of the axes that have more than one."""
+        return leasts_of(self.ops)
 
     def topology(self, axis: str) -> tuple[tuple[str, str, int, int], ...]:
         """Describe an axis; equal for axes with the same roles in the same classes of modules.
@@ -315,20 +339,20 @@ class Graph:
         for name, indices in keep.items():
             axis = self.axis(str(name))
             wanted = check_indices(name, indices, axis.size, least=0 if axis.kind == "depth" else 1)
+            least, why = self.leasts.get(name, (0, ""))
+            if len(wanted) < least:
+                raise UserError(
+                    f"keep[{name!r}] must hold {least} indices or more, because {why} takes no fewer."
+                )
             multiple = self.multiples.get(name, 1)
             if len(wanted) % multiple:
                 raise UserError(
-                    f"keep[{name!r}] must hold a multiple of {multiple} indices, because {self._why(name)} takes no "
-                    f"other width; got {len(wanted)}."
+                    f"keep[{name!r}] must hold a multiple of {multiple} indices, because {asking(self.ops, axis)} "
+                    f"takes no other width; got {len(wanted)}."
                 )
             result[name] = wanted
         self.blocks.check(result)
         return result
-
-    def _why(self, name: str) -> Op:
-        """The first operator that takes only some widths of an axis."""
-        axis = self.axes[name]
-        return next(each for each in self.ops for layout, _ in each.multiples if axis in axes.leaves(layout))
 
     def halved(self) -> dict[str, int]:
         """Count the units that stay when every axis is halved, rounded down; at least as many stay as operators take.
@@ -338,7 +362,11 @@ class Graph:
         """
         multiples = self.multiples
         return {
-            name: max(multiples[name], axis.size // 2 // multiples[name] * multiples[name])
+            name: max(
+                multiples[name],
+                axis.size // 2 // multiples[name] * multiples[name],
+                self.leasts.get(name, (1, ""))[0],
+            )
             for name, axis in self.axes.items()
         }
 
@@ -359,13 +387,8 @@ class Graph:
     @cached_property
     def fixed(self) -> list[tuple[str, str]]:
         """Parameter dimensions that may not shrink, each with the reason, in words."""
-        found: list[tuple[str, str]] = []
-        for name in self.layouts:
-            for dim, layout in enumerate(self.layouts[name]):
-                if name in self.parameters and self.shapes[name][dim] > 1:
-                    whys = {str(axis.fixed) for axis in axes.ends(layout) if axis.fixed}
-                    found += [(f"{name}, dimension {dim}", why) for why in sorted(whys)]
-        return found
+        names = [name for name in self.layouts if name in self.parameters]
+        return [each for name in names for each in words.reasons(name, self.layouts[name])]
 
     def explain(self, name: str) -> str:
         """Explain in words what is coupled to an axis, module or parameter, through what, or why it is fixed.
@@ -385,23 +408,12 @@ class Graph:
         if not tensors and name not in self.axes:
             modules = {n.rpartition(".")[0] for n in self.layouts}
             raise unknown("axis, module or parameter", name, {*self.axes, *modules, *self.layouts} - {""})
-        lines: list[str] = []
-        seen: dict[str, None] = {name: None} if name in self.axes else {}
-        for tensor in tensors:
-            for dim, layout in enumerate(self.layouts[tensor]):
-                lines.append(f"{tensor}, dimension {dim} ({self.shapes[tensor][dim]}): {self._words(layout)}")
-                seen.update(dict.fromkeys(axis.name for axis in axes.leaves(layout)))
-        return "\n".join([*lines, *(self._explain_axis(axis) for axis in seen)])
-
-    def _explain_axis(self, name: str) -> str:
-        axis = self.axes[name]
-        members = [f"  {m.tensor}, dimension {m.dim}, {m.role}" for m in self.members(name)]
-        links = dict.fromkeys(str(link) for link in axis.links)
-        through = f"\n  coupled through: {shortened(list(links), 8)}" if links else ""
-        return f"axis {name}: {axis.size} units shrink together in\n" + "\n".join(members) + through
-
-    def _words(self, layout: Layout) -> str:
-        shape = axes.normal(layout)
-        whys = sorted({str(axis.fixed) for axis in axes.ends(layout) if axis.fixed})
-        text = f"fixed at {shape}" if isinstance(shape, int) else formula(shape)
-        return f"{text} ({'; '.join(whys)})" if whys else text
+        found = dict.fromkeys(
+            axis.name for n in tensors for dim in self.layouts[n] for axis in axes.leaves(dim)
+        )
+        named = {name: None} if name in self.axes else {}
+        lines = [line for n in tensors for line in words.describe_tensor(n, self.layouts[n])]
+        for each in named | found:
+            members = [f"{m.tensor}, dimension {m.dim}, {m.role}" for m in self.members(each)]
+            lines.append(words.describe_axis(self.axes[each], self.kinds[each], members))
+        return "\n".join(lines)

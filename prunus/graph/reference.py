@@ -115,12 +115,13 @@ class Reference(TorchDispatchMode):
             op.inputs = list(args), kwargs  # rules look arguments up by name
             outs = registry.find(func)[1](op, *args, **kwargs)
             op.outs = list(outs) if isinstance(outs, tuple) else [outs]
+            op.carry_places(tensors_in(args) + tensors_in(kwargs.values()))
             if self.levels is not None:
                 self.levels.after(op, args, kwargs)
             out = self._as_small(op, draw, args, kwargs)
             for tensor, dims in zip(out if isinstance(out, (tuple, list)) else [out], op.outs, strict=False):
                 if dims is not None and isinstance(tensor, torch.Tensor):
-                    put_tag(tensor, Tag(dims))
+                    put_tag(tensor, Tag(dims, places=op.places_in(tensor)))
         return out
 
     def _note_written(self, func: Any, args: Args) -> None:
@@ -158,8 +159,15 @@ class Reference(TorchDispatchMode):
         )
         small = op.func(*given, **kwargs)
         outputs = small if isinstance(small, tuple) else (small,)
+        outputs = [self._at_full_size(op, tensor) for tensor in outputs]
         full = [self._among_zeros(t, dims) for t, dims in zip(outputs, op.outs, strict=True)]
         return tuple(full) if isinstance(small, tuple) else full[0]
+
+    def _at_full_size(self, op: Op, tensor: Any) -> Any:
+        """A result whose numbers are places of units, as places at full size."""
+        layout = op.places_in(tensor) if isinstance(tensor, torch.Tensor) else None
+        (stay,) = (None,) if layout is None else self.places.stay([layout], tensor.device)
+        return tensor if stay is None else stay[tensor]
 
     def _among_zeros(self, tensor: Any, dims: Sequence[Layout] | None) -> Any:
         """A result for the kept units at its places among zeros."""

@@ -11,7 +11,7 @@ from prunus.graph.blocks import SUFFIX, Block, find_blocks
 from prunus.graph.calls import Call
 from prunus.graph.op import Op, Tag
 from prunus.graph.places import Keep
-from prunus.graph.words import shortened
+from prunus.graph.words import shorten
 
 
 class Blocks(Mapping[str, Block]):
@@ -116,5 +116,5 @@ class Blocks(Mapping[str, Block]):
         skipped = self.skipped(keep)
         if skipped and all(block.is_within(skipped) for block in self.values()):
             raise UserError(
-                f"keep skips all blocks of the model ({shortened([each.module for each in skipped])}); let one stay."
+                f"keep skips all blocks of the model ({shorten([each.module for each in skipped])}); let one stay."
             )

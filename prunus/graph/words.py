@@ -1,4 +1,4 @@
-"""Layouts and long lists in words."""
+"""Layouts and lists in words, for explanations."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from prunus.graph import axes
 from prunus.graph.axes import Axis, Layout
 
 
+def describe(layout: Layout) -> str:
+    """Describe what a dimension is made of, and why it stays if it does."""
+    shape = axes.normal(layout)
+    whys = sorted({str(axis.fixed) for axis in axes.ends(layout) if axis.fixed})
+    text = f"fixed at {shape}" if isinstance(shape, int) else formula(shape)
+    return f"{text} ({'; '.join(whys)})" if whys else text
+
+
 def formula(layout: Layout) -> str:
-    """Write a layout as sums and products of axes, each with its size.
-
-    Args:
-        layout: The layout, in its normal form.
-
-    Returns:
-        A formula such as `heads[8] x 64`.
-    """
+    """Write a layout as sums and products of the names of axes, each with its size."""
     if isinstance(layout, Axis):
         return f"{layout.name}[{layout.size}]"
     if isinstance(layout, axes.Sum):
@@ -28,15 +29,36 @@ def formula(layout: Layout) -> str:
     return str(layout)
 
 
-def shortened(items: Sequence[object], most: int = 6) -> str:
-    """Write a list, without the end of a long one.
-
-    Args:
-        items: Its items.
-        most: How many are written.
-
-    Returns:
-        The items with commas, and how many there are if some are left out.
-    """
+def shorten(items: Sequence[object], most: int = 6) -> str:
+    """List the first few items, and say how many there are in all."""
     text = ", ".join(map(str, items[:most]))
     return text + (f", ... ({len(items)} in all)" if len(items) > most else "")
+
+
+def describe_tensor(name: str, layouts: Sequence[Layout]) -> list[str]:
+    """Describe each dimension of a parameter or buffer, a line each."""
+    return [
+        f"{name}, dimension {dim} ({axes.size(layout)}): {describe(layout)}"
+        for dim, layout in enumerate(layouts)
+    ]
+
+
+def reasons(name: str, layouts: Sequence[Layout]) -> list[tuple[str, str]]:
+    """List the dimensions of a parameter that may not shrink, each with the reason."""
+    return [
+        (f"{name}, dimension {dim}", why)
+        for dim, layout in enumerate(layouts)
+        if axes.size(layout) > 1
+        for why in sorted({str(axis.fixed) for axis in axes.ends(layout) if axis.fixed})
+    ]
+
+
+def describe_axis(axis: Axis, kind: str, members: Sequence[str]) -> str:
+    """Describe what an axis runs along, and through what that is coupled.
+
+    members: a phrase for each dimension.
+    """
+    links = dict.fromkeys(str(link) for link in axis.links)
+    title = f"axis {axis.name} ({kind}): {axis.size} units shrink together in"
+    through = [f"  coupled through: {shorten(list(links), 8)}"] if links else []
+    return "\n".join([title, *(f"  {member}" for member in members), *through])

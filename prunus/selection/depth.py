@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import Tensor, ones
+from torch import Tensor
 
 from prunus.errors import UserError
-from prunus.graph import Block, Graph, Layout, Storage
+from prunus.graph import Block, Graph, Layout, Storage, Tag
 
 Term = tuple[
     int, Sequence[Layout], tuple[str, ...]
@@ -46,6 +46,16 @@ class Depth:
     def at(self, number: int) -> tuple[str, ...]:
         """Name the blocks in which an operation runs."""
         return tuple(each.axis for each in self.blocks if each.start <= number < each.stop)
+
+    def writing(self, tag: Tag) -> tuple[str, ...]:
+        """Name the blocks in which a tensor is computed."""
+        return self.at(self._written.get(tag, -1))
+
+    @cached_property
+    def _written(self) -> dict[Tag, int]:
+        """The operation that writes each tensor."""
+        ops = enumerate(self.graph.ops if self.blocks else ())
+        return {tag: number for number, op in ops for tag in op.writes()}
 
     def holding(self, tensor: str) -> tuple[str, ...]:
         """Name the blocks in which a parameter is."""
@@ -100,7 +110,7 @@ def with_blocks(
         measured: Whether a cost is measured, which it is of widths alone.
 
     Returns:
-        The graph, scores for all of its axes where those of blocks are given, and the axes that stay.
+        The graph, the scores, and the axes that stay: blocks without a score, and all others if blocks alone have one.
 
     Raises:
         UserError: Blocks are scored, and the cost is measured.
@@ -113,7 +123,6 @@ def with_blocks(
             "of macs, params or memory_mb, and measure the result."
         )
     deep = graph.deep
+    units = [name for name in deep.axes if name not in graph.blocks]
     unscored = [name for name in graph.blocks if name not in scores]
-    if not scores.keys() & (deep.axes.keys() - graph.blocks.keys()):
-        unscored += [name for name in deep.axes if name not in graph.blocks]
-    return deep, {**scores, **{name: ones(deep.axes[name].size) for name in unscored}}, unscored
+    return deep, scores, unscored + ([] if scores.keys() & set(units) else units)

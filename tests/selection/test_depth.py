@@ -10,7 +10,7 @@ import prunus
 from prunus import zoo
 from prunus.errors import BudgetError, UserError
 from prunus.selection import cost, memory_mb, min_units
-from tests.lib.blocks import names
+from tests.lib.blocks import llama, names
 
 COSTS = (prunus.macs, prunus.params, memory_mb)
 IMAGE = torch.randn(1, 3, 32, 32)
@@ -194,3 +194,29 @@ def test_the_plan_lists_blocks_that_a_keep_names(resnet):
     _, graph = resnet
     assert prunus.selection.plan(graph, gone("layer1.1")).axes["layer1.1:depth"] == (1, 0)
     assert names(graph)[1] == "layer1.1"
+
+
+def test_depth_is_a_kind_of_axes(vit):
+    _, graph = vit
+    units, blocks = prunus.scores.random(graph, 0), {name: torch.rand(1) for name in graph.blocks}
+    budget = prunus.Budget(macs=0.6)
+    alone = prunus.select(graph, blocks, budget)
+    assert prunus.select(graph, units | blocks, budget, only=["depth"]) == alone
+    assert prunus.select(graph, blocks, budget, only=["*:depth"]) == alone
+    keep = prunus.select(graph, units | blocks, budget, only=["depth", "mlp"])
+    assert any(not keep[name] for name in graph.blocks)
+    cut = {name for name, axis in graph.axes.items() if len(keep[name]) < axis.size}
+    assert cut and {graph.kinds[name] for name in cut} == {"mlp"}
+    keep = prunus.select(graph, units | blocks, budget, freeze=["depth"])
+    assert all(keep[name] == [0] for name in graph.blocks)
+    with pytest.raises(UserError, match=r"only='depth': no block has a score"):
+        prunus.select(graph, units, budget, only=["depth"])
+
+
+def test_weights_and_caches_of_skipped_blocks_cost_nothing():
+    model, example = llama(layers=4)
+    graph = prunus.trace(model, example)
+    keep = gone("model.layers.1", "model.layers.2.self_attn")
+    small = prunus.shrink(model, graph, keep)
+    for of in (prunus.selection.weights_mb, prunus.selection.cache_mb):
+        assert of(graph, keep) == of(prunus.trace(small, example)) < of(graph)
