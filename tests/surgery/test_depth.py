@@ -10,7 +10,7 @@ import prunus
 from prunus import zoo
 from prunus.errors import FileError, PruningError, UserError
 from prunus.graph import blocks as blocks_file
-from prunus.surgery import Skipped, carry_over, crop, mask, prove, verify
+from prunus.surgery import Skipped, carry_over, crop, mask, proof, prove, verify
 from tests.lib.blocks import IDS, gpt2, llama
 from tests.lib.models import imported_beside_torchvision, torchvision_models
 
@@ -328,6 +328,15 @@ def test_the_proof_finds_a_module_that_is_no_block(monkeypatch):
     graph = prunus.trace(model, x)
     with pytest.raises(PruningError, match=r"links.2 cannot be skipped: with all its parameters at zero"):
         prunus.shrink(model, graph, gone("links.2"))
+
+
+def test_large_models_are_proved_without_their_skipped_blocks(monkeypatch):
+    monkeypatch.setattr(proof, "LARGE_MODEL", 0)
+    model, example = llama()
+    graph = prunus.trace(model, example)
+    for keep in (gone("model.layers.0"), gone("model.layers.1", "model.layers.2.self_attn")):
+        found = verify(model, graph, keep, prunus.shrink(model, graph, keep, verify="off"))
+        assert found.holds and found.calls == ("decode", "decode padded")
 
 
 def test_training_is_proved_without_the_draws_of_a_skipped_block():
