@@ -158,8 +158,18 @@ class Config:
         return [label for label in names if made.sizes.get(label) != expected.get(label)]
 
     def _other_values(self, made: Made) -> list[str]:
-        names = made.values.keys() | self.base.values.keys()
-        return sorted(n for n in names if not _equal(made.values.get(n), self.base.values.get(n)))
+        """The numbers that no file holds, and that are others than in the original; tensors first."""
+        ours = self.base.values
+        names = [n for n in made.values.keys() | ours.keys() if not _equal(made.values.get(n), ours.get(n))]
+        return sorted(names, key=lambda name: (isinstance(ours.get(name), float), name))
+
+    def about_half(self, fields: Mapping[Path, int], parts: int) -> Trial | None:
+        """Make about half of some integers; None if the class refuses that and what is near."""
+        for kept in dict.fromkeys((parts // 2, parts * 3 // 4, parts // 4)):
+            trial = self.attempt(fields, kept, parts) if 0 < kept < parts else None
+            if trial is not None:
+                return trial
+        return None
 
     def attempt(self, fields: Mapping[Path, int], kept: int, parts: int) -> Trial | None:
         """Make `kept` of `parts` of some integers; None if the class refuses that."""

@@ -28,7 +28,7 @@ def config_ties(config: Config) -> Ties:
     ties: list[Tie] = []
     reasons: dict[str, str] = {}
     fields = config.fields | config.added
-    tried = {path: config.attempt({path: value}, value // 2, value) for path, value in fields.items()}
+    tried = {path: config.about_half({path: value}, value) for path, value in fields.items()}
     single = {
         path: trial
         for path, trial in tried.items()
@@ -61,7 +61,7 @@ def _completed(
             parts = gcd(*(fields[each] for each in (*chosen, path)))
             if path in chosen or apart or parts < 2 or len(chosen) == _MOST_FIELDS:
                 continue
-            both = config.attempt({each: fields[each] for each in (*chosen, path)}, parts // 2, parts)
+            both = config.about_half({each: fields[each] for each in (*chosen, path)}, parts)
             if both is not None and (best is None or len(both.wrong) < len(best[1].wrong)):
                 best = path, both
         if best is None or (trial is not None and len(best[1].wrong) >= len(trial.wrong)):
@@ -79,8 +79,9 @@ def _with_parts(config: Config, fields: Mapping[Path, int], names: tuple[str, ..
     """
     whole = gcd(*fields.values(), *(config.named[name].size for name in names))
     for parts in sorted((n for n in range(2, whole + 1) if names and whole % n == 0), reverse=True):
-        trials = [config.attempt(fields, kept, parts) for kept in {parts - 1, max(1, parts // 2)}]
-        if all(trial is None or (not trial.wrong and trial.axes == names) for trial in trials):
+        half, most = config.about_half(fields, parts), config.attempt(fields, parts - 1, parts)
+        tried = [trial for trial in (half, most) if trial is not None]
+        if half is not None and all(not trial.wrong and trial.axes == names for trial in tried):
             return Tie(names, parts, dict(fields))
     return None
 

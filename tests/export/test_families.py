@@ -36,8 +36,9 @@ def answers(model, inputs):
 
 
 def same(one, other, inputs):
-    """Whether two models answer alike, to the bit."""
-    return all(map(torch.equal, answers(one, inputs), answers(other, inputs)))
+    """Whether two models answer alike but for rounding, which depends on where in memory their weights lie."""
+    pairs = zip(answers(one, inputs), answers(other, inputs), strict=True)
+    return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in pairs)
 
 
 @pytest.mark.parametrize("round_to", [None, 1], ids=["usual widths", "any widths"])
