@@ -32,7 +32,7 @@ def reading(kept: Mapping[str, Any]) -> Iterator[tuple[Read, Read]]:
     read: Read = set()
     missed: Read = set()
     own = get_ident()
-    usual: dict[type, Any] = {}
+    changed: dict[Any, Any] = {}  # classes, each with what it had before
 
     def noting(usual: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
         def get(owner: Any, name: str) -> Any:
@@ -51,19 +51,19 @@ def reading(kept: Mapping[str, Any]) -> Iterator[tuple[Read, Read]]:
         return get
 
     for _, each in _objects(kept):
-        kind = type(each)
-        if kind not in usual and not isinstance(each, (dict, list, tuple)):
+        kind: Any = type(each)
+        if kind not in changed and not isinstance(each, (dict, list, tuple)):
             before = vars(kind).get("__getattribute__")
             try:
                 kind.__getattribute__ = noting(kind.__getattribute__)
             except TypeError:  # a class of Python's own: all that it holds may be read
                 read.update((kind, name) for name in _members(each) or {})
             else:
-                usual[kind] = before
+                changed[kind] = before
     try:
         yield read, missed
     finally:
-        for kind, before in usual.items():
+        for kind, before in changed.items():
             if before is None:
                 del kind.__getattribute__
             else:

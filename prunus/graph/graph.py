@@ -28,7 +28,7 @@ from prunus.graph.operators import BATCH_NORM
 from prunus.graph.outputs import Outputs
 from prunus.graph.places import Keep
 from prunus.graph.sizes import Place
-from prunus.graph.ties import Ties, block_ties, place_of
+from prunus.graph.ties import Ties, block_ties
 from prunus.graph.tracer import Storage
 from prunus.graph.tying import config_ties
 
@@ -240,18 +240,19 @@ class Graph:
         return self.attributes + agree + self._said(widths)
 
     def _said(self, widths: Mapping[str, int]) -> list[Attribute]:
-        """The integers of a config that say these widths, which are looked for only if all blocks have the same."""
-        blocks: dict[tuple[str, int], set[int]] = {}
-        for name, axis in self.axes.items():
-            blocks.setdefault((place_of(name), axis.size), set()).add(widths.get(name, axis.size))
-        sizes = {name: axis.size for name, axis in self.axes.items()}
-        if (
-            self.maker is None
-            or any(len(each) > 1 for each in blocks.values())
-            or sizes == {**sizes, **widths}
-        ):
+        """The integers of a config that say these widths.
+
+        Unless the ties are known they are looked for only where all blocks have the same widths.
+        """
+        widths = self._sizes | dict(widths)
+        if self.maker is None or widths == self._sizes:
             return []
-        fields = self.ties.fields(sizes, {**sizes, **widths})
+        if "ties" not in vars(self):
+            kinds = {name: self.topology(name) for name in self.axes}
+            tied = [tie.axes for tie in block_ties(self.axes, kinds).tied]
+            if any(len({widths[name] for name in names}) > 1 for names in tied):
+                return []
+        fields = self.ties.fields(self._sizes, widths)
         return [Attribute(Place("", path, value), value) for path, value in fields.items()]
 
     def check_keep(self, keep: Keep) -> dict[str, list[int]]:

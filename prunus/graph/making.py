@@ -103,7 +103,7 @@ def _without_data() -> Iterator[None]:
     """Let the parameters of modules that this thread makes be on the meta device."""
     own = get_ident()
 
-    def bare(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    def bare(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
         if parameter is None or parameter.is_meta or get_ident() != own:
             return None
         return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
