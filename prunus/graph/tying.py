@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import gcd
 
-from prunus.graph.configs import Config, Trial
+from prunus.graph.configs import REFUSED, Config, Trial
 from prunus.graph.making import Path
 from prunus.graph.ties import Tie, Ties
 
@@ -87,7 +87,7 @@ def _with_parts(config: Config, fields: Mapping[Path, int], names: tuple[str, ..
 
 
 def _accept(config: Config, ties: list[Tie], new: Tie, reasons: dict[str, str]) -> None:
-    """Add a tie if it goes together with those that there are."""
+    """Add a tie if the model holds what was saved with all of them."""
     if any(set(new.axes) & set(tie.axes) for tie in ties):
         return
     sizes = {name: axis.size for name, axis in config.named.items()}
@@ -96,7 +96,7 @@ def _accept(config: Config, ties: list[Tie], new: Tie, reasons: dict[str, str]) 
         name: sizes[name] // tie.parts * max(1, tie.parts // 2) for tie in together.tied for name in tie.axes
     }
     wrong = config.misfits(together.fields(sizes, widths), widths)
-    if wrong:
+    if wrong and wrong != [REFUSED]:  # which others may do (see `_with_parts`)
         reasons |= dict.fromkeys(new.axes, f"with other axes it changes {wrong[0]}")
     else:
         ties.append(new)
