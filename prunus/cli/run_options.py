@@ -62,6 +62,7 @@ class RunOptions:
         threads: The number of threads that torch computes with; on one machine the same number gives the same bits.
         freeze: Patterns of layers that keep all units, such as 'head*' 'layer4.*'.
         round_to: The number of which all widths become multiples.
+        uniform: Give all blocks the same widths, such that the config of a model of transformers says them.
         options: An option of the method, in a comparison of all methods that have it; may be given several times.
             `prunus methods NAME` lists them.
         task_options: An option of the task, also given as --NAME VALUE. `prunus tasks NAME` lists them.
@@ -91,6 +92,7 @@ class RunOptions:
     threads: Threads = None
     freeze: Patterns = ()
     round_to: Multiple = None
+    uniform: bool = False
     options: Pairs = ()
     task_options: TaskPairs = ()
 
@@ -99,9 +101,10 @@ class RunOptions:
         options = self.options
         options += (f"freeze={','.join(self.freeze)}",) if self.freeze else ()
         options += (f"round_to={self.round_to}",) if self.round_to is not None else ()
+        options += ("uniform=true",) if self.uniform else ()
         own: dict[str, Any] = {name: value for name, value in vars(self).items() if name not in NOT_SETTINGS}
         own |= {"options": options, "weights": self.weights and str(self.weights.resolve())}
         return Settings(**own | more)
 
 
-NOT_SETTINGS = ("freeze", "round_to")
+NOT_SETTINGS = ("freeze", "round_to", "uniform")
