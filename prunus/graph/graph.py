@@ -230,7 +230,8 @@ class Graph:
             widths: The number of units of each axis, by its name.
 
         Returns:
-            Those that the forward pass reads, and of those that it only states the ones whose layers agree.
+            Those that the forward pass reads, of those that it only states the ones whose layers agree, and those of
+            the config that say these widths (see ties.py).
         """
         agree = [
             Attribute(place, layouts[0])

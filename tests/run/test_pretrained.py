@@ -14,6 +14,7 @@ from tests.lib.texts import write_book
 BRIEF = {"base_epochs": 0, "epochs": 1, "batch_size": 8, "precision": "no", "task_options": ("length=32",)}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the library's own
 def test_a_run_on_a_folder_is_exported_to_a_folder(tmp_path):
     model, _ = family("gpt2", vocab_size=258, bos_token_id=257, eos_token_id=257)
@@ -49,11 +50,17 @@ def test_a_model_that_its_config_does_not_make_is_not_written(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_is_replaced_as_a_whole(tmp_path):
+def test_a_folder_is_replaced_as_a_whole_and_gets_the_tokenizer(tmp_path):
     model, inputs = family("llama")
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("tokenizer.json", "special_tokens_map.json", "config.json", "old.safetensors"):
+        (source / name).write_text(name)
     (tmp_path / "pretrained").mkdir()
     (tmp_path / "pretrained" / "old").touch()
-    assert "largest difference" in export_pretrained(tmp_path, model, inputs, tmp_path)
-    names = {file.name for file in (tmp_path / "pretrained").iterdir()}
-    assert {"config.json", "model.safetensors"} <= names and "old" not in names
-    assert {file.name for file in tmp_path.iterdir()} == {"pretrained"}
+    assert "largest difference" in export_pretrained(tmp_path, model, inputs, source)
+    found = {file.name: file for file in (tmp_path / "pretrained").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "special_tokens_map.json"} <= found.keys()
+    assert found.keys().isdisjoint({"old", "old.safetensors"})
+    assert found["tokenizer.json"].read_text() == "tokenizer.json" != found["config.json"].read_text()
+    assert {file.name for file in tmp_path.iterdir()} == {"source", "pretrained"}
