@@ -1,8 +1,10 @@
 """Which axes shrink together: those of the same place in all blocks, and those that a config says together."""
 
+import random
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -154,3 +156,49 @@ def test_classes_and_objects_are_as_they_were():
     assert graph.ties.tied
     assert "__getattribute__" not in vars(Sizes) and config == Sizes()
     assert type(model.config.width) is int and not nn.modules.module._global_parameter_registration_hooks
+
+
+def drawn():
+    """One number each from the states that a constructor may draw from."""
+    return random.random(), numpy.random.rand(), torch.rand(1).item()  # noqa: NPY002
+
+
+def test_random_numbers_go_on_as_if_nothing_had_been_made():
+    class Drawing(Made):
+        def __init__(self, config):
+            super().__init__(config)
+            self.offset = nn.Parameter(torch.full((3,), sum(drawn())))
+
+        def forward(self, x):
+            return super().forward(x) + self.offset
+
+    def begin():
+        random.seed(1), numpy.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
+
+    model = Drawing(Sizes())
+    begin()
+    expected = drawn()
+    begin()
+    assert trace(model, torch.ones(2, 7), modes="eval").ties.tied
+    assert drawn() == expected
+
+
+def test_modules_among_the_arguments_are_not_kept():
+    class Holding(Made):
+        def __init__(self, config, aside):
+            super().__init__(config)
+            self.aside = aside
+
+    graph = trace(Holding(Sizes(), [nn.Linear(2, 2)]), torch.ones(2, 7), modes="eval")
+    assert graph.maker is None and graph.config is None
+    assert not any(tie.fields for tie in graph.ties.tied)
+
+
+def test_a_config_with_circles_and_tables_is_walked_once():
+    config = SimpleNamespace(
+        width=24, heads=4, inner=None, labels={f"label {n}": n for n in range(200)}, again=[], sizes=[7, 9]
+    )
+    config.again.append(config)
+    _, graph = traced(Made, config)
+    assert {path[1:] for path in graph.config.fields} == {("width",), ("heads",), ("sizes", 0), ("sizes", 1)}
+    assert ("heads", "width") in by_fields(graph)
