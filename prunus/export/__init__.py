@@ -2,13 +2,16 @@
 
 Its files, in the order in which to read them:
 
-    configured  whether a model's config makes it
-    store       keep.json and model.safetensors: save, load
-    programs    converting to torch.export and ONNX, running in torch and onnxruntime
-    files       model.pt2 and model.onnx, checked against the model
-    pretrained  a folder for from_pretrained
+    configured     whether a model's config makes it
+    store          keep.json and model.safetensors: save, load
+    tensor_stream  safetensors files, one tensor at a time
+    checkpoints    shards cut on disk, without the model
+    programs       converting to torch.export and ONNX, running in torch and onnxruntime
+    files          model.pt2 and model.onnx, checked against the model
+    pretrained     a folder for from_pretrained
 """
 
+from prunus.export.checkpoints import shrink_checkpoint
 from prunus.export.configured import check_config
 from prunus.export.files import export_model, largest_difference
 from prunus.export.pretrained import export_pretrained
@@ -29,5 +32,6 @@ __all__ = [
     "missing_for_onnx",
     "open_session",
     "save",
+    "shrink_checkpoint",
     "to_onnx",
 ]

@@ -22,17 +22,23 @@ Its files, in the order in which to read them:
     check         the check of a trace at other widths
     passes        the passes of all modes
     making        a model made again from what it keeps
+    allocations   the sizes with which a constructor makes its parameters
     construction  sizes that a model states and never reads
     fields        integers of what a model is made from
     configs       a config tried at other sizes
     ties          axes that shrink together
     tying         the search for what a config can say
     parametrised  weights behind steps: what lies behind, how it is cut and set
+    flow          where tensors come from
+    attention     attention, in one operator or in several
+    kinds         the kinds of axes: heads, mlp, width and others
+    words         layouts and lists in words
     graph         Graph: members, widths, explain
     tracing       trace a model, or a part of it
     places        the places of the units that stay
     draws         random numbers, the same for two models
     levels        signals that neither fade nor grow, in a network on random weights
+    stand_ins     parameters whose numbers are made when they are read
     reference     a run at full size that computes what the small model does
 """
 
@@ -43,6 +49,7 @@ from prunus.graph.construction import Stated, stated_sizes
 from prunus.graph.copying import check_traceable, copy_model
 from prunus.graph.draws import SameDraws
 from prunus.graph.graph import Graph, Member
+from prunus.graph.kinds import KINDS
 from prunus.graph.levels import Levels
 from prunus.graph.making import Maker
 from prunus.graph.modules import evaluation_mode
@@ -60,10 +67,11 @@ from prunus.graph.op import (
 )
 from prunus.graph.outputs import Outputs, output_tensors, quiet_config, select_outputs
 from prunus.graph.parametrised import OwnStep, read_tensor, tensors_behind
-from prunus.graph.places import Keep, Places, set_zero, take
+from prunus.graph.places import Keep, Places, Where, set_zero, take
 from prunus.graph.reference import Reference
 from prunus.graph.rules import rule
 from prunus.graph.skeleton import make_skeleton, named_tensors, quiet_forward
+from prunus.graph.stand_ins import StandIns, WrittenError
 from prunus.graph.state import kept_tensors, set_kept
 from prunus.graph.tracer import Storage
 from prunus.graph.tracing import part, trace
@@ -72,6 +80,7 @@ from prunus.graph.turns import one_at_a_time
 __all__ = [
     "CONSUMES",
     "DIRECTION",
+    "KINDS",
     "PRODUCES",
     "SCALES",
     "SHIFTS",
@@ -90,10 +99,13 @@ __all__ = [
     "Places",
     "Reference",
     "SameDraws",
+    "StandIns",
     "Stated",
     "Storage",
     "Tag",
     "Untracked",
+    "Where",
+    "WrittenError",
     "check_traceable",
     "copy_model",
     "difference_of_made",

@@ -2,8 +2,9 @@
 
 Many classes keep all that they are made from: `Model(config)` keeps `config`. Such a model is made again on the meta
 device, from a copy of what it keeps whose integers have terms. Then each of its attributes says of which integers it
-was computed, and torch's layers say which dimension of a weight each of their sizes is. Together these tell how large
-the config and the attributes are after a cut. Nothing here fixes or unifies an axis. Source: ours.
+was computed, torch's layers say which dimension of a weight each of their sizes is, and so do the calls that make other
+parameters. Together these tell how large the config and the attributes are after a cut. Nothing here fixes or unifies
+an axis. Source: ours.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from prunus.graph import axes
+from prunus.graph.allocations import Allocations
 from prunus.graph.attributes import get_integer, integers_of
 from prunus.graph.axes import Layout
 from prunus.graph.making import Maker
@@ -81,11 +83,12 @@ def stated(
     Returns:
         The integers; none if the model cannot be made again from what it keeps.
     """
-    again = None if maker is None else _made_again(model, maker)
+    allocations = Allocations()
+    again = None if maker is None else _made_again(model, maker, allocations)
     if again is None:
         return []
     layouts = _by_all_names(again, layouts)
-    claims = list(_claims(again, layouts, known))
+    claims = [*_claims(again, layouts, known), *_allocated(again, layouts, allocations)]
     solved = _solve_everywhere(claims)
     candidates: dict[Place, dict[Layout, None]] = {}
     for claim in claims:  # what the forward pass reads, and stays, was made from this size
@@ -105,10 +108,11 @@ def stated(
     return [each for each in found if any(True for layout in each.layouts for _ in axes.leaves(layout))]
 
 
-def _made_again(model: nn.Module, maker: Maker) -> nn.Module | None:
+def _made_again(model: nn.Module, maker: Maker, allocations: Allocations) -> nn.Module | None:
     """The model once more, on the meta device, its integers with terms; None if that is not the same model."""
     try:
-        again = maker.make_marked(lambda values: integers_of(values, Journal(lambda: "")))
+        with allocations:
+            again = maker.make_marked(lambda values: integers_of(values, Journal(lambda: "")))
     except Exception:  # whatever a constructor raises: then nothing is known
         return None
     ours, theirs = named_tensors(model), named_tensors(again)
@@ -137,6 +141,18 @@ def _claims(
             continue
         if isinstance(value, Sized):
             yield Claim(layout, value.term, place.module)
+
+
+def _allocated(
+    again: nn.Module, layouts: Mapping[str, list[Layout]], allocations: Allocations
+) -> Iterator[Claim]:
+    """What the calls that made the parameters of a model say of its sizes, where no layer of torch says it."""
+    for name, module in again.named_modules():
+        said = {(tensor, dim) for _, tensor, dim in _sizes_of(name, module, layouts)}
+        for key, parameter in module.named_parameters(prefix=name, recurse=False):
+            for dim, term in allocations.terms(parameter):
+                if key in layouts and (key, dim) not in said:
+                    yield Claim(layouts[key][dim], term, name)
 
 
 def _sizes_of(

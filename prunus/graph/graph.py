@@ -8,7 +8,7 @@ holds no weights, so it serves every copy of the model. A `keep` is plain data o
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import lcm, prod
@@ -17,11 +17,12 @@ from typing import Any
 import torch
 
 from prunus.errors import UserError, unknown
-from prunus.graph import axes, op
+from prunus.graph import axes, op, words
 from prunus.graph.attributes import Attribute
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.configs import Config
 from prunus.graph.construction import Stated
+from prunus.graph.kinds import Kinds
 from prunus.graph.making import Maker
 from prunus.graph.op import Op, Tag
 from prunus.graph.operators import BATCH_NORM
@@ -65,6 +66,7 @@ class Graph:
     traced: tuple[
         str, ...
     ]  # the modes that were run; others differ from the first within torch's layers alone
+    bytes_per_element: dict[str, int] = field(repr=False)  # of parameters and buffers
     _roles: dict[tuple[str, int], str] = field(repr=False)
     _classes: dict[str, str] = field(repr=False)  # module name -> class name
     behind: dict[str, list[Layout]] = field(
@@ -141,6 +143,42 @@ class Graph:
             for layout, number in each.multiples:
                 for axis, multiple in axes.multiples(layout, number):
                     found[axis.name] = lcm(found.get(axis.name, 1), multiple)
+        return found
+
+    @cached_property
+    def _found(self) -> Kinds:
+        return Kinds(self.ops)
+
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        """The kind of each axis, such as "heads" or "mlp", by its name; see `prunus.graph.KINDS`."""
+        return {name: self._found.of(axis) for name, axis in self.axes.items()}
+
+    @cached_property
+    def rotary(self) -> frozenset[str]:
+        """The axes that rotary position embeddings couple in pairs, with the others of the same dimension."""
+        coupled = self._found.coupled
+        return frozenset(
+            n for n, axis in self.axes.items() if axis in coupled and self.kinds[n] == "head_dim"
+        )
+
+    @property
+    def cached(self) -> list[tuple[int, list[Layout]]]:
+        """The keys and values of each attention, as a cache holds them: the bytes of an element, and the layouts."""
+        return [(tag.storage.bytes_per_element, tag.dims) for tag in self._found.kept]
+
+    @cached_property
+    def leasts(self) -> dict[str, tuple[int, str]]:
+        """The fewest units that some operator takes, with the operator, of the axes that have more than one."""
+        found: dict[str, tuple[int, str]] = {}
+        for each in self.ops:
+            for layout, number in each.leasts:
+                shape = axes.normal(layout)
+                for axis in axes.leaves(
+                    shape
+                ):  # within a product it is not known which of the factors may shrink
+                    units = number if axis is shape else axis.size
+                    found[axis.name] = max(found.get(axis.name, (1, "")), (units, str(each)))
         return found
 
     def topology(self, axis: str) -> tuple[tuple[str, str, int, int], ...]:
@@ -288,6 +326,11 @@ class Graph:
                 raise UserError(
                     f"keep[{name!r}] must hold 1 to {n} different integers from 0 to {n - 1}; got {indices!r}."
                 )
+            least, why = self.leasts.get(name, (1, ""))
+            if len(wanted) < least:
+                raise UserError(
+                    f"keep[{name!r}] must hold {least} indices or more, because {why} takes no fewer."
+                )
             multiple = self.multiples.get(name, 1)
             if len(wanted) % multiple:
                 raise UserError(
@@ -310,7 +353,11 @@ class Graph:
         """
         multiples = self.multiples
         return {
-            name: max(multiples[name], axis.size // 2 // multiples[name] * multiples[name])
+            name: max(
+                multiples[name],
+                axis.size // 2 // multiples[name] * multiples[name],
+                self.leasts.get(name, (1, ""))[0],
+            )
             for name, axis in self.axes.items()
         }
 
@@ -359,7 +406,9 @@ class Graph:
         seen: dict[str, None] = {name: None} if name in self.axes else {}
         for tensor in tensors:
             for dim, layout in enumerate(self.layouts[tensor]):
-                lines.append(f"{tensor}, dimension {dim} ({self.shapes[tensor][dim]}): {self._words(layout)}")
+                lines.append(
+                    f"{tensor}, dimension {dim} ({self.shapes[tensor][dim]}): {words.describe(layout)}"
+                )
                 seen.update(dict.fromkeys(axis.name for axis in axes.leaves(layout)))
         return "\n".join([*lines, *(self._explain_axis(axis) for axis in seen)])
 
@@ -367,28 +416,6 @@ class Graph:
         axis = self.axes[name]
         members = [f"  {m.tensor}, dimension {m.dim}, {m.role}" for m in self.members(name)]
         links = dict.fromkeys(str(link) for link in axis.links)
-        through = f"\n  coupled through: {_short(list(links), 8)}" if links else ""
-        return f"axis {name}: {axis.size} units shrink together in\n" + "\n".join(members) + through
-
-    def _words(self, layout: Layout) -> str:
-        shape = axes.normal(layout)
-        whys = sorted({str(axis.fixed) for axis in axes.ends(layout) if axis.fixed})
-        text = f"fixed at {shape}" if isinstance(shape, int) else _formula(shape)
-        return f"{text} ({'; '.join(whys)})" if whys else text
-
-
-def _formula(layout: Layout) -> str:
-    if isinstance(layout, Axis):
-        return f"{layout.name}[{layout.size}]"
-    if isinstance(layout, axes.Sum):
-        return " + ".join(map(_formula, layout.parts))
-    if isinstance(layout, axes.Product):
-        return " x ".join(
-            f"({_formula(f)})" if isinstance(f, axes.Sum) else _formula(f) for f in layout.factors
-        )
-    return str(layout)
-
-
-def _short(items: Sequence[object], most: int = 6) -> str:
-    text = ", ".join(map(str, items[:most]))
-    return text + (f", ... ({len(items)} in all)" if len(items) > most else "")
+        through = f"\n  coupled through: {words.shorten(list(links), 8)}" if links else ""
+        title = f"axis {name} ({self.kinds[name]}): {axis.size} units shrink together in"
+        return "\n".join([title, *members]) + through

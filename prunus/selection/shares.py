@@ -8,7 +8,7 @@ Shapes: A axes, V variables, C candidates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd, lcm
 
@@ -92,6 +92,31 @@ class Shares:
         return torch.tensor(
             [lcm(*(step[n] // gcd(step[n], self.units[n]) for n in names)) for names in self.names]
         )
+
+    def stops(
+        self, widths: Mapping[str, Sequence[int]], fewest: Tensor, most: Tensor, least: Tensor
+    ) -> list[Tensor]:
+        """For each variable the parts at which it may stop, rising.
+
+        Args:
+            widths: axis -> the units that it may keep; any, for an axis that is not named.
+            fewest: The fewest parts (V,).
+            most: The most (V,), which are allowed where they are all.
+            least: The parts (V,) of which all numbers are multiples.
+
+        Returns:
+            Long tensors, none of them empty: where nothing else fits, a variable stays at the most.
+        """
+        found = []
+        for i, names in enumerate(self.names):
+            low, high, step = int(fewest[i]), int(most[i]), int(least[i])
+            allowed = set(range(-(-low // step) * step, high + 1, step))
+            for name in names:
+                if name in widths:
+                    allowed &= {n // self.units[name] for n in widths[name] if n % self.units[name] == 0}
+            allowed |= {high} if high == int(self.parts[i]) or not allowed else set()
+            found.append(torch.tensor(sorted(allowed)))
+        return found
 
     def scores(self, ordered: Ordered) -> tuple[list[Tensor], list[Tensor]]:
         """For each variable the means of the scores in each part, and their sums; both fall."""

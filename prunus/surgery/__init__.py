@@ -8,6 +8,7 @@ Its files, in the order in which to read them:
     stated             what a model says about its own sizes
     copies             models that hold other tensors
     sampling           random weights that let a signal through
+    filling            the random weights that both models of a proof hold
     decoding           calls with a cache
     vessel             a copy of a model that is given other tensors again and again
     attempts           the precisions in which two models are compared

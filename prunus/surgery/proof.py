@@ -14,15 +14,14 @@ from prunus.errors import PruningError
 from prunus.graph import (
     Graph,
     Keep,
-    Levels,
     Places,
     Reference,
     SameDraws,
+    WrittenError,
     one_at_a_time,
     operators,
     parametrised,
     select_outputs,
-    set_zero,
     skeleton,
     take,
 )
@@ -31,11 +30,12 @@ from prunus.surgery.attempts import ATTEMPTS, HALF, QUICK_NEAR, Attempt, relativ
 from prunus.surgery.copies import checked_tensors, resize
 from prunus.surgery.decoding import Decoding, Generating, decodings
 from prunus.surgery.effective import effective_tensors
+from prunus.surgery.filling import AtOnce, Cut, Filling, OneByOne
 from prunus.surgery.sampling import Sampler, random_like
-from prunus.surgery.slicing import zeroed
 from prunus.surgery.vessel import Vessel
 
 SMALL_MODEL = 1_000_000  # parameters
+LARGE_MODEL = 100_000_000  # parameters; from here on each is drawn while it is read
 FEW = 2  # units of a tensor's dimension
 ROUNDS_OF_SMALL, ROUNDS_OF_FEW = 3, 8
 MOST_TO_BLAME = 8  # proofs of a part of the cut, to find the axes at fault
@@ -186,7 +186,7 @@ def verify(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module | None =
     raise PruningError(f"the small model and the original cannot be compared: {cause}") from cause
 
 
-Filled = tuple[Vessel, dict[str, torch.Tensor]]  # a vessel, and what it is to hold
+Vessels = tuple[Vessel, Vessel]  # of the original, and of the small model
 
 
 class _WroteError(Exception):
@@ -206,17 +206,14 @@ class Pair:
     ):
         self.model, self.graph, self.places, self.tensors = model, graph, places, tensors
         self.stays = {n: places.stay(graph.layouts[n], t.device) for n, t in tensors.items()}
+        self.cut = Cut(graph, places, self.stays)
         self.small = resize(model, graph, places.keep, tensors) if small is None else small
-        sizes = {
-            name: [
-                n if stay is None else len(stay) for n, stay in zip(tensors[name].shape, stays, strict=True)
-            ]
-            for name, stays in self.stays.items()
-        }
+        sizes = {name: self.cut.shape(name, tensor) for name, tensor in tensors.items()}
         self.sampler = Sampler(graph, tensors, sizes)
         self.on_own: set[str] = set()  # modes whose random inputs make the original fail
         self.written: set[str] = set()  # parameters that the forward pass writes to, known once it has
         self.rounds = self._rounds(sizes)
+        self.one_by_one = sum(map(torch.Tensor.numel, tensors.values())) >= LARGE_MODEL
         self.decodings = decodings(model, graph.example) if "eval" in graph.traced else []
 
     def _rounds(self, sizes: dict[str, list[int]]) -> int:
@@ -233,14 +230,11 @@ class Pair:
             return ROUNDS_OF_FEW
         return ROUNDS_OF_SMALL if any(op.is_a(operators.DEAD_END) for op in self.graph.ops) else 1
 
-    def cut(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The parts of tensors that stay; those that stay whole are returned themselves."""
-        return {name: take(tensor, self.stays[name]) for name, tensor in tensors.items()}
-
     def check_weights(self) -> None:
         """Check that the small model holds the kept weights, bit by bit. Raises PruningError otherwise."""
         held = effective_tensors(self.small)
-        for name, expected in self.cut(self.tensors).items():
+        for name, tensor in self.tensors.items():  # one at a time, because a large model's are large
+            expected = self.cut.part(name, tensor)
             computed = not isinstance(self.tensors[name], nn.Parameter) and name in self.graph.parameters
             same = parametrised.same_value if computed else torch.equal
             if (
@@ -260,37 +254,39 @@ class Pair:
         seeds = list(range(self.rounds))
         while seeds:
             seed = seeds[0]
-            full = self.sampler.draw(attempt.dtype, seed, attempt.near)
-            part = self.cut(full)
-            for name in self.graph.parameters:
-                if part[name] is not full[name]:
-                    set_zero(full[name], self.places.go(zeroed(self.graph, name), full[name].device))
+            draw = self.sampler.draws(attempt.dtype, seed, attempt.near)
+            filling = (
+                OneByOne(self.cut, draw, self.tensors, attempt.dtype)
+                if self.one_by_one
+                else AtOnce(self.cut, draw)
+            )
             try:
                 for mode in self.graph.traced:
-                    worst = max(worst, self._in_mode(mode, (whole, full), (small, part), attempt, seed))
+                    worst = max(worst, self._in_mode(mode, (whole, small), filling, attempt, seed))
                     if mode == "eval" and seed == 0:
-                        worst = max(worst, self._generating((whole, full), (small, part), attempt))
+                        worst = max(worst, self._generating((whole, small), filling, attempt))
                     if attempt.quick and worst > attempt.tolerance:
                         return worst
-            except _WroteError:  # which is known now, so each gets its own
+            except (_WroteError, WrittenError):  # so each gets its own, with numbers that can be written to
+                self.one_by_one = False
                 continue
             seeds.pop(0)
         return worst
 
-    def _in_mode(self, mode: str, whole: Filled, small: Filled, attempt: Attempt, seed: int) -> float:
+    def _in_mode(self, mode: str, pair: Vessels, filling: Filling, attempt: Attempt, seed: int) -> float:
         """The difference in one mode, on random inputs; on the example's own numbers if the original fails on those.
 
         Targets are such: boxes without a size, chances above one.
         """
 
         def difference(own: bool) -> float:
-            inputs = self._filled(whole, small, mode, self.graph.modes[mode], attempt, seed, own)
-            return self._difference(whole[0], small[0], inputs, attempt)
+            inputs = self._filled(pair, filling, mode, self.graph.modes[mode], attempt, seed, own)
+            return self._difference(pair, filling, inputs, attempt)
 
         if mode not in self.on_own:
             try:
                 return difference(own=False)
-            except (PruningError, NothingFinite, _WroteError):
+            except (PruningError, NothingFinite, _WroteError, WrittenError):
                 raise
             except Exception:
                 pass  # the next line raises it again unless the inputs were at fault
@@ -300,8 +296,8 @@ class Pair:
 
     def _filled(
         self,
-        whole: Filled,
-        small: Filled,
+        pair: Vessels,
+        filling: Filling,
         mode: str,
         like: Any,
         attempt: Attempt,
@@ -311,40 +307,42 @@ class Pair:
         """Fill both vessels, and return inputs like some, random or their own."""
         device = next(iter(self.tensors.values())).device
         generator = torch.Generator().manual_seed(seed)
-        for vessel, tensors in (whole, small):
+        for vessel, tensors in zip(pair, (filling.whole, filling.small), strict=True):
             vessel.fill(tensors, mode, copy=bool(self.written))
         return tree_map_only(
             torch.Tensor, lambda t: random_like(t, attempt.dtype, device, generator, own), like
         )
 
-    def _generating(self, whole: Filled, small: Filled, attempt: Attempt) -> float:
+    def _generating(self, pair: Vessels, filling: Filling, attempt: Attempt) -> float:
         """The difference in calls with a cache; those that the original does not take are dropped."""
         worst = 0.0
         for each in list(self.decodings):
             try:
-                inputs = self._filled(whole, small, "eval", each.inputs, attempt, 0)
-                worst = max(worst, self._difference(whole[0], small[0], inputs, attempt, each))
-            except (PruningError, NothingFinite, _WroteError):
+                inputs = self._filled(pair, filling, "eval", each.inputs, attempt, 0)
+                worst = max(worst, self._difference(pair, filling, inputs, attempt, each))
+            except (PruningError, NothingFinite, _WroteError, WrittenError):
                 raise
             except Exception:  # of the original
                 self.decodings.remove(each)
         return worst
 
     def _difference(
-        self, whole: Vessel, small: Vessel, example: Any, attempt: Attempt, decoding: Decoding | None = None
+        self,
+        pair: Vessels,
+        filling: Filling,
+        example: Any,
+        attempt: Attempt,
+        decoding: Decoding | None = None,
     ) -> float:
         """Largest difference of outputs, and of tensors that may have been written to, each over its largest value.
 
         Raises _WroteError if the forward pass wrote to parameters that the two models may share.
         """
         device = next(iter(self.tensors.values())).device
-        mine, whole_tensors = small.tensors(), whole.tensors()
-        pairs = ((whole_tensors[name], mine[name]) for name in self.graph.parameters)
-        levels = Levels(pair if pair[0].data_ptr() != pair[1].data_ptr() else pair[:1] for pair in pairs)
-        if (
-            self.written
-        ):  # perhaps from weights that would be scaled before this in one model, after it in the other
-            levels = None
+        whole, small = pair
+        whole_tensors = whole.tensors()
+        # written perhaps from weights that would be scaled before this in one model, after it in the other
+        levels = None if self.written else filling.levels(whole_tensors, small.tensors())
         models, chosen = [whole.model, small.model], self.graph.chosen
         if decoding is not None:  # on weights that have been scaled
             levels, chosen = None, None
@@ -352,7 +350,13 @@ class Pair:
         reference = Reference(self.places, thorough=not attempt.quick, levels=levels)
         with skeleton.seeded(device):
             expected = select_outputs(
-                reference.run(models[0], whole_tensors, example, self.graph.layouts | self.graph.state),
+                reference.run(
+                    models[0],
+                    whole_tensors,
+                    example,
+                    self.graph.layouts | self.graph.state,
+                    filling.around_whole(reference),
+                ),
                 chosen,
             )
         if not reference.written <= self.written:
@@ -363,10 +367,11 @@ class Pair:
             skeleton.seeded(device),
             skeleton.quiet_forward(),
             SameDraws(reference.draws, self.places) as draws,
+            filling.around_small(),
         ):
             try:
                 got = select_outputs(call(models[1], own), chosen)
-            except PruningError:
+            except (PruningError, WrittenError):
                 raise
             except Exception as error:  # where the original ran
                 raise PruningError(f"the small model does not run: {error}") from error
