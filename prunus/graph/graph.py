@@ -210,8 +210,11 @@ class Graph:
     @cached_property
     def ties(self) -> Ties:
         """The axes that keep one share together under `uniform=True` (see ties.py)."""
-        kinds = {name: self.topology(name) for name in self.axes}
-        return block_ties(self.axes, kinds) if self.config is None else config_ties(self.config)
+        return self._blocks if self.config is None else config_ties(self.config)
+
+    @property
+    def _blocks(self) -> Ties:
+        return block_ties(self.axes, {name: self.topology(name) for name in self.axes})
 
     def misfits(self, widths: Mapping[str, int]) -> list[str]:
         """List what would be other than in the small model if that were made again from its config.
@@ -284,15 +287,10 @@ class Graph:
         Unless the ties are known they are looked for only where all blocks have the same widths.
         """
         widths = self._sizes | dict(widths)
-        if self.maker is None or widths == self._sizes:
+        known = "ties" in vars(self) or self._blocks.agree(widths)
+        if self.maker is None or widths == self._sizes or not known:
             return []
-        if "ties" not in vars(self):
-            kinds = {name: self.topology(name) for name in self.axes}
-            tied = [tie.axes for tie in block_ties(self.axes, kinds).tied]
-            if any(len({widths[name] for name in names}) > 1 for names in tied):
-                return []
-        fields = self.ties.fields(self._sizes, widths)
-        return [Attribute(Place("", path, value), value) for path, value in fields.items()]
+        return self.ties.attributes(self._sizes, widths)
 
     def check_keep(self, keep: Keep) -> dict[str, list[int]]:
         """Check that a keep fits the graph.
