@@ -32,7 +32,7 @@ from prunus.graph.outputs import Outputs
 from prunus.graph.places import Keep, check_indices
 from prunus.graph.sizes import Place
 from prunus.graph.skippable import Blocks
-from prunus.graph.ties import Ties, block_ties, place_of
+from prunus.graph.ties import Ties, block_ties
 from prunus.graph.tracer import Storage
 from prunus.graph.tying import config_ties
 
@@ -91,8 +91,9 @@ class Graph:
     @cached_property
     def blocks(self) -> Blocks:
         """The modules that can be skipped, by the names of their axes, in the order in which they run."""
-        names = [*self.layouts, *self.state]
-        return Blocks(self.ops, self.calls, self.outputs, self.tensors, self.shared, names)
+        return Blocks(
+            self.ops, self.calls, self.outputs, self.tensors, self.shared, self.layouts | self.state
+        )
 
     @cached_property
     def deep(self) -> Graph:
@@ -115,11 +116,9 @@ class Graph:
         Raises:
             UserError: There is no such axis; of a module that cannot be skipped, the message says why.
         """
-        if name in self.axes:
-            return self.axes[name]
-        if name.endswith(SUFFIX):
-            return self.blocks.axis(name)
-        raise unknown("axis", name, self.axes)
+        if name not in self.axes and not name.endswith(SUFFIX):
+            raise unknown("axis", name, self.axes)
+        return self.axes[name] if name in self.axes else self.blocks.axis(name)
 
     # ------------------------------------------------------------------------------- structure
     @cached_property
@@ -235,8 +234,11 @@ class Graph:
     @cached_property
     def ties(self) -> Ties:
         """The axes that keep one share together under `uniform=True` (see ties.py)."""
-        kinds = {name: self.topology(name) for name in self._of_units}
-        return block_ties(self._of_units, kinds) if self.config is None else config_ties(self.config)
+        return self._blocks if self.config is None else config_ties(self.config)
+
+    @property
+    def _blocks(self) -> Ties:
+        return block_ties(self._of_units, {name: self.topology(name) for name in self._of_units})
 
     def misfits(self, widths: Mapping[str, int]) -> list[str]:
         """List what would be other than in the small model if that were made again from its config.
@@ -299,7 +301,8 @@ class Graph:
             widths: The number of units of each axis, by its name.
 
         Returns:
-            Those that the forward pass reads, and of those that it only states the ones whose layers agree.
+            Those that the forward pass reads, of those that it only states the ones whose layers agree, and those of
+            the config that say these widths (see ties.py).
         """
         agree = [
             Attribute(place, layouts[0])
@@ -309,16 +312,15 @@ class Graph:
         return self.attributes + agree + self._said(widths)
 
     def _said(self, widths: Mapping[str, int]) -> list[Attribute]:
-        """The integers of a config that say these widths, which are looked for only if all blocks have the same."""
-        sizes = self._sizes
-        now = {name: widths.get(name, size) for name, size in sizes.items()}
-        blocks: dict[tuple[str, int], set[int]] = {}
-        for name, size in sizes.items():
-            blocks.setdefault((place_of(name), size), set()).add(now[name])
-        if self.maker is None or any(len(each) > 1 for each in blocks.values()) or sizes == now:
+        """The integers of a config that say these widths.
+
+        Unless the ties are known they are looked for only where all blocks have the same widths.
+        """
+        widths = {name: widths.get(name, size) for name, size in self._sizes.items()}
+        known = "ties" in vars(self) or self._blocks.agree(widths)
+        if self.maker is None or widths == self._sizes or not known:
             return []
-        fields = self.ties.fields(sizes, now)
-        return [Attribute(Place("", path, value), value) for path, value in fields.items()]
+        return self.ties.attributes(self._sizes, widths)
 
     def check_keep(self, keep: Keep) -> dict[str, list[int]]:
         """Check that a keep fits the graph.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 from prunus.errors import UserError, unknown
@@ -33,9 +33,9 @@ class Blocks(Mapping[str, Block]):
         outputs: Sequence[Tag],
         tensors: Mapping[Tag, str],
         shared: Sequence[Sequence[str]],
-        names: Sequence[str],
+        names: Iterable[str],
     ):
-        self._pass, self._names = (ops, calls, outputs, tensors, shared), names
+        self._pass, self._names = (ops, calls, outputs, tensors, shared), list(names)
 
     @cached_property
     def _found(self) -> tuple[dict[str, Block], dict[str, str]]:
