@@ -389,8 +389,8 @@ class Graph:
     @cached_property
     def fixed(self) -> list[tuple[str, str]]:
         """Parameter dimensions that may not shrink, each with the reason, in words."""
-        names = [name for name in self.layouts if name in self.parameters]
-        return [each for name in names for each in words.reasons(name, self.layouts[name])]
+        tensors = {name: dims for name, dims in self.layouts.items() if name in self.parameters}
+        return [each for name, dims in tensors.items() for each in words.reasons(name, dims)]
 
     def explain(self, name: str) -> str:
         """Explain in words what is coupled to an axis, module or parameter, through what, or why it is fixed.
@@ -410,12 +410,10 @@ class Graph:
         if not tensors and name not in self.axes:
             modules = {n.rpartition(".")[0] for n in self.layouts}
             raise unknown("axis, module or parameter", name, {*self.axes, *modules, *self.layouts} - {""})
-        found = dict.fromkeys(
-            axis.name for n in tensors for dim in self.layouts[n] for axis in axes.leaves(dim)
-        )
-        named = {name: None} if name in self.axes else {}
+        leaves = [axis.name for n in tensors for dim in self.layouts[n] for axis in axes.leaves(dim)]
+        found = dict.fromkeys([name, *leaves] if name in self.axes else leaves)
         lines = [line for n in tensors for line in words.describe_tensor(n, self.layouts[n])]
-        for each in named | found:
+        for each in found:
             members = [f"{m.tensor}, dimension {m.dim}, {m.role}" for m in self.members(each)]
             lines.append(words.describe_axis(self.axes[each], self.kinds[each], members))
         return "\n".join(lines)
