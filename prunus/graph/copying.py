@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import sys
 import sysconfig
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from functools import lru_cache, partial
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from prunus.errors import TraceError, UserError
 from prunus.graph.modules import list_modules
@@ -137,7 +139,7 @@ class _Copier:
             if name == "_modules":
                 value = {n: child if child is None else self.module(child) for n, child in value.items()}
             elif isinstance(value, (dict, set, list)) and not value:
-                value = type(value)()
+                value = self.memo.setdefault(id(value), type(value)())  # a handle may point to it
             elif not isinstance(value, _ATOMIC) and not _is_plain(value):
                 if name == "forward":
                     self._check_forward(module, value)
@@ -165,13 +167,15 @@ class _Copier:
             return self.memo[id(value)]
         if isinstance(value, nn.Module) and id(value) in self.own:
             return self.module(value)
+        if isinstance(value, RemovableHandle):
+            return self._handle(value)
         if isinstance(value, _CALLABLE) or type(value) in _CONTAINERS:
             return self._rebuilt(value) if self.reaches(value) else copy.deepcopy(value, self.memo)
         return copy.deepcopy(value, self.memo)
 
     def reaches(self, value: Any) -> bool:
-        """Whether functions or containers in `value` hold a module or a tensor of the model."""
-        return any(id(part) in self.own for part in _parts(value))
+        """Whether functions or containers in `value` hold a module, a tensor or the handle of a hook of the model."""
+        return any(id(part) in self.own or isinstance(part, RemovableHandle) for part in _parts(value))
 
     def _rebuilt(self, value: Any) -> Any:
         new: Any
@@ -212,6 +216,18 @@ class _Copier:
             if content is not _EMPTY:
                 new_cell.cell_contents = self._shared(content)
         return new
+
+    def _handle(self, handle: RemovableHandle) -> RemovableHandle:
+        """The handle of the copy's hook: it removes that one, not the original's."""
+        new = self.memo[id(handle)] = RemovableHandle.__new__(RemovableHandle)
+        new.id, new.hooks_dict_ref = handle.id, self._weak(handle.hooks_dict_ref)
+        new.extra_dict_ref = tuple(map(self._weak, handle.extra_dict_ref))
+        return new
+
+    def _weak(self, reference: Any) -> Any:
+        """A reference to the copy of what is referred to, which the memo keeps until its module holds it."""
+        hooks = reference()
+        return reference if hooks is None else weakref.ref(self.value(hooks))
 
     def _shared(self, value: Any) -> Any:
         """What a function holds: its copy if it reaches the model, otherwise the same object."""

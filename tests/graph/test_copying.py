@@ -155,6 +155,34 @@ def test_hooks_of_a_copy_act_on_the_copy():
     assert seen == [True, True]  # in the copy, `model` is the copy
 
 
+def test_the_handle_of_a_hook_in_a_copy_removes_the_copys_hook():
+    model, seen = network(), []
+
+    def see(*given, **named):
+        seen.append(given[0])
+
+    model.handles = [
+        model[0].register_forward_hook(see),
+        model[4].register_forward_hook(see, with_kwargs=True, always_call=True),
+    ]
+    first = copy_model(copy_model(model, {}), {})  # also the copy of a copy
+    first(X)
+    assert seen == [first[0], first[4]]
+    for handle in first.handles:
+        handle.remove()
+    first(X)
+    assert len(seen) == 2
+    assert not first[4]._forward_hooks_with_kwargs and not first[4]._forward_hooks_always_called
+    model(X)
+    assert len(seen) == 4
+
+
+def test_a_handle_whose_hook_is_gone_is_copied():
+    model = network()
+    model.handle = [nn.Linear(1, 1).register_forward_hook(print, with_kwargs=True)]
+    copy_model(copy_model(model, {}), {}).handle[0].remove()
+
+
 def test_a_users_own_hook_does_not_run_on_abstract_tensors():
     model = network()
     model[0].register_forward_hook(lambda module, args, out: print(out.sum().item()))
