@@ -36,7 +36,16 @@ from prunus.files import (
     write_json,
     write_tensors,
 )
-from prunus.graph import Graph, Keep, get_integer, kept_tensors, named_tensors, tensors_behind
+from prunus.graph import (
+    Graph,
+    Keep,
+    get_integer,
+    kept_tensors,
+    named_tensors,
+    tensors_behind,
+    unwrap,
+    whole_tensors,
+)
 from prunus.sparse import Masks, packed, survivors, unpacked
 from prunus.surgery import changed_attributes, effective_tensors, shape_differences, with_tensors
 
@@ -91,6 +100,9 @@ class KeepFile(Record, frozen=True, kw_only=True):
 def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: Masks | None = None) -> None:
     """Write a shrunk model as keep.json and model.safetensors, each complete or not at all.
 
+    A model whose weights are spread over processes (by fully_shard) is gathered: all processes call this, the first
+    writes, and all return when that is done.
+
     Args:
         folder: The folder to write to.
         small: The shrunk model.
@@ -104,7 +116,13 @@ def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: 
         PrunusError: The files cannot be written.
     """
     keep = graph.check_keep(keep)
-    tensors = effective_tensors(small)
+    small = unwrap(small)
+    there = effective_tensors(small)
+    tensors = whole_tensors(there)
+    sharded = any(tensors[name] is not there[name] for name in tensors)
+    if sharded and torch.distributed.get_rank() > 0:
+        torch.distributed.barrier()
+        return
     wrong = shape_differences({n: graph.shape(n, keep) for n in graph.layouts}, tensors)
     if wrong:
         raise FileError(
@@ -138,6 +156,8 @@ def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: 
         write_tensors(folder / name, content, {"format": "pt"})
     record["files"] = {name: hash_file(folder / name) for name in written}
     write_json(folder / "keep.json", record | {"digest": hash_json(record)})
+    if sharded:
+        torch.distributed.barrier()
 
 
 def _check_masks(tensors: dict[str, torch.Tensor], masks: Masks) -> None:

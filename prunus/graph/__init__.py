@@ -8,6 +8,7 @@ Its files, in the order in which to read them:
     op            the record of one operation
     rules/        one small function per operator, which says how layouts pass through it
     modules       the modules of a model, listed quickly
+    packing       packed models: the module inside, and what is refused
     copying       deep copies of models, and what cannot be copied
     turns         one trace or proof at a time
     skeleton      copies of models without data, and how to run them
@@ -34,7 +35,7 @@ Its files, in the order in which to read them:
 from prunus.graph.attributes import Attribute, Integers, get_integer, set_attributes, set_integer, slots
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.construction import Stated, stated_sizes
-from prunus.graph.copying import check_traceable, copy_model
+from prunus.graph.copying import copy_model
 from prunus.graph.draws import SameDraws
 from prunus.graph.graph import Graph, Member
 from prunus.graph.levels import Levels
@@ -52,6 +53,7 @@ from prunus.graph.op import (
     tensors_in,
 )
 from prunus.graph.outputs import Outputs, output_tensors, quiet_config, select_outputs
+from prunus.graph.packing import plain_model, unwrap, whole_tensors
 from prunus.graph.parametrised import OwnStep, read_tensor, tensors_behind
 from prunus.graph.places import Keep, Places, set_zero, take
 from prunus.graph.reference import Reference
@@ -86,7 +88,6 @@ __all__ = [
     "Storage",
     "Tag",
     "Untracked",
-    "check_traceable",
     "copy_model",
     "evaluation_mode",
     "get_integer",
@@ -97,6 +98,7 @@ __all__ = [
     "one_at_a_time",
     "output_tensors",
     "part",
+    "plain_model",
     "quiet_config",
     "quiet_forward",
     "read_tensor",
@@ -112,4 +114,6 @@ __all__ = [
     "tensors_behind",
     "tensors_in",
     "trace",
+    "unwrap",
+    "whole_tensors",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UserError
-from prunus.graph import Graph, is_inexact, make_skeleton, output_tensors
+from prunus.graph import Graph, is_inexact, make_skeleton, output_tensors, plain_model
 from prunus.inputs import call
 from prunus.scores.members import ALL, Batches, Scores, _as_float, _gather, _members, _to_device
 
@@ -43,7 +43,7 @@ def taylor(
     total: Scores = {}
     count = 0
     with torch.inference_mode(False), torch.enable_grad():
-        bare = make_skeleton(model, real=True)
+        bare = make_skeleton(plain_model(model), real=True)
         weights = {n: p.requires_grad_() for n, p in bare.named_parameters() if is_inexact(p)}
         for count, (inputs, targets) in enumerate(_to_device(bare, batches), 1):
             value = loss(call(bare, inputs), targets)

@@ -1,4 +1,4 @@
-"""Copies of models: what they hold acts on the copy, and what cannot be copied or observed is named."""
+"""Copies of models: what they hold acts on the copy, and what cannot be copied is named."""
 
 import functools
 import sys
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import prunus
-from prunus.errors import TraceError, UserError
-from prunus.graph import check_traceable, copy_model, make_skeleton
+from prunus.errors import UserError
+from prunus.graph import copy_model, make_skeleton
 from prunus.graph.modules import list_modules
 from tests.lib.models import torchvision_models
 from tests.lib.nets import random_keep
@@ -208,7 +208,7 @@ def test_a_model_that_has_run_before_traces_like_a_fresh_one():
     assert len(again.ops) == len(fresh.ops)
 
 
-# ---------------------------------------------------------------------- what cannot be copied or seen
+# ---------------------------------------------------------------------- what cannot be copied
 @pytest.mark.parametrize(
     ("attribute", "kind"),
     [(threading.Lock(), "lock"), ((n for n in range(3)), "generator"), (sys.__stdout__, "IO")],
@@ -253,55 +253,6 @@ def test_tensors_with_a_history_slots_cycles_and_generators_are_copied():
     assert torch.equal(torch.randn(3, generator=model.random), drawn)
     graph = prunus.trace(model, X)
     prunus.shrink(model, graph, random_keep(graph))
-
-
-class Quantised(nn.Linear):
-    pass
-
-
-class Sharded(nn.Module):
-    def __init__(self, module):
-        super().__init__()
-        self._fsdp_wrapped_module = module
-
-
-Quantised.__module__ = "torch.ao.nn.quantized.modules.linear"
-Sharded.__module__ = "torch.distributed.fsdp.fully_sharded_data_parallel"
-
-
-PACKED = {
-    "compiled": (lambda: torch.compile(network()), r"torch\.compile.*model\._orig_mod"),
-    "compiled inside": (
-        lambda: nn.Sequential(torch.compile(network())),
-        r"0 went through torch\.compile.*model\.0\._orig_mod",
-    ),
-    "scripted": (lambda: torch.jit.script(network()), r"scripted module .*Python model"),
-    "quantised": (lambda: nn.Sequential(Quantised(3, 4)), r"0 is quantised .*then quantise the small one"),
-    "parallel": (lambda: nn.DataParallel(network()), r"wrapped in DataParallel.*model\.module"),
-    "averaged": (
-        lambda: torch.optim.swa_utils.AveragedModel(network()),
-        r"wrapped in AveragedModel.*model\.module",
-    ),
-    "sharded": (lambda: Sharded(network()), r"wrapped in Sharded.*model\.module"),
-    "sharded inside": (
-        lambda: nn.Sequential(Sharded(network())),
-        r"0 is wrapped in Sharded.*model\.0\.module",
-    ),
-    "no model": (lambda: torch.relu, "expects an nn.Module"),
-}
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
-@pytest.mark.parametrize("name", PACKED)
-def test_a_packed_model_is_refused_and_what_to_trace_is_said(name):
-    make, words = PACKED[name]
-    with pytest.raises(UserError, match=words):
-        prunus.trace(make(), X)
-
-
-def test_a_lazy_parameter_is_named():
-    with pytest.raises(TraceError, match=r"0\.weight has no shape yet"):
-        check_traceable(nn.Sequential(nn.LazyLinear(3)))
 
 
 def test_modules_are_listed_as_torch_lists_them():
