@@ -12,14 +12,12 @@ from prunus.errors import TraceError, UserError
 from prunus.graph.modules import list_modules
 
 _COMPILED = "_orig_mod"  # the one child of what torch.compile returns
-_TRANSPARENT = (
-    "torch.nn.parallel",
-    "torch.optim.swa_utils",
-)  # their forward pass is that of the module inside
+_TRANSPARENT = "torch.nn.parallel", "torch.optim.swa_utils"  # whose forward pass is that of the module inside
 _INSIDE = ["module"], ["_fsdp_wrapped_module"]  # the one child of a wrapper, which its `module` gives
 _ONE_BYTE = {
-    dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype) and dtype.itemsize == 1
+    dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype) and dtype.itemsize == 1
 } - {torch.bool}
+_PLAIN: Any = torch.Tensor
 _QUANTISERS = {"auto_gptq", "gptqmodel", "awq", "aqlm"}  # these pack weights into plain buffers
 
 
@@ -87,7 +85,11 @@ def whole_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     Returns:
         {name: the whole tensor}; others as they are.
     """
-    return {name: tensor.full_tensor() if _is_sharded(tensor) else tensor for name, tensor in tensors.items()}
+    return {name: _full(tensor) if _is_sharded(tensor) else tensor for name, tensor in tensors.items()}
+
+
+def _full(tensor: Any) -> torch.Tensor:
+    return tensor.full_tensor()
 
 
 def _is_sharded(tensor: Any) -> bool:
@@ -122,16 +124,14 @@ def _check_tensor(tensor: torch.Tensor, name: str) -> None:
     """Raise an error if a parameter or buffer has no shape, is sharded, or is packed."""
     if torch.nn.parameter.is_lazy(tensor):
         raise TraceError(f"{name} has no shape yet; run the model once on real inputs, then trace it.")
-    kind = type(tensor)
+    kind: Any = type(tensor)
     if _is_sharded(tensor):
         raise UserError(
             f"{name} is spread over several processes (a DTensor, by fully_shard or tensor parallelism). Prune the "
             "model before it is sharded, or load its gathered weights (torch.distributed.checkpoint.state_dict."
             "get_model_state_dict with full_state_dict=True) into a plain one; then shard the small one."
         )
-    packs = (
-        kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
-    )  # as those of torchao and quanto do
+    packs = kind.__torch_dispatch__ is not _PLAIN.__torch_dispatch__  # as those of torchao and quanto do
     if packs and not kind.__module__.startswith("torch."):
         raise UserError(_quantised(name, kind.__name__))
     if isinstance(tensor, nn.Parameter) and tensor.dtype in _ONE_BYTE:  # as those of bitsandbytes are
