@@ -20,13 +20,13 @@ import torch
 
 import prunus
 from prunus.files import write_json
-from prunus.surgery import proof
+from prunus.surgery import attempts
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.lib.mutants import campaign
 
-LIMITS = {"float32": proof.NO_DOUBT, "float64": proof.TOLERANCES[torch.float64]}
+LIMITS = {"float32": attempts.NO_DOUBT, "float64": attempts.TOLERANCES[torch.float64]}
 
 
 def summary(rows: list[dict]) -> dict:

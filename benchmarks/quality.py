@@ -17,6 +17,7 @@ over many sittings, and in several processes with different arms at once.
 
 import argparse
 import copy
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -31,9 +32,11 @@ from torch.nn import functional as F
 import prunus
 from prunus import scores
 from prunus.data import Data, load_data, reseed
+from prunus.export import load_keep
 from prunus.graph import Graph, Keep
 from prunus.recover import renew_norms
 from prunus.refit import fit_in_order
+from prunus.run import Settings
 from prunus.tasks import Classification
 from prunus.train import fit, in_mode
 
@@ -91,6 +94,31 @@ def ours(score: str, how: str, fast: bool = False) -> Cut:
         round_to = None if fast else of.round_to
         keep = prunus.select(of.graph, found, prunus.Budget(macs=of.share), how=how, round_to=round_to)
         return prunus.shrink(of.base, of.graph, keep), keep
+
+    return cut
+
+
+def by_run(method: str, *options: str) -> Cut:
+    """Make the function that runs a method of Prunus on the base: its search, with the recipe of these boards."""
+
+    def cut(of: Setting) -> tuple[nn.Module, Keep | None]:
+        settings = Settings(
+            method=method,
+            options=(*options, f"round_to={of.round_to}"),
+            seed=of.seed,
+            base_epochs=0.0,
+            epochs=0.0,
+            repair="off",
+            recipe=("search.lr=0.05", "search.distill_weight=0.7") if method == "dhp" else (),
+            threads=torch.get_num_threads(),
+            workers=0,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            budget = prunus.Budget(macs=of.share)
+            result = prunus.prune(
+                of.base, data=of.data, budget=budget, out=f"{folder}/run", settings=settings
+            )
+            return result.model, load_keep(f"{folder}/run", of.graph)
 
     return cut
 
@@ -180,6 +208,15 @@ class Arm:
     recipe: tuple[tuple[str, float], ...] = ()
 
 
+# 50 networks on 1,000 images with weights in closed form: about half an epoch's forward and backward passes
+SEARCH = (
+    "weights=closed_form",
+    "generations=5",
+    "population=10",
+    "parents=4",
+    "images=1000",
+    "calibration=512",
+)
 DOCUMENTED = (("lr", 0.01), ("distill_weight", 0.0))  # torch-pruning's benchmark; its steps are a cosine here
 ARMS = {
     "taylor": Arm(ours("taylor", "per_cost"), repaired=True),
@@ -187,6 +224,10 @@ ARMS = {
     "taylor, rounded": Arm(ours("taylor", "per_cost", fast=True), repaired=True),
     "taylor, uniform": Arm(ours("taylor", "uniform"), repaired=True),
     "l2": Arm(ours("l2", "global"), repaired=True),
+    "submodular": Arm(by_run("submodular", "worth=loss"), repaired=True),
+    "dhp": Arm(by_run("dhp", "epochs=1"), spent=1.0),
+    "pass": Arm(by_run("pass", "steps=176"), repaired=True, spent=0.5),
+    "metapruning": Arm(by_run("metapruning", *SEARCH), repaired=True, spent=0.5),
     "random": Arm(ours("random", "uniform"), repaired=True),
     "scratch": Arm(from_scratch),
     "tp-l2": Arm(theirs("l2")),

@@ -7,8 +7,10 @@ from . import latency as latency
 from . import scores as scores
 from . import sparse as sparse
 from . import testing as testing
+from .export import check_config as check_config
 from .export import load_masks as load_masks
 from .export import save as save
+from .export import shrink_checkpoint as shrink_checkpoint
 from .graph import Graph as Graph
 from .graph import part as part
 from .graph import rule as rule
@@ -24,11 +26,13 @@ from .run import prune as prune
 from .run import trainer_callback as trainer_callback
 from .selection import Budget as Budget
 from .selection import Sparsity as Sparsity
+from .selection import cache_mb as cache_mb
 from .selection import macs as macs
 from .selection import memory_mb as memory_mb
 from .selection import params as params
 from .selection import plan as plan
 from .selection import select as select
+from .selection import weights_mb as weights_mb
 from .surgery import Proof as Proof
 from .surgery import carry_over as carry_over
 from .surgery import crop as crop
@@ -48,7 +52,9 @@ __all__ = [
     "Saved",
     "Sparsity",
     "Task",
+    "cache_mb",
     "carry_over",
+    "check_config",
     "compare",
     "crop",
     "latency",
@@ -75,6 +81,7 @@ __all__ = [
     "trace",
     "trainer_callback",
     "verify",
+    "weights_mb",
 ]
 
 @typing.overload

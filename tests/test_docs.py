@@ -11,7 +11,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import prunus
 from prunus import zoo
+from prunus.graph import KINDS
 from prunus.scores import weights
+from tests.lib.models import imported_beside_torchvision
 from tests.lib.pictures import write_pictures
 from tests.lib.restoring import Denoiser
 from tests.lib.texts import decoder, write_book
@@ -113,6 +115,20 @@ def test_the_page_on_restoration_runs_in_python(tmp_path, monkeypatch):
     task = "Denoising(model, data, {'epochs': 1})"
     exec(compile(block.replace("Denoising(model, data)", task), "restoration.md", "exec"), names)
     assert names["result"].values["after"]["macs"] <= 0.4 * names["result"].values["before"]["macs"]
+
+
+def test_the_page_on_choosing_runs_and_lists_every_kind_and_cost():
+    transformers = pytest.importorskip("transformers", reason="the model is transformers'")
+    imported_beside_torchvision("transformers.models.llama.modeling_llama")
+    sizes = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads)).eval()
+    page = (DOCS / "choosing.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    names = {"prunus": prunus, "model": model, "tokens": torch.zeros(2, 6, dtype=torch.long)}
+    exec(compile(block, "choosing.md", "exec"), names)
+    assert names["small"].num_parameters() <= 0.8 * model.num_parameters()
+    assert all(f"| `{name}` |" in page for name in (*KINDS, *names["budget"].__dataclass_fields__))
 
 
 def test_the_page_on_language_runs_in_python(tmp_path, monkeypatch):

@@ -15,7 +15,18 @@ from prunus import report
 from prunus.cli import describe
 from prunus.cli.answers import answers_json, answers_table, write_images
 from prunus.cli.folders import new_folder
-from prunus.cli.parameters import Initial, Limit, Minutes, Names, Real, Seeds, Share, Spec, parse_limit
+from prunus.cli.parameters import (
+    Initial,
+    Limit,
+    Minutes,
+    Names,
+    Patterns,
+    Real,
+    Seeds,
+    Share,
+    Spec,
+    parse_limit,
+)
 from prunus.cli.run_options import RunOptions
 from prunus.cli.terminal import Terminal
 from prunus.errors import PrunusError, UserError
@@ -36,6 +47,7 @@ from prunus.run import (
 )
 from prunus.run import bench as benching
 from prunus.run import compare as run_board
+from prunus.selection import min_units
 from prunus.tasks import find_kind
 from prunus.zoo import load_model, load_weights
 
@@ -105,8 +117,9 @@ def run(
             jsonl:PLACE or parquet:PLACE.
         method: The pruning method; `prunus methods` lists them. auto: the one that our board recommends, which is said
             with its reason.
-        budget: The upper limit on macs, params, memory_mb or latency_ms: a share of the original's (macs=0.5) or a
-            number. Milliseconds of one input are measured here, which takes a minute or two the first time.
+        budget: The upper limit on macs, params, memory_mb (activations), weights_mb, cache_mb (keys and values) or
+            latency_ms: a share of the original's (macs=0.5) or a number; several with commas (params=0.5,cache_mb=0.3).
+            Milliseconds of one input are measured here, which takes a minute or two the first time.
         sparsity: The share of single weights to set to zero, instead of a budget. Zeros make files smaller, seldom
             a model faster: measure it with `prunus bench`.
         seed: The seed of weights, order and random choices; the same seed gives the same numbers on the same CPU.
@@ -172,15 +185,19 @@ def inspect(
     classes: int | None = None,
     explain: str | None = None,
     weights: Initial = None,
+    freeze: Patterns = (),
+    only: Patterns = (),
+    json_output: Annotated[bool, arg(name="json")] = False,
 ) -> None:
-    """Show what of a model can shrink: its axes, what is coupled, what is fixed and why, and the costs; of images, also
-    what each axis leaves unexplained with fewer units. Nothing is trained or changed.
+    """Show what of a model can shrink: its axes and their kinds, what is coupled, what is fixed and why, and the costs;
+    of images, also what each axis leaves unexplained with fewer units. Nothing is trained or changed.
 
     Examples:
       prunus inspect --model zoo:resnet56
       prunus inspect --model zoo:resnet20 --data parquet:cifar10 --weights cifar10_resnet20.safetensors
       prunus inspect --model timm:vit_tiny_patch16_224 --explain blocks.0.attn.qkv
       prunus inspect --model my.net:Net --input-shape 3 64 64 --classes 5
+      prunus inspect --model zoo:vit_tiny --only heads mlp --freeze 'blocks.0'
 
     Args:
         model: zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG_DIR or package.module:callable.
@@ -190,14 +207,23 @@ def inspect(
         classes: The number of classes.
         explain: An axis, layer or parameter to explain in full.
         weights: A .safetensors file, or a .pt file of tensors; the sensitivity is that of these weights.
+        freeze: Show what these patterns keep whole, as `prunus run` reads them: kinds of axes, or patterns of layers.
+        only: Show what stays whole if only these may shrink.
+        json_output: Print the axes, what is fixed and the costs as JSON.
     """
+    if json_output and explain:
+        raise UserError("give --json (everything) or --explain (one axis, layer or parameter), not both.")
     loaded = describe.load_images(model, data)
     shape, number = describe.input_of(model, loaded, input_shape, classes)
     network = load_model(model, classes=number, in_shape=shape)
     if weights is not None:
         load_weights(network, weights)
     graph = trace(network, describe.example(shape))
-    OUT.print(Text(graph.explain(explain)) if explain else describe.graph(graph))
+    least = min_units(graph, freeze=freeze, only=only)
+    if json_output:
+        OUT.print(describe.graph_json(graph, least), markup=False, soft_wrap=True)
+        return
+    OUT.print(Text(graph.explain(explain)) if explain else describe.graph(graph, least))
     if loaded is not None and not explain:
         OUT.print(describe.curves(describe.measure_curves(network, graph, loaded, bar)))
 

@@ -1,9 +1,10 @@
 """Tables and text for `prunus inspect`, `predict`, `methods` and `run --dry-run`."""
 
 import inspect
+import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import islice
 
@@ -58,26 +59,53 @@ def input_of(
     return shape or DEFAULT_SHAPE, classes or DEFAULT_CLASSES
 
 
-def graph(traced: Graph) -> Group:
-    """The axes of a graph, the fixed dimensions with reasons, and the costs."""
+def graph(traced: Graph, least: Mapping[str, tuple[int, str]]) -> Group:
+    """The axes of a graph, the fixed dimensions with reasons, and the costs.
+
+    Args:
+        traced: The graph.
+        least: The fewest units of each axis with the reason, see `selection.min_units`.
+    """
     axes = Table(title="axes: what can shrink, and what shrinks with it", title_justify="left")
     axes.add_column("axis", overflow="fold")
+    axes.add_column("kind", no_wrap=True)
     axes.add_column("units", justify="right", overflow="fold")
     axes.add_column("shrinks in", overflow="fold")
+    whole = {name: why for name, (units, why) in least.items() if units == traced.axes[name].size > 1}
+    if whole:
+        axes.add_column("stays whole", overflow="fold")
     for name, axis in traced.axes.items():
         tensors = [member.tensor for member in traced.members(name)]
         modules = dict.fromkeys(tensor.rpartition(".")[0] or tensor for tensor in tensors)
-        axes.add_row(Text(name), str(axis.size), Text(list_first(list(modules))))
+        cells = (name, traced.kinds[name], str(axis.size), list_first(list(modules)), whole.get(name, ""))
+        axes.add_row(*map(Text, cells[: len(axes.columns)]))
     reasons = Counter(why for _, why in traced.fixed)
     lines = [f"  {number} x {why}" for why, number in reasons.most_common(REASONS)]
     lines += [f"  and {len(reasons) - REASONS} more reasons"] if len(reasons) > REASONS else []
     costs = (
         f"{format_number(cost.macs(traced), 3)} multiply-adds, {format_number(cost.params(traced), 3)} parameters, "
-        f"{cost.memory_mb(traced):.3g} MB peak activations for one input; "
+        f"{cost.weights_mb(traced):.3g} MB of weights, {cost.memory_mb(traced):.3g} MB peak activations "
+        f"{f'and {cached:.3g} MB of keys and values ' if (cached := cost.cache_mb(traced)) else ''}for one input; "
         f"halving every axis removes {traced.coverage():.1%} of the parameters and "
         f"{cost.coverage(traced):.1%} of the multiply-adds."
     )
     return Group(axes, Text("fixed dimensions and why:"), Text("\n".join(lines)), Text(costs))
+
+
+def graph_json(traced: Graph, least: Mapping[str, tuple[int, str]]) -> str:
+    """The same as JSON: axes with kind, units, the fewest that stay and why, and members; what is fixed; and costs."""
+    axes = {
+        name: {
+            "kind": traced.kinds[name],
+            "units": axis.size,
+            "least": least[name][0],
+            "least_because": least[name][1],
+            "members": [[member.tensor, member.dim, member.role] for member in traced.members(name)],
+        }
+        for name, axis in traced.axes.items()
+    }
+    costs = {name: cost.of(traced, name, {}) for name in cost.CLOSED_FORMS}
+    return json.dumps({"axes": axes, "fixed": traced.fixed, "costs": costs}, indent=1)
 
 
 def measure_curves(

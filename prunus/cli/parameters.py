@@ -50,7 +50,7 @@ Names = Annotated[tuple[str, ...], arg(metavar="NAME ...")]
 Seeds = Annotated[tuple[int, ...], arg(metavar="INT ...")]
 Limit = Annotated[
     str | None,
-    arg(metavar="COST=LIMIT", help_behavior_hint="(default: macs=0.5, for methods that remove units)"),
+    arg(metavar="COST=LIMIT[,...]", help_behavior_hint="(default: macs=0.5, for methods that remove units)"),
 ]
 Share = Annotated[
     float | None,

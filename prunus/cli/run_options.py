@@ -60,7 +60,8 @@ class RunOptions:
         workers: The number of processes that read images; 0: this one reads. The numbers stay the same.
         skip_broken: Leave out images and texts that cannot be read; otherwise they are listed, and nothing begins.
         threads: The number of threads that torch computes with; on one machine the same number gives the same bits.
-        freeze: Patterns of layers that keep all units, such as 'head*' 'layer4.*'.
+        freeze: What keeps all units: kinds of axes, or patterns of layers, such as 'head*' 'layer4.*'.
+        only: What may shrink: kinds of axes, such as heads mlp, or patterns of layers. `prunus inspect` lists kinds.
         round_to: The number of which all widths become multiples.
         options: An option of the method, in a comparison of all methods that have it; may be given several times.
             `prunus methods NAME` lists them.
@@ -90,6 +91,7 @@ class RunOptions:
     skip_broken: bool = False
     threads: Threads = None
     freeze: Patterns = ()
+    only: Patterns = ()
     round_to: Multiple = None
     options: Pairs = ()
     task_options: TaskPairs = ()
@@ -97,11 +99,13 @@ class RunOptions:
     def settings(self, **more: Any) -> Settings:
         """Return the settings of a run: these, and `more`."""
         options = self.options
-        options += (f"freeze={','.join(self.freeze)}",) if self.freeze else ()
+        for name in ("freeze", "only"):
+            patterns = getattr(self, name)
+            options += (f"{name}={','.join(patterns)}",) if patterns else ()
         options += (f"round_to={self.round_to}",) if self.round_to is not None else ()
         own: dict[str, Any] = {name: value for name, value in vars(self).items() if name not in NOT_SETTINGS}
         own |= {"options": options, "weights": self.weights and str(self.weights.resolve())}
         return Settings(**own | more)
 
 
-NOT_SETTINGS = ("freeze", "round_to")
+NOT_SETTINGS = ("freeze", "only", "round_to")

@@ -2,17 +2,23 @@
 
 Its files, in the order in which to read them:
 
-    store       keep.json and model.safetensors: save, load
-    programs    converting to torch.export and ONNX, running in torch and onnxruntime
-    files       model.pt2 and model.onnx, checked against the model
+    configured     whether a model's config makes it
+    store          keep.json and model.safetensors: save, load
+    tensor_stream  safetensors files, one tensor at a time
+    checkpoints    shards cut on disk, without the model
+    programs       converting to torch.export and ONNX, running in torch and onnxruntime
+    files          model.pt2 and model.onnx, checked against the model
 """
 
+from prunus.export.checkpoints import shrink_checkpoint
+from prunus.export.configured import check_config
 from prunus.export.files import export_model, largest_difference
 from prunus.export.programs import Call, export_program, feed_of, missing_for_onnx, open_session, to_onnx
 from prunus.export.store import load, load_keep, load_masks, save
 
 __all__ = [
     "Call",
+    "check_config",
     "export_model",
     "export_program",
     "feed_of",
@@ -23,5 +29,6 @@ __all__ = [
     "missing_for_onnx",
     "open_session",
     "save",
+    "shrink_checkpoint",
     "to_onnx",
 ]

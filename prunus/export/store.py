@@ -15,6 +15,7 @@ loaded, also one after which everything still fits together. Files of format 1, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -39,6 +40,7 @@ from prunus.files import (
 from prunus.graph import (
     Graph,
     Keep,
+    Maker,
     get_integer,
     kept_tensors,
     named_tensors,
@@ -79,6 +81,7 @@ class KeepFile(Record, frozen=True, kw_only=True):
         behind: The shapes of the tensors behind parametrised weights.
         state: The shapes of tensors in plain attributes.
         masks: The number of weights that stay of each masked parameter.
+        names: The tensors that have another name in these files, which a checkpoint gives them, with their own.
         files: The SHA-256 of each file beside keep.json.
         digest: The SHA-256 of the other entries; None in format 1.
     """
@@ -93,6 +96,7 @@ class KeepFile(Record, frozen=True, kw_only=True):
     behind: Shapes = msgspec.field(default_factory=dict)
     state: Shapes = msgspec.field(default_factory=dict)
     masks: dict[str, Count] = msgspec.field(default_factory=dict)
+    names: dict[str, str] = msgspec.field(default_factory=dict)
     files: dict[str, str] = msgspec.field(default_factory=dict)
     digest: str | None = None
 
@@ -129,35 +133,59 @@ def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: 
             f"this model does not fit the keep to be saved: {'; '.join(wrong[:3])}. Save what `shrink` returned for "
             "this keep."
         )
-    record: dict[str, Any] = {
+    behind = tensors_behind(small)
+    state = {n: t for n, t in kept_tensors(small).items() if n in graph.state}
+    folder = Path(folder)
+    written = {TENSORS: tensors | behind | state}
+    entries: dict[str, Any] = {}
+    if masks is not None:
+        _check_masks(tensors, masks)
+        entries["masks"] = survivors(masks)
+        written[MASKS] = {name: packed(mask) for name, mask in masks.items()}
+    if behind:
+        entries["behind"] = _shapes(behind)
+    if state:
+        entries["state"] = _shapes(state)
+    for name, content in written.items():
+        write_tensors(folder / name, content, {"format": "pt"})
+    write_keep(folder, small, keep, graph, list(written), entries | {"shapes": _shapes(tensors)})
+    if sharded:
+        torch.distributed.barrier()
+
+
+def write_keep(
+    folder: Path, small: nn.Module, keep: Keep, graph: Graph, files: Sequence[str], entries: Mapping[str, Any]
+) -> None:
+    """Write keep.json for files that are there.
+
+    Args:
+        folder: The folder to write to.
+        small: The shrunk model, of which no numbers are used.
+        keep: The units that stay, by axis.
+        graph: The graph of the original model.
+        files: The names of the files beside keep.json.
+        entries: Entries of keep.json, see `KeepFile`: the shapes of the tensors in those files, and what else is
+            there.
+
+    Raises:
+        PrunusError: The file cannot be written.
+    """
+    record = {
         "format": FORMAT,
         "model": type(small).__name__,
         "axes": {
             name: {"size": graph.axes[name].size, "keep": keep[name]} for name in graph.axes if name in keep
         },
         "original_shapes": {name: list(shape) for name, shape in graph.shapes.items()},
-        "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
-        "attributes": changed_attributes(small, graph),
+        "attributes": changed_attributes(small, graph, keep),
+        **entries,
+        "files": {name: hash_file(folder / name) for name in files},
     }
-    behind = tensors_behind(small)
-    if behind:
-        record["behind"] = {name: list(tensor.shape) for name, tensor in behind.items()}
-    state = {n: t for n, t in kept_tensors(small).items() if n in graph.state}
-    if state:
-        record["state"] = {name: list(tensor.shape) for name, tensor in state.items()}
-    folder = Path(folder)
-    if masks is not None:
-        _check_masks(tensors, masks)
-        record["masks"] = survivors(masks)
-    written = {TENSORS: tensors | behind | state}
-    if masks is not None:
-        written[MASKS] = {name: packed(mask) for name, mask in masks.items()}
-    for name, content in written.items():
-        write_tensors(folder / name, content, {"format": "pt"})
-    record["files"] = {name: hash_file(folder / name) for name in written}
     write_json(folder / "keep.json", record | {"digest": hash_json(record)})
-    if sharded:
-        torch.distributed.barrier()
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _check_masks(tensors: dict[str, torch.Tensor], masks: Masks) -> None:
@@ -238,10 +266,10 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
 
     Args:
         folder: The folder that `save` wrote to.
-        model: The original class at its original size, with any weights; untouched.
+        model: The original class at its original size, with any weights, or with none, on the meta device; untouched.
 
     Returns:
-        The smaller model, on the device of `model`.
+        The smaller model, on the device of `model`; on the processor if that is the meta device.
 
     Raises:
         FileError: `model` is not the class that was pruned (the first three differences are named), or a file is
@@ -255,12 +283,15 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
             f"the model in {folder} was pruned from another one ({record.model}): {'; '.join(wrong[:3])}"
             f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. Build the class it came from, unpruned."
         )
-    tensors = _read_tensors(folder, TENSORS, record)
+    tensors: dict[str, torch.Tensor] = {}
+    for file in [name for name in record.files if name != MASKS] or [TENSORS]:
+        tensors |= _read_tensors(folder, file, record)
+    tensors = {record.names.get(name, name): tensor for name, tensor in tensors.items()}
     stored = record.shapes | record.behind | record.state
     wrong = shape_differences({name: torch.Size(shape) for name, shape in stored.items()}, tensors)
     if wrong:
         raise FileError(
-            f"{folder}/model.safetensors does not match keep.json: {'; '.join(wrong[:3])}; save the model again."
+            f"the weights in {folder} do not match keep.json: {'; '.join(wrong[:3])}; save the model again."
         )
     own = effective_tensors(model) | tensors_behind(model) | kept_tensors(model)
     wrong = [name for name, tensor in tensors.items() if name in own and not same_kind(tensor, own[name])]
@@ -271,13 +302,30 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         raise FileError(f"{folder}/model.safetensors is damaged: {'; '.join(words)}. {KeepFile.remedy}")
     _check_attributes(folder, model, record.attributes)
     device = next((t.device for t in named_tensors(model).values()), torch.device("cpu"))
-    return with_tensors(
+    device = torch.device("cpu") if device.type == "meta" else device
+    small = with_tensors(
         model, {name: tensor.to(device) for name, tensor in tensors.items()}, record.attributes
     )
+    empty = [
+        f"{name}.{key}".lstrip(".")
+        for name, module in small.named_modules()
+        for key, value in (vars(module) | module._parameters | module._buffers).items()
+        if isinstance(value, torch.Tensor) and value.is_meta
+    ]
+    if empty:
+        raise FileError(
+            f"{folder} holds no numbers for {', '.join(empty[:3])}, and neither does the model, which is on the meta "
+            "device. Give a model that is on another device."
+        )
+    return small
 
 
 def _check_attributes(folder: str | Path, model: nn.Module, attributes: dict) -> None:
-    """Raise FileError unless only integers, and tuples of integers, of existing modules are replaced."""
+    """Raise FileError unless only integers, and tuples of integers, of existing modules are replaced.
+
+    What the model is made from (a config) may also be given integers that it has not.
+    """
+    maker = Maker.of(model)
     for module, values in attributes.items():
         for name, value in values.items():
             try:
@@ -285,7 +333,8 @@ def _check_attributes(folder: str | Path, model: nn.Module, attributes: dict) ->
             except (AttributeError, LookupError, ValueError):
                 old = None
             whole = isinstance(old, (tuple, list)) and isinstance(value, list)  # files of version 0.1.0
-            if not (type(old) is type(value) is int or whole):
+            new = old is None and not module and maker is not None and name.partition(".")[0] in maker.kept
+            if not (type(old) is type(value) is int or whole or (new and type(value) is int)):
                 raise FileError(
                     f"{folder}/keep.json changes {module}.{name}, which is not an integer of this model; it was "
                     "damaged or saved from another class."
@@ -317,4 +366,9 @@ def read_keep(folder: str | Path) -> KeepFile:
     for name in record.masks:
         if name not in record.shapes:
             raise FileError(f"{path} is damaged: it masks {name!r}, which has no shape. {KeepFile.remedy}")
+    for name in record.files:
+        if Path(name).name != name:
+            raise FileError(
+                f"{path} is damaged: {name!r} is not the name of a file beside it. {KeepFile.remedy}"
+            )
     return record

@@ -22,23 +22,38 @@ Its files, in the order in which to read them:
     solve         which integers follow which layouts
     check         the check of a trace at other widths
     passes        the passes of all modes
+    making        a model made again from what it keeps
+    allocations   the sizes with which a constructor makes its parameters
     construction  sizes that a model states and never reads
+    fields        integers of what a model is made from
+    configs       a config tried at other sizes
+    ties          axes that shrink together
+    tying         the search for what a config can say
     parametrised  weights behind steps: what lies behind, how it is cut and set
+    flow          where tensors come from
+    attention     attention, in one operator or in several
+    kinds         the kinds of axes: heads, mlp, width and others
+    words         layouts and lists in words
     graph         Graph: members, widths, explain
     tracing       trace a model, or a part of it
+    resizing      the graph of a small model, from its original's
     places        the places of the units that stay
     draws         random numbers, the same for two models
     levels        signals that neither fade nor grow, in a network on random weights
+    stand_ins     parameters whose numbers are made when they are read
     reference     a run at full size that computes what the small model does
 """
 
 from prunus.graph.attributes import Attribute, Integers, get_integer, set_attributes, set_integer, slots
 from prunus.graph.axes import Axis, Layout
+from prunus.graph.configs import difference_of_made
 from prunus.graph.construction import Stated, stated_sizes
 from prunus.graph.copying import copy_model
 from prunus.graph.draws import SameDraws
 from prunus.graph.graph import Graph, Member
+from prunus.graph.kinds import KINDS
 from prunus.graph.levels import Levels
+from prunus.graph.making import Maker
 from prunus.graph.modules import evaluation_mode
 from prunus.graph.op import (
     CONSUMES,
@@ -55,10 +70,12 @@ from prunus.graph.op import (
 from prunus.graph.outputs import Outputs, output_tensors, quiet_config, select_outputs
 from prunus.graph.packing import plain_model, unwrap, whole_tensors
 from prunus.graph.parametrised import OwnStep, read_tensor, tensors_behind
-from prunus.graph.places import Keep, Places, set_zero, take
+from prunus.graph.places import Keep, Places, Where, set_zero, take
 from prunus.graph.reference import Reference
+from prunus.graph.resizing import resized
 from prunus.graph.rules import rule
 from prunus.graph.skeleton import make_skeleton, named_tensors, quiet_forward
+from prunus.graph.stand_ins import StandIns, WrittenError
 from prunus.graph.state import kept_tensors, set_kept
 from prunus.graph.tracer import Storage
 from prunus.graph.tracing import part, trace
@@ -67,6 +84,7 @@ from prunus.graph.turns import one_at_a_time
 __all__ = [
     "CONSUMES",
     "DIRECTION",
+    "KINDS",
     "PRODUCES",
     "SCALES",
     "SHIFTS",
@@ -77,6 +95,7 @@ __all__ = [
     "Keep",
     "Layout",
     "Levels",
+    "Maker",
     "Member",
     "Op",
     "Outputs",
@@ -84,11 +103,15 @@ __all__ = [
     "Places",
     "Reference",
     "SameDraws",
+    "StandIns",
     "Stated",
     "Storage",
     "Tag",
     "Untracked",
+    "Where",
+    "WrittenError",
     "copy_model",
+    "difference_of_made",
     "evaluation_mode",
     "get_integer",
     "is_inexact",
@@ -102,6 +125,7 @@ __all__ = [
     "quiet_config",
     "quiet_forward",
     "read_tensor",
+    "resized",
     "rule",
     "select_outputs",
     "set_attributes",

@@ -2,25 +2,23 @@
 
 Many classes keep all that they are made from: `Model(config)` keeps `config`. Such a model is made again on the meta
 device, from a copy of what it keeps whose integers have terms. Then each of its attributes says of which integers it
-was computed, and torch's layers say which dimension of a weight each of their sizes is. Together these tell how large
-the config and the attributes are after a cut. Nothing here fixes or unifies an axis. Source: ours.
+was computed, torch's layers say which dimension of a weight each of their sizes is, and so do the calls that make other
+parameters. Together these tell how large the config and the attributes are after a cut. Nothing here fixes or unifies
+an axis. Source: ours.
 """
 
 from __future__ import annotations
 
-import copy
-import inspect
-import logging
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from prunus.graph import axes
+from prunus.graph.allocations import Allocations
 from prunus.graph.attributes import get_integer, integers_of
 from prunus.graph.axes import Layout
+from prunus.graph.making import Maker
 from prunus.graph.sizes import Journal, Made, Place, Sized, Term, ends, plain
 from prunus.graph.skeleton import named_tensors
 from prunus.graph.solve import Claim, Solver
@@ -69,23 +67,28 @@ class Stated(NamedTuple):
 
 
 def stated(
-    model: nn.Module, layouts: Mapping[str, list[Layout]], known: Mapping[Place, Layout]
+    model: nn.Module,
+    maker: Maker | None,
+    layouts: Mapping[str, list[Layout]],
+    known: Mapping[Place, Layout],
 ) -> list[Stated]:
     """List what a model states about its sizes beside what its forward pass reads.
 
     Args:
         model: The model.
+        maker: What makes it again; None if it does not keep what it is made from.
         layouts: The layouts of its parameters and buffers.
         known: The integers that the forward pass reads.
 
     Returns:
         The integers; none if the model cannot be made again from what it keeps.
     """
-    again = _made_again(model)
+    allocations = Allocations()
+    again = None if maker is None else _made_again(model, maker, allocations)
     if again is None:
         return []
     layouts = _by_all_names(again, layouts)
-    claims = list(_claims(again, layouts, known))
+    claims = [*_claims(again, layouts, known), *_allocated(again, layouts, allocations)]
     solved = _solve_everywhere(claims)
     candidates: dict[Place, dict[Layout, None]] = {}
     for claim in claims:  # what the forward pass reads, and stays, was made from this size
@@ -105,27 +108,13 @@ def stated(
     return [each for each in found if any(True for layout in each.layouts for _ in axes.leaves(layout))]
 
 
-def _made_again(model: nn.Module) -> nn.Module | None:
-    """The model once more, on the meta device, its integers with terms; None if it does not keep what it needs."""
-    wanted = list(inspect.signature(type(model).__init__).parameters.values())[1:]
-    held = vars(model)
-    kept = {
-        p.name: held[p.name] for p in wanted if p.name in held and not isinstance(held[p.name], nn.Module)
-    }
-    needed = [p for p in wanted if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if not kept or any(p.name not in kept for p in needed) or all(isinstance(v, int) for v in kept.values()):
-        return None
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+def _made_again(model: nn.Module, maker: Maker, allocations: Allocations) -> nn.Module | None:
+    """The model once more, on the meta device, its integers with terms; None if that is not the same model."""
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device("meta"):
-            warnings.simplefilter("ignore")
-            marked = integers_of(copy.deepcopy(kept), Journal(lambda: ""))
-            again = type(model)(**marked)
+        with allocations:
+            again = maker.make_marked(lambda values: integers_of(values, Journal(lambda: "")))
     except Exception:  # whatever a constructor raises: then nothing is known
         return None
-    finally:
-        logging.disable(level)
     ours, theirs = named_tensors(model), named_tensors(again)
     same = ours.keys() == theirs.keys() and all(ours[n].shape == theirs[n].shape for n in ours)
     return again if same else None
@@ -152,6 +141,18 @@ def _claims(
             continue
         if isinstance(value, Sized):
             yield Claim(layout, value.term, place.module)
+
+
+def _allocated(
+    again: nn.Module, layouts: Mapping[str, list[Layout]], allocations: Allocations
+) -> Iterator[Claim]:
+    """What the calls that made the parameters of a model say of its sizes, where no layer of torch says it."""
+    for name, module in again.named_modules():
+        said = {(tensor, dim) for _, tensor, dim in _sizes_of(name, module, layouts)}
+        for key, parameter in module.named_parameters(prefix=name, recurse=False):
+            for dim, term in allocations.terms(parameter):
+                if key in layouts and (key, dim) not in said:
+                    yield Claim(layouts[key][dim], term, name)
 
 
 def _sizes_of(

@@ -8,7 +8,7 @@ holds no weights, so it serves every copy of the model. A `keep` is plain data o
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import lcm, prod
@@ -17,15 +17,21 @@ from typing import Any
 import torch
 
 from prunus.errors import UserError, unknown
-from prunus.graph import axes, op
+from prunus.graph import axes, op, words
 from prunus.graph.attributes import Attribute
 from prunus.graph.axes import Axis, Layout
+from prunus.graph.configs import Config
 from prunus.graph.construction import Stated
+from prunus.graph.kinds import Kinds
+from prunus.graph.making import Maker
 from prunus.graph.op import Op, Tag
 from prunus.graph.operators import BATCH_NORM
 from prunus.graph.outputs import Outputs
 from prunus.graph.places import Keep
+from prunus.graph.sizes import Place
+from prunus.graph.ties import Ties, block_ties, place_of
 from prunus.graph.tracer import Storage
+from prunus.graph.tying import config_ties
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,11 +66,16 @@ class Graph:
     traced: tuple[
         str, ...
     ]  # the modes that were run; others differ from the first within torch's layers alone
+    bytes_per_element: dict[str, int] = field(repr=False)  # of parameters and buffers
     _roles: dict[tuple[str, int], str] = field(repr=False)
     _classes: dict[str, str] = field(repr=False)  # module name -> class name
     behind: dict[str, list[Layout]] = field(
         default_factory=dict, repr=False
     )  # `layouts` behind parametrisations
+    maker: Maker | None = field(default=None, repr=False)  # makes the model again from its config
+    read: dict[Place, Layout] = field(
+        default_factory=dict, repr=False
+    )  # the integers that a forward pass reads
 
     @property
     def example(self) -> Any:
@@ -134,6 +145,42 @@ class Graph:
                     found[axis.name] = lcm(found.get(axis.name, 1), multiple)
         return found
 
+    @cached_property
+    def _found(self) -> Kinds:
+        return Kinds(self.ops)
+
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        """The kind of each axis, such as "heads" or "mlp", by its name; see `prunus.graph.KINDS`."""
+        return {name: self._found.of(axis) for name, axis in self.axes.items()}
+
+    @cached_property
+    def rotary(self) -> frozenset[str]:
+        """The axes that rotary position embeddings couple in pairs, with the others of the same dimension."""
+        coupled = self._found.coupled
+        return frozenset(
+            n for n, axis in self.axes.items() if axis in coupled and self.kinds[n] == "head_dim"
+        )
+
+    @property
+    def cached(self) -> list[tuple[int, list[Layout]]]:
+        """The keys and values of each attention, as a cache holds them: the bytes of an element, and the layouts."""
+        return [(tag.storage.bytes_per_element, tag.dims) for tag in self._found.kept]
+
+    @cached_property
+    def leasts(self) -> dict[str, tuple[int, str]]:
+        """The fewest units that some operator takes, with the operator, of the axes that have more than one."""
+        found: dict[str, tuple[int, str]] = {}
+        for each in self.ops:
+            for layout, number in each.leasts:
+                shape = axes.normal(layout)
+                for axis in axes.leaves(
+                    shape
+                ):  # within a product it is not known which of the factors may shrink
+                    units = number if axis is shape else axis.size
+                    found[axis.name] = max(found.get(axis.name, (1, "")), (units, str(each)))
+        return found
+
     def topology(self, axis: str) -> tuple[tuple[str, str, int, int], ...]:
         """Describe an axis; equal for axes with the same roles in the same classes of modules.
 
@@ -148,6 +195,40 @@ class Graph:
             for m in self.members(axis)
         ]
         return tuple(sorted(kinds))
+
+    @cached_property
+    def config(self) -> Config | None:
+        """What the model is made from, to be tried at other sizes; None if it cannot be made again."""
+        if self.maker is None:
+            return None
+        try:
+            config = Config(self.maker, self.axes, self.layouts | self.behind, self.read)
+        except Exception:  # whatever a constructor raises
+            return None
+        return config if config.is_same(self.shapes) else None
+
+    @cached_property
+    def ties(self) -> Ties:
+        """The axes that keep one share together under `uniform=True` (see ties.py)."""
+        kinds = {name: self.topology(name) for name in self.axes}
+        return block_ties(self.axes, kinds) if self.config is None else config_ties(self.config)
+
+    def misfits(self, widths: Mapping[str, int]) -> list[str]:
+        """List what would be other than in the small model if that were made again from its config.
+
+        Args:
+            widths: The number of units of each axis, by its name.
+
+        Returns:
+            What it is called; empty if all agrees, or if the model is not made from a config.
+        """
+        if self.config is None:
+            return []
+        return self.config.misfits(self.ties.fields(self._sizes, widths), widths)
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {name: axis.size for name, axis in self.axes.items()}
 
     def widths(self, keep: Keep | None = None) -> dict[str, int]:
         """Count the units that each axis keeps.
@@ -194,7 +275,22 @@ class Graph:
             for place, layouts in self.stated
             if len({axes.size(layout, widths) for layout in layouts}) == 1
         ]
-        return self.attributes + agree
+        return self.attributes + agree + self._said(widths)
+
+    def _said(self, widths: Mapping[str, int]) -> list[Attribute]:
+        """The integers of a config that say these widths, which are looked for only if all blocks have the same."""
+        blocks: dict[tuple[str, int], set[int]] = {}
+        for name, axis in self.axes.items():
+            blocks.setdefault((place_of(name), axis.size), set()).add(widths.get(name, axis.size))
+        sizes = {name: axis.size for name, axis in self.axes.items()}
+        if (
+            self.maker is None
+            or any(len(each) > 1 for each in blocks.values())
+            or sizes == {**sizes, **widths}
+        ):
+            return []
+        fields = self.ties.fields(sizes, {**sizes, **widths})
+        return [Attribute(Place("", path, value), value) for path, value in fields.items()]
 
     def check_keep(self, keep: Keep) -> dict[str, list[int]]:
         """Check that a keep fits the graph.
@@ -228,6 +324,11 @@ class Graph:
                 raise UserError(
                     f"keep[{name!r}] must hold 1 to {n} different integers from 0 to {n - 1}; got {indices!r}."
                 )
+            least, why = self.leasts.get(name, (1, ""))
+            if len(wanted) < least:
+                raise UserError(
+                    f"keep[{name!r}] must hold {least} indices or more, because {why} takes no fewer."
+                )
             multiple = self.multiples.get(name, 1)
             if len(wanted) % multiple:
                 raise UserError(
@@ -250,7 +351,11 @@ class Graph:
         """
         multiples = self.multiples
         return {
-            name: max(multiples[name], axis.size // 2 // multiples[name] * multiples[name])
+            name: max(
+                multiples[name],
+                axis.size // 2 // multiples[name] * multiples[name],
+                self.leasts.get(name, (1, ""))[0],
+            )
             for name, axis in self.axes.items()
         }
 
@@ -299,7 +404,9 @@ class Graph:
         seen: dict[str, None] = {name: None} if name in self.axes else {}
         for tensor in tensors:
             for dim, layout in enumerate(self.layouts[tensor]):
-                lines.append(f"{tensor}, dimension {dim} ({self.shapes[tensor][dim]}): {self._words(layout)}")
+                lines.append(
+                    f"{tensor}, dimension {dim} ({self.shapes[tensor][dim]}): {words.describe(layout)}"
+                )
                 seen.update(dict.fromkeys(axis.name for axis in axes.leaves(layout)))
         return "\n".join([*lines, *(self._explain_axis(axis) for axis in seen)])
 
@@ -307,28 +414,6 @@ class Graph:
         axis = self.axes[name]
         members = [f"  {m.tensor}, dimension {m.dim}, {m.role}" for m in self.members(name)]
         links = dict.fromkeys(str(link) for link in axis.links)
-        through = f"\n  coupled through: {_short(list(links), 8)}" if links else ""
-        return f"axis {name}: {axis.size} units shrink together in\n" + "\n".join(members) + through
-
-    def _words(self, layout: Layout) -> str:
-        shape = axes.normal(layout)
-        whys = sorted({str(axis.fixed) for axis in axes.ends(layout) if axis.fixed})
-        text = f"fixed at {shape}" if isinstance(shape, int) else _formula(shape)
-        return f"{text} ({'; '.join(whys)})" if whys else text
-
-
-def _formula(layout: Layout) -> str:
-    if isinstance(layout, Axis):
-        return f"{layout.name}[{layout.size}]"
-    if isinstance(layout, axes.Sum):
-        return " + ".join(map(_formula, layout.parts))
-    if isinstance(layout, axes.Product):
-        return " x ".join(
-            f"({_formula(f)})" if isinstance(f, axes.Sum) else _formula(f) for f in layout.factors
-        )
-    return str(layout)
-
-
-def _short(items: Sequence[object], most: int = 6) -> str:
-    text = ", ".join(map(str, items[:most]))
-    return text + (f", ... ({len(items)} in all)" if len(items) > most else "")
+        through = f"\n  coupled through: {words.shorten(list(links), 8)}" if links else ""
+        title = f"axis {name} ({self.kinds[name]}): {axis.size} units shrink together in"
+        return "\n".join([title, *members]) + through

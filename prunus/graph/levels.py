@@ -8,7 +8,6 @@ number. Source: ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from math import isfinite, log2
 
 import torch
@@ -21,15 +20,28 @@ BITS = 2  # how far from one its numbers may be, in powers of two
 
 
 class Levels:
-    """Scales weights in place, each once, in two models at the same time.
+    """Scales weights in place, each once, in two models at the same time."""
 
-    Args:
-        groups: Tensors that are scaled alike: a parameter of the model that is run, and its part in another.
-    """
+    def __init__(self):
+        self.bits: dict[str, int] = {}  # name -> by which power of two the parameter was divided
+        self._met: set[str] = set()
+        self._tensors: dict[str, tuple[torch.Tensor, ...]] = {}
+        self._names: dict[int, str] = {}  # by the place in memory
 
-    def __init__(self, groups: Iterable[tuple[torch.Tensor, ...]]):
-        self._groups = {group[0].untyped_storage().data_ptr(): group for group in groups}
-        self._met: set[int] = set()
+    def hold(self, name: str, *tensors: torch.Tensor) -> None:
+        """Take note of a parameter.
+
+        Args:
+            name: Its name.
+            tensors: Those that are scaled alike: that of the model that is run, and perhaps its part in another.
+        """
+        self._tensors[name] = tensors
+        self._names[tensors[0].untyped_storage().data_ptr()] = name
+
+    def release(self, name: str) -> None:
+        """Forget the tensors of a parameter, whose memory may soon be used for something else."""
+        tensors = self._tensors.pop(name)
+        del self._names[tensors[0].untyped_storage().data_ptr()]
 
     def after(self, op: Op, args: Args, kwargs: Kwargs) -> None:
         """Scale the weights of a product that has run, and its result, if that is too large or too small.
@@ -42,18 +54,21 @@ class Levels:
         if op.alias is not None:
             return
         read = [t.untyped_storage().data_ptr() for t in tensors_in(args) + tensors_in(kwargs.values())]
-        held = [place for place in dict.fromkeys(read) if place in self._groups]
+        held = [self._names[place] for place in dict.fromkeys(read) if place in self._names]
         if held and op.is_a(WEIGHTED) and self._met.isdisjoint(held):
             multiplied = [t.untyped_storage().data_ptr() for t in tensors_in(operands(op.func, args))]
             added = [place for place in read if place not in multiplied]
-            if sum(place in held for place in multiplied) == 1 and all(place in held for place in added):
+            if sum(map(self._names.__contains__, multiplied)) == 1 and all(
+                map(self._names.__contains__, added)
+            ):
                 self._scale(op.out, held)
         self._met.update(held)
 
-    def _scale(self, out: torch.Tensor, held: list[int]) -> None:
+    def _scale(self, out: torch.Tensor, held: list[str]) -> None:
         bits = _bits(out)
         if abs(bits) > BITS:
-            for tensor in (out, *(tensor for place in held for tensor in self._groups[place])):
+            self.bits |= dict.fromkeys(held, bits)
+            for tensor in (out, *(tensor for name in held for tensor in self._tensors[name])):
                 tensor.mul_(2.0**-bits)
 
 

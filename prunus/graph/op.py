@@ -23,16 +23,20 @@ class Tag:
         dims: The layout of each dimension.
         storage: The allocation (see tracer.Storage); None for parameters and buffers.
         data: Whether it depends on an input; otherwise it is a parameter, or made of parameters alone.
+        places: The layout of which its numbers are places; None for other numbers.
     """
 
-    __slots__ = ("_shape", "data", "dims", "generation", "met", "storage")
+    __slots__ = ("_shape", "data", "dims", "generation", "met", "places", "storage")
 
-    def __init__(self, dims: Sequence[Layout], storage: Any = None, data: bool = False):
+    def __init__(
+        self, dims: Sequence[Layout], storage: Any = None, data: bool = False, places: Layout | None = None
+    ):
         self.dims = list(dims)
         self.data = data
         self.met = False  # whether an operator read it
         self.generation = _generation  # the number of the pass
         self.storage = storage
+        self.places = places
         self._shape: tuple[int, ...] | None = None
 
     @property
@@ -90,6 +94,7 @@ class Op:
         "follows",
         "func",
         "inputs",
+        "leasts",
         "macs",
         "mixes",
         "module",
@@ -100,6 +105,8 @@ class Op:
         "out",
         "outs",
         "over",
+        "picks",
+        "places",
         "results",
         "roles",
         "scalars",
@@ -117,6 +124,7 @@ class Op:
         self.macs: list[tuple[int, tuple[Layout, ...]]] = []
         self.follows: list[tuple[Layout, int, int | None]] = []
         self.multiples: list[tuple[Layout, int]] = []
+        self.leasts: list[tuple[Layout, int]] = []
         self.roles: list[tuple[Layout, str]] = []  # the axis a parameter dimension was born with, its role
         self.terms: dict[tuple[int, int | None], Term] = {}  # of its integers, by argument and element
         self.scalars: tuple[str, ...] = ()
@@ -124,6 +132,10 @@ class Op:
         self.inputs: tuple[list[Any], Kwargs] = ([], {})  # its arguments: a tag for a tensor, or `Untracked`
         self.results: list[Tag | None] = []  # the tags of its output tensors
         self.mixes = self.contracts = False
+        self.picks = (
+            False  # whether it takes what lies at places that are data, and no numbers of these places
+        )
+        self.places: Layout | None = None  # the layout of which its whole numbers are places
         self.over: Layout = 1  # the dimension that a product sums over
         self.order: list[int] | None = None  # the input dimension at each place of a transposition's result
         self.alias: torch.Tensor | None = None  # the input whose memory the output shares
@@ -205,6 +217,29 @@ class Op:
     def multiple(self, layout: Layout, number: int) -> None:
         """State that the operator takes only tensors in which this dimension is a multiple of `number`."""
         self.multiples.append((layout, number))
+
+    def least(self, layout: Layout, number: int) -> None:
+        """State that the operator takes only tensors in which this dimension is at least `number`."""
+        self.leasts.append((layout, number))
+
+    def carry_places(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Carry the places that the operator moves; where it computes with their numbers, fix what they are places of.
+
+        The number of a unit is another in the small model.
+        """
+        results = tensors_in(self.out if isinstance(self.out, (tuple, list)) else (self.out,))
+        for tensor in tensors:
+            tag = tag_of(tensor)
+            if tag is None or tag.places is None or self.picks:
+                continue
+            if self.is_a(operators.MOVE) and not any(map(is_inexact, results)):
+                self.places = tag.places
+            else:
+                self.fix(tag.places)
+
+    def places_in(self, result: torch.Tensor) -> Layout | None:
+        """The layout of which the numbers of a result are places."""
+        return None if is_inexact(result) else self.places
 
     def follow(self, layout: Layout, argument: str, element: int | None = None) -> None:
         """Let the integer argument of this name, or one element of it, be the size of a layout."""

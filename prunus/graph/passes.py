@@ -82,7 +82,7 @@ class Passes:
             if tag is not None and (tag.met or tag in found):
                 axes.fix(layout, op)
         for tag in found:
-            for layout in tag.dims:
+            for layout in (*tag.dims, *([] if tag.places is None else [tag.places])):
                 axes.fix(layout, "an output of the model")
         self.met |= {
             name

@@ -8,6 +8,7 @@ model runs them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class Reference(TorchDispatchMode):
         self.draws = Draws()
         self.written: set[str] = set()  # the parameters that the forward pass wrote to
         self._masked: dict[int, str] = {}  # where the memory of the parameters begins
+        self._layouts: dict[str, list[Layout]] = {}
 
     def run(
         self,
@@ -52,6 +54,7 @@ class Reference(TorchDispatchMode):
         tensors: Mapping[str, torch.Tensor],
         example: Any,
         layouts: Mapping[str, Sequence[Layout]],
+        inner: TorchDispatchMode | None = None,
     ) -> Any:
         """Run a model whose parameters are zero wherever they do not stay.
 
@@ -60,17 +63,19 @@ class Reference(TorchDispatchMode):
             tensors: name -> each of its parameters and buffers.
             example: Its arguments; the forward pass gets a copy.
             layouts: name -> the layouts of each of these.
+            inner: A mode that gives operators other arguments before this one sees them, such as `StandIns`.
 
         Returns:
             The model's output.
         """
         new_generation()
         parameters = {name: t for name, t in tensors.items() if isinstance(t, nn.Parameter)}
-        self._masked = {t.untyped_storage().data_ptr(): name for name, t in parameters.items()}
-        fresh = _copy_layouts(layouts)
+        self._masked, self._layouts = {}, _copy_layouts(layouts)
         for name, tensor in tensors.items():
-            if name in fresh:
-                put_tag(tensor, Tag(fresh[name]))
+            if name in parameters:
+                self.hold(name, tensor)
+            elif name in self._layouts:
+                put_tag(tensor, Tag(self._layouts[name]))
 
         def tagged(tensor: torch.Tensor) -> torch.Tensor:
             tensor = tensor.detach().clone()
@@ -80,10 +85,25 @@ class Reference(TorchDispatchMode):
 
         example = tree_map_only(torch.Tensor, tagged, example)
         before = {name: t.data_ptr() for name, t in parameters.items()}
-        with quiet_forward(), self:
+        with quiet_forward(), self, inner or nullcontext():
             output = call(bare, example)
         self.written |= {name for name, t in parameters.items() if t.data_ptr() != before[name]}
         return output
+
+    def hold(self, name: str, tensor: torch.Tensor) -> None:
+        """Take note of a parameter during a run.
+
+        Args:
+            name: Its name.
+            tensor: Its numbers, zero wherever they do not stay.
+        """
+        self._masked[tensor.untyped_storage().data_ptr()] = name
+        if name in self._layouts:
+            put_tag(tensor, Tag(self._layouts[name]))
+
+    def release(self, tensor: torch.Tensor) -> None:
+        """Forget a parameter whose memory may soon be used for something else."""
+        del self._masked[tensor.untyped_storage().data_ptr()]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         draw, kwargs = self.draws.begin(func, args, kwargs or {})
@@ -95,12 +115,13 @@ class Reference(TorchDispatchMode):
             op.inputs = list(args), kwargs  # rules look arguments up by name
             outs = registry.find(func)[1](op, *args, **kwargs)
             op.outs = list(outs) if isinstance(outs, tuple) else [outs]
+            op.carry_places(tensors_in(args) + tensors_in(kwargs.values()))
             if self.levels is not None:
                 self.levels.after(op, args, kwargs)
             out = self._as_small(op, draw, args, kwargs)
             for tensor, dims in zip(out if isinstance(out, (tuple, list)) else [out], op.outs, strict=False):
                 if dims is not None and isinstance(tensor, torch.Tensor):
-                    put_tag(tensor, Tag(dims))
+                    put_tag(tensor, Tag(dims, places=op.places_in(tensor)))
         return out
 
     def _note_written(self, func: Any, args: Args) -> None:
@@ -138,8 +159,15 @@ class Reference(TorchDispatchMode):
         )
         small = op.func(*given, **kwargs)
         outputs = small if isinstance(small, tuple) else (small,)
+        outputs = [self._at_full_size(op, tensor) for tensor in outputs]
         full = [self._among_zeros(t, dims) for t, dims in zip(outputs, op.outs, strict=True)]
         return tuple(full) if isinstance(small, tuple) else full[0]
+
+    def _at_full_size(self, op: Op, tensor: Any) -> Any:
+        """A result whose numbers are places of units, as places at full size."""
+        layout = op.places_in(tensor) if isinstance(tensor, torch.Tensor) else None
+        (stay,) = (None,) if layout is None else self.places.stay([layout], tensor.device)
+        return tensor if stay is None else stay[tensor]
 
     def _among_zeros(self, tensor: Any, dims: Sequence[Layout] | None) -> Any:
         """A result for the kept units at its places among zeros."""

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -146,7 +147,7 @@ def _batch_norm_or_of_nothing(batch_norm: Callable[..., torch.Tensor]) -> Callab
 
 @contextmanager
 def seeded(device: torch.device | None = None) -> Iterator[None]:
-    """Let the random numbers of torch and Python be the same at every entry, and go on as before afterwards.
+    """Let the random numbers of torch, Python and numpy be the same at every entry, and go on as before afterwards.
 
     Args:
         device: The device on which random numbers are drawn, if not only the CPU.
@@ -154,14 +155,16 @@ def seeded(device: torch.device | None = None) -> Iterator[None]:
     Returns:
         A context manager.
     """
-    state = random.getstate()
+    state, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (models draw from this one)
     random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
     with torch.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
         torch.manual_seed(0)
         try:
             yield
         finally:
             random.setstate(state)
+            np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 def same_device(args: Args, kwargs: Kwargs, indices: bool = True) -> tuple[Args, Kwargs]:

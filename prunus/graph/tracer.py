@@ -133,6 +133,7 @@ class Tracer(TorchDispatchMode):
         if seen:
             op.scalars, op.inputs, op.terms = numbers, inputs, terms
             op.outs = _as_list(rule(op, *args, **kwargs))
+            op.carry_places(tensors)
             if (reads or rule is registry.unknown) and not any(t.is_meta for t in tensors):
                 self.read[op] = out
             if self.origins is not None and (self.origins.given or self.origins.scale):
@@ -175,7 +176,7 @@ class Tracer(TorchDispatchMode):
             else:
                 storage = Storage(dims, tensor.element_size(), now)
                 self.storages.append(storage)
-            op.results[-1] = tag = Tag(dims, storage, data)
+            op.results[-1] = tag = Tag(dims, storage, data, op.places_in(tensor))
             tensor._prunus_tag = tag  # pyright: ignore[reportAttributeAccessIssue]  # put_tag, without a call
 
 

@@ -14,14 +14,17 @@ from prunus.errors import TraceError, UserError, unknown
 from prunus.graph import axes, skeleton, tracer
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.construction import stated
-from prunus.graph.graph import Graph, _short
+from prunus.graph.graph import Graph
+from prunus.graph.making import Maker
 from prunus.graph.modules import evaluation_mode
+from prunus.graph.op import CONSUMES, PRODUCES
 from prunus.graph.operators import Args, Kwargs
 from prunus.graph.outputs import Outputs
 from prunus.graph.packing import plain_model, unwrap
 from prunus.graph.parametrised import follow_steps
 from prunus.graph.passes import Passes, doubled
 from prunus.graph.turns import one_at_a_time
+from prunus.graph.words import shorten
 from prunus.inputs import call
 
 MODES = ("eval", "train")
@@ -70,7 +73,7 @@ def trace(
         graph = _trace(model, examples, True, modes is not None, outputs)
         warnings.warn(str(error), stacklevel=3)
     if not graph.axes:
-        why = _short([f"{what}: {reason}" for what, reason in graph.fixed], 3) or "no parameters at all"
+        why = shorten([f"{what}: {reason}" for what, reason in graph.fixed], 3) or "no parameters at all"
         raise TraceError(f"nothing in this {type(model).__name__} may shrink: {why}.")
     return graph
 
@@ -123,12 +126,13 @@ def _trace(
     _fix_unused(parameters, layouts, passes)
 
     def name_axes() -> dict[str, Axis]:
-        return _name_axes(layouts, parameters)
+        return _name_axes(layouts, parameters, roles)
 
     behind = follow_steps(model, layouts, name_axes)
     passes.check(name_axes)
     named = name_axes()
-    shapes = {name: tensor.shape for name, tensor in skeleton.named_tensors(bare).items()}
+    read, maker, tensors = passes.settled(), Maker.of(model), skeleton.named_tensors(bare)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
     for layout in [layout for dims in layouts.values() for layout in dims]:
         for axis in axes.leaves(layout):
             if axis.name not in named:
@@ -144,13 +148,16 @@ def _trace(
         tensors=first.tensors,
         outputs=passes.outputs,
         attributes=passes.attributes(),
-        stated=stated(model, layouts, passes.settled()),
+        stated=stated(model, maker, layouts, read),
         modes=passes.modes,
         traced=tuple(passes.traced),
         chosen=outputs,
         _roles=roles,
         _classes={name: type(module).__name__ for name, module in model.named_modules()},
+        bytes_per_element={name: tensor.element_size() for name, tensor in tensors.items()},
         behind=behind,
+        maker=maker,
+        read=read,
     )
 
 
@@ -202,21 +209,24 @@ def _fix_unused(parameters: Collection[str], layouts: dict[str, list[Layout]], p
     if unused:
         known = "in evaluation or training mode" if "train" in passes.modes else "in evaluation mode"
         warnings.warn(
-            f"{len(unused)} parameters are never used {known} and stay as they are ({_short(unused, 3)}). "
+            f"{len(unused)} parameters are never used {known} and stay as they are ({shorten(unused, 3)}). "
             "If they are used otherwise, the layers that feed them must stay too: freeze those.",
             stacklevel=4,
         )
 
 
-def _name_axes(layouts: dict[str, list[Layout]], parameters: Collection[str]) -> dict[str, Axis]:
+def _name_axes(
+    layouts: dict[str, list[Layout]], parameters: Collection[str], roles: Mapping[tuple[str, int], str]
+) -> dict[str, Axis]:
     """Name each axis that may shrink by the module that produces it; returns them in that order.
 
     Several axes in one dimension are numbered: `attn.qkv#0`, `attn.qkv#1`.
     """
     named: dict[str, Axis] = {}
     done: set[int] = set()
-    places = [(n, 0) for n in parameters if len(layouts[n]) > 1]
-    places += [(n, d) for n in parameters for d in reversed(range(len(layouts[n])))]
+    places = [(n, 0) for n in parameters if len(layouts[n]) > 1 and roles.get((n, 0)) != CONSUMES]
+    every = [(n, d) for n in parameters for d in reversed(range(len(layouts[n])))]
+    places += [place for place in every if roles.get(place) == PRODUCES] + every
     for name, dim in places:
         if not layouts[name]:
             continue

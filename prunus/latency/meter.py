@@ -281,7 +281,7 @@ def select_measured(
         model: The model.
         graph: Its graph.
         scores: One number per unit by axis; higher means keep.
-        budget: Milliseconds, or a share of the original's.
+        budget: Milliseconds, or a share of the original's; limits of other costs may stand beside them.
         table: The predictor of the same model, from `measure_tables`.
         runtime: The runtime to measure in; None: the table's.
         progress: How to show the progress.
@@ -293,11 +293,11 @@ def select_measured(
 
     Raises:
         BudgetError: Even the smallest network takes too long.
-        UserError: The budget is not in milliseconds.
+        UserError: The budget has no limit of milliseconds.
     """
-    if budget.name != "latency_ms":
+    if "latency_ms" not in budget.limits:
         raise UserError(f"select_measured needs a budget of latency_ms; for {budget} call select.")
     runtime = table.circumstances["runtime"] if runtime is None else runtime
     meter = Meter(model, graph, runtime=runtime, table=table, progress=progress)
-    keep = select(graph, scores, Metered(latency_ms=budget.value, meter=meter), **options)
+    keep = select(graph, scores, Metered(**budget.limits, meter=meter), **options)
     return keep, meter.figures(keep)

@@ -13,15 +13,13 @@ without the weights: the control of Liu et al., Rethinking the Value of Network 
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from prunus.errors import BudgetError, UserError
 from prunus.export import load_keep
 from prunus.graph import Graph
 from prunus.methods import HALF, Options, Pruned, Run
 from prunus.metrics import format_number
 from prunus.search import reinitialise, scatter
-from prunus.selection import Budget, Metered, Sparsity, price_of
+from prunus.selection import CLOSED_FORMS, Budget, Metered, Sparsity, cost
 from prunus.surgery import shrink
 from prunus.tasks import Task
 from prunus.train import named_tensors
@@ -95,18 +93,18 @@ class Config(Options):
         """
         self.check_together(budget)
         keep = load_keep(self.of, graph)
-        if isinstance(budget, Metered):
-            figures = budget.meter.figures(keep)
-            before, after = figures["original_ms"], figures["measured_ms"]
-        else:
-            widths = graph.widths(keep)
-            sizes = torch.tensor([[axis.size, widths[name]] for name, axis in graph.axes.items()]).double().T
-            before, after = price_of(graph, budget)(sizes).tolist()
-        if after > budget.limit(before):
-            raise BudgetError(
-                f"{budget}: what {self.of} kept comes to {format_number(after)}, {after / before:.4f} of the "
-                f"{format_number(before)} before. Give that budget, or the folder of a smaller network."
-            )
+        for part in budget.parts:
+            if part.name in CLOSED_FORMS:
+                before, after = (cost.of(graph, part.name, graph.widths(each)) for each in ({}, keep))
+            else:
+                assert isinstance(budget, Metered)  # others name closed forms alone
+                figures = budget.meter.figures(keep)
+                before, after = figures["original_ms"], figures["measured_ms"]
+            if after > part.amount(before):
+                raise BudgetError(
+                    f"{part}: what {self.of} kept comes to {format_number(after)}, {after / before:.4f} of the "
+                    f"{format_number(before)} before. Give that budget, or the folder of a smaller network."
+                )
         return keep
 
 

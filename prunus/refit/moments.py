@@ -28,29 +28,20 @@ from prunus.refit.sites import SHARED, Sites, find_sites
 from prunus.refit.systems import RIDGE, check_finite, check_ridge, solve
 from prunus.refit.walk import Walk, address
 
+BORROWED = "it reads what another product reads, but not in every batch"
 LEAST_RIDGE = 1e-6  # for curves: what sums of products in float32 cannot tell from nothing
 
 
 @dataclass
-class _Layer:
-    """A product with a parameter, and the moments of its inputs.
+class _Sums:
+    """The moments of the inputs of a product, or of several that read the same.
 
     Args:
-        product: The product, without data.
-        name: The parameter.
-        inputs: The layouts of the input's dimensions.
-        outputs: Those of the output's.
-        centred: Whether means are taken off.
         count: The number of equations n.
         squares: u^T u (G, K, K).
         sums: The sum of u (G, K).
     """
 
-    product: Product
-    name: str
-    inputs: Sequence[Layout]
-    outputs: Sequence[Layout]
-    centred: bool
     count: int = 0
     squares: Tensor | float = 0.0
     sums: Tensor | float = 0.0
@@ -64,6 +55,41 @@ class _Layer:
             self.count += u.shape[1]
             self.squares = self.squares + (u.mT @ u).double()
             self.sums = self.sums + u.sum(1).double()
+
+
+@dataclass
+class _Layer:
+    """A product with a parameter, and the moments of its inputs.
+
+    Args:
+        product: The product, without data.
+        name: The parameter.
+        inputs: The layouts of the input's dimensions.
+        outputs: Those of the output's.
+        centred: Whether means are taken off.
+        read: The moments.
+        borrows: Whether another layer adds to them.
+    """
+
+    product: Product
+    name: str
+    inputs: Sequence[Layout]
+    outputs: Sequence[Layout]
+    centred: bool
+    read: _Sums
+    borrows: bool
+
+    @property
+    def count(self) -> int:
+        return self.read.count
+
+    @property
+    def squares(self) -> Tensor:
+        return torch.as_tensor(self.read.squares)
+
+    @property
+    def sums(self) -> Tensor:
+        return torch.as_tensor(self.read.sums)
 
 
 @dataclass(frozen=True)
@@ -107,7 +133,8 @@ class Moments:
     """The second moments of the inputs of a model's products.
 
     They take 8 bytes times the square of the number of weights of an output, for each product: 5 MB for ResNet-20,
-    1.1 GB for ResNet-50. Batches are read one after the other.
+    1.1 GB for ResNet-50. Products that read the same (queries, keys and values) share theirs. Batches are read
+    one after the other.
 
     Args:
         model: The traced model; it is not changed.
@@ -144,13 +171,15 @@ class Moments:
         parts = Counter(layer.name for layer in self._layers.values())
         shared = {name: SHARED for name in sites.left if sites.left[name] == SHARED and parts[name] > 1}
         self.left |= shared  # they read parts that overlap
-        self._layers = {key: layer for key, layer in self._layers.items() if layer.name not in shared}
+        gone = shared.keys() | {name for name, why in self.left.items() if why == BORROWED}
+        self._layers = {key: layer for key, layer in self._layers.items() if layer.name not in gone}
         for layer in self._layers.values():
-            check_finite(torch.as_tensor(layer.squares))
+            check_finite(layer.squares)
 
     def _gather(self, walk: Walk, sites: Sites, batches: int, number: int) -> None:
         """Add the inputs of the products that a pass over one batch of several meets."""
         met: Counter[str] = Counter()
+        last: tuple[Product, _Sums] | None = None  # it holds the input, whose memory is not used again
         while stop := walk.next():
             if stop.product is None or stop.name in self.left:
                 continue
@@ -160,15 +189,28 @@ class Moments:
                 self.left[stop.name] = "the trace has fewer products with it"
                 continue
             stop.out = stop.run()
-            self._layer(stop.name, stop.product, sites, place).add(stop.product, stop.out, batches, number)
+            known = last[1] if last and stop.product.reads_same(last[0]) else None
+            layer = self._layer(stop.name, stop.product, sites, place, known)
+            if layer.read is known:
+                continue  # the product before has added them
+            if layer.borrows:
+                self.left[stop.name] = BORROWED
+                continue
+            layer.read.add(stop.product, stop.out, batches, number)
+            last = stop.product, layer.read
 
-    def _layer(self, name: str, product: Product, sites: Sites, place: int) -> _Layer:
-        """The layer of a product, which is new when it is met for the first time."""
+    def _layer(self, name: str, product: Product, sites: Sites, place: int, known: _Sums | None) -> _Layer:
+        """The layer of a product, which is new when it is met for the first time.
+
+        known: The moments of the product before it, if that reads the same.
+        """
         key = name, product.weight.storage_offset(), product.shape
         if key not in self._layers:
             centred = sites.normalised[name][place] or product.bias is not None
             layouts = sites.inputs[name][place], sites.outputs[name][place]
-            self._layers[key] = _Layer(product.without_data(), name, *layouts, centred)
+            self._layers[key] = _Layer(
+                product.without_data(), name, *layouts, centred, known or _Sums(), known is not None
+            )
         return self._layers[key]
 
     @torch.no_grad()
@@ -291,9 +333,9 @@ def _readers(layer: _Layer, axis: axes.Axis, ridge: float) -> list[Reader]:
     apart = groups if of_groups == 1 else 1  # groups that stand one after the other in the channels
     if places is None or axes.size(of_channels) * taps != per_group * apart:
         return []
-    every = torch.as_tensor(layer.squares)
+    every = layer.squares
     if layer.centred:
-        mean = torch.as_tensor(layer.sums) / layer.count
+        mean = layer.sums / layer.count
         every = every - layer.count * mean.unsqueeze(2) * mean.unsqueeze(1)
     held = max(ridge, LEAST_RIDGE) * every.diagonal(dim1=1, dim2=2).mean(1)
     every = every + held[:, None, None] * torch.eye(per_group, dtype=every.dtype, device=every.device)
@@ -323,8 +365,8 @@ def _solve_cut(layer: _Layer, keep: Keep, ridge: float) -> _Cut | None:
     columns = (channels[:, :, None] * taps + torch.arange(taps, device=whole.device)).flatten(1)
     every = torch.arange(len(groups), device=whole.device)
     squares, mean = (
-        torch.as_tensor(layer.squares)[groups],
-        torch.as_tensor(layer.sums)[groups] / layer.count,
+        layer.squares[groups],
+        layer.sums[groups] / layer.count,
     )
     if layer.centred:
         squares = squares - layer.count * mean.unsqueeze(2) * mean.unsqueeze(1)

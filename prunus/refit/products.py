@@ -105,6 +105,23 @@ class Product:
         empty = self.x.new_empty(0)
         return replace(self, x=empty, args=tuple(empty if each is self.x else each for each in self.args))
 
+    def reads_same(self, other: Product) -> bool:
+        """Whether another product reads the same numbers in the same way, as those of queries, keys and values do."""
+        places = [
+            (each.x.data_ptr(), each.x.shape, each.x.stride(), each.x.dtype, each.x._version)
+            for each in (self, other)
+        ]
+        return places[0] == places[1] and self._unfolding == other._unfolding
+
+    @property
+    def _unfolding(self) -> tuple[Any, ...]:
+        """What decides, besides the input, which numbers an equation has."""
+        if not self.is_convolution:
+            return self._first, self._batched, self.shape[2]
+        names = ("stride", "padding", "dilation", "output_padding")
+        each = (tuple(_each(self.argument(name, 0), self.weight.shape[2:])) for name in names)
+        return self.weight.shape[2:], self.groups, self.argument("transposed", False), *each
+
     # ------------------------------------------------------------------------------------ weights
     def matrix(self) -> Tensor:
         """The weight as (G, O, K), in float64; a copy."""

@@ -22,6 +22,8 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     params: Positive
     latency_ms: Amount
     memory_mb: Amount | None = None
+    weights_mb: Amount | None = None
+    cache_mb: Amount | None = None
     file_mb: Amount | None = None
     sparsity: Amount | msgspec.UnsetType = msgspec.UNSET
     packed_mb: Amount | None = None
@@ -264,7 +266,7 @@ class ResultFile(Record, frozen=True, kw_only=True):
     remedy: ClassVar[str] = "Remove the file and continue the run with --resume, which writes it again."
     method: str
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-    budget: Annotated[dict[str, Real], Meta(min_length=1, max_length=1)]
+    budget: Annotated[dict[str, Real], Meta(min_length=1)]
     metric: str
     metric_shown: Shown | None = None
     input: Input

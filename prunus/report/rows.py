@@ -211,10 +211,13 @@ def data_sentence(result: dict[str, Any]) -> str:
 
 def budget_text(result: dict[str, Any]) -> str:
     """Return the limit as text, such as `macs <= 50 %` or `sparsity 80 %`."""
-    ((name, limit),) = result["budget"].items()
-    if name == "sparsity":
-        return f"sparsity {100 * limit:g} %"
-    return f"{name} <= {100 * limit:g} %" if limit <= 1 else f"{name} <= {limit:g}"
+    limits = result["budget"]
+    if "sparsity" in limits:
+        return f"sparsity {100 * limits['sparsity']:g} %"
+    return ", ".join(
+        f"{name} <= {100 * limit:g} %" if limit <= 1 else f"{name} <= {limit:g}"
+        for name, limit in limits.items()
+    )
 
 
 def percent(share: float) -> str:
@@ -231,10 +234,12 @@ COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("params", "parameters", partial(format_number, digits=3)),
     ("latency_ms", "milliseconds for one input", lambda ms: f"{ms:.2f}"),
     ("memory_mb", "peak activations, MB", lambda mb: f"{mb:.3g}"),
+    ("weights_mb", "weights, MB", lambda mb: f"{mb:.3g}"),
+    ("cache_mb", "keys and values, MB", lambda mb: f"{mb:.3g}"),
     ("file_mb", "file size, MB", lambda mb: f"{mb:.3g}"),
 )
 SIZES = {
     "packed_mb": "if packed, MB",
     "compressed_mb": "if packed and zipped, MB",
 }
-SAME_AFTER_RECOVERY = {"macs", "params", "memory_mb"}
+SAME_AFTER_RECOVERY = {"macs", "params", "memory_mb", "weights_mb", "cache_mb"}

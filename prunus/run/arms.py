@@ -57,7 +57,7 @@ class Arm:
     @property
     def name(self) -> str:
         """The name of its folder: such as taylor-macs=0.5-seed0."""
-        text = f"{self.label}-{self.limit.name}={self.limit.value:g}-seed{self.seed}"
+        text = f"{self.label}-{_as_given(self.limit)}-seed{self.seed}"
         plain = re.sub(r"[^\w.=,-]", "-", text)
         if plain == text.replace(":", "-") and len(plain) <= LONGEST:
             return plain
@@ -152,7 +152,7 @@ def make_arm(
     settings = replace(shared, method=kind, options=(*of_all, *options), seed=seed)
     if isinstance(limit, Sparsity):
         settings = replace(settings, repair=None, steps=1)
-    if limit.name != "latency_ms":
+    if "latency_ms" not in limit.limits:
         settings = replace(settings, runtime=None)
     first = None
     if method == SCRATCH:
@@ -233,9 +233,14 @@ def check_limits(limits: Sequence[Limit], methods: Sequence[Method], runtime: st
             method.check(limits[0])
     for limit in limits:
         if not any(isinstance(limit, method.limit) for method in methods):
-            raise UserError(f"none of the methods takes {limit.name}={limit.value:g}; name one that does.")
-    if runtime is not None and all(limit.name != "latency_ms" for limit in limits):
+            raise UserError(f"none of the methods takes {_as_given(limit)}; name one that does.")
+    if runtime is not None and all("latency_ms" not in limit.limits for limit in limits):
         raise UserError(f"runtime={runtime} needs a budget of latency_ms; leave out the runtime.")
+
+
+def _as_given(limit: Limit) -> str:
+    """A limit as `--budgets` takes it."""
+    return ",".join(f"{name}={value:g}" for name, value in limit.limits.items())
 
 
 def check_options(options: Sequence[str], methods: Sequence[str]) -> None:

@@ -1,6 +1,5 @@
 """Checks that a method's choice meets the limit."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -8,30 +7,28 @@ from torch import Tensor
 from prunus.errors import PruningError
 from prunus.graph import Graph, Keep
 from prunus.methods import Pruned
-from prunus.selection import Budget, Metered, Sparsity, cost
+from prunus.selection import CLOSED_FORMS, Budget, Metered, Sparsity, cost
 from prunus.sparse import masks, patterns
 
 
 def check_budget(graph: Graph, budget: Budget, keep: Keep, method: str) -> None:
-    """Raise PruningError if `method` exceeded a budget that has a closed form."""
-    prices: dict[str, Callable[..., float]] = {
-        "macs": cost.macs,
-        "params": cost.params,
-        "memory_mb": cost.memory_mb,
-    }
-    price = prices[budget.name]
-    limit, spent = budget.limit(price(graph)), price(graph, keep)
-    if spent > limit:
-        raise PruningError(
-            f"method {method} chose {spent:.6g} {budget.name}, above the budget of "
-            f"{limit:.6g}; this is a fault of the method."
-        )
+    """Raise PruningError if `method` exceeded a limit that has a closed form."""
+    for part in budget.parts:
+        if part.name in CLOSED_FORMS:
+            limit = part.amount(cost.of(graph, part.name, {}))
+            spent = cost.of(graph, part.name, graph.widths(keep))
+            if spent > limit:
+                raise PruningError(
+                    f"method {method} chose {spent:.6g} {part.name}, above the budget of "
+                    f"{limit:.6g}; this is a fault of the method."
+                )
 
 
 def check_latency(budget: Metered, keep: Keep, method: str) -> dict[str, Any]:
     """Return the measured milliseconds of a keep, and the limit; PruningError if they exceed it."""
     figures = budget.meter.figures(keep)
-    figures |= {"limit_ms": budget.limit(figures["original_ms"])}
+    timed = next(part for part in budget.parts if part.name not in CLOSED_FORMS)
+    figures |= {"limit_ms": timed.limit(figures["original_ms"])}
     if figures["measured_ms"] > figures["limit_ms"]:
         raise PruningError(
             f"method {method} chose a network that takes {figures['measured_ms']:.4g} ms in "

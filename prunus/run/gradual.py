@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
-from glob import escape
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from prunus.errors import UserError
-from prunus.graph import Graph, Keep, Outputs, trace, unwrap
+from prunus.graph import Graph, Keep, Outputs, resized, trace, unwrap
 from prunus.run.steps import within
 from prunus.scores import Scores, magnitude
-from prunus.selection import Budget, Selection, macs, min_units
+from prunus.selection import Budget, Selection, macs
 from prunus.surgery import shrink_in_place
 
 
@@ -87,7 +86,7 @@ class Gradual:
             The graph of the original, which `prunus.save` takes together with `keep`.
         """
         if self.graph is None:
-            self.graph = self._trace(model)
+            self.graph = trace(unwrap(model), self.example, modes=self.modes, outputs=self.outputs)
             self.keep = {name: list(range(axis.size)) for name, axis in self.graph.axes.items()}
         return self.graph
 
@@ -106,17 +105,21 @@ class Gradual:
 
         Raises:
             BudgetError: The budget cannot be met.
+            FileError: Something else has changed the model's sizes.
             PruningError: The proof failed; the model is as it was.
-            UserError: Something else has changed the model's sizes, or it cannot be shrunk in place.
+            UserError: The model cannot be shrunk in place.
         """
         graph = self.begin(model)
         due = [at for at in self.limits if self._done < at <= step]
         if not due:
             return None
-        inner = self._trace(model)
-        self._check(inner)
-        keep = self._choose(model, graph, inner, due[-1])
-        shrink_in_place(model, inner, within(self.keep, keep, inner), optimizer=optimizer)
+        whole = {name: torch.zeros(axis.size) for name, axis in graph.axes.items()}
+        with resized(graph, self.keep) as inner:
+            for name, scores in self.scores(model, inner).items():
+                whole[name][self.keep[name]] = scores.detach().float().cpu()
+        keep = self.selection.select(graph, whole, self.limits[due[-1]], within=self.keep)
+        with resized(graph, self.keep) as inner:
+            shrink_in_place(model, inner, within(self.keep, keep, inner), optimizer=optimizer)
         return self._record(graph, keep, step)
 
     def restore(self, model: nn.Module, keep: Keep, step: int) -> None:
@@ -134,39 +137,6 @@ class Gradual:
         keep = graph.check_keep(keep)
         shrink_in_place(model, graph, keep, verify="off")  # it was proved when it was made
         self._record(graph, {name: list(keep[name]) for name in graph.axes}, step)
-
-    def _trace(self, model: nn.Module) -> Graph:
-        return trace(unwrap(model), self.example, modes=self.modes, outputs=self.outputs)
-
-    def _check(self, inner: Graph) -> None:
-        """Raise UserError unless the model has the units that the cuts so far have left."""
-        sizes = {name: axis.size for name, axis in inner.axes.items()}
-        wrong = [name for name in {**self.keep, **sizes} if sizes.get(name) != len(self.keep.get(name, ()))]
-        if wrong:
-            words = (
-                f"{n} has {sizes.get(n, 'no')} units, not {len(self.keep.get(n, ()))}" for n in wrong[:3]
-            )
-            raise UserError(
-                f"the model is not the one that was cut before: {'; '.join(words)}. Use one Gradual for one model, and "
-                "let nothing else change its sizes."
-            )
-
-    def _choose(self, model: nn.Module, graph: Graph, inner: Graph, at: int) -> dict[str, list[int]]:
-        """Choose among the units that are left, in terms of the original.
-
-        Before the last cut every axis keeps two units, because a single one is no axis when the model is traced again.
-        """
-        scores = self.scores(model, inner)
-        whole = {name: torch.zeros(axis.size) for name, axis in graph.axes.items()}
-        for name, units in self.keep.items():
-            whole[name][units] = scores[name].detach().float().cpu()
-        selection = self.selection
-        if at < max(self.limits):
-            floor = selection.floor if isinstance(selection.floor, dict) else {"*": selection.floor}
-            least = min_units(graph, floor)
-            pairs = {escape(name): 2 for name, (units, _) in least.items() if units < 2}
-            selection = replace(selection, floor=floor | pairs)
-        return selection.select(graph, whole, self.limits[at], within=self.keep)
 
     def _record(self, graph: Graph, keep: dict[str, list[int]], step: int) -> Cut:
         gone = sum(len(units) - len(keep[axis]) for axis, units in self.keep.items())

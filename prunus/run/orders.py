@@ -115,7 +115,7 @@ def carry_out(order: Order, subject: Subject, progress: Callable[..., Any] = sil
 
 def to_line(order: Order, subject: Subject) -> bytes:
     """Write an order on something that has names as a line of JSON."""
-    limit = order.limit and [order.limit.name, order.limit.value]
+    limit = order.limit and order.limit.limits
     base = order.base and str(order.base)
     values = {"name": order.name, "out": str(order.out), "base": base, "limit": limit}
     values |= {"settings": asdict(order.settings), "model": subject.model, "data": subject.data}
@@ -127,9 +127,8 @@ def from_line(line: bytes) -> tuple[Order, Subject]:
     values = json.loads(line)
     settings = Settings(**{name: _tuple(value) for name, value in values["settings"].items()})
     limit = None
-    if values["limit"]:
-        name, value = values["limit"]
-        limit = Sparsity(value) if name == "sparsity" else Budget(**{name: value})
+    if limits := values["limit"]:
+        limit = Sparsity(limits["sparsity"]) if "sparsity" in limits else Budget(**limits)
     base = values["base"] and Path(values["base"])
     order = Order(name=values["name"], out=Path(values["out"]), settings=settings, limit=limit, base=base)
     return order, Subject(model=values["model"], data=values["data"])

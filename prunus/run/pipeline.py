@@ -243,7 +243,7 @@ def collect_settings(
                 "give either a task, or a model and data; a task has a model and data of its own."
             )
         things = {"model": label(task.model), "data": label(task.data), "task": type(task).__qualname__}
-    return json.loads(json.dumps(things | {"budget": {budget.name: budget.value}} | to_json(settings)))
+    return json.loads(json.dumps(things | {"budget": budget.limits} | to_json(settings)))
 
 
 def _make_pipeline(

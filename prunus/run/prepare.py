@@ -14,7 +14,7 @@ from prunus.run.folder import RunFolder
 from prunus.run.recipes import check_warmup
 from prunus.run.settings import Settings, resolve_method, resolve_repair
 from prunus.run.stages import Pipeline
-from prunus.selection import Budget, Metered, Sparsity
+from prunus.selection import Budget, Metered, Selection, Sparsity
 from prunus.tasks import Given, Task, find_kind
 from prunus.train import Recipe
 from prunus.zoo import load_weights
@@ -58,6 +58,9 @@ def make_pipeline(
     task.check(task.model)
     config.check_task(task)
     budget = with_meter(run, task, budget, settings)
+    if isinstance(config, Selection) and config.prefer == "measured":
+        found = {} if run.is_finished("prune") else measured_widths(run, task, budget)
+        config = replace(config, widths=found)
     if settings.steps > 1 and task.graph.behind:
         raise UserError(
             f"steps={settings.steps}: {min(task.graph.behind)} stands behind a parametrisation, and only weights that "
@@ -93,6 +96,16 @@ def make_pipeline(
     )
 
 
+def measured_widths(run: RunFolder, task: Task, budget: Budget | Sparsity) -> dict[str, tuple[int, ...]]:
+    """Find the widths that are fast in the model on the device of the run; one process measures for all."""
+    if isinstance(budget, Metered):
+        price = budget.meter.price
+    else:
+        model = copy.deepcopy(task.model).to(run.device)
+        price = latency.Meter(model, task.graph, progress=run.progress, agree=run.compute_once).price
+    return {axis: tuple(widths) for axis, widths in latency.fast_widths(task.graph, price).items()}
+
+
 def advised_recovery(task: Task, config: Options) -> Recipe:
     """Return the recipe that the task advises after pruning, or from scratch, with the base as teacher in both."""
     taught = task.recipe("recover")
@@ -110,7 +123,7 @@ def with_meter(
     Methods pass the budget to `select` like any other, and need not know that it is measured. One process measures
     for all.
     """
-    if budget.name != "latency_ms":
+    if isinstance(budget, Sparsity) or "latency_ms" not in budget.limits:
         if settings.runtime is not None:
             raise UserError(
                 f"runtime={settings.runtime} needs a budget of latency_ms, but the budget is {budget}; leave out "
@@ -120,4 +133,4 @@ def with_meter(
     model = copy.deepcopy(task.model).to(run.device)
     runtime = settings.runtime or "torch"
     meter = latency.Meter(model, task.graph, runtime=runtime, progress=run.progress, agree=run.compute_once)
-    return Metered(latency_ms=budget.value, meter=meter)
+    return Metered(**budget.limits, meter=meter)

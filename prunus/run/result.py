@@ -27,7 +27,7 @@ def make_result(pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> di
     return {
         "method": pipeline.method.name,
         "seed": pipeline.run.seed,
-        "budget": {pipeline.budget.name: pipeline.budget.value},
+        "budget": pipeline.budget.limits,
         "metric": metric.key,
         "metric_shown": asdict(metric),
         "further_metrics": [asdict(each) for each in pipeline.task.further_metrics],

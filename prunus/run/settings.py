@@ -221,8 +221,10 @@ def check_steps(settings: Settings, budget: Budget | Sparsity) -> None:
     why = config.no_steps
     if config.removes == "weights":
         why = "it sets single weights to zero"
-    elif budget.name == "latency_ms":
-        why = "milliseconds are measured on the original's own widths; give a budget of macs, params or memory_mb"
+    elif "latency_ms" in budget.limits:
+        why = "milliseconds are measured on the original's own widths; give a budget of another cost"
+    elif len(budget.limits) > 1:
+        why = "each step comes nearer to one limit; give one of them"
     elif settings.minutes is not None:
         why = "the minutes would have to be shared among the steps; give a number of epochs"
     if settings.steps > 1 and why:

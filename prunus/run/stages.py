@@ -39,7 +39,7 @@ from prunus.run.repairing import repair_cut
 from prunus.run.settings import READ_BY, Repair
 from prunus.run.steps import Steps, split_epochs, within
 from prunus.run.watching import WatchedSplit
-from prunus.selection import Budget, Metered, Sparsity, cost
+from prunus.selection import CLOSED_FORMS, Budget, Metered, Sparsity, cost
 from prunus.sparse import masks
 from prunus.surgery import effective_tensors
 from prunus.tasks import Task
@@ -50,6 +50,7 @@ REPAIRED = "repaired"
 METHOD_MASKS = "masks.safetensors"
 RESULT = ["keep.json", "model.safetensors", "masks.safetensors"]  # the last for single weights alone
 MB = 2**20  # bytes
+ALWAYS = ("macs", "params", "memory_mb")  # costs that every run states; others where they are limited
 COMPARED = 256  # examples on which outputs are compared
 
 
@@ -116,11 +117,11 @@ class Pipeline:
         measured: dict[str, Any] = {}
         if isinstance(self.budget, Sparsity):
             checks.check_sparsity(self.budget, chosen, self.method.name)
-        elif isinstance(self.budget, Metered):
-            measured = {"latency": checks.check_latency(self.budget, chosen.keep, self.method.name)}
-            self.run.log("latency", **measured["latency"])
         else:
             checks.check_budget(self.graph, self.budget, chosen.keep, self.method.name)
+        if isinstance(self.budget, Metered):
+            measured = {"latency": checks.check_latency(self.budget, chosen.keep, self.method.name)}
+            self.run.log("latency", **measured["latency"])
         for file, tensors in ((METHOD_WEIGHTS, chosen.weights), (METHOD_MASKS, chosen.masks)):
             if tensors is not None:
                 path = self.run.folder("prune") / file
@@ -371,9 +372,11 @@ class Pipeline:
         """Return the costs of one input, and the size of the file in MB."""
         latency = milliseconds.latency_ms(model, move(self.task.example, self.run.device))
         return {
-            "macs": cost.macs(graph, keep),
-            "params": cost.params(graph, keep),
-            "memory_mb": cost.memory_mb(graph, keep),
+            **{
+                name: cost.of(graph, name, graph.widths(keep))
+                for name in CLOSED_FORMS
+                if name in ALWAYS or name in self.budget.limits
+            },
             "latency_ms": latency.median_ms,
             "latency_spread_ms": latency.spread_ms,
             "file_mb": (self.run.path / file).stat().st_size / MB,

@@ -41,7 +41,7 @@ def make_standing(
         {
             "name": arm.name,
             "method": arm.label,
-            "limit": {arm.limit.name: arm.limit.value},
+            "limit": arm.limit.limits,
             "seed": arm.seed,
             "folder": f"{RUNS}/{arm.name}",
             "failed": failed.get(arm.name),

@@ -181,11 +181,12 @@ class Steps:
         """Return the method's options for a small model, with the fewest units as they are of the original."""
         if not isinstance(self.config, Selection):
             return self.config
-        least = min_units(self.task.graph, self.config.floor, self.config.cap, self.config.freeze)
-        floor = {
-            escape(name): min(axis.size, least[name][0]) for name, axis in graph.axes.items() if name in least
-        }
-        return replace(self.config, floor=floor, cap=1.0)
+        config = self.config
+        least = min_units(self.task.graph, config.floor, config.cap, config.freeze, config.only)
+        known = [name for name in graph.axes if name in least]
+        floor = {escape(name): min(graph.axes[name].size, least[name][0]) for name in known}
+        free = [escape(name) for name in known if least[name][0] < self.task.graph.axes[name].size]
+        return replace(config, floor=floor, cap=1.0, freeze=(), only=tuple(free))
 
     def _chart(self) -> charts.Chart:
         """Return the chart of the metric on val after each step."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from prunus.errors import UserError
+from prunus.errors import UserError, one_line
 from prunus.export import save
 from prunus.run.gradual import Gradual
 
@@ -31,7 +31,8 @@ def trainer_callback(gradual: Gradual) -> Any:
 
     Raises:
         UserError: transformers is not installed. When training begins: it runs in several processes or by DeepSpeed, or
-            loads the best of its checkpoints at the end, which may be of another size.
+            loads the best of its checkpoints at the end, which may be of another size. At a cut: transformers would not
+            save a model of such sizes.
     """
     if importlib.util.find_spec("transformers") is None:
         raise UserError("trainer_callback needs transformers; pip install 'prunus[hf]'.")
@@ -58,13 +59,28 @@ def trainer_callback(gradual: Gradual) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **held: Any) -> None:
             optimizer = held["optimizer"]
             inner = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
-            gradual.update(held["model"], state.global_step, inner)
+            if gradual.update(held["model"], state.global_step, inner) is not None:
+                _check_config(held["model"])
 
         def on_save(self, args: Any, state: Any, control: Any, **held: Any) -> None:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / PRUNED
             save(folder, held["model"], gradual.keep, gradual.begin(held["model"]))
 
     return Pruning()
+
+
+def _check_config(model: nn.Module) -> None:
+    """Raise UserError if transformers would not save a model of these sizes, before it tries to."""
+    validate = getattr(getattr(model, "config", None), "validate", None)
+    if validate is None:
+        return
+    try:
+        validate()
+    except Exception as error:  # whatever a config raises
+        raise UserError(
+            f"the Trainer could not save the model that this cut made: {one_line(error)} Keep what the config cannot say, "
+            'such as freeze=["width"] in the selection of the Gradual.'
+        ) from error
 
 
 def lightning_callback(gradual: Gradual, network: str = "") -> Any:

@@ -1,6 +1,6 @@
 """Scores of units from gradients: taylor, and what it takes for a loss where there are no labels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UserError
-from prunus.graph import Graph, is_inexact, make_skeleton, output_tensors, plain_model
+from prunus.graph import Graph, Member, is_inexact, make_skeleton, output_tensors, plain_model
 from prunus.inputs import call
 from prunus.scores.members import ALL, Batches, Scores, _as_float, _gather, _members, _to_device
 
@@ -42,30 +42,54 @@ def taylor(
     """
     total: Scores = {}
     count = 0
+    members = {axis: _members(graph, axis, roles, otherwise=ALL) for axis in graph.axes}
+    found: dict[Member, Tensor] = {}  # the sums (U,) of one batch
     with torch.inference_mode(False), torch.enable_grad():
         bare = make_skeleton(plain_model(model), real=True)
         weights = {n: p.requires_grad_() for n, p in bare.named_parameters() if is_inexact(p)}
+        read = _watch_gradients(weights, [m for each in members.values() for m in each], found)
         for count, (inputs, targets) in enumerate(_to_device(bare, batches), 1):
+            found.clear()
             value = loss(call(bare, inputs), targets)
             if not value.isfinite():
                 raise UserError(
                     f"taylor: the loss of batch {count} is {value.item()}, not a finite number; check the model's "
                     "weights and the data for NaN."
                 )
-            gradients = torch.autograd.grad(
-                value, list(weights.values()), allow_unused=True, materialize_grads=True
-            )
-            change = {
-                name: _as_float(weight) * _as_float(gradient)
-                for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
-            }
-            for axis in graph.axes:
-                parts = [_gather(change[m.tensor], m) for m in _members(graph, axis, roles, otherwise=ALL)]
-                square = reduce(torch.add, parts).square()
+            value.backward(inputs=read)
+            for axis, each in members.items():
+                zeros = torch.zeros(graph.axes[axis].size, device=value.device)
+                square = reduce(torch.add, [found.get(member, zeros) for member in each]).square()
                 total[axis] = total[axis] + square if axis in total else square
     if not count:
         raise UserError("taylor: expected at least one batch to score with, got none; give data.")
     return {axis: squares / count for axis, squares in total.items()}
+
+
+def _watch_gradients(
+    weights: Mapping[str, Tensor], members: Iterable[Member], found: dict[Member, Tensor]
+) -> list[Tensor]:
+    """Let each gradient be summed over the units of its weight as soon as it is there, and freed.
+
+    So one gradient is in memory at a time, not those of all weights. Returns the weights whose gradients are needed.
+    """
+    held: dict[str, list[Member]] = {}
+    for member in members:
+        held.setdefault(member.tensor, []).append(member)
+
+    def watch(weight: Tensor, own: Sequence[Member]) -> None:
+        def sum_up(weight: Tensor) -> None:
+            assert weight.grad is not None
+            change = _as_float(weight) * _as_float(weight.grad)
+            weight.grad = None
+            found.update({member: _gather(change, member) for member in own})
+
+        weight.register_post_accumulate_grad_hook(sum_up)
+
+    read = {name: weights[name] for name in held if name in weights}
+    for name, weight in read.items():
+        watch(weight, held[name])
+    return list(read.values())
 
 
 def random_projection(seed: int) -> Callable[[Any, Any], Tensor]:

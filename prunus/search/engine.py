@@ -147,7 +147,7 @@ def search(
     first = _first_proposals(feasible, seeds, seed)
     asked = {
         "given": settings or {},
-        "budget": {budget.name: budget.value},
+        "budget": budget.limits,
         "strategy": {"name": type(how).__name__, **vars(how)},
         "options": {"seed": seed, "strict_paper": strict_paper, "chunks": list(chunks), "top": top},
         "images": [each.images if isinstance(each, Evaluator) else None for each in (score, confirm)],

@@ -174,6 +174,7 @@ class Feasible:
             floor=floor,
             cap=space.cap,
             freeze=space.freeze,
+            only=space.only,
         )
         raise AssertionError("the least that may be kept is above the limit")
 

@@ -44,6 +44,7 @@ class Space:
         floor: The fewest units of each axis, see `selection.min_units`.
         cap: The largest share of an axis that may be removed, see `selection.min_units`.
         freeze: Axes that stay whole.
+        only: The axes that may shrink; see `selection.min_units`.
 
     Raises:
         UserError: `ratios` or `least_ratio` is out of range, or no axis has a choice.
@@ -59,13 +60,14 @@ class Space:
         floor: Bound = FLOOR,
         cap: Bound = CAP,
         freeze: Sequence[str] = (),
+        only: Sequence[str] = (),
     ):
         check_value("ratios", ratios, Ratios | None)
         check_value("least_ratio", least_ratio, LeastRatio)
         check_value("round_to", round_to, Count | None)
         self.graph = graph
-        self.floor, self.cap, self.freeze = floor, cap, freeze
-        self.least = {name: units for name, (units, _) in min_units(graph, floor, cap, freeze).items()}
+        self.floor, self.cap, self.freeze, self.only = floor, cap, freeze, only
+        self.least = {name: units for name, (units, _) in min_units(graph, floor, cap, freeze, only).items()}
         steps = blocks(graph, round_to or GRIDS[0], halve=round_to is None).tolist()
         shares = None if ratios is None else ladder(ratios, least_ratio)
         self.allowed = {

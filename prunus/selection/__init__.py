@@ -2,24 +2,28 @@
 
 Its files, in the order in which to read them:
 
-    cost        closed forms of widths: macs, params, memory_mb
+    cost        closed forms of widths: macs, params, memory
     budget      limits: Budget, Metered, Sparsity
-    bounds      floors, caps, frozen axes
+    patterns    the axes that names stand for
+    bounds      floors, caps, axes that stay whole
     fill        units taken from a queue until the budget is full
+    shares      axes that are tied, as one variable of a choice
     multiplier  widths that leave out the least sum of scores
     choose      select, and the options of a method that selects
     changes     Plan: the changes that a keep makes
 """
 
-from prunus.selection.bounds import CAP, FLOOR, Bound, holders, min_units
+from prunus.selection.bounds import CAP, FLOOR, Bound, min_units
 from prunus.selection.budget import Budget, CostMeter, Metered, Sparsity
 from prunus.selection.changes import plan
 from prunus.selection.choose import FREE, GRIDS, TOLERANCE, How, Selection, Unreachable, price_of, select
-from prunus.selection.cost import coverage, macs, memory_mb, params
+from prunus.selection.cost import CLOSED_FORMS, cache_mb, coverage, macs, memory_mb, params, weights_mb
 from prunus.selection.fill import Price, blocks, count_fitting
+from prunus.selection.patterns import holders
 
 __all__ = [
     "CAP",
+    "CLOSED_FORMS",
     "FLOOR",
     "FREE",
     "GRIDS",
@@ -34,6 +38,7 @@ __all__ = [
     "Sparsity",
     "Unreachable",
     "blocks",
+    "cache_mb",
     "count_fitting",
     "coverage",
     "holders",
@@ -44,4 +49,5 @@ __all__ = [
     "plan",
     "price_of",
     "select",
+    "weights_mb",
 ]

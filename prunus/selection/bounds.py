@@ -1,20 +1,13 @@
-"""Units that stay whatever the scores are: floors, caps and frozen axes, by number or by name pattern.
+"""Units that stay whatever the scores are: floors, caps, and axes that stay whole."""
 
-A pattern is a shell pattern (`layer1*`). It selects the axes whose own name it matches, and those that are the output
-of a module or parameter it matches (`head`, `layer1.0`, `layer1.0.conv1.weight`); with the suffix `:in` (`head:in`)
-those that are its input.
-"""
-
-import difflib
 import math
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
 from typing import Annotated
-from weakref import WeakKeyDictionary
 
 from prunus.errors import UserError
 from prunus.graph import Graph
 from prunus.options import Allowed, check_value
+from prunus.selection.patterns import named_axes
 
 
 class CountOrShare(Allowed):
@@ -40,96 +33,69 @@ CAP = 1.0
 
 
 def min_units(
-    graph: Graph, floor: Bound = FLOOR, cap: Bound = CAP, freeze: Sequence[str] = ()
+    graph: Graph,
+    floor: Bound = FLOOR,
+    cap: Bound = CAP,
+    freeze: Sequence[str] = (),
+    only: Sequence[str] = (),
 ) -> dict[str, tuple[int, str]]:
     """Compute the fewest units that each axis may keep.
 
     Args:
         graph: The graph of the model.
         floor: The fewest units to keep: an int counts units, a float is a share of the axis. A dict gives them by
-            pattern; the last pattern that matches holds.
+            pattern (patterns.py); the last pattern that matches holds.
         cap: The most units to remove, in the same form.
         freeze: Patterns of axes that keep all units.
+        only: Patterns of the axes that may shrink. Without any, all may but those that rotary position embeddings
+            couple, because the model computes its angles from their number.
 
     Returns:
         axis -> (units, reason).
 
     Raises:
-        UserError: A pattern matches nothing (the message names the nearest), or a number is out of range.
+        UserError: A pattern matches nothing (the message names the nearest), a number is out of range, or nothing is
+            left that may shrink.
     """
-    if isinstance(freeze, str):
-        raise UserError(f"freeze: expected a list of patterns, got the text {freeze!r}; write [{freeze!r}].")
-    names = _names(graph)
-    floors = _counts(graph, names, "floor", floor, FLOOR)
-    caps = _counts(graph, names, "cap", cap, CAP)
-    frozen = {axis for pattern in freeze for axis in _matching(graph, names, "freeze", pattern)}
+    floors = _counts(graph, "floor", floor, FLOOR)
+    caps = _counts(graph, "cap", cap, CAP)
+    whole = _whole(graph, freeze, only)
     found = {}
     for name, axis in graph.axes.items():
         bounds = [
-            (1, "one unit"),
+            graph.leasts.get(name, (1, "one unit")),
             (min(axis.size, math.ceil(floors[name] - 1e-9)), "floor"),  # 0.07 * 100 is 7.000000000000001
             (axis.size - min(axis.size, math.floor(caps[name] + 1e-9)), "cap"),
-            (axis.size if name in frozen else 0, "frozen"),
+            (axis.size if name in whole else 0, whole.get(name, "")),
         ]
         found[name] = max(bounds, key=lambda bound: bound[0])
     return found
 
 
-def _counts(
-    graph: Graph, names: dict[str, set[str]], what: str, bound: Bound, default: float
-) -> dict[str, float]:
+def _whole(graph: Graph, freeze: Sequence[str], only: Sequence[str]) -> dict[str, str]:
+    """The axes that keep all units, with the reasons."""
+    frozen = named_axes(graph, "freeze", freeze)
+    chosen = named_axes(graph, "only", only)
+    if only and not chosen.keys() - frozen.keys():
+        raise UserError(f"only={list(only)} with freeze={list(freeze)} leaves no axis that may shrink.")
+    unasked = dict.fromkeys(graph.axes.keys() - chosen, f"only {', '.join(only)} may shrink")
+    return (unasked if only else dict.fromkeys(graph.rotary, ROTARY)) | {
+        axis: f"frozen by {pattern!r}" for axis, pattern in frozen.items()
+    }
+
+
+ROTARY = (
+    "coupled by rotary position embeddings, whose angles follow its width; only=['head_dim'] lets it shrink"
+)
+
+
+def _counts(graph: Graph, what: str, bound: Bound, default: float) -> dict[str, float]:
     """The units of each axis, not yet rounded."""
     check_value(what, bound, Bound)
-    counts: dict[str, float] = {}
-    for pattern, number in ({"*": default} | (bound if isinstance(bound, dict) else {"*": bound})).items():
-        for axis in _matching(graph, names, what, pattern):
-            counts[axis] = number * graph.axes[axis].size if isinstance(number, float) else number
-    return counts
-
-
-def _names(graph: Graph) -> dict[str, set[str]]:
-    """All names of each axis, those of inputs with the suffix ":in"."""
-    if graph not in _known:  # because searches call this at every check
-        _known[graph] = {
-            axis: {axis}.union(
-                f"{holder}:in" if member.role == "consumes" else holder
-                for member in graph.members(axis)
-                for holder in holders(member.tensor)
-            )
-            for axis in graph.axes
-        }
-    return _known[graph]
-
-
-_known: WeakKeyDictionary[Graph, dict[str, set[str]]] = WeakKeyDictionary()
-
-
-def holders(tensor: str) -> list[str]:
-    """List the names of a tensor and of the modules around it.
-
-    Args:
-        tensor: The tensor's name, such as a.b.weight.
-
-    Returns:
-        The names from the longest on: a.b.weight, a.b, a.
-    """
-    parts = tensor.split(".")
-    return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
-
-
-def _matching(graph: Graph, names: dict[str, set[str]], what: str, pattern: str) -> list[str]:
-    """The axes that a pattern selects; none if it matches a layer whose dimensions are all fixed."""
-
-    def matches(name: str) -> bool:
-        return name.endswith(":in") == pattern.endswith(":in") and fnmatchcase(name, pattern)
-
-    found = [axis for axis, known in names.items() if any(map(matches, known))]
-    if not found:
-        there = {
-            holder + side for tensor in graph.layouts for holder in holders(tensor) for side in ("", ":in")
-        }
-        if not any(map(matches, there)):
-            near = difflib.get_close_matches(pattern, there.union(names), n=5, cutoff=0.3)
-            hint = f" Nearest: {', '.join(near)}." if near else ""
-            raise UserError(f"{what} pattern {pattern!r} matches no axis, module or parameter.{hint}")
-    return found
+    numbers = dict.fromkeys(graph.axes, default if isinstance(bound, Mapping) else bound)
+    for pattern, number in bound.items() if isinstance(bound, Mapping) else ():
+        numbers |= dict.fromkeys(named_axes(graph, what, [pattern]), number)
+    return {
+        name: number * graph.axes[name].size if isinstance(number, float) else number
+        for name, number in numbers.items()
+    }

@@ -22,83 +22,118 @@ Proposal = Callable[[Callable[[Tensor], Tensor]], dict[str, list[int]]]  # propo
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """An upper limit on exactly one cost.
+    """Upper limits on one cost or several, all of which a keep has to meet.
 
-    A float in (0, 1] is a share of the original's cost; any other number is absolute, in the cost's unit.
+    A float in (0, 1] is a share of the original's cost; any other number is absolute, in the cost's unit. What depends
+    on batch and length is that of the traced example, so trace on the batch and length that are meant.
 
     Args:
-        macs: Multiply-accumulates of one forward pass on the traced example.
+        macs: Multiply-accumulates of one forward pass on the example.
         params: The number of parameters.
-        latency_ms: Milliseconds of one forward pass on the traced example; only a `Metered` budget can be met.
+        latency_ms: Milliseconds of one forward pass on the example; only a `Metered` budget can be met.
         memory_mb: Peak memory of the activations, in MiB.
+        weights_mb: Memory of parameters and buffers, in MiB.
+        cache_mb: Memory of the keys and values of all attentions on the example, in MiB.
 
     Raises:
-        UserError: None or several of the costs are given, or a number is out of range.
+        UserError: None of the costs is given, or a number is out of range.
     """
 
     macs: float | None = None
     params: float | None = None
     latency_ms: float | None = None
     memory_mb: float | None = None
+    weights_mb: float | None = None
+    cache_mb: float | None = None
 
     def __post_init__(self):
-        given = [f"{name}={getattr(self, name)!r}" for name in COSTS if getattr(self, name) is not None]
-        if len(given) != 1:
-            names = ", ".join(COSTS)
-            raise UserError(f"a budget names exactly one of {names}; got {' and '.join(given) or 'none'}.")
-        if isinstance(self.value, bool) or not isinstance(self.value, Real) or not 0 < self.value < math.inf:
-            raise UserError(f"budget {given[0]}: expected a fraction such as 0.5, or a number above 1.")
-        is_count = self.name in ("macs", "params") and not self.is_fraction
-        if is_count and (self.value == 1 or self.value % 1):
-            raise UserError(
-                f"budget {given[0]} is ambiguous: write a float of at most 1.0 for a fraction, "
-                f"or a whole number of {self.name} above 1; the nearest is {max(2, round(self.value))}."
-            )
+        if not self.limits:
+            raise UserError(f"a budget names at least one of {', '.join(COSTS)}; got none.")
+        for name, value in self.limits.items():
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+                raise UserError(
+                    f"budget {name}={value!r}: expected a fraction such as 0.5, or a number above 1."
+                )
+            is_count = name in ("macs", "params") and not _is_share(value)
+            if is_count and (value == 1 or value % 1):
+                raise UserError(
+                    f"budget {name}={value!r} is ambiguous: write a float of at most 1.0 for a fraction, "
+                    f"or a whole number of {name} above 1; the nearest is {max(2, round(value))}."
+                )
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
-        """Parse a budget such as "macs=0.5" or "params=200000"; UserError for anything else."""
-        name, _, number = text.partition("=")
-        if name not in COSTS:
-            raise unknown("cost in a budget", name, COSTS)
-        try:
-            value = float(number) if set(number) & set(".eE") else int(number)
-        except ValueError:
-            raise UserError(f"budget {text!r}: expected something like {name}=0.5, got {number!r}.") from None
-        return cls(**{name: value})
+        """Parse a budget such as "macs=0.5" or "params=200000,cache_mb=0.5"; UserError for anything else."""
+        values: dict[str, float] = {}
+        for part in text.split(","):
+            name, _, number = part.partition("=")
+            if name not in COSTS:
+                raise unknown("cost in a budget", name, COSTS)
+            if name in values:
+                raise UserError(f"budget {text!r} limits {name} twice; leave one out.")
+            try:
+                values[name] = float(number) if set(number) & set(".eE") else int(number)
+            except ValueError:
+                raise UserError(
+                    f"budget {text!r}: expected something like {name}=0.5, got {number!r}."
+                ) from None
+        return cls(**values)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The numbers as given, by the names of the limited costs."""
+        return {name: value for name in COSTS if (value := getattr(self, name)) is not None}
+
+    @property
+    def parts(self) -> "list[Budget]":
+        """A budget of one cost for each of the limits, without a meter."""
+        return [Budget(**{name: value}) for name, value in self.limits.items()]
 
     @property
     def name(self) -> str:
-        """The name of the limited cost."""
-        return next(name for name in COSTS if getattr(self, name) is not None)
+        """The name of the limited cost; of several limits the largest share of one that is used up."""
+        return next(iter(self.limits)) if len(self.limits) == 1 else " and ".join(self.limits)
 
     @property
     def value(self) -> float:
-        """The number as given."""
-        return getattr(self, self.name)
+        """The number as given; of several limits 1, because none may be used up more than once."""
+        return next(iter(self.limits.values())) if len(self.limits) == 1 else 1
 
     @property
     def is_fraction(self) -> bool:
         """Whether the number is a share of the original's cost."""
-        return not isinstance(self.value, Integral) and self.value <= 1
+        return _is_share(self.value)
 
     def limit(self, before: float) -> float:
         """Return the limit in the cost's unit, for a model that costs `before`; BudgetError if it is above that."""
-        if self.is_fraction:
-            return self.value * before
-        if self.value > before:
+        if self.value > before and not self.is_fraction:
             raise BudgetError(
-                f"the budget, {self}, is above what the model costs unpruned, {format_number(before)}: there is "
-                "nothing to prune. Give a smaller number, or a fraction such as 0.5."
+                f"the budget, {self}, is above what the model costs unpruned, {format_number(before)}"
+                f"{'' if len(self.limits) == 1 else ' of it'}: there is nothing to prune. Give a smaller number, or a "
+                "fraction such as 0.5."
             )
-        return self.value
+        return self.amount(before)
+
+    def amount(self, before: float) -> float:
+        """Return the limit in the cost's unit, also if it is above what the model costs; BudgetError if that is 0."""
+        if before <= 0:
+            raise BudgetError(
+                f"{self}: the unpruned model has none of it, so nothing can be saved. Leave it out."
+            )
+        return self.value * before if self.is_fraction else self.value
 
     def __str__(self) -> str:
-        amount = f"{self.value:.4g} of before" if self.is_fraction else format_number(self.value)
-        return f"{self.name} at most {amount}"
+        return " and ".join(
+            f"{name} at most {f'{value:.4g} of before' if _is_share(value) else format_number(value)}"
+            for name, value in self.limits.items()
+        )
 
 
 COSTS = tuple(field.name for field in fields(Budget))
+
+
+def _is_share(value: float) -> bool:
+    return not isinstance(value, Integral) and value <= 1
 
 
 class CostMeter(ABC):
@@ -126,7 +161,7 @@ class CostMeter(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Metered(Budget):
-    """A budget with the meter that measures its cost.
+    """A budget with the meter that measures its milliseconds.
 
     Args:
         meter: The meter.
@@ -170,6 +205,11 @@ class Sparsity:
     def name(self) -> str:
         """The name of the limited quantity, as a budget has one."""
         return "sparsity"
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The number by the name of the limited quantity, as of a budget."""
+        return {self.name: self.value}
 
     @property
     def is_fraction(self) -> bool:

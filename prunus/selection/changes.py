@@ -45,8 +45,6 @@ def plan(graph: Graph, keep: Mapping[str, Sequence[int]]) -> Plan:
         UserError: `keep` does not fit the graph.
     """
     sizes, widths = graph.widths(), graph.widths(keep)
-    costs = {
-        name: (cost.of(graph, name, sizes), cost.of(graph, name, widths))
-        for name in ("macs", "params", "memory_mb")
-    }
-    return Plan({name: (sizes[name], widths[name]) for name in sizes}, costs)
+    costs = {name: (cost.of(graph, name, sizes), cost.of(graph, name, widths)) for name in cost.CLOSED_FORMS}
+    there = {name: both for name, both in costs.items() if both[0]}
+    return Plan({name: (sizes[name], widths[name]) for name in sizes}, there)

@@ -15,18 +15,19 @@ into blocks, all blocks enter one queue by their score, and are taken from its f
 Adding a block never lowers a cost, so the number of blocks that fit is found by bisection, with many candidates in a
 query. The cost of a block is the budget's closed form, or any given price that never falls; milliseconds are predicted
 and measured by the meter of a `Metered` budget (prunus/latency/meter.py).
+With `uniform`, axes are tied (shares.py): one block of the queue is of all the axes of a tie.
 Shapes: A axes, N blocks in the queue, C candidates.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from prunus.errors import BudgetError, UserError
+from prunus.errors import BudgetError, UserError, unknown
 from prunus.graph import Graph
 from prunus.metrics import format_number
 from prunus.options import Checked, Count, check_value
@@ -35,6 +36,7 @@ from prunus.selection.bounds import CAP, FLOOR, Bound, min_units
 from prunus.selection.budget import Budget, Metered
 from prunus.selection.fill import Price, _approach, _fill, _Limits, _queue, blocks
 from prunus.selection.multiplier import least_left_out
+from prunus.selection.shares import Shares
 
 How = Literal["global", "per_cost", "curves", "uniform", "isomorphic"]
 # Widths are multiples of the first grid with which the budget can be met. 16, because kernels process 16 features at
@@ -52,26 +54,42 @@ class Selection(Checked):
         how: The comparison of units: by their scores (global), by their scores per cost in the whole network (per_cost)
             or in the smaller one (curves), with the same share of every axis (uniform), or within axes of the same
             topology (isomorphic).
-        prefer: What widths are chosen for: multiples that are fast on the hardware (speed), or any, so that the budget
-            is spent to the last unit (quality).
+        prefer: What widths are chosen for: multiples that are fast on most hardware (speed); any, so that the budget is
+            spent to the last unit (quality); or those that are fast in this model on this machine, which a run measures
+            first (measured).
         round_to: The number of which widths become multiples; None: what `prefer` says.
+        widths: axis -> the numbers of units that it may keep, which a run finds for prefer=measured; None: any.
         floor: The fewest units of an axis to keep: an int counts units, a float is a share of the axis.
         cap: The most units of an axis to remove, in the same form.
         freeze: Patterns of axes or layers that keep all units.
+        only: Patterns of the axes or layers that may shrink; empty: all, but those coupled by rotary embeddings.
+        uniform: Whether all blocks get the same widths, such that the model's config can say them.
     """
 
+    searches_widths: ClassVar[bool] = False  # whether a method finds widths in ways of its own
+
     how: How = "global"
-    prefer: Literal["speed", "quality"] = "speed"
+    prefer: Literal["speed", "quality", "measured"] = "speed"
     round_to: Count | None = None
+    widths: dict[str, tuple[int, ...]] | None = None
     floor: Bound = FLOOR
     cap: Bound = CAP
     freeze: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    uniform: bool = False
 
     def __post_init__(self):
         super().__post_init__()
-        if self.prefer == "quality" and self.round_to not in (None, 1):
+        if self.searches_widths and (self.prefer == "measured" or self.widths):
             raise UserError(
-                f"prefer=quality takes any widths, round_to={self.round_to} does not; give one of them."
+                "this method searches for widths in ways of its own, which keep to multiples (round_to) and not to "
+                "measured widths; leave prefer=measured out, or give a budget of latency_ms."
+            )
+        taken = {"quality": (None, 1), "measured": (None,)}
+        if self.round_to not in taken.get(self.prefer, (self.round_to,)):
+            what = {"quality": "any widths", "measured": "widths that it measures"}[self.prefer]
+            raise UserError(
+                f"prefer={self.prefer} takes {what}, round_to={self.round_to} does not; give one of them."
             )
 
     @property
@@ -93,8 +111,28 @@ class Selection(Checked):
 
     def rules(self, graph: Graph) -> dict[str, Any]:
         """Return the options of `select` for a graph; a method that keeps axes whole overrides this."""
+        if self.prefer == "measured" and self.widths is None:
+            raise UserError(
+                "prefer=measured needs measured widths, which a run finds by itself. In code of your own:\n"
+                "    table = prunus.latency.measure_tables(model, graph)\n"
+                "    keep = prunus.select(..., widths=prunus.latency.fast_widths(graph, table.price))"
+            )
         names = [field.name for field in fields(Selection) if field.name != "prefer"]
-        return {name: getattr(self, name) for name in names} | {"round_to": self.multiple}
+        return {name: getattr(self, name) for name in names} | {
+            "round_to": self.multiple,
+            "widths": self._widths_of(graph),
+        }
+
+    def _widths_of(self, graph: Graph) -> dict[str, list[int]] | None:
+        """The widths that are left on a graph whose axes may be smaller than those that were measured."""
+        if self.widths is None:
+            return None
+        sizes = {name: axis.size for name, axis in graph.axes.items()}
+        return {
+            name: [width for width in widths if width <= sizes[name]]
+            for name, widths in self.widths.items()
+            if name in sizes
+        }
 
 
 def select(
@@ -106,15 +144,18 @@ def select(
     within: Mapping[str, Sequence[int]] | None = None,
     how: How = "global",
     round_to: int | None = None,
+    widths: Mapping[str, Sequence[int]] | None = None,
     floor: Bound = FLOOR,
     cap: Bound = CAP,
     freeze: Sequence[str] = (),
+    only: Sequence[str] = (),
+    uniform: bool = False,
 ) -> dict[str, list[int]]:
     """Choose the best-scored units that fit the budget.
 
     Args:
         graph: The graph of the model.
-        scores: axis -> float tensor (size,); higher means keep.
+        scores: axis -> float tensor (size,); higher means keep. Axes that stay whole need none.
         budget: The budget.
         price: price(widths (C, A)) -> costs (C,) in the budget's unit; None: the closed form, or the measurements of a
             `Metered` budget.
@@ -125,9 +166,16 @@ def select(
             cannot be met otherwise), and one axis may leave that grid, so that the cost is below the budget by at most
             0.5 % of the original's, or by less than one unit. With a given price no axis leaves it, because odd widths
             take longer than the next multiple.
+        widths: axis -> the numbers of units that it may keep, such as those that are fast on a machine
+            (`latency.fast_widths`); an axis may always stay whole, and one that is left out keeps any number. What one
+            axis cannot use of the budget is spent on others. In place of `round_to`.
         floor: The fewest units to keep; see `min_units`.
         cap: The most units to remove; see `min_units`.
-        freeze: Patterns of axes that keep all units; see `min_units`.
+        freeze: Patterns of axes that keep all units: kinds ("heads"), names of axes, or of layers; see `min_units`.
+        only: Patterns of the axes that may shrink; see `min_units`.
+        uniform: Whether axes of the same place in repeated blocks keep equally many units. Of a model that is made from
+            a config (those of transformers) all widths are then such that its config says them, and what no config
+            says stays whole: `save_pretrained` of the small model can be loaded by `from_pretrained`.
 
     Returns:
         axis -> sorted kept indices.
@@ -138,76 +186,109 @@ def select(
     """
     check_value("how", how, How)
     check_value("round_to", round_to, Count | None)
-    if price is None and isinstance(budget, Metered):
-
-        def propose(price: Price) -> dict[str, list[int]]:
-            return select(
-                graph,
-                scores,
-                budget,
-                price=price,
-                within=within,
-                how=how,
-                round_to=round_to,
-                floor=floor,
-                cap=cap,
-                freeze=freeze,
-            )
-
-        return budget.meter.select(budget, propose)
+    check_value("uniform", uniform, bool)
+    check_widths(graph, widths, round_to)
+    closed = {name: limit for name, limit in budget.limits.items() if name in cost.CLOSED_FORMS}
+    if price is None and isinstance(budget, Metered) and len(closed) < len(budget.limits):
+        rules: dict[str, Any] = {
+            "within": within,
+            "how": how,
+            "round_to": round_to,
+            "widths": widths,
+            "floor": floor,
+            "cap": cap,
+        }
+        again = partial(select, graph, scores, freeze=freeze, only=only, uniform=uniform, **rules)
+        if closed:
+            again(Budget(**closed))  # refuse now what no measurement could change
+        timed = next(part for part in budget.parts if part.name not in closed)
+        return budget.meter.select(timed, lambda price: again(budget, price=_price(graph, budget, price)))
     measured = price is not None
-    price = price or price_of(graph, budget)
     within = within or {}
+    shares = Shares.of(graph, uniform)
+    bounds = shares.bounded(min_units(graph, floor, cap, freeze, only))
+    whole = {
+        name: torch.zeros(axis.size) for name, axis in graph.axes.items() if bounds[name][0] == axis.size
+    }
+    scores = whole | dict(scores)
     order = {
         name: _sort_units(name, scores, axis.size, within.get(name)) for name, axis in graph.axes.items()
     }
-    most = torch.tensor([len(units) for _, units in order.values()], dtype=torch.float64)
-    sizes = torch.tensor([axis.size for axis in graph.axes.values()], dtype=torch.float64)
-    before = price(sizes[None]).item()
+    price_axes = price or price_of(graph, budget)
+
+    def price_parts(parts: Tensor) -> Tensor:
+        return price_axes(shares.widths(parts))
+
+    most, sizes = shares.most(order), shares.parts
+    before = price_parts(sizes[None]).item()
     limit = budget.limit(before)
-    bounds = min_units(graph, floor, cap, freeze)
-    bound = torch.tensor([units for units, _ in bounds.values()])
-    least = torch.tensor(list(graph.multiples.values()))
+    bound, reasons = shares.fewest(bounds)
+    least = shares.steps(torch.tensor(list(graph.multiples.values())))
 
     def limits_on(grid: int) -> _Limits:
-        steps = blocks(graph, grid, halve=round_to is None)
+        steps = shares.steps(blocks(graph, grid, halve=round_to is None))
         base = torch.minimum(-(bound // -steps) * steps, most)  # rounded up to whole blocks
         # a part of an axis ends with a whole block, too; only an axis that stays whole may have another width
         top = torch.where(most == sizes, most, (most // steps * steps).maximum(base))
-        return _Limits(price, limit, base, top, steps, least)
+        return _Limits(price_parts, limit, base, top, steps, least)
 
-    first, *finer = (round_to,) if round_to else GRIDS
-    limits = limits_on(first)
-    for grid in finer:
-        if limits.costs(limits.base) <= limit:
-            break
-        limits = limits_on(grid)
+    if widths is not None:
+        stops = shares.stops(widths, bound, most, least)
+        base, top = (torch.stack([stop[i] for stop in stops]).double() for i in (0, -1))
+        limits = _Limits(price_parts, limit, base, top, least, least, stops)
+    else:
+        first, *finer = (round_to,) if round_to else GRIDS
+        limits = limits_on(first)
+        for grid in finer:
+            if limits.costs(limits.base) <= limit:
+                break
+            limits = limits_on(grid)
     if limits.costs(limits.base) > limit:
-        raise _unreachable(limits, budget, bounds)
+        raise _unreachable(limits, budget, shares, reasons)
     base, steps = limits.base, limits.steps
     # Between measured points a table is flat or steep by chance, so there the cost of a whole block counts.
     probe = torch.minimum(steps, sizes - 1).clamp_min(1) if measured else torch.ones(len(sizes))
 
-    def unit_costs(widths: Tensor) -> Tensor:
-        """The cost of one unit of each axis, as a share of the original's."""
-        change = torch.where(widths > probe, -probe, probe)
-        return ((price(widths + change.diag()) - price(widths[None])) / change / before).clamp_min(FREE)
+    def part_costs(parts: Tensor) -> Tensor:
+        """The cost of one part of each variable, as a share of the original's."""
+        change = torch.where(parts > probe, -probe, probe)
+        return ((price_parts(parts + change.diag()) - price_parts(parts[None])) / change / before).clamp_min(
+            FREE
+        )
 
     tops = limits.sizes.long().tolist()
+    means, sums = shares.scores(order)
     if how == "curves":
-        falling = [score[:top] for (score, _), top in zip(order.values(), tops, strict=True)]
-        widths, queue = least_left_out(limits, falling, unit_costs)
+        falling = [score[:top] for score, top in zip(sums, tops, strict=True)]
+        parts, queue = least_left_out(limits, falling, part_costs)
     else:
-        ranked = _rank(graph, order, how, unit_costs(sizes))
-        queue = _queue([values[:top] for values, top in zip(ranked, tops, strict=True)], base, steps)
-        widths = _fill(limits, base, queue)
-    if round_to is None and not measured:
+        kinds = [graph.topology(first) for first, *_ in shares.names]
+        ranked = [s / c for s, c in zip(sums, part_costs(sizes), strict=True)] if how == "per_cost" else means
+        ranked = _rank(ranked, kinds, how)
+        queue = _queue([values[:top] for values, top in zip(ranked, tops, strict=True)], limits)
+        parts = _fill(limits, base, queue)
+    if round_to is None and widths is None and not measured:
         anywhere = replace(limits, sizes=most)  # the one axis that leaves the grid may do so in a part of it
-        widths = _approach(anywhere, widths, queue, enough=limit - TOLERANCE * before)
-    return {
-        name: units[: int(width)].sort().values.tolist()
-        for (name, (_, units)), width in zip(order.items(), widths.tolist(), strict=True)
-    }
+        parts = _approach(anywhere, parts, queue, enough=limit - TOLERANCE * before)
+    chosen = shares.by_axis(shares.sayable(parts, base, steps))
+    return {name: units[: chosen[name]].sort().values.tolist() for name, (_, units) in order.items()}
+
+
+def check_widths(graph: Graph, widths: Mapping[str, Sequence[int]] | None, round_to: int | None) -> None:
+    """Raise UserError for widths that are none of an axis, or beside a `round_to`, which says another thing."""
+    if widths is None:
+        return
+    if round_to is not None:
+        raise UserError(f"widths and round_to={round_to} say two things about the same; give one.")
+    for name, numbers in widths.items():
+        if name not in graph.axes:
+            raise unknown("axis", name, graph.axes)
+        size = graph.axes[name].size
+        wrong = [n for n in numbers if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= size]
+        if wrong:
+            raise UserError(
+                f"widths of axis {name}: expected whole numbers from 1 to {size}, got {wrong[0]!r}."
+            )
 
 
 class Unreachable(BudgetError):
@@ -227,20 +308,39 @@ def price_of(graph: Graph, budget: Budget) -> Price:
         budget: The budget.
 
     Returns:
-        price(widths (C, A)) -> costs (C,) in the budget's unit, predicted if they are measured; differentiable.
+        price(widths (C, A)) -> costs (C,) in the budget's unit, predicted if they are measured; differentiable. Of
+        several limits the largest share of one that is used up.
 
     Raises:
         UserError: The budget is in milliseconds and has no meter; the message says what to do.
     """
     if isinstance(budget, Metered):
-        return budget.meter.price
-    if budget.name not in cost.CLOSED_FORMS:
+        return _price(graph, budget, budget.meter.price)
+    if not budget.limits.keys() <= set(cost.CLOSED_FORMS):
         raise UserError(
             f"{budget}: milliseconds have no closed form, they are measured. Measure first, then select:\n"
             "    table = prunus.latency.measure_tables(model, graph)\n"
             "    keep, figures = prunus.latency.select_measured(model, graph, scores, budget, table)"
         )
-    return partial(cost.of, graph, budget.name)
+    return _price(graph, budget)
+
+
+def _price(graph: Graph, budget: Budget, measured: Price | None = None) -> Price:
+    """The price of widths in the budget's unit; `measured` is that of milliseconds."""
+    known: dict[str, Price] = {name: partial(cost.of, graph, name) for name in cost.CLOSED_FORMS}
+    if measured is not None:
+        known["latency_ms"] = measured
+    prices = [known[name] for name in budget.limits]
+    if len(prices) == 1:
+        return prices[0]
+    sizes = torch.tensor([[axis.size for axis in graph.axes.values()]], dtype=torch.float64)
+    limits = [part.amount(price(sizes).item()) for part, price in zip(budget.parts, prices, strict=True)]
+
+    def largest(widths: Tensor) -> Tensor:
+        used = [price(widths) / limit for price, limit in zip(prices, limits, strict=True)]
+        return torch.stack(used).amax(0)
+
+    return largest
 
 
 def _sort_units(
@@ -260,18 +360,12 @@ def _sort_units(
     return falling, units[order]
 
 
-def _rank(
-    graph: Graph, order: Mapping[str, tuple[Tensor, Tensor]], how: str, unit_cost: Tensor
-) -> list[Tensor]:
-    """Return for each axis the numbers (size,), falling, by which its units are compared."""
-    values = [score for score, _ in order.values()]
-    if how == "global":
-        return values
-    if how == "per_cost":
-        return [value / each for value, each in zip(values, unit_cost, strict=True)]
+def _rank(values: list[Tensor], kinds: Sequence[Any], how: str) -> list[Tensor]:
+    """Return for each variable the numbers, falling, by which its parts are compared."""
     if how == "uniform":
         return [1 - torch.arange(len(value), dtype=torch.float64) / len(value) for value in values]
-    kinds = [graph.topology(name) for name in order]
+    if how != "isomorphic":
+        return values
     pools = {kind: [v for v, k in zip(values, kinds, strict=True) if k == kind] for kind in kinds}
     rising = {kind: torch.cat(pool).sort().values for kind, pool in pools.items()}
     return [
@@ -280,22 +374,30 @@ def _rank(
     ]
 
 
-def _unreachable(limits: _Limits, budget: Budget, bounds: Mapping[str, tuple[int, str]]) -> Unreachable:
+def _unreachable(
+    limits: _Limits, budget: Budget, shares: Shares, reasons: Sequence[tuple[str, str]]
+) -> Unreachable:
     """Make the error that says what can be reached, and which axes prevent more."""
-    before, reach, single = map(limits.costs, (limits.sizes, limits.base, torch.ones_like(limits.base)))
+    before, reach, single = map(limits.costs, (shares.parts, limits.base, torch.ones_like(limits.base)))
     saved = reach - limits.price(limits.base - (limits.base - 1).diag())
     held = []
     for i in saved.argsort(descending=True)[:5].tolist():
-        name, (_, why) = list(bounds.items())[i]
-        blocks = f", in blocks of {limits.steps[i]}" if limits.steps[i] > 1 else ""
+        name, why = reasons[i]
+        each = shares.units[name]
+        blocks = f", in blocks of {limits.steps[i] * each}" if limits.steps[i] * each > 1 else ""
+        tied = f" (and {len(shares.names[i]) - 1} tied to it)" if len(shares.names[i]) > 1 else ""
         if saved[i] > 0:
-            held.append(f"{name} keeps {int(limits.base[i])} of {int(limits.sizes[i])} ({why}{blocks})")
+            left, of = int(limits.base[i]) * each, int(shares.parts[i]) * each
+            held.append(f"{name}{tied} keeps {left} of {of} ({why}{blocks})")
+    amount = f"{budget.name} come to {format_number(reach)}"
+    if len(budget.limits) > 1:
+        amount = f"the limit that is exceeded most is used up {format_number(reach)} times"
     error = Unreachable(
-        f"{budget} cannot be met: {budget.name} come to {format_number(reach)} at the least, {reach / before:.4f} of "
+        f"{budget} cannot be met: {amount} at the least, {reach / before:.4f} of "
         f"the {format_number(before)} before. Held up most by: "
         f"{'; '.join(held) or 'nothing, every axis is at one unit'}. "
         f"With one unit an axis it would be {single / before:.4f}. Give a larger budget, or lower floors, raise "
         "caps, freeze less."
     )
-    error.min_units = dict(zip(bounds, limits.base.int().tolist(), strict=True))
+    error.min_units = shares.by_axis(limits.base)
     return error

@@ -59,13 +59,17 @@ def _polynomial(graph: Graph, name: str) -> _Polynomial:
             rows = [[term for op in graph.ops for term in op.macs]]
         elif name == "params":
             rows = [[(1, graph.layouts[parameter]) for parameter in sorted(graph.parameters)]]
+        elif name == "weights_mb":
+            rows = [[(graph.bytes_per_element[tensor], dims) for tensor, dims in graph.layouts.items()]]
+        elif name == "cache_mb":
+            rows = [graph.cached]
         else:
             rows = [[(storage.bytes_per_element, storage.dims)] for storage in graph.storages]
         cached[name] = _Polynomial(rows)
     return cached[name]
 
 
-CLOSED_FORMS = ("macs", "params", "memory_mb")
+CLOSED_FORMS = ("macs", "params", "memory_mb", "weights_mb", "cache_mb")
 
 
 def of(graph: Graph, name: str, widths: Widths) -> Any:
@@ -73,7 +77,7 @@ def of(graph: Graph, name: str, widths: Widths) -> Any:
 
     Args:
         graph: The graph of the model.
-        name: "macs", "params" or "memory_mb".
+        name: One of `CLOSED_FORMS`.
         widths: A tensor (B, A), or a dict {axis: number}; axes left out are whole.
 
     Returns:
@@ -99,9 +103,9 @@ def of(graph: Graph, name: str, widths: Widths) -> Any:
 
 def _evaluate(graph: Graph, name: str, widths: Mapping[str, Any]) -> Any:
     values = _polynomial(graph, name)(widths)
-    if name != "memory_mb":
+    if name in ("macs", "params"):
         return values[0]
-    return _peak(graph, values) / 2**20
+    return (_peak(graph, values) if name == "memory_mb" else values[0]) / 2**20
 
 
 def _peak(graph: Graph, bytes_each: list[Any]) -> Any:
@@ -173,12 +177,47 @@ def memory_mb(graph: Graph, keep: Keep | None = None) -> float:
     return float(of(graph, "memory_mb", graph.widths(keep)))
 
 
+def weights_mb(graph: Graph, keep: Keep | None = None) -> float:
+    """Compute the memory of parameters and buffers, of the types that were traced; tied ones count once.
+
+    Args:
+        graph: The graph of the model.
+        keep: axis -> kept indices; None: the whole model.
+
+    Returns:
+        MiB.
+
+    Raises:
+        UserError: `keep` does not fit the graph.
+    """
+    return float(of(graph, "weights_mb", graph.widths(keep)))
+
+
+def cache_mb(graph: Graph, keep: Keep | None = None) -> float:
+    """Compute the memory of the keys and values of all attentions on the example, which a decoder keeps.
+
+    Heads that several heads of queries share count once. In an encoder-decoder the attentions within the encoder
+    count, too, though no cache holds them.
+
+    Args:
+        graph: The graph of the model, traced on the batch and length that are meant.
+        keep: axis -> kept indices; None: the whole model.
+
+    Returns:
+        MiB; 0 without attention.
+
+    Raises:
+        UserError: `keep` does not fit the graph.
+    """
+    return float(of(graph, "cache_mb", graph.widths(keep)))
+
+
 def coverage(graph: Graph, cost: str = "macs") -> float:
     """Measure how much of a cost can disappear.
 
     Args:
         graph: The graph of the model.
-        cost: "macs", "params" or "memory_mb".
+        cost: One of `CLOSED_FORMS`.
 
     Returns:
         The share (0 to 1) of the cost that goes when every axis is halved.

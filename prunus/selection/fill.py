@@ -1,7 +1,7 @@
 """Taking units from a queue, the best first, until a budget is full."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,8 @@ Queue = tuple[Tensor, Tensor]  # for each block its axis (N,) and its number of 
 class _Limits:
     """The range of widths (A,): from `base` to `sizes`, in `steps`, for a cost of at most `limit`.
 
-    Off the grid of `steps`, widths are multiples of `least`.
+    Off the grid of `steps`, widths are multiples of `least`. Where `stops` are given, widths go from one of them to the
+    next instead, from `base` to `sizes` for each axis.
     """
 
     price: Price
@@ -26,6 +27,19 @@ class _Limits:
     sizes: Tensor
     steps: Tensor
     least: Tensor
+    stops: Sequence[Tensor] | None = None
+
+    def ends(self) -> Iterator[Tensor]:
+        """For each axis the widths at which its blocks beyond the base end."""
+        for i, (start, end) in enumerate(
+            zip(self.base.long().tolist(), self.sizes.long().tolist(), strict=True)
+        ):
+            if self.stops is not None:
+                yield self.stops[i][self.stops[i] > start]
+            else:
+                step = int(self.steps[i])
+                inner = range(start + step, end, step)
+                yield torch.tensor([*inner, end] if end > start else [], dtype=torch.long)
 
     def costs(self, widths: Tensor) -> float:
         return self.price(widths[None]).item()
@@ -59,20 +73,23 @@ def blocks(graph: Graph, grid: int, halve: bool) -> Tensor:
     return torch.tensor(steps)
 
 
-def _queue(ranked: list[Tensor], base: Tensor, steps: Tensor) -> Queue:
-    """Order the blocks beyond the base by falling score.
+def _queue(ranked: list[Tensor], limits: _Limits) -> Queue:
+    """Order the blocks beyond the base by falling score, given for each axis the scores of its units up to its size.
 
     The score of a block is the mean over its units. Among equal blocks, the one nearer the start of its axis comes
     first.
     """
     blocks = []
-    for axis, (value, start, step) in enumerate(zip(ranked, base.long(), steps, strict=True)):
+    for axis, (value, start, ends) in enumerate(
+        zip(ranked, limits.base.long().tolist(), limits.ends(), strict=True)
+    ):
         rest = value[start:].double()
-        block = torch.arange(len(rest)) // step
-        units = block.bincount()
+        begins = torch.cat([torch.tensor([start]), ends])[:-1]
+        units = ends - begins
+        block = torch.repeat_interleave(torch.arange(len(units)), units)
         mean = torch.zeros(len(units), dtype=torch.float64).index_add_(0, block, rest) / units
         mean = mean.cummin(0).values if len(mean) else mean
-        place = (start + step * torch.arange(len(units))) / len(value)
+        place = begins / len(value)
         blocks.append((mean, place, torch.full_like(units, axis), units))
     mean, place, axis, units = map(torch.cat, zip(*blocks, strict=True))
     mean = mean.float()  # scores that differ by rounding alone become equal

@@ -34,7 +34,7 @@ def least_left_out(
     price, found = prices(limits.sizes), []
     for _ in range(ROUNDS):
         ranked = [score / each for score, each in zip(scores, price, strict=True)]
-        queue = _queue(ranked, limits.base, limits.steps)
+        queue = _queue(ranked, limits)
         widths = _fill(limits, limits.base, queue)
         left_out = sum(float(score[int(w) :].sum()) for score, w in zip(scores, widths, strict=True))
         found.append((left_out, widths, queue))

@@ -8,7 +8,10 @@ Its files, in the order in which to read them:
     stated             what a model says about its own sizes
     copies             models that hold other tensors
     sampling           random weights that let a signal through
+    filling            the random weights that both models of a proof hold
+    decoding           calls with a cache
     vessel             a copy of a model that is given other tensors again and again
+    attempts           the precisions in which two models are compared
     proof              prove, verify, and the axis to blame
     apply              mask, crop, shrink
     optimizer_state    momentum and averages carried over
@@ -17,6 +20,7 @@ Its files, in the order in which to read them:
 """
 
 from prunus.surgery.apply import crop, mask, shrink
+from prunus.surgery.attempts import TOLERANCES
 from prunus.surgery.copies import (
     changed_attributes,
     checked_tensors,
@@ -28,7 +32,7 @@ from prunus.surgery.effective import effective_tensors
 from prunus.surgery.fresh import fan_in, reinitialise, sample_uniform
 from prunus.surgery.in_place import shrink_in_place
 from prunus.surgery.optimizer_state import carry_over
-from prunus.surgery.proof import TOLERANCES, Proof, prove, verify
+from prunus.surgery.proof import Proof, prove, verify
 from prunus.surgery.slicing import cut, shape_differences, slice_tensor
 from prunus.surgery.steps import Held, find_steps, lists_of
 

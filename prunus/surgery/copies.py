@@ -170,24 +170,26 @@ def with_tensors(
     for module_name, values in attributes.items():
         for name, value in values.items():
             module, path = small.get_submodule(module_name), name.split(".")
-            set_integer(module, path, type(get_integer(module, path))(value))
+            set_integer(module, path, tuple(value) if isinstance(value, list) else value)
     update_stated_sizes(model, small)
     set_kept(small, {name: tensors[name] for name in kept_tensors(small) if name in tensors})
     return small
 
 
-def changed_attributes(small: nn.Module, graph: Graph) -> dict[str, dict[str, Any]]:
+def changed_attributes(small: nn.Module, graph: Graph, keep: Keep) -> dict[str, dict[str, Any]]:
     """The integers of a small model that follow its axes.
 
     Args:
         small: The shrunk model.
         graph: The graph of the original.
+        keep: axis -> indices that stay.
 
     Returns:
         {module: {attribute: value}}, plain JSON.
     """
     found: dict[str, dict[str, Any]] = {}
-    for attribute in graph.attributes + [Attribute(each.place, each.layouts[0]) for each in graph.stated]:
+    stated = [Attribute(each.place, each.layouts[0]) for each in graph.stated]
+    for attribute in graph.integers(graph.widths(keep)) + stated:
         value = get_integer(small.get_submodule(attribute.module), attribute.place.path)
         found.setdefault(attribute.module, {})[attribute.key] = value
     return found

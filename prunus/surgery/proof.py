@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,33 +14,29 @@ from prunus.errors import PruningError
 from prunus.graph import (
     Graph,
     Keep,
-    Levels,
     Places,
     Reference,
     SameDraws,
+    WrittenError,
     one_at_a_time,
     operators,
     parametrised,
     plain_model,
     select_outputs,
-    set_zero,
     skeleton,
     take,
 )
 from prunus.inputs import call
+from prunus.surgery.attempts import ATTEMPTS, HALF, QUICK_NEAR, Attempt, relative_error
 from prunus.surgery.copies import checked_tensors, resize
+from prunus.surgery.decoding import Decoding, Generating, decodings
 from prunus.surgery.effective import effective_tensors
+from prunus.surgery.filling import AtOnce, Cut, Filling, OneByOne
 from prunus.surgery.sampling import Sampler, random_like
-from prunus.surgery.slicing import zeroed
 from prunus.surgery.vessel import Vessel
 
-# Allowed relative errors. Lower precisions are for devices and models that cannot compute in double.
-TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-HALF = {torch.bfloat16, torch.float16}
-# Up to this error float32 decides; above it, float64 does. Measured in float32: in random networks rounding makes 2e-5
-# at most, and faults make 2e-3 at least (benchmarks/mutations.py).
-NO_DOUBT = 1e-5
 SMALL_MODEL = 1_000_000  # parameters
+LARGE_MODEL = 100_000_000  # parameters; from here on each is drawn while it is read
 FEW = 2  # units of a tensor's dimension
 ROUNDS_OF_SMALL, ROUNDS_OF_FEW = 3, 8
 MOST_TO_BLAME = 8  # proofs of a part of the cut, to find the axes at fault
@@ -58,6 +54,7 @@ class Proof:
         modes: The modes for which it speaks. Training is run too where code asks for the mode; where only torch's own
             layers do (batch norm, dropout), which treat each unit alone in both modes, a run in evaluation stands
             for it.
+        calls: The calls with a cache that were made as well, of a model that generates (see decoding.py).
     """
 
     max_abs_error: float
@@ -65,29 +62,12 @@ class Proof:
     seconds: float
     dtype: torch.dtype
     modes: tuple[str, ...]
+    calls: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
         """Whether the error is within the tolerance."""
         return self.max_abs_error <= self.tolerance
-
-
-class Attempt(NamedTuple):
-    """A precision in which to compare, and how."""
-
-    dtype: torch.dtype
-    tolerance: float
-    quick: bool = False  # it decides only if it passes, and may leave out what is needed only for odd numbers
-    near: bool = False  # on weights near the model's own
-
-
-QUICK = Attempt(torch.float32, NO_DOUBT, quick=True)
-QUICK_NEAR = QUICK._replace(near=True)
-ATTEMPTS = (
-    QUICK,
-    QUICK_NEAR,
-    *(Attempt(*each, near=near) for each in TOLERANCES.items() for near in (False, True)),
-)
 
 
 class NothingFinite(ArithmeticError):
@@ -203,11 +183,12 @@ def verify(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module | None =
             continue
         if error <= attempt.tolerance or not attempt.quick:
             seconds = time.perf_counter() - start
-            return Proof(error, attempt.tolerance, seconds, attempt.dtype, tuple(graph.modes))
+            calls = tuple(each.name for each in pair.decodings)
+            return Proof(error, attempt.tolerance, seconds, attempt.dtype, tuple(graph.modes), calls)
     raise PruningError(f"the small model and the original cannot be compared: {cause}") from cause
 
 
-Filled = tuple[Vessel, dict[str, torch.Tensor]]  # a vessel, and what it is to hold
+Vessels = tuple[Vessel, Vessel]  # of the original, and of the small model
 
 
 class _WroteError(Exception):
@@ -227,17 +208,15 @@ class Pair:
     ):
         self.model, self.graph, self.places, self.tensors = model, graph, places, tensors
         self.stays = {n: places.stay(graph.layouts[n], t.device) for n, t in tensors.items()}
+        self.cut = Cut(graph, places, self.stays)
         self.small = resize(model, graph, places.keep, tensors) if small is None else small
-        sizes = {
-            name: [
-                n if stay is None else len(stay) for n, stay in zip(tensors[name].shape, stays, strict=True)
-            ]
-            for name, stays in self.stays.items()
-        }
+        sizes = {name: self.cut.shape(name, tensor) for name, tensor in tensors.items()}
         self.sampler = Sampler(graph, tensors, sizes)
         self.on_own: set[str] = set()  # modes whose random inputs make the original fail
         self.written: set[str] = set()  # parameters that the forward pass writes to, known once it has
         self.rounds = self._rounds(sizes)
+        self.one_by_one = sum(map(torch.Tensor.numel, tensors.values())) >= LARGE_MODEL
+        self.decodings = decodings(model, graph.example) if "eval" in graph.traced else []
 
     def _rounds(self, sizes: dict[str, list[int]]) -> int:
         """How many networks to compare: several of small ones, in which chance may hide an error.
@@ -253,14 +232,11 @@ class Pair:
             return ROUNDS_OF_FEW
         return ROUNDS_OF_SMALL if any(op.is_a(operators.DEAD_END) for op in self.graph.ops) else 1
 
-    def cut(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The parts of tensors that stay; those that stay whole are returned themselves."""
-        return {name: take(tensor, self.stays[name]) for name, tensor in tensors.items()}
-
     def check_weights(self) -> None:
         """Check that the small model holds the kept weights, bit by bit. Raises PruningError otherwise."""
         held = effective_tensors(self.small)
-        for name, expected in self.cut(self.tensors).items():
+        for name, tensor in self.tensors.items():  # one at a time, because a large model's are large
+            expected = self.cut.part(name, tensor)
             computed = not isinstance(self.tensors[name], nn.Parameter) and name in self.graph.parameters
             same = parametrised.same_value if computed else torch.equal
             if (
@@ -280,43 +256,39 @@ class Pair:
         seeds = list(range(self.rounds))
         while seeds:
             seed = seeds[0]
-            full = self.sampler.draw(attempt.dtype, seed, attempt.near)
-            part = self.cut(full)
-            for name in self.graph.parameters:
-                if part[name] is not full[name]:
-                    set_zero(full[name], self.places.go(zeroed(self.graph, name), full[name].device))
+            draw = self.sampler.draws(attempt.dtype, seed, attempt.near)
+            filling = (
+                OneByOne(self.cut, draw, self.tensors, attempt.dtype)
+                if self.one_by_one
+                else AtOnce(self.cut, draw)
+            )
             try:
                 for mode in self.graph.traced:
-                    worst = max(worst, self._in_mode(mode, (whole, full), (small, part), attempt, seed))
+                    worst = max(worst, self._in_mode(mode, (whole, small), filling, attempt, seed))
+                    if mode == "eval" and seed == 0:
+                        worst = max(worst, self._generating((whole, small), filling, attempt))
                     if attempt.quick and worst > attempt.tolerance:
                         return worst
-            except _WroteError:  # which is known now, so each gets its own
+            except (_WroteError, WrittenError):  # so each gets its own, with numbers that can be written to
+                self.one_by_one = False
                 continue
             seeds.pop(0)
         return worst
 
-    def _in_mode(self, mode: str, whole: Filled, small: Filled, attempt: Attempt, seed: int) -> float:
+    def _in_mode(self, mode: str, pair: Vessels, filling: Filling, attempt: Attempt, seed: int) -> float:
         """The difference in one mode, on random inputs; on the example's own numbers if the original fails on those.
 
         Targets are such: boxes without a size, chances above one.
         """
-        device = next(iter(self.tensors.values())).device
 
         def difference(own: bool) -> float:
-            generator = torch.Generator().manual_seed(seed)
-            for vessel, tensors in (whole, small):
-                vessel.fill(tensors, mode, copy=bool(self.written))
-            inputs = tree_map_only(
-                torch.Tensor,
-                lambda tensor: random_like(tensor, attempt.dtype, device, generator, own),
-                self.graph.modes[mode],
-            )
-            return self._difference(whole[0], small[0], inputs, attempt)
+            inputs = self._filled(pair, filling, mode, self.graph.modes[mode], attempt, seed, own)
+            return self._difference(pair, filling, inputs, attempt)
 
         if mode not in self.on_own:
             try:
                 return difference(own=False)
-            except (PruningError, NothingFinite, _WroteError):
+            except (PruningError, NothingFinite, _WroteError, WrittenError):
                 raise
             except Exception:
                 pass  # the next line raises it again unless the inputs were at fault
@@ -324,24 +296,70 @@ class Pair:
         self.on_own.add(mode)
         return found
 
-    def _difference(self, whole: Vessel, small: Vessel, example: Any, attempt: Attempt) -> float:
+    def _filled(
+        self,
+        pair: Vessels,
+        filling: Filling,
+        mode: str,
+        like: Any,
+        attempt: Attempt,
+        seed: int,
+        own: bool = False,
+    ) -> Any:
+        """Fill both vessels, and return inputs like some, random or their own."""
+        device = next(iter(self.tensors.values())).device
+        generator = torch.Generator().manual_seed(seed)
+        for vessel, tensors in zip(pair, (filling.whole, filling.small), strict=True):
+            vessel.fill(tensors, mode, copy=bool(self.written))
+        return tree_map_only(
+            torch.Tensor, lambda t: random_like(t, attempt.dtype, device, generator, own), like
+        )
+
+    def _generating(self, pair: Vessels, filling: Filling, attempt: Attempt) -> float:
+        """The difference in calls with a cache; those that the original does not take are dropped."""
+        worst = 0.0
+        for each in list(self.decodings):
+            try:
+                inputs = self._filled(pair, filling, "eval", each.inputs, attempt, 0)
+                worst = max(worst, self._difference(pair, filling, inputs, attempt, each))
+            except (PruningError, NothingFinite, _WroteError, WrittenError):
+                raise
+            except Exception:  # of the original
+                self.decodings.remove(each)
+        return worst
+
+    def _difference(
+        self,
+        pair: Vessels,
+        filling: Filling,
+        example: Any,
+        attempt: Attempt,
+        decoding: Decoding | None = None,
+    ) -> float:
         """Largest difference of outputs, and of tensors that may have been written to, each over its largest value.
 
         Raises _WroteError if the forward pass wrote to parameters that the two models may share.
         """
         device = next(iter(self.tensors.values())).device
-        mine, whole_tensors = small.tensors(), whole.tensors()
-        pairs = ((whole_tensors[name], mine[name]) for name in self.graph.parameters)
-        levels = Levels(pair if pair[0].data_ptr() != pair[1].data_ptr() else pair[:1] for pair in pairs)
-        if (
-            self.written
-        ):  # perhaps from weights that would be scaled before this in one model, after it in the other
-            levels = None
+        whole, small = pair
+        whole_tensors = whole.tensors()
+        # written perhaps from weights that would be scaled before this in one model, after it in the other
+        levels = None if self.written else filling.levels(whole_tensors, small.tensors())
+        models, chosen = [whole.model, small.model], self.graph.chosen
+        if decoding is not None:  # on weights that have been scaled
+            levels, chosen = None, None
+            models = [Generating(model, decoding, self.graph.chosen) for model in models]
         reference = Reference(self.places, thorough=not attempt.quick, levels=levels)
         with skeleton.seeded(device):
             expected = select_outputs(
-                reference.run(whole.model, whole_tensors, example, self.graph.layouts | self.graph.state),
-                self.graph.chosen,
+                reference.run(
+                    models[0],
+                    whole_tensors,
+                    example,
+                    self.graph.layouts | self.graph.state,
+                    filling.around_whole(reference),
+                ),
+                chosen,
             )
         if not reference.written <= self.written:
             self.written |= reference.written
@@ -351,10 +369,11 @@ class Pair:
             skeleton.seeded(device),
             skeleton.quiet_forward(),
             SameDraws(reference.draws, self.places) as draws,
+            filling.around_small(),
         ):
             try:
-                got = select_outputs(call(small.model, own), self.graph.chosen)
-            except PruningError:
+                got = select_outputs(call(models[1], own), chosen)
+            except (PruningError, WrittenError):
                 raise
             except Exception as error:  # where the original ran
                 raise PruningError(f"the small model does not run: {error}") from error
@@ -374,23 +393,4 @@ class Pair:
             if name in self.stays and (name not in self.graph.parameters or name in self.written):
                 got.append(mine[name])
                 expected.append(take(tensor, self.stays[name]))
-        return max(map(_relative_error, got, expected))
-
-
-def _relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference over the largest value; infinite if shapes, infinities or NaN differ."""
-    if got.shape != expected.shape:
-        return float("inf")
-    if torch.equal(got, expected):
-        return 0.0
-    if expected.is_complex():
-        got, expected = torch.view_as_real(got.resolve_conj()), torch.view_as_real(expected.resolve_conj())
-    got, expected = got.double(), expected.double()
-    finite = expected.isfinite()
-    same_places = torch.equal(got.isfinite(), finite)
-    if not same_places or not torch.equal(got[~finite].nan_to_num(), expected[~finite].nan_to_num()):
-        return float("inf")
-    if not finite.any():
-        return 0.0
-    scale = max(expected[finite].abs().max().item(), 1e-12)
-    return (got[finite] - expected[finite]).abs().max().item() / scale
+        return max(map(relative_error, got, expected))

@@ -9,7 +9,7 @@ start of its own; its length is prime, so no two rows meet the same part of it. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from math import prod, sqrt
 
@@ -50,8 +50,8 @@ class Sampler:
             return 0.0, GAIN / sqrt(max(1, summed))
         return (0.0, SHIFT) if SHIFTS in roles else (1.0, SPREAD)
 
-    def draw(self, dtype: torch.dtype, seed: int, near: bool = False) -> dict[str, torch.Tensor]:
-        """Make the tensors.
+    def draws(self, dtype: torch.dtype, seed: int, near: bool = False) -> Callable[[str], torch.Tensor]:
+        """Return the function that makes a tensor by its name, the same each time.
 
         Args:
             dtype: Their type.
@@ -59,24 +59,26 @@ class Sampler:
             near: Whether all are to be near the user's own, for models that fail on others.
 
         Returns:
-            name -> tensor; complex ones are of the complex type of that precision, those of integers are the model's
-            own, detached.
+            draw(name) -> tensor; complex ones are of the complex type of that precision, those of integers are the
+            model's own, detached.
         """
         generator = torch.Generator().manual_seed(seed)
-        starts = torch.randint(LENGTH, (len(self.tensors),), generator=generator).tolist()
-        made: dict[str, torch.Tensor] = {}
-        for (name, tensor), start in zip(self.tensors.items(), starts, strict=True):
-            tensor, spread = tensor.detach(), None if near else self._spreads[name]
-            if is_inexact(tensor) and tensor.numel():
-                numbers = _numbers(type_like(tensor, dtype), tensor.device)[
-                    start : start + min(LENGTH, tensor.numel())
-                ]
-                if spread is None:
-                    tensor = _beside(tensor, numbers)
-                else:
-                    tensor = _tiled(tensor, numbers * spread[1] + spread[0])
-            made[name] = tensor
-        return made
+        drawn = torch.randint(LENGTH, (len(self.tensors),), generator=generator).tolist()
+        starts = dict(zip(self.tensors, drawn, strict=True))
+
+        def draw(name: str) -> torch.Tensor:
+            tensor, spread = self.tensors[name].detach(), None if near else self._spreads[name]
+            if not is_inexact(tensor) or not tensor.numel():
+                return tensor
+            start = starts[name]
+            numbers = _numbers(type_like(tensor, dtype), tensor.device)[
+                start : start + min(LENGTH, tensor.numel())
+            ]
+            if spread is None:
+                return _beside(tensor, numbers)
+            return _tiled(tensor, numbers * spread[1] + spread[0])
+
+        return draw
 
 
 def type_like(tensor: torch.Tensor, dtype: torch.dtype) -> torch.dtype:

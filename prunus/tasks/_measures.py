@@ -16,7 +16,7 @@ from prunus.metrics import Metric
 # Names that stand beside the metric in the log and in result.json.
 TAKEN = (
     *("epoch", "loss", "lr", "seconds", "macs", "params", "memory_mb", "latency_ms", "latency_spread_ms"),
-    *("file_mb", "sparsity", "packed_mb", "compressed_mb"),
+    *("weights_mb", "cache_mb", "file_mb", "sparsity", "packed_mb", "compressed_mb"),
 )
 
 

@@ -69,6 +69,25 @@ def test_inspect_shows_axes_and_reasons(capsys):
     assert "conv1" in said(capsys, "inspect", "--model", "zoo:digits_resnet", "--explain", "conv1")
 
 
+def test_inspect_says_of_which_kind_axes_are_and_what_stays_whole(capsys):
+    asked = ["inspect", "--model", "zoo:vit_tiny", "--json", "--only", "heads", "mlp", "--freeze", "blocks.0"]
+    axes = json.loads(said(capsys, *asked))["axes"]
+    assert [axes[name]["kind"] for name in ("patches", "blocks.1.attention.qkv", "blocks.1.up")] == [
+        "width",
+        "heads",
+        "mlp",
+    ]
+    whole = {name: each["least_because"] for name, each in axes.items() if each["least"] == each["units"]}
+    assert whole == {
+        "patches": "only heads, mlp may shrink",
+        "blocks.0.attention.qkv": "frozen by 'blocks.0'",
+        "blocks.0.up": "frozen by 'blocks.0'",
+    }
+    text = said(capsys, *(part for part in asked if part != "--json"))
+    assert "kind" in text and "stays whole" in text
+    assert "stays whole" not in said(capsys, "inspect", "--model", "zoo:vit_tiny")
+
+
 def test_inspect_of_data_and_weights_shows_curves(capsys, digits_run):
     weights = str(digits_run / "base.safetensors")
     text = said(capsys, "inspect", "--model", "zoo:digits_resnet", "--data", "digits", "--weights", weights)
@@ -97,6 +116,11 @@ def test_inspect_of_data_and_weights_shows_curves(capsys, digits_run):
         ([*SPARSE, "--budget", "macs=0.5"], "--sparsity 0.8"),
         ([*SPARSE, "--budget", "macs=0.5", "--sparsity", "0.8"], "not both"),
         ([*SPARSE, "--method", "taylor", "--sparsity", "0.8"], "--budget macs=0.5"),
+        (["inspect", "--model", "zoo:resnet20", "--json", "--explain", "conv1"], "not both"),
+        (
+            [*SPARSE, "--method", "random", "--only", "heads"],
+            "only='heads': this network has no axes of that kind",
+        ),
         ([*SPARSE, "--round-to", "8"], "unknown option of method lookahead 'round_to'"),
         (["run", "--model", "zoo:resnet20", "--data", "digitz", "--out", "OUT"], "digits"),
         (

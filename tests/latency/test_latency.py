@@ -24,7 +24,7 @@ from prunus.latency.profiling import measure_tables
 from prunus.latency.table import Table
 from prunus.methods import Pruned
 from prunus.run import RunFolder, Settings, preview, prune
-from prunus.selection import Budget, Metered, Selection, price_of, select
+from prunus.selection import Budget, Metered, Selection, params, price_of, select
 from tests.lib import nets
 from tests.lib.latency import Fake, FakeCall, by_size
 from tests.lib.two_processes import ROOT, launched
@@ -363,6 +363,17 @@ def test_the_units_kept_are_the_best_by_their_scores_whatever_was_measured_befor
         assert measured(runtime, keep) <= 0.6
         for name, units in keep.items():
             assert set(units) == set(ranks[name].topk(len(units)).indices.tolist())
+
+
+def test_milliseconds_are_met_beside_another_cost(tmp_path):
+    runtime = Fake()
+    meter = latency.Meter(MODEL, GRAPH, runtime=runtime, cache=tmp_path)
+    ranks = scores.magnitude(MODEL, GRAPH)
+    for limits in ({"latency_ms": 0.6, "params": 0.2}, {"latency_ms": 0.5, "params": 0.9}):
+        keep = select(GRAPH, ranks, Metered(**limits, meter=meter))
+        shares = measured(runtime, keep), params(GRAPH, keep) / params(GRAPH)
+        assert shares[0] <= limits["latency_ms"] and shares[1] <= limits["params"]
+        assert max(share / limit for share, limit in zip(shares, limits.values(), strict=True)) > 0.85
 
 
 def test_milliseconds_can_be_given_as_a_number(tmp_path):

@@ -10,6 +10,7 @@ import prunus
 from prunus.errors import PruningError, TraceError, UserError
 from prunus.inputs import call
 from prunus.refit import Moments, fit_in_order, repair
+from prunus.refit.products import Product
 from prunus.surgery import clone
 from tests.lib.mutants import drawn_program
 from tests.lib.random_nets import build
@@ -174,3 +175,43 @@ def test_no_batch_and_numbers_that_are_not_finite_are_refused():
         Moments(model, graph, [])
     with pytest.raises(PruningError, match="not finite"):
         Moments(model, graph, [x * float("nan")])
+
+
+class Pair(nn.Module):
+    """Two layers that read the same, or the second a sum of it with something else where the input is positive."""
+
+    def __init__(self, apart: bool):
+        super().__init__()
+        self.apart, self.up = apart, nn.Linear(5, 12)
+        self.one, self.two = nn.Linear(12, 4), nn.Linear(12, 4)
+
+    def forward(self, x):
+        hidden = self.up(x).relu()
+        other = hidden + 1 if self.apart and x.sum() > 0 else hidden
+        return self.one(hidden) * self.two(other)
+
+
+def test_products_that_read_the_same_share_their_moments(monkeypatch):
+    torch.manual_seed(0)
+    model = Pair(apart=False)
+    graph = prunus.trace(model, torch.randn(2, 5))
+    batches, keep = [torch.randn(64, 5) for _ in range(4)], {"up": [0, 2, 3, 7, 8]}
+    moments = Moments(model, graph, batches)
+    assert len({id(layer.read) for layer in moments._layers.values()}) == 2  # of up, and of one and two
+    shared = moments.weights(keep)
+    monkeypatch.setattr(Product, "reads_same", lambda self, other: False)
+    apart = Moments(model, graph, batches)
+    assert len({id(layer.read) for layer in apart._layers.values()}) == 3
+    for name, tensor in apart.weights(keep).items():
+        assert torch.equal(shared[name], tensor)
+
+
+@pytest.mark.filterwarnings("ignore:traced with real tensors")
+def test_a_product_that_reads_the_same_in_some_batches_alone_is_left_as_it_is():
+    torch.manual_seed(0)
+    model = Pair(apart=True)
+    graph = prunus.trace(model, -torch.ones(2, 5))
+    assert list(graph.axes) == ["up"]
+    found, fitted = Moments(model, graph, [-torch.ones(64, 5), torch.ones(64, 5)]).fit({"up": [0, 2, 3, 7]})
+    assert "one.weight" in found and "two.weight" not in found
+    assert "not in every batch" in fitted.left["two.weight"]

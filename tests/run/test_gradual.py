@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import prunus
-from prunus.errors import UserError
+from prunus.errors import FileError, UserError
 from prunus.export import load_keep
 from prunus.selection import Selection
 from tests.lib.models import imported_beside_torchvision, torchvision_models
@@ -109,26 +109,26 @@ def test_a_restored_plan_goes_on():
     assert torch.equal(halfway(X), model(X))
 
 
-def test_no_axis_is_down_to_one_unit_before_the_last_cut():
-    """A single unit is no axis when the model is traced again."""
-    limits = {step: prunus.Budget(params=share) for step, share in ((1, 0.3), (2, 0.28), (3, 0.25))}
+def test_an_axis_down_to_one_unit_stays_known():
+    """A single unit would be no axis in a trace of the small model."""
+    limits = {step: prunus.Budget(params=share) for step, share in ((1, 0.28), (2, 0.2), (3, 0.1))}
     scores = {"0": torch.arange(32.0), "2": torch.arange(24.0) - 100}
 
     def prefer_the_first(model, graph):
         return {name: scores[name][: axis.size] for name, axis in graph.axes.items()}
 
-    gradual = prunus.Gradual(X[:1], limits, scores=prefer_the_first, selection=Selection(floor=1, round_to=1))
-    model, fewest = network(), []
+    selection = Selection(floor=1, round_to=1)
+    gradual, model = prunus.Gradual(X[:1], limits, scores=prefer_the_first, selection=selection), network()
     for number in limits:
         gradual.update(model, number)
-        fewest.append(min(map(len, gradual.keep.values())))
-    assert fewest == [2, 2, 1]
+    assert len(gradual.keep["2"]) == 1 and len(gradual.keep["0"]) < 32 and len(gradual.cuts) == 3
+    assert torch.equal(model(X), prunus.shrink(network(), gradual.graph, gradual.keep)(X))
 
 
 def test_a_model_that_something_else_has_changed_is_refused():
     gradual = prunus.Gradual(X[:1], LIMITS)
     trained(gradual, steps=2)
-    with pytest.raises(UserError, match=r"not the one that was cut before: .* has .* units, not"):
+    with pytest.raises(FileError, match=r"this model is not the one that was traced"):
         gradual.update(network(), 5)
 
 
@@ -181,6 +181,7 @@ def rates(trainer):
     return [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
 
 
+WITHIN = Selection(freeze=("width",))  # a hidden size that heads do not divide is refused by the config
 IDS = {"input_ids": torch.arange(6)[None]}
 
 
@@ -189,7 +190,7 @@ IDS = {"input_ids": torch.arange(6)[None]}
     "options", [{}, {"gradient_accumulation_steps": 2}, {"gradient_checkpointing": True}, {"bf16": True}]
 )
 def test_the_trainer_goes_on_with_the_small_model(options, tmp_path):
-    gradual = prunus.Gradual(IDS, LIMITS)
+    gradual = prunus.Gradual(IDS, LIMITS, selection=WITHIN)
     dense, pruned = (
         run_trainer(tmp_path / "a", **options),
         run_trainer(tmp_path / "b", gradual, **options),
@@ -210,7 +211,10 @@ def test_the_trainer_goes_on_with_the_small_model(options, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")  # the library's own
 def test_a_trainer_that_was_interrupted_ends_as_one_that_was_not(tmp_path):
-    gradual, again = prunus.Gradual(IDS, LIMITS), prunus.Gradual(IDS, LIMITS)
+    gradual, again = (
+        prunus.Gradual(IDS, LIMITS, selection=WITHIN),
+        prunus.Gradual(IDS, LIMITS, selection=WITHIN),
+    )
     whole = run_trainer(tmp_path, gradual)
     checkpoint = tmp_path / "checkpoint-4"
     model = llama()
@@ -224,10 +228,18 @@ def test_a_trainer_that_was_interrupted_ends_as_one_that_was_not(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # the library's own
+def test_a_cut_that_transformers_could_not_save_is_said_at_once(tmp_path):
+    width = Selection(round_to=1, cap={"*": 0, "model.layers.0.self_attn.o_proj": 1})  # 15, with 4 heads
+    gradual = prunus.Gradual(IDS, {2: prunus.Budget(params=0.96)}, selection=width)
+    with pytest.raises(UserError, match=r"could not save .* hidden size .*freeze=\["):
+        run_trainer(tmp_path, gradual)
+
+
+@pytest.mark.filterwarnings("ignore")  # the library's own
 def test_a_trainer_that_would_load_a_checkpoint_of_another_size_is_refused(tmp_path):
     options = {"load_best_model_at_end": True, "eval_strategy": "no", "save_strategy": "no"}
     with pytest.raises(UserError, match="does not go with load_best_model_at_end"):
-        run_trainer(tmp_path, prunus.Gradual(IDS, LIMITS), **options)
+        run_trainer(tmp_path, prunus.Gradual(IDS, LIMITS, selection=WITHIN), **options)
 
 
 # ---------------------------------------------------------------------------------------- Lightning

@@ -15,7 +15,8 @@ from prunus.errors import BudgetError, FileError, PrunusError, UserError
 from prunus.export import load
 from prunus.files import read_json, read_tensors
 from prunus.recover import finetune
-from prunus.run import RunFolder, Settings, loading, preview, prune, stages
+from prunus.report.rows import budget_text
+from prunus.run import RunFolder, Settings, loading, preview, prune, read_result, stages
 from prunus.run.folder import list_differences
 from prunus.selection import Budget
 from prunus.testing import tiny_task
@@ -65,6 +66,16 @@ def tiny_run(tmp_path_factory):
         patch.setattr(stages, "recover", recover)
         out = tmp_path_factory.mktemp("tiny") / "run"
         return prune(task=tiny_task("residual"), out=out, settings=settings), taught
+
+
+def test_a_run_meets_several_limits_and_its_report_says_them(tmp_path):
+    limits = {"macs": 0.7, "params": 0.6, "weights_mb": 0.5}
+    settings = Settings(method="magnitude", base_epochs=0, epochs=0)
+    prune(task=tiny_task("residual"), budget=Budget(**limits), out=tmp_path / "run", settings=settings)
+    result = read_result(tmp_path / "run")
+    assert result["budget"] == limits
+    assert all(result["after"][name] <= share * result["before"][name] for name, share in limits.items())
+    assert budget_text(result) == "macs <= 70 %, params <= 60 %, weights_mb <= 50 %"
 
 
 def test_the_stored_base_teaches(tiny_run):

@@ -10,6 +10,7 @@ from prunus.graph import make_skeleton
 from prunus.selection import cost
 from tests.lib import nets
 from tests.lib.graphs import counted_macs
+from tests.lib.models import imported_beside_torchvision
 
 
 @pytest.mark.parametrize("name", nets.NETS)
@@ -78,7 +79,7 @@ def test_queries_take_thousands_of_candidates_and_agree_with_single_ones():
 
 @pytest.mark.parametrize("name", cost.CLOSED_FORMS)
 def test_gradients_are_differences(name):
-    model, example = nets.build("concat")
+    model, example = nets.build("attention" if name == "cache_mb" else "concat")
     graph = prunus.trace(model, example)
     widths = torch.tensor([[float(axis.size) for axis in graph.axes.values()]], requires_grad=True)
     cost.of(graph, name, widths).sum().backward()
@@ -101,6 +102,31 @@ def test_memory_is_the_most_that_lives_at_once():
     # the input lives to the end; the fullest moment holds it, the output of a and the output of b
     assert prunus.memory_mb(graph) == 4 * 4 * (8 + 100 + 50) / 2**20
     assert prunus.memory_mb(graph, {"a": [0]}) == 4 * 4 * (8 + 50 + 8) / 2**20
+
+
+def test_the_memory_of_weights_is_that_of_parameters_and_buffers():
+    model, example = nets.build("residual")
+    graph = prunus.trace(model.to(torch.bfloat16), example.to(torch.bfloat16))
+    for keep in ({}, nets.random_keep(graph, 0)):
+        small = prunus.shrink(model, graph, keep, verify="off")
+        held = sum(tensor.nbytes for tensor in [*small.parameters(), *small.buffers()])
+        assert prunus.weights_mb(graph, keep) == held / 2**20
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_memory_of_keys_and_values_is_that_of_the_cache(attention):
+    transformers = pytest.importorskip("transformers", reason="the model is transformers'")
+    imported_beside_torchvision("transformers.models.llama.modeling_llama")
+    sizes = {"vocab_size": 32, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "attn_implementation": attention}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads)).eval()
+    tokens = torch.zeros(3, 7, dtype=torch.long)
+    graph = prunus.trace(model, {"input_ids": tokens})
+    groups = [name for name, kind in graph.kinds.items() if kind == "groups"]
+    for keep in ({}, {name: [1] for name in groups}):
+        cache = prunus.shrink(model, graph, keep)(tokens, use_cache=True).past_key_values
+        held = sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
+        assert prunus.cache_mb(graph, keep) == held / 2**20 > 0
 
 
 def test_latency_is_measured_and_the_mode_restored():

@@ -10,7 +10,7 @@ from torch import nn
 
 import prunus
 from prunus.errors import PruningError
-from prunus.surgery import proof
+from prunus.surgery import attempts, proof
 from tests.lib.mutants import strayed
 
 X = torch.randn(4, 6)
@@ -198,7 +198,9 @@ def test_a_forward_that_fixes_a_lower_precision_is_compared_in_it(dtype):
 
 def test_a_doubt_is_settled_in_double_precision(monkeypatch):
     """Here every error in float32 is one."""
-    monkeypatch.setattr(proof, "ATTEMPTS", (proof.QUICK._replace(tolerance=-1.0), *proof.ATTEMPTS[1:]))
+    monkeypatch.setattr(proof, "ATTEMPTS", (attempts.QUICK._replace(tolerance=-1.0), *attempts.ATTEMPTS[1:]))
     model = Counting().eval()
     found = prunus.verify(model, prunus.trace(model, X), {"a": [1, 2, 5]})
-    assert found.holds and found.dtype == torch.float64 and found.tolerance == proof.TOLERANCES[torch.float64]
+    assert (
+        found.holds and found.dtype == torch.float64 and found.tolerance == attempts.TOLERANCES[torch.float64]
+    )

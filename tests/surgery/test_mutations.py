@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 import prunus
-from prunus.surgery import proof
+from prunus.surgery import attempts
 from tests.lib import nets
 from tests.lib.mutants import campaign, errors, is_right, mutants, strayed
 
-LIMITS = {"float32": proof.NO_DOUBT, "float64": proof.TOLERANCES[torch.float64]}
+LIMITS = {"float32": attempts.NO_DOUBT, "float64": attempts.TOLERANCES[torch.float64]}
 
 
 def check(rows):

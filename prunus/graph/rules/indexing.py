@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from prunus.graph import axes
 from prunus.graph.axes import Layout
 from prunus.graph.op import PRODUCES, Op, tag_of, tensors_in
 from prunus.graph.operators import Args, argument, name_of
@@ -32,7 +33,11 @@ def _indexed(op: Op, x: torch.Tensor, indices: list[torch.Tensor | None]) -> lis
         taken += range(d, d + width) if index is not None else ()
         d += width
     dims = op.dims(x)
-    op.fix(*(dims[d] for d in taken))
+    places = _places(indices, taken)
+    op.fix(*(dims[d] for d in taken if places is None))
+    if places is not None:
+        op.unify(dims[taken[0]], places)
+        op.picks = True
     given = [index for index in indices if index is not None]
     if any(map(_is_mask, given)):
         op.fix(*(layout for index in given for layout in op.dims(index)))
@@ -43,6 +48,12 @@ def _indexed(op: Op, x: torch.Tensor, indices: list[torch.Tensor | None]) -> lis
     first = taken[0] if taken == list(range(taken[0], taken[-1] + 1)) else 0
     result[first:first] = found
     return result
+
+
+def _places(indices: list[torch.Tensor | None], taken: list[int]) -> Layout | None:
+    """The layout along which a single index holds places of units; None for other indices."""
+    tags = [tag_of(index) for index in indices if index is not None]
+    return tags[0].places if len(tags) == len(taken) == 1 and tags[0] is not None else None
 
 
 @rule("index")
@@ -120,7 +131,19 @@ def select_scatter(op: Op, x: torch.Tensor, source: torch.Tensor, dim: int, plac
     return op.dims(x)
 
 
-@rule("topk sort argmax argmin median nanmedian mode kthvalue cummax cummin")
+@rule("topk")
+def topk(op: Op, x: torch.Tensor, k: int, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
+    """The largest k units along a dimension, such as the experts of a token, and their places."""
+    dims = list(op.dims(x))
+    if not x.dim() or k == x.shape[dim] or not any(True for _ in axes.leaves(dims[dim])):
+        return along(op, x, dim)
+    op.mixes, op.places = True, dims[dim]
+    op.least(dims[dim], k)
+    dims[dim] = k
+    return dims, dims
+
+
+@rule("sort argmax argmin median nanmedian mode kthvalue cummax cummin")
 def rank(op: Op, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     """The order, or the place of a unit, would be another in the small model, so the dimension stays."""
     return along(op, x, op.argument("dim", None))

@@ -46,6 +46,7 @@ class Config(Units):
     """
 
     no_steps = "it removes units little by little anyhow, while it trains"
+    searches_widths = True
     mode: Mode = "exact"
     pressure: Pressure | None = None
     start: Start | None = None

@@ -205,7 +205,8 @@ class DHP:
     def free_axes(self) -> dict[str, int]:
         """The axes that get latents, with the fewest units each keeps. Raises UserError if there is none."""
         whole = self.config.whole(self.graph)
-        bounds = min_units(self.graph, self.config.floor, self.config.cap, (*self.config.freeze, *whole))
+        config = self.config
+        bounds = min_units(self.graph, config.floor, config.cap, (*config.freeze, *whole), config.only)
         free = {name: units for name, (units, _) in bounds.items() if units < self.graph.axes[name].size}
         if not free:
             whys = [f"{name}: {whole.get(name, why)}" for name, (_, why) in list(bounds.items())[:3]]
@@ -306,7 +307,7 @@ class DHP:
             return before
         budget, price = self.budget, None
         if isinstance(self.budget, Metered):  # by prediction: measuring is for the end
-            budget, price = Budget(**{self.budget.name: self.target}), self.units.price
+            budget, price = Budget(latency_ms=self.target), self.units.price
         found = self.as_mask(self.choose(budget, staying, price))
         now, then = self.units.shares(torch.stack([found, before])).tolist()
         single = max(self.blocks.values()) == 1  # as much of the budget is filled by any choice

@@ -77,6 +77,7 @@ class Config(Units):
     """
 
     no_steps = "it searches for the widths of the whole network"
+    searches_widths = True
     weights: Weights = "inherit"
     start: Start | None = None
     form: Form = "paper"
@@ -178,9 +179,14 @@ class Config(Units):
         )
 
     def check_together(self, limit: Budget | Sparsity) -> None:
-        """Raise UserError if options conflict or have no effect."""
+        """Raise UserError if options conflict or have no effect, or milliseconds are limited beside another cost."""
         self.reject_unused()
         self.resolved()
+        if "latency_ms" in limit.limits and len(limit.limits) > 1:
+            raise UserError(
+                f"metapruning measures whole searches by one cost, but {limit} limits several; give latency_ms alone, "
+                "costs without it, or another method."
+            )
 
     def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
         """Raise UserError if options conflict or have no effect, or if the PruningNet does not fit into memory,
@@ -202,5 +208,5 @@ class Config(Units):
 
     def space(self, graph: Graph) -> Space:
         """Return the space of widths."""
-        names = ("ratios", "least_ratio", "round_to", "floor", "cap", "freeze")
+        names = ("ratios", "least_ratio", "round_to", "floor", "cap", "freeze", "only")
         return Space(graph, **{name: getattr(self, name) for name in names})

@@ -99,7 +99,7 @@ class PASS(nn.Module):
         graph = self.graph = graph or trace(model, example)
         shape = config.pictures(graph)
         self.left_alone, self.names = config.whole(graph), config.names(graph)
-        floors = min_units(graph, config.floor, config.cap, config.frozen(graph))
+        floors = min_units(graph, config.floor, config.cap, config.frozen(graph), config.only)
         if all(floors[name][0] == graph.axes[name].size for name in self.names):
             whys = self.left_alone | {name: floors[name][1] for name in self.names}
             raise UserError(

@@ -1,0 +1,121 @@
+"""The integers of what a model is made from: those that its class reads, and those that it could read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus.graph.making import Path
+from prunus.graph.modules import list_modules
+from prunus.graph.skeleton import named_tensors
+
+_DEEPEST = 6  # steps to an integer
+
+Read = set[tuple[type, str]]  # attributes of classes
+
+
+@contextmanager
+def reading(kept: Mapping[str, Any]) -> Iterator[tuple[Read, Read]]:
+    """Note which attributes of the objects that a model keeps are read in this thread, and which are missed.
+
+    Args:
+        kept: The objects.
+
+    Returns:
+        A context manager of the attributes that were there, and of those that were not.
+    """
+    read: Read = set()
+    missed: Read = set()
+    own = get_ident()
+    usual: dict[type, Any] = {}
+
+    def noting(usual: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+        def get(owner: Any, name: str) -> Any:
+            try:
+                value = usual(owner, name)
+            except AttributeError:
+                if get_ident() == own:
+                    missed.add((type(owner), name))
+                raise
+            if get_ident() == own and (value is None or type(value) is int):
+                held = usual(owner, "__dict__")  # a name may stand for another
+                names = [name] if name in held else [key for key in held if held[key] is value]
+                read.update((type(owner), each) for each in names)
+            return value
+
+        return get
+
+    for _, each in _objects(kept):
+        kind = type(each)
+        if kind not in usual and not isinstance(each, (dict, list, tuple)):
+            before = vars(kind).get("__getattribute__")
+            try:
+                kind.__getattribute__ = noting(kind.__getattribute__)
+            except TypeError:  # a class of Python's own: all that it holds may be read
+                read.update((kind, name) for name in _members(each) or {})
+            else:
+                usual[kind] = before
+    try:
+        yield read, missed
+    finally:
+        for kind, before in usual.items():
+            if before is None:
+                del kind.__getattribute__
+            else:
+                kind.__getattribute__ = before
+
+
+def _objects(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """The objects, dicts, lists and tuples in what a model keeps, each with the steps to it."""
+    if isinstance(value, (str, nn.Module, torch.Tensor, type)) or callable(value) or len(path) > _DEEPEST:
+        return
+    held = _members(value)
+    if held is not None:
+        if path:
+            yield path, value
+        for key, item in held.items():
+            yield from _objects(item, (*path, key))
+
+
+def _members(value: Any) -> dict[Any, Any] | None:
+    """The items of a container, or the attributes of an object; None for others."""
+    if isinstance(value, Mapping):
+        return {key: item for key, item in value.items() if isinstance(key, str) and "." not in key}
+    if isinstance(value, (list, tuple)):
+        return dict(enumerate(value))
+    held = getattr(value, "__dict__", None)
+    return held if isinstance(held, dict) else None
+
+
+def integers_read(kept: Mapping[str, Any], read: Read) -> Iterator[tuple[Path, int]]:
+    """The integers from 2 in what a model keeps; of objects whose attributes are watched those that are read."""
+    for path, owner in [((), dict(kept)), *_objects(kept)]:
+        for key, value in (_members(owner) or {}).items():
+            watched = not isinstance(owner, (dict, list, tuple))
+            if type(value) is int and value > 1 and (not watched or (type(owner), key) in read):
+                yield (*path, key), value
+
+
+def unsaid(
+    model: nn.Module, kept: Mapping[str, Any], read: Read, missed: Read
+) -> dict[Path, tuple[int, ...]]:
+    """Integers that a config may state and does not, with the values that they may have.
+
+    Its class asks for them. They are not there, and modules keep them by that name; or they are None, and some
+    dimension is as large.
+    """
+    found: dict[Path, tuple[int, ...]] = {}
+    for path, owner in _objects(kept):
+        for name in sorted(name for kind, name in missed if kind is type(owner)):
+            values = {vars(module).get(name) for _, module in list_modules(model) if name in vars(module)}
+            found[*path, name] = tuple(v for v in values if type(v) is int and v > 1)
+        for name, value in (_members(owner) or {}).items():
+            if value is None and (type(owner), name) in read:
+                sizes = {size for tensor in named_tensors(model).values() for size in tensor.shape}
+                found[*path, name] = tuple(sorted(size for size in sizes if size > 1))
+    return found

@@ -1,0 +1,93 @@
+"""Axes that shrink together under `uniform=True`: those of the same place in all blocks, or that one config can say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from prunus.graph.axes import Axis
+from prunus.graph.making import Path
+
+
+@dataclass(frozen=True)
+class Tie:
+    """Axes of which the same share stays.
+
+    Args:
+        axes: Their names.
+        parts: The number of steps in which they shrink: the share is a multiple of one in so many.
+        fields: The integers of a config that shrink with them, with their values in the original.
+    """
+
+    axes: tuple[str, ...]
+    parts: int
+    fields: Mapping[Path, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ties:
+    """All axes of a graph, tied or held whole.
+
+    Args:
+        tied: The ties; no axis is in two.
+        held: axis -> the reason why it stays whole.
+        added: Integers that a config has to state for the ties to hold, beside those that it has.
+    """
+
+    tied: tuple[Tie, ...]
+    held: Mapping[str, str] = field(default_factory=dict)
+    added: Mapping[Path, int] = field(default_factory=dict)
+
+    def fields(self, sizes: Mapping[str, int], widths: Mapping[str, int]) -> dict[Path, int]:
+        """Compute the integers of the config at some widths.
+
+        Args:
+            sizes: axis -> its units in the original.
+            widths: axis -> the units that stay.
+
+        Returns:
+            Those that are said by ties whose axes all have the same share; empty if none of them is smaller.
+        """
+        shares: dict[Path, Fraction] = {}
+        values: dict[Path, int] = {}
+        for tie in self.tied:
+            found = {Fraction(widths[name], sizes[name]) for name in tie.axes}
+            if len(found) == 1:
+                share = found.pop()
+                for path, value in tie.fields.items():
+                    values[path], shares[path] = value, shares.get(path, Fraction(1)) * share
+        if all(share == 1 for share in shares.values()):
+            return {}
+        whole = {path: int(values[path] * share) for path, share in shares.items()}
+        return whole | {path: value for path, value in self.added.items() if path not in whole}
+
+
+def block_ties(axes: Mapping[str, Axis], kinds: Mapping[str, Any]) -> Ties:
+    """Tie the axes of the same place in repeated blocks: names that differ by numbers alone, one size, one kind.
+
+    Args:
+        axes: The axes by name.
+        kinds: axis -> what is equal for axes of the same place; empty for an axis that is alone.
+
+    Returns:
+        The ties; an axis that is alone in its place is a tie of its own.
+    """
+    groups: dict[Any, list[str]] = {}
+    for name, axis in axes.items():
+        place = (place_of(name), axis.size, kinds[name]) if kinds[name] else name
+        groups.setdefault(place, []).append(name)
+    return Ties(tuple(Tie(tuple(names), axes[names[0]].size) for names in groups.values()))
+
+
+def place_of(name: str) -> str:
+    """Return the name of an axis with a star for each number of a block.
+
+    Args:
+        name: The name, such as layers.3.mlp.up.
+
+    Returns:
+        The place, such as layers.*.mlp.up.
+    """
+    return ".".join("*" if step.isdecimal() else step for step in name.split("."))

@@ -1,0 +1,150 @@
+"""Calls with a cache: what a language model is asked when it generates, for a proof to make.
+
+A model that keeps keys and values between calls is given the first tokens of a sequence, and then one token after the
+other with the cache that it returned; once without a mask, once with one in which a row is padded at its left, one at
+its right, and one not at all. Encoder-decoders are given their encoder's output again. Source: ours; the names of the
+arguments are those of transformers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from prunus.graph import Outputs, select_outputs
+
+FIRST, STEPS = 4, 1  # tokens given at once, and one after the other
+ROWS = 3  # padded at the left, at the right, not at all
+CACHES, MASK = ("cache", "past_key_values"), "attention_mask"  # the second before transformers 5.24
+TOKENS, OF_DECODER, ENCODED = "input_ids", "decoder_input_ids", "encoder_outputs"
+
+
+class Decoding(NamedTuple):
+    """A way to call a model: some tokens at once, then one by one.
+
+    Args:
+        name: What it is called.
+        tokens: The name of the argument that takes tokens.
+        padded: Whether a mask is given, in which some are padding.
+        inputs: Arguments of the model by name; tokens hold a whole sequence, and a mask one number for each.
+    """
+
+    name: str
+    tokens: str
+    padded: bool
+    inputs: dict[str, Any]
+
+
+def decodings(model: nn.Module, example: Any) -> list[Decoding]:
+    """List the calls with a cache that a model takes.
+
+    Args:
+        model: The model.
+        example: The example on which it was traced.
+
+    Returns:
+        The calls; none if the model has no cache, or is not given tokens by name.
+    """
+    takes = inspect.signature(model.forward).parameters
+    given = _by_name(takes, example)
+    tokens = OF_DECODER if OF_DECODER in takes else TOKENS
+    if not {"use_cache", tokens} <= takes.keys() or takes.keys().isdisjoint(CACHES):
+        return []
+    if not _is_tokens(given.get(tokens)):
+        return []
+    length = FIRST + STEPS
+    sequence = _stretched(given[tokens], length)
+    if tokens == TOKENS:
+        rows = sequence.expand(ROWS, length)
+        plain, inputs = {TOKENS: sequence}, {TOKENS: rows, MASK: _mask(length)}
+    else:
+        plain = {
+            name: value for name, value in given.items() if name != MASK and not name.startswith("decoder_")
+        }
+        plain = {
+            name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in plain.items()
+        }
+        inputs = {
+            name: value.expand(ROWS, *value.shape[1:]) if isinstance(value, torch.Tensor) else value
+            for name, value in plain.items()
+        }
+        plain |= {OF_DECODER: sequence}
+        inputs |= {OF_DECODER: sequence.expand(ROWS, length)}
+        if _is_tokens(given.get(TOKENS)):
+            inputs[MASK] = _mask(given[TOKENS].shape[1])
+    found = [Decoding("decode", tokens, False, plain)]
+    if MASK in inputs and MASK in takes:
+        found.append(Decoding("decode padded", tokens, True, inputs))
+    return found
+
+
+def _by_name(takes: Mapping[str, Any], example: Any) -> dict[str, Any]:
+    """The arguments of an example by their names."""
+    if isinstance(example, dict):
+        return example
+    values = example if isinstance(example, (tuple, list)) else (example,)
+    return dict(zip(takes, values, strict=False))
+
+
+def _is_tokens(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() == 2 and not value.is_floating_point()
+
+
+def _stretched(tokens: torch.Tensor, length: int) -> torch.Tensor:
+    """The first row of some tokens, again and again until it is long enough."""
+    row = tokens[:1]
+    return row.repeat(1, -(-length // row.shape[1]))[:, :length]
+
+
+def _mask(length: int) -> torch.Tensor:
+    """A mask for rows that are padded at the left, at the right (of the tokens given at once), and not at all."""
+    mask = torch.ones(ROWS, length, dtype=torch.long)
+    mask[0, 0] = mask[1, min(FIRST, length) - 1] = 0
+    return mask
+
+
+class NoCacheError(Exception):
+    """A model that takes a cache returned none."""
+
+
+class Generating(nn.Module):
+    """A model that is called as when it generates.
+
+    Args:
+        model: The model.
+        decoding: How.
+        outputs: The outputs that count; None: all but the cache.
+    """
+
+    def __init__(self, model: nn.Module, decoding: Decoding, outputs: Outputs | None):
+        super().__init__()
+        self.model, self.decoding, self.outputs = model, decoding, outputs
+
+    def forward(self, **inputs: Any) -> list[torch.Tensor]:
+        """Return what counts of the answers to all calls; raises NoCacheError if the model returns no cache."""
+        name = self.decoding.tokens
+        tokens, masked = inputs.pop(name), name == TOKENS and self.decoding.padded
+        mask = inputs.pop(MASK) if masked else None
+        inputs["use_cache"] = True
+        found: list[torch.Tensor] = []
+        start = 0
+        for end in range(FIRST, tokens.shape[1] + 1):
+            given = {**inputs, name: tokens[:, start:end]}
+            if mask is not None:
+                given[MASK] = mask[:, :end]
+            answer = self.model(**given)
+            caches = {key: value for key, value in answer.items() if key in CACHES}
+            if not caches:
+                raise NoCacheError
+            start = end
+            if name == OF_DECODER:
+                inputs = {key: inputs[key] for key in (MASK, "use_cache") if key in inputs}
+                inputs[ENCODED] = (answer.encoder_last_hidden_state,)
+            inputs |= caches
+            counted = {key: value for key, value in answer.items() if key not in CACHES}
+            found += select_outputs(counted, self.outputs)
+        return found

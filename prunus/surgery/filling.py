@@ -1,0 +1,157 @@
+"""The random weights of a proof, in both of its models: all at once, or each while an operator reads it.
+
+The second takes the memory of the largest tensor and of its part instead of that of the whole model, and draws each
+tensor as often as it is read.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prunus.graph import Graph, Levels, Places, Reference, StandIns, Where, is_inexact, set_zero, take
+from prunus.surgery.sampling import type_like
+from prunus.surgery.slicing import zeroed
+
+Draw = Callable[[str], torch.Tensor]  # the name of a tensor -> its numbers, the same at each call
+
+
+class Cut(NamedTuple):
+    """What stays of each tensor of a model.
+
+    Args:
+        graph: The graph of the model.
+        places: The places that stay.
+        stays: name -> the positions that stay in each dimension.
+    """
+
+    graph: Graph
+    places: Places
+    stays: Mapping[str, Where]
+
+    def part(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The part of a tensor that stays; the tensor itself if all does."""
+        return take(tensor, self.stays[name])
+
+    def shape(self, name: str, tensor: torch.Tensor) -> list[int]:
+        """The shape of that part."""
+        pairs = zip(tensor.shape, self.stays[name], strict=True)
+        return [size if stay is None else len(stay) for size, stay in pairs]
+
+    def clear(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Set a parameter to zero, in place, wherever it does not stay; returns it. Other tensors stay as they are."""
+        if name not in self.graph.parameters or all(stay is None for stay in self.stays[name]):
+            return tensor
+        return set_zero(tensor, self.places.go(zeroed(self.graph, name), tensor.device))
+
+
+class Filling(ABC):
+    """What the two models of a proof are to hold.
+
+    Attributes:
+        whole: name -> tensor, for the original.
+        small: name -> tensor, for the small model.
+    """
+
+    whole: dict[str, torch.Tensor]
+    small: dict[str, torch.Tensor]
+
+    @abstractmethod
+    def levels(self, whole: Mapping[str, torch.Tensor], small: Mapping[str, torch.Tensor]) -> Levels:
+        """Make what scales the parameters that the two models hold."""
+
+    @abstractmethod
+    def around_whole(self, reference: Reference) -> TorchDispatchMode | None:
+        """The mode in which the original runs inside of a reference, if it needs one."""
+
+    @abstractmethod
+    def around_small(self) -> AbstractContextManager:
+        """The mode in which the small model runs."""
+
+
+class AtOnce(Filling):
+    """All tensors of both models; those that stay whole are shared by them.
+
+    Args:
+        cut: What stays of each tensor.
+        draw: Makes a tensor.
+    """
+
+    def __init__(self, cut: Cut, draw: Draw):
+        self._names = list(cut.graph.parameters)
+        self.whole = {name: draw(name) for name in cut.stays}
+        self.small = {name: cut.part(name, tensor) for name, tensor in self.whole.items()}
+        for name, tensor in self.whole.items():
+            cut.clear(name, tensor)
+
+    def levels(self, whole: Mapping[str, torch.Tensor], small: Mapping[str, torch.Tensor]) -> Levels:
+        levels = Levels()
+        for name in self._names:
+            is_shared = whole[name].data_ptr() == small[name].data_ptr()
+            levels.hold(name, whole[name], *([] if is_shared else [small[name]]))
+        return levels
+
+    def around_whole(self, reference: Reference) -> TorchDispatchMode | None:
+        return None
+
+    def around_small(self) -> AbstractContextManager:
+        return nullcontext()
+
+
+class OneByOne(Filling):
+    """Stand-ins for the parameters of both models. Parameters of integers, and buffers, are there at once.
+
+    Args:
+        cut: What stays of each tensor.
+        draw: Makes a tensor.
+        tensors: name -> the model's own tensor, of which only the shape, the device and the kind of type are used.
+        dtype: The precision of `draw`.
+    """
+
+    def __init__(self, cut: Cut, draw: Draw, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype):
+        self._cut, self._draw, self._levels = cut, draw, Levels()
+        self._in_whole, self._in_small = StandIns(self._make_whole), StandIns(self._make_small)
+        self.whole, self.small = {}, {}
+        for name, tensor in tensors.items():
+            if name in cut.graph.parameters and is_inexact(tensor):
+                kind = type_like(tensor, dtype), tensor.device
+                self.whole[name] = self._in_whole.stand_in(name, tensor.shape, *kind)
+                self.small[name] = self._in_small.stand_in(name, cut.shape(name, tensor), *kind)
+            else:
+                self.whole[name] = draw(name)
+                self.small[name] = cut.part(name, self.whole[name])
+
+    def _make_whole(self, name: str) -> torch.Tensor:
+        return self._scaled(name, self._cut.clear(name, self._draw(name)))
+
+    def _make_small(self, name: str) -> torch.Tensor:
+        return self._scaled(name, self._cut.part(name, self._draw(name)))
+
+    def _scaled(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.mul_(2.0 ** -self._levels.bits.get(name, 0))
+
+    def levels(self, whole: Mapping[str, torch.Tensor], small: Mapping[str, torch.Tensor]) -> Levels:
+        return self._levels
+
+    def around_whole(self, reference: Reference) -> TorchDispatchMode | None:
+        def hold(name: str, tensor: torch.Tensor) -> None:
+            reference.hold(name, tensor)
+            self._levels.hold(name, tensor)
+
+        def release(name: str, tensor: torch.Tensor) -> None:
+            reference.release(tensor)
+            self._levels.release(name)
+
+        self._in_whole.clear()  # what a run before this one left, of which this reference knows nothing
+        self._in_whole.made, self._in_whole.gone = hold, release
+        return self._in_whole
+
+    def around_small(self) -> AbstractContextManager:
+        self._in_whole.clear()
+        self._in_small.clear()
+        return self._in_small

@@ -1,0 +1,205 @@
+"""Checkpoints are cut on disk: the same numbers as `shrink` gives, one tensor at a time, complete or not at all."""
+
+import json
+import weakref
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import prunus
+from prunus.errors import FileError, PrunusError, UserError
+from prunus.export import checkpoints, tensor_stream
+from tests.lib.models import imported_beside_torchvision
+
+
+class Tied(nn.Module):
+    """An embedding that is the last layer too."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 6)
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+        self.last = nn.Linear(6, 11, bias=False)
+        self.last.weight = self.embed.weight
+        self.register_buffer("scale", torch.tensor([2.0]))
+
+    def forward(self, tokens):
+        hidden = self.embed(tokens) * self.scale
+        return self.last(hidden + self.down(self.up(hidden).relu()))
+
+
+TOKENS = torch.arange(5)[None]
+
+
+@pytest.fixture
+def given(tmp_path):
+    """A model, its graph, a keep, and its checkpoint in three shards with other files beside."""
+    torch.manual_seed(0)
+    model = Tied().eval()
+    graph = prunus.trace(model, TOKENS)
+    keep = {axis: list(range(0, entry.size, 2)) for axis, entry in graph.axes.items()}
+    source = tmp_path / "source"
+    source.mkdir()
+    held = {name: tensor for name, tensor in model.state_dict().items() if name != "embed.weight"}
+    held["old.masked_bias"] = torch.tensor(-1e4)  # of a version before
+    names = sorted(held)
+    shards = {f"model-{k + 1:05}-of-00003.safetensors": names[k::3] for k in range(3)}
+    for file, inside in shards.items():
+        save_file({name: held[name] for name in inside}, source / file, {"format": "pt"})
+    weight_map = {name: file for file, inside in shards.items() for name in inside}
+    (source / checkpoints.INDEX).write_text(
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map})
+    )
+    (source / "tokenizer.json").write_text("{}")
+    (source / "pytorch_model.bin").write_text("not copied")
+    return model, graph, keep, source
+
+
+def test_the_numbers_are_those_of_shrink_and_names_and_files_stay(given, tmp_path):
+    model, graph, keep, source = given
+    small = prunus.shrink_checkpoint(source, keep, tmp_path / "out", graph=graph, model=model)
+    expected = prunus.shrink(model, graph, keep)
+    assert all(parameter.is_meta for parameter in small.parameters())
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in source.iterdir()} - {
+        "pytorch_model.bin"
+    } | {"keep.json"}
+    for path in source.glob("*.safetensors"):
+        with safe_open(path, "pt") as before, safe_open(tmp_path / "out" / path.name, "pt") as after:
+            assert set(before.keys()) == set(after.keys()) and before.metadata() == after.metadata()
+    index = json.loads((tmp_path / "out" / checkpoints.INDEX).read_text())
+    written = {}
+    for path in (tmp_path / "out").glob("*.safetensors"):
+        written |= load_file(path)
+        assert all(index["weight_map"][name] == path.name for name in load_file(path))
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in written.values())
+    assert torch.equal(written["last.weight"], expected.embed.weight)  # tied, under the checkpoint's name
+    assert torch.equal(written["up.weight"], expected.up.weight)
+    loaded = prunus.load(tmp_path / "out", model)
+    assert torch.equal(loaded(TOKENS), expected(TOKENS)) and loaded.last.weight is loaded.embed.weight
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_one_file_of_any_type(dtype, tmp_path):
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).to(dtype)
+    graph = prunus.trace(model, torch.randn(2, 3, dtype=dtype))
+    (tmp_path / "a").mkdir()
+    save_file(model.state_dict(), tmp_path / "a" / checkpoints.SINGLE)
+    keep = {"0": [0, 3, 7]}
+    prunus.shrink_checkpoint(tmp_path / "a", keep, tmp_path / "b", graph=graph, model=model.to("meta"))
+    written = load_file(tmp_path / "b" / checkpoints.SINGLE)
+    before = load_file(tmp_path / "a" / checkpoints.SINGLE)
+    assert torch.equal(written["0.weight"], before["0.weight"][[0, 3, 7]])
+    assert torch.equal(written["2.weight"], before["2.weight"][:, [0, 3, 7]])
+    assert written["2.bias"].dtype == dtype
+
+
+def test_one_tensor_is_in_memory_at_a_time(given, tmp_path, monkeypatch):
+    model, graph, keep, source = given
+    read, alive = tensor_stream.Source.read, []
+
+    def watched(shard, name):
+        assert sum(tensor() is not None for tensor in alive) == 0
+        found = read(shard, name)
+        alive.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(tensor_stream.Source, "read", watched)
+    prunus.shrink_checkpoint(source, keep, tmp_path / "out", graph=graph, model=model)
+    assert len(alive) == 7
+
+
+def test_a_full_disk_leaves_nothing(given, tmp_path, monkeypatch):
+    model, graph, keep, source = given
+    calls = []
+
+    def full(*_):
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return 0
+
+    monkeypatch.setattr(checkpoints, "write", full)
+    with pytest.raises(PrunusError, match="No space left"):
+        prunus.shrink_checkpoint(source, keep, tmp_path / "out", graph=graph, model=model)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
+
+
+def test_damage_is_found_before_anything_is_written(given, tmp_path):
+    model, graph, keep, source = given
+    shard = sorted(source.glob("*.safetensors"))[1]
+    whole = shard.read_bytes()
+
+    def refused(match, kind=FileError, **changed):
+        arguments = {"source": source, "keep": keep, "out": tmp_path / "out", "graph": graph, "model": model}
+        with pytest.raises(kind, match=match):
+            prunus.shrink_checkpoint(**arguments | changed)
+        assert not (tmp_path / "out").exists()
+
+    shard.write_bytes(whole[:-3])
+    refused("not a whole safetensors file")
+    shard.unlink()
+    refused("does not exist")
+    save_file({"up.bias": torch.zeros(8)}, shard)
+    refused("do not agree about")
+    shard.write_bytes(whole)
+    other = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    other_graph = prunus.trace(other, torch.randn(2, 3))
+    refused("not of the model that was traced", graph=other_graph, model=other, keep={})
+    refused("axis", UserError, keep={"elsewhere": [0]})
+    refused("config.json", model=None)
+    refused("holds neither", source=tmp_path)
+
+
+def test_a_folder_in_use_is_refused(given, tmp_path):
+    model, graph, keep, source = given
+    (tmp_path / "out").mkdir()
+    prunus.shrink_checkpoint(source, keep, tmp_path / "out", graph=graph, model=model)  # empty: taken
+    with pytest.raises(UserError, match="in use"):
+        prunus.shrink_checkpoint(source, keep, tmp_path / "out", graph=graph, model=model)
+
+
+def test_a_llama_is_cut_from_its_folder_alone(tmp_path):
+    transformers = imported_beside_torchvision("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=48,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "a", max_shard_size="6KB")
+    inputs = {"input_ids": torch.randint(48, (1, 7))}
+    graph = prunus.trace(model, inputs)
+    keep = {axis: list(range(1, 24, 2)) for axis in graph.axes if axis.endswith("gate_proj")}
+    assert len(keep) == 2
+    prunus.shrink_checkpoint(tmp_path / "a", keep, tmp_path / "b")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b").eval()
+    expected = prunus.shrink(model, graph, keep)
+    assert again.config.intermediate_size == 12 and len(list((tmp_path / "b").glob("*.safetensors"))) > 2
+    assert torch.equal(again(**inputs).logits, expected(**inputs).logits)
+    assert torch.equal(prunus.load(tmp_path / "b", model)(**inputs).logits, expected(**inputs).logits)
+
+
+def test_a_cut_that_no_config_says_is_written_with_a_warning(tmp_path):
+    transformers = imported_beside_torchvision("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=48, n_positions=16, n_embd=16, n_layer=2, n_head=2)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    model.save_pretrained(tmp_path / "a")
+    inputs = {"input_ids": torch.randint(48, (1, 7))}
+    graph = prunus.trace(model, inputs)
+    (axis,) = [name for name in graph.axes if name.startswith("transformer.h.1.mlp")]
+    keep = {axis: [0, 5, 9]}
+    with pytest.warns(UserWarning, match="from_pretrained does not"):
+        prunus.shrink_checkpoint(tmp_path / "a", keep, tmp_path / "b", graph=graph, model=model)
+    same = [(tmp_path / folder / "config.json").read_text() for folder in "ab"]
+    assert same[0] == same[1]
+    found = prunus.load(tmp_path / "b", model)(**inputs).logits
+    assert torch.equal(found, prunus.shrink(model, graph, keep)(**inputs).logits)
