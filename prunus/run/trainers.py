@@ -78,8 +78,8 @@ def _check_config(model: nn.Module) -> None:
         validate()
     except Exception as error:  # whatever a config raises
         raise UserError(
-            f"the Trainer could not save the model that this cut made: {one_line(error)} Keep what the config cannot say, "
-            'such as freeze=["width"] in the selection of the Gradual.'
+            f"the Trainer could not save the model that this cut made: {one_line(error)} Keep what the config cannot "
+            'say, such as freeze=["width"] in the selection of the Gradual.'
         ) from error
 
 
