@@ -13,6 +13,7 @@ import prunus
 from prunus import zoo
 from prunus.graph import KINDS
 from prunus.scores import weights
+from tests.lib.families import family
 from tests.lib.models import imported_beside_torchvision
 from tests.lib.pictures import write_pictures
 from tests.lib.restoring import Denoiser
@@ -153,6 +154,22 @@ def test_the_page_on_repair_runs_from_top_to_bottom():
         exec(compile(block, f"repair.md, block {number + 1}", "exec"), names)
         assert names["small"][2].weight.numel() < 16 * 16
     assert names["fitted"].layers and not names["fitted"].left
+
+
+def test_the_page_on_shipping_runs_from_top_to_bottom(tmp_path):
+    model, inputs = family("llama")
+    names = {"prunus": prunus, "torch": torch, "model": model, "inputs": inputs}
+    made = []
+    for number, block in enumerate(
+        re.findall(r"```python\n(.*?)```", (DOCS / "shipping.md").read_text(), re.S)
+    ):
+        names["folder"] = tmp_path / str(number)
+        exec(compile(block, f"shipping.md, block {number + 1}", "exec"), names)
+        made.append(names["small"])
+    made.append(type(model).from_pretrained(tmp_path / "0"))
+    answers = [small.eval()(**inputs).logits for small in made]
+    assert len(made) == 3 and all(torch.allclose(answers[0], each, atol=1e-6) for each in answers)
+    assert made[2].num_parameters() <= 0.6 * model.num_parameters()
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])

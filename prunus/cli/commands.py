@@ -352,6 +352,8 @@ def rewrite_report(folder: Positional[Path]) -> None:
 def export(folder: Positional[Path]) -> None:
     """Write a finished run's model as model.pt2 (torch.export) and, if onnx is installed, model.onnx;
     each file is run and compared with the model before it is kept. The batch size stays free.
+    A model that was given as hf:DIR is also written as a folder that transformers loads, if its config can say it
+    (`prunus run --uniform`).
 
     Examples:
       prunus export runs/first

@@ -63,6 +63,7 @@ class RunOptions:
         freeze: What keeps all units: kinds of axes, or patterns of layers, such as 'head*' 'layer4.*'.
         only: What may shrink: kinds of axes, such as heads mlp, or patterns of layers. `prunus inspect` lists kinds.
         round_to: The number of which all widths become multiples.
+        uniform: Give all blocks the same widths, such that the config of a model of transformers says them.
         options: An option of the method, in a comparison of all methods that have it; may be given several times.
             `prunus methods NAME` lists them.
         task_options: An option of the task, also given as --NAME VALUE. `prunus tasks NAME` lists them.
@@ -93,6 +94,7 @@ class RunOptions:
     freeze: Patterns = ()
     only: Patterns = ()
     round_to: Multiple = None
+    uniform: bool = False
     options: Pairs = ()
     task_options: TaskPairs = ()
 
@@ -103,9 +105,10 @@ class RunOptions:
             patterns = getattr(self, name)
             options += (f"{name}={','.join(patterns)}",) if patterns else ()
         options += (f"round_to={self.round_to}",) if self.round_to is not None else ()
+        options += ("uniform=true",) if self.uniform else ()
         own: dict[str, Any] = {name: value for name, value in vars(self).items() if name not in NOT_SETTINGS}
         own |= {"options": options, "weights": self.weights and str(self.weights.resolve())}
         return Settings(**own | more)
 
 
-NOT_SETTINGS = ("freeze", "only", "round_to")
+NOT_SETTINGS = ("freeze", "only", "round_to", "uniform")

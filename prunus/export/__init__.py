@@ -9,11 +9,13 @@ Its files, in the order in which to read them:
     programs       converting to torch.export and ONNX, running in torch and onnxruntime
     files          model.pt2 and model.onnx, checked against the model
     quantised      model.int8.onnx, in 8 bits
+    pretrained     a folder for from_pretrained
 """
 
 from prunus.export.checkpoints import shrink_checkpoint
 from prunus.export.configured import check_config
 from prunus.export.files import export_model, largest_difference
+from prunus.export.pretrained import export_pretrained
 from prunus.export.programs import Call, export_program, feed_of, missing_for_onnx, open_session, to_onnx
 from prunus.export.quantised import export_int8
 from prunus.export.store import load, load_keep, load_masks, save
@@ -23,6 +25,7 @@ __all__ = [
     "check_config",
     "export_int8",
     "export_model",
+    "export_pretrained",
     "export_program",
     "feed_of",
     "largest_difference",

@@ -90,7 +90,7 @@ def write(
                     raise FileError(
                         f"{name} should be {shape} {dtype} in {path}, but is {tuple(tensor.shape)} {tensor.dtype}."
                     )
-                file.write(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+                file.write(tensor.view(-1).view(torch.uint8).numpy().data)
                 del tensor  # before the next one is made
 
     write_atomic(path, fill)

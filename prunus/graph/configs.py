@@ -25,6 +25,7 @@ from prunus.graph.sizes import Place
 from prunus.graph.skeleton import named_tensors
 from prunus.graph.state import kept_tensors
 
+REFUSED = "the class of the model, which takes no such sizes"
 _MOST_OPEN = 8  # axes of a size that are not known one by one
 
 
@@ -145,7 +146,7 @@ class Config:
         """
         made = self._make(integers)
         if made is None:
-            return ["the class of the model, which takes no such sizes"]
+            return [REFUSED]
         return self._other_values(made) + self._other_sizes(made, widths)
 
     def _other_sizes(self, made: Made, widths: Mapping[str, int]) -> list[str]:
@@ -158,8 +159,21 @@ class Config:
         return [label for label in names if made.sizes.get(label) != expected.get(label)]
 
     def _other_values(self, made: Made) -> list[str]:
-        names = made.values.keys() | self.base.values.keys()
-        return sorted(n for n in names if not _equal(made.values.get(n), self.base.values.get(n)))
+        """The numbers that no file holds, and that are others than in the original; tensors first."""
+        ours = self.base.values
+        names = [n for n in made.values.keys() | ours.keys() if not _equal(made.values.get(n), ours.get(n))]
+        return sorted(names, key=lambda name: (isinstance(ours.get(name), float), name))
+
+    def about_half(self, fields: Mapping[Path, int], parts: int) -> Trial | None:
+        """Make about half of some integers; None if the class refuses that, and other shares in small numbers."""
+        divisors = [n for n in (5, 7, 11, 13) if parts % n == 0]
+        for kept in dict.fromkeys(
+            (parts // 2, parts * 3 // 4, parts // 4, *(parts - parts // n for n in (3, *divisors)))
+        ):
+            trial = self.attempt(fields, kept, parts) if 0 < kept < parts else None
+            if trial is not None:
+                return trial
+        return None
 
     def attempt(self, fields: Mapping[Path, int], kept: int, parts: int) -> Trial | None:
         """Make `kept` of `parts` of some integers; None if the class refuses that."""

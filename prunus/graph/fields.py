@@ -15,6 +15,7 @@ from prunus.graph.modules import list_modules
 from prunus.graph.skeleton import named_tensors
 
 _DEEPEST = 6  # steps to an integer
+_MOST = 64  # items of a container; longer ones are tables of labels, not sizes
 
 Read = set[tuple[type, str]]  # attributes of classes
 
@@ -32,7 +33,7 @@ def reading(kept: Mapping[str, Any]) -> Iterator[tuple[Read, Read]]:
     read: Read = set()
     missed: Read = set()
     own = get_ident()
-    usual: dict[type, Any] = {}
+    changed: dict[Any, Any] = {}  # classes, each with what it had before
 
     def noting(usual: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
         def get(owner: Any, name: str) -> Any:
@@ -51,50 +52,55 @@ def reading(kept: Mapping[str, Any]) -> Iterator[tuple[Read, Read]]:
         return get
 
     for _, each in _objects(kept):
-        kind = type(each)
-        if kind not in usual and not isinstance(each, (dict, list, tuple)):
+        kind: Any = type(each)
+        if kind not in changed and not isinstance(each, (dict, list, tuple)):
             before = vars(kind).get("__getattribute__")
             try:
                 kind.__getattribute__ = noting(kind.__getattribute__)
             except TypeError:  # a class of Python's own: all that it holds may be read
                 read.update((kind, name) for name in _members(each) or {})
             else:
-                usual[kind] = before
+                changed[kind] = before
     try:
         yield read, missed
     finally:
-        for kind, before in usual.items():
+        for kind, before in changed.items():
             if before is None:
                 del kind.__getattribute__
             else:
                 kind.__getattribute__ = before
 
 
-def _objects(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """The objects, dicts, lists and tuples in what a model keeps, each with the steps to it."""
-    if isinstance(value, (str, nn.Module, torch.Tensor, type)) or callable(value) or len(path) > _DEEPEST:
-        return
-    held = _members(value)
-    if held is not None:
-        if path:
+def _objects(kept: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
+    """The objects, dicts, lists and tuples in what a model keeps, each once, with the steps to it."""
+    seen: set[int] = set()
+    left: list[tuple[Path, Any]] = [((name,), value) for name, value in kept.items()]
+    while left:
+        path, value = left.pop(0)
+        held = _members(value)
+        if held is not None and id(value) not in seen and len(path) <= _DEEPEST:
+            seen.add(id(value))
             yield path, value
-        for key, item in held.items():
-            yield from _objects(item, (*path, key))
+            left += [((*path, key), item) for key, item in held.items()]
 
 
 def _members(value: Any) -> dict[Any, Any] | None:
     """The items of a container, or the attributes of an object; None for others."""
+    if isinstance(value, (str, nn.Module, torch.Tensor, type)) or callable(value):
+        return None
     if isinstance(value, Mapping):
-        return {key: item for key, item in value.items() if isinstance(key, str) and "." not in key}
-    if isinstance(value, (list, tuple)):
-        return dict(enumerate(value))
-    held = getattr(value, "__dict__", None)
-    return held if isinstance(held, dict) else None
+        held = {key: item for key, item in value.items() if isinstance(key, str) and "." not in key}
+    elif isinstance(value, (list, tuple)):
+        held = dict(enumerate(value))
+    else:
+        held = getattr(value, "__dict__", None)
+        return held if isinstance(held, dict) else None
+    return held if len(held) <= _MOST else None
 
 
 def integers_read(kept: Mapping[str, Any], read: Read) -> Iterator[tuple[Path, int]]:
     """The integers from 2 in what a model keeps; of objects whose attributes are watched those that are read."""
-    for path, owner in [((), dict(kept)), *_objects(kept)]:
+    for path, owner in [((), kept), *_objects(kept)]:
         for key, value in (_members(owner) or {}).items():
             watched = not isinstance(owner, (dict, list, tuple))
             if type(value) is int and value > 1 and (not watched or (type(owner), key) in read):

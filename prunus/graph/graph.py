@@ -29,7 +29,7 @@ from prunus.graph.operators import BATCH_NORM
 from prunus.graph.outputs import Outputs
 from prunus.graph.places import Keep
 from prunus.graph.sizes import Place
-from prunus.graph.ties import Ties, block_ties, place_of
+from prunus.graph.ties import Ties, block_ties
 from prunus.graph.tracer import Storage
 from prunus.graph.tying import config_ties
 
@@ -210,8 +210,11 @@ class Graph:
     @cached_property
     def ties(self) -> Ties:
         """The axes that keep one share together under `uniform=True` (see ties.py)."""
-        kinds = {name: self.topology(name) for name in self.axes}
-        return block_ties(self.axes, kinds) if self.config is None else config_ties(self.config)
+        return self._blocks if self.config is None else config_ties(self.config)
+
+    @property
+    def _blocks(self) -> Ties:
+        return block_ties(self.axes, {name: self.topology(name) for name in self.axes})
 
     def misfits(self, widths: Mapping[str, int]) -> list[str]:
         """List what would be other than in the small model if that were made again from its config.
@@ -268,7 +271,8 @@ class Graph:
             widths: The number of units of each axis, by its name.
 
         Returns:
-            Those that the forward pass reads, and of those that it only states the ones whose layers agree.
+            Those that the forward pass reads, of those that it only states the ones whose layers agree, and those of
+            the config that say these widths (see ties.py).
         """
         agree = [
             Attribute(place, layouts[0])
@@ -278,19 +282,15 @@ class Graph:
         return self.attributes + agree + self._said(widths)
 
     def _said(self, widths: Mapping[str, int]) -> list[Attribute]:
-        """The integers of a config that say these widths, which are looked for only if all blocks have the same."""
-        blocks: dict[tuple[str, int], set[int]] = {}
-        for name, axis in self.axes.items():
-            blocks.setdefault((place_of(name), axis.size), set()).add(widths.get(name, axis.size))
-        sizes = {name: axis.size for name, axis in self.axes.items()}
-        if (
-            self.maker is None
-            or any(len(each) > 1 for each in blocks.values())
-            or sizes == {**sizes, **widths}
-        ):
+        """The integers of a config that say these widths.
+
+        Unless the ties are known they are looked for only where all blocks have the same widths.
+        """
+        widths = self._sizes | dict(widths)
+        known = "ties" in vars(self) or self._blocks.agree(widths)
+        if self.maker is None or widths == self._sizes or not known:
             return []
-        fields = self.ties.fields(sizes, {**sizes, **widths})
-        return [Attribute(Place("", path, value), value) for path, value in fields.items()]
+        return self.ties.attributes(self._sizes, widths)
 
     def check_keep(self, keep: Keep) -> dict[str, list[int]]:
         """Check that a keep fits the graph.

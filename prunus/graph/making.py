@@ -21,9 +21,11 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from prunus.graph.attributes import set_integer
 from prunus.graph.operators import Args, Kwargs
+from prunus.graph.skeleton import seeded
 
 Path = tuple[str | int, ...]  # the steps to an integer, from what a model keeps
 
@@ -56,7 +58,12 @@ class Maker:
             or all(isinstance(v, int) for v in kept.values())
         ):
             return None
-        return cls(type(model), kept)
+        if any(isinstance(leaf, nn.Module) for leaf in tree_leaves(kept)):
+            return None
+        try:
+            return cls(type(model), kept)
+        except Exception:  # what cannot be copied
+            return None
 
     def make_marked(self, mark: Callable[[dict[str, Any]], dict[str, Any]]) -> nn.Module:
         """Make a model on the meta device, from what `mark` returns for a copy of the arguments."""
@@ -91,7 +98,7 @@ def _quietly() -> Iterator[None]:
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        with warnings.catch_warnings(), seeded():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -103,7 +110,7 @@ def _without_data() -> Iterator[None]:
     """Let the parameters of modules that this thread makes be on the meta device."""
     own = get_ident()
 
-    def bare(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    def bare(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
         if parameter is None or parameter.is_meta or get_ident() != own:
             return None
         return nn.Parameter(parameter.to("meta"), parameter.requires_grad)

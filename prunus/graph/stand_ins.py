@@ -62,15 +62,14 @@ class StandIns(TorchDispatchMode):
             self.gone(name, self._held.pop(name))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
-        kwargs = kwargs or {}
-        names = [self._name(tensor) for tensor in tensors_in(args) + tensors_in(kwargs.values())]
+        names = [self._name(tensor) for tensor in tensors_in(args) + tensors_in((kwargs or {}).values())]
         read = [name for name in names if name is not None]
         if read:
             if func._schema.is_mutable and self._is_written(func, args):
                 raise WrittenError
             self._let_go_besides(read)
             args, kwargs = tree_map_only(torch.Tensor, self._numbers, (args, kwargs))
-        return func(*args, **kwargs)
+        return func(*args, **(kwargs or {}))
 
     def _name(self, tensor: torch.Tensor) -> str | None:
         return self._names.get(tensor.untyped_storage().data_ptr())

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
+from prunus.graph.attributes import Attribute
 from prunus.graph.axes import Axis
 from prunus.graph.making import Path
+from prunus.graph.sizes import Place
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Ties:
     held: Mapping[str, str] = field(default_factory=dict)
     added: Mapping[Path, int] = field(default_factory=dict)
 
+    def agree(self, widths: Mapping[str, int]) -> bool:
+        """Return whether the axes of each tie have one width; for ties of axes of one size."""
+        return all(len({widths[name] for name in tie.axes}) == 1 for tie in self.tied)
+
     def fields(self, sizes: Mapping[str, int], widths: Mapping[str, int]) -> dict[Path, int]:
         """Compute the integers of the config at some widths.
 
@@ -62,6 +68,11 @@ class Ties:
             return {}
         whole = {path: int(values[path] * share) for path, share in shares.items()}
         return whole | {path: value for path, value in self.added.items() if path not in whole}
+
+    def attributes(self, sizes: Mapping[str, int], widths: Mapping[str, int]) -> list[Attribute]:
+        """Return the same integers as attributes of the model."""
+        fields = self.fields(sizes, widths)
+        return [Attribute(Place("", path, value), value) for path, value in fields.items()]
 
 
 def block_ties(axes: Mapping[str, Axis], kinds: Mapping[str, Any]) -> Ties:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import gcd
 
-from prunus.graph.configs import Config, Trial
+from prunus.graph.configs import REFUSED, Config, Trial
 from prunus.graph.making import Path
 from prunus.graph.ties import Tie, Ties
 
@@ -28,7 +28,7 @@ def config_ties(config: Config) -> Ties:
     ties: list[Tie] = []
     reasons: dict[str, str] = {}
     fields = config.fields | config.added
-    tried = {path: config.attempt({path: value}, value // 2, value) for path, value in fields.items()}
+    tried = {path: config.about_half({path: value}, value) for path, value in fields.items()}
     single = {
         path: trial
         for path, trial in tried.items()
@@ -61,7 +61,7 @@ def _completed(
             parts = gcd(*(fields[each] for each in (*chosen, path)))
             if path in chosen or apart or parts < 2 or len(chosen) == _MOST_FIELDS:
                 continue
-            both = config.attempt({each: fields[each] for each in (*chosen, path)}, parts // 2, parts)
+            both = config.about_half({each: fields[each] for each in (*chosen, path)}, parts)
             if both is not None and (best is None or len(both.wrong) < len(best[1].wrong)):
                 best = path, both
         if best is None or (trial is not None and len(best[1].wrong) >= len(trial.wrong)):
@@ -79,14 +79,15 @@ def _with_parts(config: Config, fields: Mapping[Path, int], names: tuple[str, ..
     """
     whole = gcd(*fields.values(), *(config.named[name].size for name in names))
     for parts in sorted((n for n in range(2, whole + 1) if names and whole % n == 0), reverse=True):
-        trials = [config.attempt(fields, kept, parts) for kept in {parts - 1, max(1, parts // 2)}]
-        if all(trial is None or (not trial.wrong and trial.axes == names) for trial in trials):
+        half, most = config.about_half(fields, parts), config.attempt(fields, parts - 1, parts)
+        tried = [trial for trial in (half, most) if trial is not None]
+        if half is not None and all(not trial.wrong and trial.axes == names for trial in tried):
             return Tie(names, parts, dict(fields))
     return None
 
 
 def _accept(config: Config, ties: list[Tie], new: Tie, reasons: dict[str, str]) -> None:
-    """Add a tie if it goes together with those that there are."""
+    """Add a tie if the model holds what was saved with all of them."""
     if any(set(new.axes) & set(tie.axes) for tie in ties):
         return
     sizes = {name: axis.size for name, axis in config.named.items()}
@@ -95,7 +96,7 @@ def _accept(config: Config, ties: list[Tie], new: Tie, reasons: dict[str, str]) 
         name: sizes[name] // tie.parts * max(1, tie.parts // 2) for tie in together.tied for name in tie.axes
     }
     wrong = config.misfits(together.fields(sizes, widths), widths)
-    if wrong:
+    if wrong and wrong != [REFUSED]:  # which others may do (see `_with_parts`)
         reasons |= dict.fromkeys(new.axes, f"with other axes it changes {wrong[0]}")
     else:
         ties.append(new)

@@ -17,7 +17,7 @@ def fast_widths(graph: Graph, price: Callable[[Tensor], Tensor]) -> dict[str, li
     """Find for each axis the widths that no wider one matches in speed, for `select(..., widths=...)`.
 
     Considered are widths at which tables are measured; between them a table says nothing about steps. All other axes
-    are whole. Source: ours.
+    are whole. An axis of which no width is faster than the whole keeps them all. Source: ours.
 
     Args:
         graph: The graph of the model.
@@ -37,7 +37,8 @@ def fast_widths(graph: Graph, price: Callable[[Tensor], Tensor]) -> dict[str, li
         fast = [
             t * (1 + SLACK) < above for t, above in zip(times.tolist(), least_above.tolist(), strict=False)
         ]
-        found[name] = [width for width, keeps in zip(tried, [*fast, True], strict=True) if keeps]
+        fast = [width for width, keeps in zip(tried, [*fast, True], strict=True) if keeps]
+        found[name] = fast if len(fast) > 1 else tried
     return found
 
 

@@ -139,6 +139,8 @@ def configure(config_class: type[T], pairs: Iterable[str], kind: str) -> T:
         words = [str(word) for word in choices(known[name])]
         if words and value not in words and not (value == "None" and is_optional(known[name])):
             raise unknown(name, value, words)
+        if known[name] is bool and value.capitalize() in ("True", "False"):
+            value = value.capitalize()
         many = typing.get_origin(known[name]) is tuple
         argument = [f"--{name}", *(value.split(",") if many else [value])]
         read(config_class, argument, f"{kind}: {name} should be {type_in_words(known[name])}, not {value!r}")

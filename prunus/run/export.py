@@ -3,16 +3,20 @@
 from pathlib import Path
 from typing import Any
 
-from prunus.export import export_model, store
+from prunus.export import export_model, export_pretrained, store
 from prunus.files import write_json
+from prunus.graph import quiet_config
 from prunus.run.lock import sole_writer
 from prunus.run.reopen import reopen_task
 
 PREPROCESSING = "preprocessing.json"
+HF = "hf:"
 
 
 def export_run(folder: Path, result: dict[str, Any]) -> list[str]:
     """Export the model of a finished run into its folder, and how its images are read beside it.
+
+    A model that was given as hf:DIR is also written as a folder that transformers loads, with the tokenizer of DIR.
 
     Args:
         folder: The run's folder.
@@ -29,7 +33,13 @@ def export_run(folder: Path, result: dict[str, Any]) -> list[str]:
     task = reopen_task(folder, result, instead="call prunus.export.export_model with the model")
     known = task.data.fingerprint
     with sole_writer(folder):
-        lines = export_model(folder, store.load(folder, task.model), task.example, task.free_dims)
+        small, given = store.load(folder, task.model), result["settings"]["model"]
+        lines: list[str] = []
+        if given.startswith(HF):
+            source = Path(given.removeprefix(HF)).expanduser()
+            lines.append(export_pretrained(folder, small, task.example, source))
+        quiet_config(small)  # a program returns no cache
+        lines += export_model(folder, small, task.example, task.free_dims)
         if known is not None and known.preprocessing is not None:
             write_json(folder / PREPROCESSING, known.preprocessing.to_json())
             lines.append(

@@ -153,6 +153,7 @@ class Pipeline:
             "tolerance": proof.tolerance,
             "dtype": str(proof.dtype).removeprefix("torch."),
             "modes": list(proof.modes),
+            "calls": list(proof.calls),
         }
         if self.is_sparse():
             verified |= {

@@ -385,6 +385,7 @@ def _unreachable(
         name, why = reasons[i]
         each = shares.units[name]
         blocks = f", in blocks of {limits.steps[i] * each}" if limits.steps[i] * each > 1 else ""
+        blocks += ", of the widths allowed" if limits.stops is not None else ""
         tied = f" (and {len(shares.names[i]) - 1} tied to it)" if len(shares.names[i]) > 1 else ""
         if saved[i] > 0:
             left, of = int(limits.base[i]) * each, int(shares.parts[i]) * each

@@ -58,28 +58,29 @@ def decodings(model: nn.Module, example: Any) -> list[Decoding]:
         return []
     length = FIRST + STEPS
     sequence = _stretched(given[tokens], length)
+    plain: dict[str, Any] = {tokens: sequence}
+    padded: dict[str, Any] = {tokens: sequence.expand(ROWS, length)}
     if tokens == TOKENS:
-        rows = sequence.expand(ROWS, length)
-        plain, inputs = {TOKENS: sequence}, {TOKENS: rows, MASK: _mask(length)}
+        padded[MASK] = _mask(length)
     else:
-        plain = {
-            name: value for name, value in given.items() if name != MASK and not name.startswith("decoder_")
+        encoded = {
+            n: v for n, v in given.items() if n not in (MASK, "labels") and not n.startswith("decoder_")
         }
-        plain = {
-            name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in plain.items()
-        }
-        inputs = {
-            name: value.expand(ROWS, *value.shape[1:]) if isinstance(value, torch.Tensor) else value
-            for name, value in plain.items()
-        }
-        plain |= {OF_DECODER: sequence}
-        inputs |= {OF_DECODER: sequence.expand(ROWS, length)}
+        plain |= {name: _rows(value, 1) for name, value in encoded.items()}
+        padded |= {name: _rows(value, ROWS) for name, value in encoded.items()}
         if _is_tokens(given.get(TOKENS)):
-            inputs[MASK] = _mask(given[TOKENS].shape[1])
+            padded[MASK] = _mask(given[TOKENS].shape[1])
     found = [Decoding("decode", tokens, False, plain)]
-    if MASK in inputs and MASK in takes:
-        found.append(Decoding("decode padded", tokens, True, inputs))
+    if MASK in padded and MASK in takes:
+        found.append(Decoding("decode padded", tokens, True, padded))
     return found
+
+
+def _rows(value: Any, number: int) -> Any:
+    """The first example of an input, so many times."""
+    if not isinstance(value, torch.Tensor) or not value.dim():
+        return value
+    return value[:1].expand(number, *value.shape[1:])
 
 
 def _by_name(takes: Mapping[str, Any], example: Any) -> dict[str, Any]:
@@ -91,7 +92,9 @@ def _by_name(takes: Mapping[str, Any], example: Any) -> dict[str, Any]:
 
 
 def _is_tokens(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dim() == 2 and not value.is_floating_point()
+    """Whether an input holds numbers of tokens, (examples, places)."""
+    is_matrix = isinstance(value, torch.Tensor) and value.dim() == 2 and value.numel() > 0
+    return is_matrix and not value.is_floating_point()
 
 
 def _stretched(tokens: torch.Tensor, length: int) -> torch.Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -70,7 +69,7 @@ class Filling(ABC):
         """The mode in which the original runs inside of a reference, if it needs one."""
 
     @abstractmethod
-    def around_small(self) -> AbstractContextManager:
+    def around_small(self) -> TorchDispatchMode | None:
         """The mode in which the small model runs."""
 
 
@@ -99,8 +98,8 @@ class AtOnce(Filling):
     def around_whole(self, reference: Reference) -> TorchDispatchMode | None:
         return None
 
-    def around_small(self) -> AbstractContextManager:
-        return nullcontext()
+    def around_small(self) -> TorchDispatchMode | None:
+        return None
 
 
 class OneByOne(Filling):
@@ -151,7 +150,7 @@ class OneByOne(Filling):
         self._in_whole.made, self._in_whole.gone = hold, release
         return self._in_whole
 
-    def around_small(self) -> AbstractContextManager:
+    def around_small(self) -> TorchDispatchMode | None:
         self._in_whole.clear()
         self._in_small.clear()
         return self._in_small

@@ -36,8 +36,9 @@ def answers(model, inputs):
 
 
 def same(one, other, inputs):
-    """Whether two models answer alike, to the bit."""
-    return all(map(torch.equal, answers(one, inputs), answers(other, inputs)))
+    """Whether two models answer alike but for rounding, which depends on where in memory their weights lie."""
+    pairs = zip(answers(one, inputs), answers(other, inputs), strict=True)
+    return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in pairs)
 
 
 @pytest.mark.parametrize("round_to", [None, 1], ids=["usual widths", "any widths"])
@@ -49,7 +50,7 @@ def test_every_family_is_loaded_as_it_was_saved(name, round_to, tmp_path):
     loaded = type(model).from_pretrained(tmp_path).eval()
     assert same(small, loaded, inputs)
     assert params(graph, keep) <= SHARE * params(graph)
-    assert sum(p.numel() for p in loaded.parameters()) == params(graph, keep)
+    assert loaded.num_parameters() == small.num_parameters() < model.num_parameters()
     assert trace(loaded, inputs, outputs=OUTPUTS.get(name)).ties.tied  # which may be pruned again
 
 
@@ -172,3 +173,18 @@ def test_what_no_file_holds_is_missed_in_a_model_without_weights(tmp_path):
         empty = Scaled()
     with pytest.raises(FileError, match=r"no numbers for places.*meta device"):
         load(tmp_path, empty)
+
+
+def test_sizes_that_only_some_others_go_with_are_made_to_go_together():
+    """Llama's class wants a hidden size that is a multiple of the heads."""
+    model, inputs = family("llama", hidden_size=40, head_dim=4, num_attention_heads=8, num_key_value_heads=8)
+    graph = trace(model, inputs)
+    heads, hidden = (f"model.layers.0.self_attn.{name}" for name in ("q_proj#0", "o_proj"))
+    assert (graph.axes[heads].size, graph.axes[hidden].size) == (8, 40)
+    found = set()
+    for seed in range(10):
+        keep = select(graph, scores.random(graph, seed), Budget(params=0.5), uniform=True, round_to=1)
+        widths = graph.widths(keep)
+        assert not graph.misfits(widths) and params(graph, keep) <= 0.5 * params(graph)
+        found.add((widths[heads], widths[hidden]))
+    assert any(40 % h for h, _ in found) and all(n % h == 0 for h, n in found)

@@ -30,6 +30,8 @@ def test_fast_widths_are_those_that_no_wider_one_matches():
     found = fast_widths(graph, price)
     assert found["0"] == [8, 16, 24] and found["2"] == [16, 32, 40]
     assert found["4"][-1] == 20 and {4, 8, 16} <= set(found["4"])
+    alike = fast_widths(graph, lambda widths: torch.ones(len(widths)))  # no width is faster than another
+    assert {8, 16, 24} <= set(alike["0"]) and len(alike["4"]) > 3
 
 
 def in_eights(operator, sizes):

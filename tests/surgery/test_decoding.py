@@ -25,6 +25,9 @@ SHAPES = {
 }
 
 
+FAST = ("Sheared-LLaMA 1.3B", "Qwen2.5-0.5B")
+
+
 def halved(name, **fields):
     """A model of a family, its graph, and half of every axis but the smallest, which would take many proofs."""
     model, inputs = family(name, **fields)
@@ -96,7 +99,9 @@ def test_a_call_that_the_original_does_not_take_is_not_made():
     assert proof.holds and proof.calls == ()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SHAPES]
+)
 def test_the_shapes_of_published_models_decode_as_the_masked_original(shape):
     name, fields = SHAPES[shape]
     heads = fields["num_attention_heads"]
