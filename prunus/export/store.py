@@ -275,6 +275,7 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         FileError: `model` is not the class that was pruned (the first three differences are named), or a file is
             missing or damaged.
     """
+    model = unwrap(model)
     record = read_keep(folder)
     shapes = {name: torch.Size(shape) for name, shape in record.original_shapes.items()}
     wrong = shape_differences(shapes, effective_tensors(model))

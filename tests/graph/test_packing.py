@@ -67,7 +67,7 @@ def test_a_wrapped_model_is_the_module_inside(name, one_process, tmp_path):
         got, wanted = score(wrapped, graph), score(plain, graph)
         assert all(torch.equal(got[axis], wanted[axis]) for axis in graph.axes)
     prunus.save(tmp_path, WRAPPERS[name](small), keep, graph)
-    assert torch.equal(prunus.load(tmp_path, network())(X), expected(X))
+    assert torch.equal(prunus.load(tmp_path, WRAPPERS[name](network()))(X), expected(X))
 
 
 def test_an_optimiser_of_a_wrapped_model_is_carried_over(one_process):
