@@ -5,8 +5,8 @@ r"""A small decoder of bytes, a quarter and half of its parameters away: by widt
 The base is a decoder of six blocks, trained here on Python's language reference (see language.py). Every arm chooses
 by Taylor's scores, per cost, among units of one kind, or of all kinds that compete in one budget; what is left is
 repaired without labels and trained on, taught by the base, for the same steps. *whole* cuts nothing and trains the
-base on as long. Perplexity per byte of held-out text on which no choice was made; lower is better. Time is that of a forward pass
-of the example, as a share of the base's, in turns.
+base on as long. Perplexity per byte of held-out text on which no choice was made; lower is better. Time is that of a
+forward pass of the example, as a share of the base's, in turns.
 """
 
 import argparse

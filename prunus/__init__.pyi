@@ -18,9 +18,12 @@ from .graph import trace as trace
 from .latency import latency_ms as latency_ms
 from .refit import repair as repair
 from .run import Comparison as Comparison
+from .run import Gradual as Gradual
 from .run import Saved as Saved
 from .run import compare as compare
+from .run import lightning_callback as lightning_callback
 from .run import prune as prune
+from .run import trainer_callback as trainer_callback
 from .selection import Budget as Budget
 from .selection import Sparsity as Sparsity
 from .selection import cache_mb as cache_mb
@@ -35,6 +38,7 @@ from .surgery import carry_over as carry_over
 from .surgery import crop as crop
 from .surgery import mask as mask
 from .surgery import shrink as shrink
+from .surgery import shrink_in_place as shrink_in_place
 from .surgery import verify as verify
 from .tasks._own import Task as Task
 
@@ -42,6 +46,7 @@ __version__: str
 __all__ = [
     "Budget",
     "Comparison",
+    "Gradual",
     "Graph",
     "Proof",
     "Saved",
@@ -54,6 +59,7 @@ __all__ = [
     "crop",
     "latency",
     "latency_ms",
+    "lightning_callback",
     "load",
     "load_masks",
     "macs",
@@ -69,9 +75,11 @@ __all__ = [
     "scores",
     "select",
     "shrink",
+    "shrink_in_place",
     "sparse",
     "testing",
     "trace",
+    "trainer_callback",
     "verify",
     "weights_mb",
 ]

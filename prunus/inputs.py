@@ -1,7 +1,8 @@
 """Inputs and targets of any kind: trees of tensors, how a model is called on them, and how many examples they hold."""
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -86,13 +87,13 @@ def take_share(batch: Any, share: tuple[int, int]) -> Any:
     )
 
 
-def random_batch(example: Any, number: int, *, sides: int = 1) -> Any:
+def random_batch(example: Any, number: int, *, stretch: Mapping[int, float] | None = None) -> Any:
     """Make a batch of random inputs like one: floating tensors are drawn anew, others repeated.
 
     Args:
         example: One input with a batch dimension of 1.
         number: The number of inputs; their numbers depend on it and the shapes alone.
-        sides: How many times longer the dimensions after the second are.
+        stretch: How many times longer dimensions are, by their number, of tensors that have them.
 
     Returns:
         The batch.
@@ -102,10 +103,15 @@ def random_batch(example: Any, number: int, *, sides: int = 1) -> Any:
     def made(tensor: Tensor) -> Tensor:
         if not tensor.dim():
             return tensor
-        shape = [number, *tensor.shape[1:2], *(sides * size for size in tensor.shape[2:])]
+        shape = [number, *tensor.shape[1:]]
+        for dim, times in (stretch or {}).items():
+            if dim < len(shape):
+                shape[dim] = math.ceil(times * shape[dim])
         if tensor.is_floating_point():
             return torch.randn(shape, generator=generator, dtype=tensor.dtype)
-        return tensor.expand(number, *tensor.shape[1:]).contiguous()
+        for dim, size in enumerate(shape):
+            tensor = tensor.index_select(dim, torch.arange(size) % tensor.shape[dim])
+        return tensor
 
     return tree_map_only(Tensor, made, example)
 

@@ -21,7 +21,7 @@ from tests.lib.texts import decoder, write_book
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = ["dhp.md", "pass.md", "sparsity.md"]
+PAGES = ["dhp.md", "pass.md", "sparsity.md", "training.md"]
 
 
 def shown(page: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lib.models import torchvision_models
+from tests.lib.models import imported_beside_torchvision, torchvision_models
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MAX_LINES = 90
@@ -41,6 +41,26 @@ def test_transformer(capsys):
     runpy.run_path(str(EXAMPLES / "transformer.py"), run_name="__main__")
     said = capsys.readouterr().out
     assert "heads of the first layer: 8 -> 4" in said and "its hidden units: 256 -> 128" in said
+
+
+@pytest.mark.filterwarnings("ignore")  # the library's own
+def test_transformers_own_trainer(capsys):
+    torchvision_models()  # transformers imports torchvision where it is installed
+    pytest.importorskip("transformers")
+    runpy.run_path(str(EXAMPLES / "trainer.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "after step 150: " in said and "multiply-adds left 50%" in said
+    assert float(said.rpartition(":")[2].strip().rstrip("%")) > 60
+
+
+@pytest.mark.filterwarnings("ignore")  # the library's own
+def test_lightning(capsys):
+    imported_beside_torchvision("torchmetrics")  # which lightning imports
+    pytest.importorskip("lightning", reason="needs lightning")
+    runpy.run_path(str(EXAMPLES / "lightning_module.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "after step 60: " in said and "after step 100: " in said
+    assert float(said.rpartition(":")[2].strip().rstrip("%")) > 90
 
 
 # what is proved is the way that the example takes: which boxes are left depends on the image

@@ -8,6 +8,7 @@ Its files, in the order in which to read them:
     checkpoints    shards cut on disk, without the model
     programs       converting to torch.export and ONNX, running in torch and onnxruntime
     files          model.pt2 and model.onnx, checked against the model
+    quantised      model.int8.onnx, in 8 bits
     pretrained     a folder for from_pretrained
 """
 
@@ -16,11 +17,13 @@ from prunus.export.configured import check_config
 from prunus.export.files import export_model, largest_difference
 from prunus.export.pretrained import export_pretrained
 from prunus.export.programs import Call, export_program, feed_of, missing_for_onnx, open_session, to_onnx
+from prunus.export.quantised import export_int8
 from prunus.export.store import load, load_keep, load_masks, save
 
 __all__ = [
     "Call",
     "check_config",
+    "export_int8",
     "export_model",
     "export_pretrained",
     "export_program",

@@ -19,7 +19,9 @@ from prunus.inputs import call, random_batch, tensors_in
 
 RELATIVE_TOLERANCE = 1e-3  # of the largest output, because other kernels add in another order
 EXPORT_BATCH, CHECK_BATCH = 2, 3
-OTHER_SIDES = 2  # times the example's, on which a program with free sides is checked
+# Times the example's, on which a program with free sizes is checked: sides of images, and the length of texts, which is
+# shorter, because a model may know no more places than the example has.
+OTHER_SIDES, OTHER_LENGTH = 2, 0.6
 
 
 def export_model(folder: Path, model: nn.Module, example: Any, free_dims: Sequence[int] = (0,)) -> list[str]:
@@ -74,7 +76,8 @@ def make_program(
         The program, other inputs, with other sizes of these dimensions, and the model's outputs for them.
     """
     program = export_program(model, random_batch(example, EXPORT_BATCH), free_dims=free_dims)
-    other = random_batch(example, CHECK_BATCH, sides=OTHER_SIDES if len(free_dims) > 1 else 1)
+    stretch = {dim: OTHER_LENGTH if dim == 1 else OTHER_SIDES for dim in free_dims if dim > 0}
+    other = random_batch(example, CHECK_BATCH, stretch=stretch)
     with torch.no_grad():
         call(program.module(), other)
         return program, other, tensors_in(call(model, other))

@@ -38,7 +38,17 @@ from prunus.files import (
     write_json,
     write_tensors,
 )
-from prunus.graph import Graph, Keep, Maker, get_integer, kept_tensors, named_tensors, tensors_behind
+from prunus.graph import (
+    Graph,
+    Keep,
+    Maker,
+    get_integer,
+    kept_tensors,
+    named_tensors,
+    tensors_behind,
+    unwrap,
+    whole_tensors,
+)
 from prunus.sparse import Masks, packed, survivors, unpacked
 from prunus.surgery import (
     Skip,
@@ -110,6 +120,9 @@ class KeepFile(Record, frozen=True, kw_only=True):
 def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: Masks | None = None) -> None:
     """Write a shrunk model as keep.json and model.safetensors, each complete or not at all.
 
+    A model whose weights are spread over processes (by fully_shard) is gathered: all processes call this, the first
+    writes, and all return when that is done.
+
     Args:
         folder: The folder to write to.
         small: The shrunk model.
@@ -123,7 +136,13 @@ def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: 
         PrunusError: The files cannot be written.
     """
     keep = graph.check_keep(keep)
-    tensors = effective_tensors(small)
+    small = unwrap(small)
+    there = effective_tensors(small)
+    tensors = whole_tensors(there)
+    sharded = any(tensors[name] is not there[name] for name in tensors)
+    if sharded and torch.distributed.get_rank() > 0:
+        torch.distributed.barrier()
+        return
     structure = Structure.of(graph, keep, small)
     shapes = structure.renamed({n: graph.shape(n, keep) for n in graph.layouts})
     wrong = shape_differences(shapes, tensors)
@@ -155,6 +174,8 @@ def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: 
     for name, content in written.items():
         write_tensors(folder / name, content, {"format": "pt"})
     write_keep(folder, small, keep, graph, list(written), entries | {"shapes": _shapes(tensors)})
+    if sharded:
+        torch.distributed.barrier()
 
 
 def write_keep(
@@ -282,6 +303,7 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
         FileError: `model` is not the class that was pruned (the first three differences are named), or a file is
             missing or damaged.
     """
+    model = unwrap(model)
     record = read_keep(folder)
     shapes = {name: torch.Size(shape) for name, shape in record.original_shapes.items()}
     wrong = shape_differences(shapes, effective_tensors(model))

@@ -8,6 +8,7 @@ Its files, in the order in which to read them:
     op            the record of one operation
     rules/        one small function per operator, which says how layouts pass through it
     modules       the modules of a model, listed quickly
+    packing       packed models: the module inside, and what is refused
     copying       deep copies of models, and what cannot be copied
     turns         one trace or proof at a time
     skeleton      copies of models without data, and how to run them
@@ -39,6 +40,7 @@ Its files, in the order in which to read them:
     skippable     those of a graph, by the names of their axes
     graph         Graph: members, widths, explain
     tracing       trace a model, or a part of it
+    resizing      the graph of a small model, from its original's
     places        the places of the units that stay
     draws         random numbers, the same for two models
     levels        signals that neither fade nor grow, in a network on random weights
@@ -52,7 +54,7 @@ from prunus.graph.blocks import SUFFIX, Block
 from prunus.graph.calls import Argument
 from prunus.graph.configs import difference_of_made
 from prunus.graph.construction import Stated, stated_sizes
-from prunus.graph.copying import check_traceable, copy_model
+from prunus.graph.copying import copy_model
 from prunus.graph.draws import SameDraws
 from prunus.graph.graph import Graph, Member
 from prunus.graph.kinds import KINDS
@@ -72,9 +74,11 @@ from prunus.graph.op import (
     tensors_in,
 )
 from prunus.graph.outputs import Outputs, output_tensors, quiet_config, select_outputs
+from prunus.graph.packing import plain_model, unwrap, whole_tensors
 from prunus.graph.parametrised import OwnStep, read_tensor, tensors_behind
 from prunus.graph.places import Keep, Places, Where, set_zero, take
 from prunus.graph.reference import Reference
+from prunus.graph.resizing import resized
 from prunus.graph.rules import rule
 from prunus.graph.skeleton import make_skeleton, named_tensors, quiet_forward, seeded
 from prunus.graph.stand_ins import StandIns, WrittenError
@@ -116,7 +120,6 @@ __all__ = [
     "Untracked",
     "Where",
     "WrittenError",
-    "check_traceable",
     "copy_model",
     "difference_of_made",
     "evaluation_mode",
@@ -129,9 +132,11 @@ __all__ = [
     "operators_of",
     "output_tensors",
     "part",
+    "plain_model",
     "quiet_config",
     "quiet_forward",
     "read_tensor",
+    "resized",
     "rule",
     "seeded",
     "select_outputs",
@@ -145,4 +150,6 @@ __all__ = [
     "tensors_behind",
     "tensors_in",
     "trace",
+    "unwrap",
+    "whole_tensors",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import sys
 import sysconfig
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from functools import lru_cache, partial
@@ -19,67 +20,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
-from prunus.errors import TraceError, UserError
+from prunus.errors import UserError
 from prunus.graph.modules import list_modules
-
-
-def check_traceable(model: Any) -> None:
-    """Check that a model is one whose forward pass can be observed, not another program's packing of it.
-
-    Args:
-        model: What the user gave.
-
-    Raises:
-        TraceError: A parameter has no shape yet.
-        UserError: It is no nn.Module, or is compiled, scripted, quantised or wrapped; the message says what to trace.
-    """
-    if not isinstance(model, nn.Module):
-        raise UserError(
-            f"trace expects an nn.Module, but got a {type(model).__name__}; pass the model itself."
-        )
-    for path, module in list_modules(model):
-        what, home = path or f"this {type(module).__name__}", type(module).__module__
-        if "_orig_mod" in module._modules:
-            inner = f"{path}._orig_mod" if path else "_orig_mod"
-            raise UserError(
-                f"{what} went through torch.compile; give the model as it was before (model.{inner} in its place), and "
-                "compile the small one."
-            )
-        if isinstance(module, torch.jit.ScriptModule):
-            raise UserError(
-                f"{what} is a scripted module (torch.jit), whose operators cannot be observed; trace the Python model "
-                "that it was made from, and script the small one."
-            )
-        if home.startswith("torch.") and ".quantized" in home:
-            raise UserError(
-                f"{what} is quantised ({type(module).__name__}): its weights are packed. Prune the model in floating "
-                "point, then quantise the small one."
-            )
-        wraps = _WRAPPERS if not path else _WRAPPERS[:1]  # inside a model the others compute as modules do
-        if home.startswith(wraps) and list(module._modules) in _INSIDE:
-            inner = f"{path}.module" if path else "module"
-            raise UserError(
-                f"{what} is wrapped in {type(module).__name__}; trace the module inside it (model.{inner}), whose "
-                "names and weights are the model's own, and wrap the small one again."
-            )
-        for name, tensor in (module._parameters | module._buffers).items():
-            if tensor is None:
-                continue
-            name = f"{path}.{name}" if path else name
-            if torch.nn.parameter.is_lazy(tensor):
-                raise TraceError(
-                    f"{name} has no shape yet; run the model once on real inputs, then trace it."
-                )
-            if type(tensor).__name__ == "DTensor":
-                raise UserError(
-                    f"{name} is spread over several processes (a DTensor); trace the model before it is sharded, or "
-                    "gather its weights first (full_tensor)."
-                )
-
-
-_INSIDE = ["module"], ["_fsdp_wrapped_module"]  # the one child of a wrapper, which its `module` gives
-_WRAPPERS = ("torch.distributed", "torch.nn.parallel", "torch.optim.swa_utils")
 
 
 def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -137,7 +81,7 @@ class _Copier:
             if name == "_modules":
                 value = {n: child if child is None else self.module(child) for n, child in value.items()}
             elif isinstance(value, (dict, set, list)) and not value:
-                value = type(value)()
+                value = self.memo.setdefault(id(value), type(value)())  # a handle may point to it
             elif not isinstance(value, _ATOMIC) and not _is_plain(value):
                 if name == "forward":
                     self._check_forward(module, value)
@@ -165,13 +109,15 @@ class _Copier:
             return self.memo[id(value)]
         if isinstance(value, nn.Module) and id(value) in self.own:
             return self.module(value)
+        if isinstance(value, RemovableHandle):
+            return self._handle(value)
         if isinstance(value, _CALLABLE) or type(value) in _CONTAINERS:
             return self._rebuilt(value) if self.reaches(value) else copy.deepcopy(value, self.memo)
         return copy.deepcopy(value, self.memo)
 
     def reaches(self, value: Any) -> bool:
-        """Whether functions or containers in `value` hold a module or a tensor of the model."""
-        return any(id(part) in self.own for part in _parts(value))
+        """Whether functions or containers in `value` hold a module, a tensor or the handle of a hook of the model."""
+        return any(id(part) in self.own or isinstance(part, RemovableHandle) for part in _parts(value))
 
     def _rebuilt(self, value: Any) -> Any:
         new: Any
@@ -212,6 +158,18 @@ class _Copier:
             if content is not _EMPTY:
                 new_cell.cell_contents = self._shared(content)
         return new
+
+    def _handle(self, handle: RemovableHandle) -> RemovableHandle:
+        """The handle of the copy's hook: it removes that one, not the original's."""
+        new = self.memo[id(handle)] = RemovableHandle.__new__(RemovableHandle)
+        new.id, new.hooks_dict_ref = handle.id, self._weak(handle.hooks_dict_ref)
+        new.extra_dict_ref = tuple(map(self._weak, handle.extra_dict_ref))
+        return new
+
+    def _weak(self, reference: Any) -> Any:
+        """A reference to the copy of what is referred to, which the memo keeps until its module holds it."""
+        hooks = reference()
+        return reference if hooks is None else weakref.ref(self.value(hooks))
 
     def _shared(self, value: Any) -> Any:
         """What a function holds: its copy if it reaches the model, otherwise the same object."""

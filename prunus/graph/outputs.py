@@ -108,16 +108,18 @@ def _is_below(name: str, path: str) -> bool:
 def quiet_config(bare: nn.Module) -> None:
     """Let a skeleton return no cache of keys and values unless the example asks for one.
 
-    A cache is state for a later call, not a result. Models that take `use_cache` read its default from their config.
+    A cache is state for a later call, not a result. Models that take `use_cache` read its default from their config;
+    they may be inside of the model (an adapter's, a user's own).
 
     Args:
         bare: The skeleton; the configs that its modules hold are its own copies, and are changed.
     """
-    if "use_cache" in inspect.signature(bare.forward).parameters:
-        for module in bare.modules():
-            config = vars(module).get("config")
-            if getattr(config, "use_cache", None) is True:
-                object.__setattr__(config, "use_cache", False)  # a config may be frozen
+    caching = [
+        module for module in bare.modules() if getattr(vars(module).get("config"), "use_cache", None) is True
+    ]
+    if any("use_cache" in inspect.signature(module.forward).parameters for module in [bare, *caching]):
+        for module in caching:
+            object.__setattr__(module.config, "use_cache", False)  # a config may be frozen
 
 
 def _by_path(output: Any) -> _Found:

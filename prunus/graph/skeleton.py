@@ -8,6 +8,7 @@ where real and abstract tensors meet, the result is abstract.
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -104,11 +105,15 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return parameters | buffers
 
 
+_NO_GRADIENTS = "None of the inputs have requires_grad=True"  # torch.utils.checkpoint, if it is reentrant
+
+
 @contextmanager
 def quiet_forward() -> Iterator[None]:
     """Turn off gradients, and what torch has in the place of some operators, which would hide them.
 
     That is the fused kernels of transformers, and the batch norm of an empty batch (a detector that finds nothing).
+    Checkpointing does not warn of inputs without gradients.
 
     Other threads that ask for the same wait.
 
@@ -120,7 +125,8 @@ def quiet_forward() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         torch.batch_norm = _batch_norm_or_of_nothing(batch_norm)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", _NO_GRADIENTS)
                 yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)

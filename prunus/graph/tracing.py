@@ -15,13 +15,13 @@ from prunus.graph import axes, skeleton, tracer
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.calls import shared_names
 from prunus.graph.construction import stated
-from prunus.graph.copying import check_traceable
 from prunus.graph.graph import Graph
 from prunus.graph.making import Maker
 from prunus.graph.modules import evaluation_mode
 from prunus.graph.op import CONSUMES, PRODUCES
 from prunus.graph.operators import Args, Kwargs
 from prunus.graph.outputs import Outputs
+from prunus.graph.packing import plain_model, unwrap
 from prunus.graph.parametrised import follow_steps
 from prunus.graph.passes import Passes, doubled
 from prunus.graph.turns import one_at_a_time
@@ -47,7 +47,8 @@ def trace(
     Source: ours (design, section 3).
 
     Args:
-        model: The model, which is left untouched.
+        model: The model, which is left untouched; of one in DistributedDataParallel, DataParallel, torch.compile's or
+            torch's AveragedModel, the module inside.
         example: A tensor, a tuple of arguments or a dict of keyword arguments, as the model takes them; only
             shapes matter, but integer tensors (token ids) are used as they are.
         modes: The modes to trace, "eval" and "train", or an example for each, where training takes other arguments
@@ -62,10 +63,10 @@ def trace(
 
     Raises:
         TraceError: The model does not run on the example, or nothing in it may shrink.
-        UserError: `model` is not an nn.Module, was compiled, wrapped, scripted or quantised, or cannot be copied, or
+        UserError: `model` is not an nn.Module, was scripted, quantised, sharded or offloaded, or cannot be copied, or
             there is no such mode, or no mode returns an output under one of the paths.
     """
-    check_traceable(model)
+    model = plain_model(model)
     examples = _examples(example, modes)
     try:
         graph = _trace(model, examples, False, modes is not None, outputs)
@@ -261,6 +262,7 @@ def part(model: nn.Module, name: str, inputs: Any) -> tuple[nn.Module, Any]:
     Raises:
         UserError: There is no such module, it does not run, or takes arguments by position and by keyword.
     """
+    model = unwrap(model)
     modules = dict(model.named_modules())
     if name not in modules:
         raise unknown("module", name, modules)

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from prunus.errors import unknown
-from prunus.graph import Graph, Keep
+from prunus.graph import Graph, Keep, plain_model
 from prunus.progress import Step, silent
 from prunus.refit.batches import read_batches
 from prunus.refit.fitted import Fitted
@@ -87,7 +87,7 @@ def cut_and_fit(
     """
     if how not in get_args(How):
         raise unknown("way to repair", how, get_args(How))
-    given = read_batches(batches)
+    model, given = plain_model(model), read_batches(batches)
     if how == "order":
         small = shrink(model, graph, keep, verify=verify)
         return small, fit_in_order(model, small, graph, keep, given, ridge=ridge, progress=progress)

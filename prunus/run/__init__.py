@@ -24,6 +24,8 @@ Its files, in the order in which to read them:
     saved       a finished run, ready to use
     bench       the milliseconds that a finished run gains
     export      exporting a finished run
+    gradual     pruning while a model is trained, in anyone's loop
+    trainers    callbacks for transformers' Trainer and for Lightning
     arms        what is compared: methods, budgets, seeds
     orders      the pieces of work of a comparison
     workers     carrying them out, here or in processes
@@ -35,16 +37,20 @@ from prunus.run.advice import resolve_auto
 from prunus.run.board import METHODS, Comparison, compare
 from prunus.run.export import export_run
 from prunus.run.folder import RunFolder
+from prunus.run.gradual import Cut, Gradual
 from prunus.run.lock import sole_writer
 from prunus.run.pipeline import preview, prune
 from prunus.run.provenance import compare_data
 from prunus.run.saved import Saved, load_run, read_result
 from prunus.run.settings import Settings
+from prunus.run.trainers import lightning_callback, trainer_callback
 from prunus.tasks import Prediction
 
 __all__ = [
     "METHODS",
     "Comparison",
+    "Cut",
+    "Gradual",
     "Prediction",
     "RunFolder",
     "Saved",
@@ -52,10 +58,12 @@ __all__ = [
     "compare",
     "compare_data",
     "export_run",
+    "lightning_callback",
     "load_run",
     "preview",
     "prune",
     "read_result",
     "resolve_auto",
     "sole_writer",
+    "trainer_callback",
 ]

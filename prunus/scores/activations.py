@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UserError
-from prunus.graph import Graph, Member, make_skeleton, read_tensor
+from prunus.graph import Graph, Member, make_skeleton, plain_model, read_tensor
 from prunus.inputs import call, real_positions
 from prunus.scores.members import Batches, Normalize, Scores, _normalize, _to_device
 from prunus.scores.weights import _complete
@@ -43,6 +43,7 @@ def activation(
     Raises:
         UserError: There is no batch.
     """
+    model = plain_model(model)
     bare = make_skeleton(model, real=True)
     watched = {(m.tensor, m.dim): m for axis in graph.axes for m in graph.members(axis) if m.role in roles}
     means = {place: _Mean(bare, member) for place, member in watched.items()}

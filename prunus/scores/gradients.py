@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UserError
-from prunus.graph import Graph, Member, is_inexact, make_skeleton, output_tensors
+from prunus.graph import Graph, Member, is_inexact, make_skeleton, output_tensors, plain_model
 from prunus.inputs import call
 from prunus.scores.blocks import Watched
 from prunus.scores.members import ALL, Batches, Scores, _as_float, _gather, _members, _to_device
@@ -49,7 +49,7 @@ def taylor(
     members = {axis: _members(graph, axis, roles, otherwise=ALL) for axis in graph.axes}
     found: dict[Member, Tensor] = {}  # the sums (U,) of one batch
     with torch.inference_mode(False), torch.enable_grad():
-        bare = make_skeleton(model, real=True)
+        bare = make_skeleton(plain_model(model), real=True)
         weights = {n: p.requires_grad_() for n, p in bare.named_parameters() if is_inexact(p)}
         blocks = Watched(bare, graph, gradients=True) if depth else None
         read = _watch_gradients(weights, [m for each in members.values() for m in each], found)

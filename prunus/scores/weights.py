@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UserError
-from prunus.graph import Graph
+from prunus.graph import Graph, plain_model
 from prunus.scores.members import (
     ALL,
     TINY,
@@ -65,7 +65,7 @@ def magnitude(
     Raises:
         UserError: `combine` or `normalize` is unknown, or no weight of an axis has one of the roles.
     """
-    powers = _powers(model, graph, p, roles, combine)
+    powers = _powers(plain_model(model), graph, p, roles, combine)
     return {axis: _normalize(power ** (1 / p), normalize) for axis, power in powers.items()}
 
 
@@ -94,7 +94,9 @@ def lamp(
         falling, order = square_U.sort(descending=True, stable=True)
         return torch.empty_like(falling).scatter(0, order, falling / falling.cumsum(0).clamp_min(TINY))
 
-    return {axis: lamp_of(power) for axis, power in _powers(model, graph, 2, roles, combine).items()}
+    return {
+        axis: lamp_of(power) for axis, power in _powers(plain_model(model), graph, 2, roles, combine).items()
+    }
 
 
 def bn_scale(model: nn.Module, graph: Graph) -> Scores:
@@ -113,6 +115,7 @@ def bn_scale(model: nn.Module, graph: Graph) -> Scores:
     Raises:
         UserError: No axis has a norm.
     """
+    model = plain_model(model)
     scores = {}
     for axis in graph.axes:
         means = [
@@ -143,6 +146,7 @@ def fpgm(model: nn.Module, graph: Graph, *, normalize: Normalize = "mean") -> Sc
     Raises:
         UserError: `normalize` is unknown.
     """
+    model = plain_model(model)
     scores = {}
     for axis in graph.axes:
         square_UU = torch.zeros(())

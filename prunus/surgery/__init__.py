@@ -19,6 +19,7 @@ Its files, in the order in which to read them:
     proof              prove, verify, and the axis to blame
     apply              mask, crop, shrink
     optimizer_state    momentum and averages carried over
+    in_place           shrink a model that a training loop holds
     fresh              reinitialise a model
 """
 
@@ -34,6 +35,7 @@ from prunus.surgery.copies import (
 )
 from prunus.surgery.effective import effective_tensors
 from prunus.surgery.fresh import fan_in, reinitialise, sample_uniform
+from prunus.surgery.in_place import shrink_in_place
 from prunus.surgery.optimizer_state import carry_over
 from prunus.surgery.proof import Proof, prove, verify
 from prunus.surgery.skipped import Skip, Skipped
@@ -65,6 +67,7 @@ __all__ = [
     "sample_uniform",
     "shape_differences",
     "shrink",
+    "shrink_in_place",
     "slice_tensor",
     "verify",
     "with_structure",

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from prunus.errors import UserError, unknown
-from prunus.graph import Graph, Keep, make_skeleton, set_attributes
+from prunus.graph import Graph, Keep, make_skeleton, plain_model, set_attributes
 from prunus.surgery.copies import checked_tensors, clone, resize
 from prunus.surgery.proof import prove
 from prunus.surgery.skipped import Skip, put_skipped
@@ -42,6 +42,7 @@ def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
         FileError: `model` is not the model that was traced.
         UserError: `keep` does not fit the graph.
     """
+    model = plain_model(model)
     keep, tensors = graph.check_keep(keep), checked_tensors(model, graph)
     return clone(model, mask_tensors(tensors, graph, keep))
 
@@ -73,6 +74,7 @@ def crop(
         FileError: `model` is not the model that was traced.
         UserError: `keep` does not fit the graph, or `weights` has an unknown name or a wrong shape.
     """
+    model = plain_model(model)
     keep, tensors = graph.check_keep(keep), checked_tensors(model, graph)
     weights = weights or {}
     for name, tensor in weights.items():
@@ -114,6 +116,7 @@ def shrink(model: nn.Module, graph: Graph, keep: Keep, *, verify: str = "on") ->
     """
     if verify not in ("on", "off"):
         raise UserError(f'verify must be "on" or "off", got {verify!r}.')
+    model = plain_model(model)
     keep = graph.check_keep(keep)
     small = resize(model, graph, keep, checked_tensors(model, graph))
     if verify == "on":

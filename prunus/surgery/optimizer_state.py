@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from prunus.errors import UserError
-from prunus.graph import Graph, Keep, axes, copy_model, parametrised
+from prunus.graph import Graph, Keep, axes, copy_model, parametrised, plain_model
 from prunus.surgery.copies import checked_tensors, resize
 from prunus.surgery.effective import effective_tensors
 from prunus.surgery.slicing import shape_differences, slice_tensor
@@ -57,6 +57,7 @@ def carry_over(
             dimensions, its state does not have its parameters' shapes or cannot be copied, or `small` is not this keep
             of the traced model.
     """
+    model, small = plain_model(model), plain_model(small)
     keep = graph.check_keep(keep)
     small_ema = None if ema is None else _shrink_average(ema, graph, keep)
     if optimizer is None:

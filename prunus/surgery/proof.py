@@ -22,6 +22,7 @@ from prunus.graph import (
     one_at_a_time,
     operators,
     parametrised,
+    plain_model,
     select_outputs,
     skeleton,
     take,
@@ -156,6 +157,7 @@ def verify(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module | None =
         UserError: `keep` does not fit the graph.
     """
     start = time.perf_counter()
+    model, small = plain_model(model), None if small is None else plain_model(small)
     keep = graph.check_keep(keep)
     tensors = checked_tensors(model, graph)
     pair = Pair(model, small, graph, Places(keep), tensors)

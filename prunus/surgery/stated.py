@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 import torch
@@ -20,8 +20,8 @@ _USUAL = frozenset(
 
 def update_stated_sizes(model: nn.Module, small: nn.Module) -> None:
     """Update the sizes that layers state about themselves (in_features, ...) to those of their weights, in place."""
-    old_tensors, new_tensors = _by_all_names(model), _by_all_names(small)
     news = dict(small.named_modules())
+    old_tensors, new_tensors = _by_all_names(model), _by_all_names(small)
     for path, old in model.named_modules():
         if path not in news:  # a step behind a weight, such as a mask
             continue
@@ -37,6 +37,24 @@ def update_stated_sizes(model: nn.Module, small: nn.Module) -> None:
             layer = cast(nn.Conv2d, new)  # or any other with these attributes
             layer.in_channels = after.shape[inner] * (layer.groups if inner else 1)
             layer.out_channels = after.shape[outer] * (layer.groups if outer else 1)
+    for path, name, layer in _sizes_of_wrappers(model):
+        setattr(news[path], name, getattr(news[layer], name))
+
+
+def _sizes_of_wrappers(model: nn.Module) -> Iterator[tuple[str, str, str]]:
+    """The sizes that a module around one layer of torch repeats, as adapters do: path, name and the layer's path."""
+    for path, module in model.named_modules():
+        children = {name: vars(child) for name, child in module.named_children() if _is_torchs(child)}
+        layers = [(name, held) for name, held in children.items() if _USUAL & held.keys()]
+        if len(layers) == 1 and not _is_torchs(module):
+            [(child, held)] = layers
+            for name in sorted(_USUAL & vars(module).keys() & held.keys()):
+                if type(held[name]) is int and vars(module)[name] == held[name]:
+                    yield path, name, f"{path}.{child}".lstrip(".")
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
 
 
 def _by_all_names(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -69,10 +87,11 @@ def notes(model: nn.Module, small: nn.Module, graph: Graph, widths: Mapping[str,
             )
     told = {attribute.place for attribute in graph.attributes} | {place for place, _ in graph.stated}
     known = {(place.module, place.path[0]) for place in told}
+    known |= {(path, name) for path, name, _ in _sizes_of_wrappers(model)}
     shapes = {name: tensor.shape for name, tensor in effective_tensors(small).items()}
     for name, module in model.named_modules():
         held = {key: value for key, value in vars(module).items() if key in _USUAL and type(value) is int}
-        if not held or type(module).__module__.startswith("torch.nn."):
+        if not held or _is_torchs(module):
             continue
         for key, value in held.items():
             inside = (

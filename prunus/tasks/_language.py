@@ -120,6 +120,7 @@ class Language(Task):
     """
 
     recipes: ClassVar[Mapping[str, Recipe]]  # by purpose
+    free_dims = (0, 1)
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Copies of models: what they hold acts on the copy, and what cannot be copied or observed is named."""
+"""Copies of models: what they hold acts on the copy, and what cannot be copied is named."""
 
 import functools
 import sys
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import prunus
-from prunus.errors import TraceError, UserError
-from prunus.graph import check_traceable, copy_model, make_skeleton
+from prunus.errors import UserError
+from prunus.graph import copy_model, make_skeleton
 from prunus.graph.modules import list_modules
 from tests.lib.models import torchvision_models
 from tests.lib.nets import random_keep
@@ -155,6 +155,34 @@ def test_hooks_of_a_copy_act_on_the_copy():
     assert seen == [True, True]  # in the copy, `model` is the copy
 
 
+def test_the_handle_of_a_hook_in_a_copy_removes_the_copys_hook():
+    model, seen = network(), []
+
+    def see(*given, **named):
+        seen.append(given[0])
+
+    model.handles = [
+        model[0].register_forward_hook(see),
+        model[4].register_forward_hook(see, with_kwargs=True, always_call=True),
+    ]
+    first = copy_model(copy_model(model, {}), {})  # also the copy of a copy
+    first(X)
+    assert seen == [first[0], first[4]]
+    for handle in first.handles:
+        handle.remove()
+    first(X)
+    assert len(seen) == 2
+    assert not first[4]._forward_hooks_with_kwargs and not first[4]._forward_hooks_always_called
+    model(X)
+    assert len(seen) == 4
+
+
+def test_a_handle_whose_hook_is_gone_is_copied():
+    model = network()
+    model.handle = [nn.Linear(1, 1).register_forward_hook(print, with_kwargs=True)]
+    copy_model(copy_model(model, {}), {}).handle[0].remove()
+
+
 def test_a_users_own_hook_does_not_run_on_abstract_tensors():
     model = network()
     model[0].register_forward_hook(lambda module, args, out: print(out.sum().item()))
@@ -180,7 +208,7 @@ def test_a_model_that_has_run_before_traces_like_a_fresh_one():
     assert len(again.ops) == len(fresh.ops)
 
 
-# ---------------------------------------------------------------------- what cannot be copied or seen
+# ---------------------------------------------------------------------- what cannot be copied
 @pytest.mark.parametrize(
     ("attribute", "kind"),
     [(threading.Lock(), "lock"), ((n for n in range(3)), "generator"), (sys.__stdout__, "IO")],
@@ -225,55 +253,6 @@ def test_tensors_with_a_history_slots_cycles_and_generators_are_copied():
     assert torch.equal(torch.randn(3, generator=model.random), drawn)
     graph = prunus.trace(model, X)
     prunus.shrink(model, graph, random_keep(graph))
-
-
-class Quantised(nn.Linear):
-    pass
-
-
-class Sharded(nn.Module):
-    def __init__(self, module):
-        super().__init__()
-        self._fsdp_wrapped_module = module
-
-
-Quantised.__module__ = "torch.ao.nn.quantized.modules.linear"
-Sharded.__module__ = "torch.distributed.fsdp.fully_sharded_data_parallel"
-
-
-PACKED = {
-    "compiled": (lambda: torch.compile(network()), r"torch\.compile.*model\._orig_mod"),
-    "compiled inside": (
-        lambda: nn.Sequential(torch.compile(network())),
-        r"0 went through torch\.compile.*model\.0\._orig_mod",
-    ),
-    "scripted": (lambda: torch.jit.script(network()), r"scripted module .*Python model"),
-    "quantised": (lambda: nn.Sequential(Quantised(3, 4)), r"0 is quantised .*then quantise the small one"),
-    "parallel": (lambda: nn.DataParallel(network()), r"wrapped in DataParallel.*model\.module"),
-    "averaged": (
-        lambda: torch.optim.swa_utils.AveragedModel(network()),
-        r"wrapped in AveragedModel.*model\.module",
-    ),
-    "sharded": (lambda: Sharded(network()), r"wrapped in Sharded.*model\.module"),
-    "sharded inside": (
-        lambda: nn.Sequential(Sharded(network())),
-        r"0 is wrapped in Sharded.*model\.0\.module",
-    ),
-    "no model": (lambda: torch.relu, "expects an nn.Module"),
-}
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
-@pytest.mark.parametrize("name", PACKED)
-def test_a_packed_model_is_refused_and_what_to_trace_is_said(name):
-    make, words = PACKED[name]
-    with pytest.raises(UserError, match=words):
-        prunus.trace(make(), X)
-
-
-def test_a_lazy_parameter_is_named():
-    with pytest.raises(TraceError, match=r"0\.weight has no shape yet"):
-        check_traceable(nn.Sequential(nn.LazyLinear(3)))
 
 
 def test_modules_are_listed_as_torch_lists_them():
