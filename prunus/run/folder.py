@@ -80,6 +80,7 @@ class RunFolder:
         self.resume = resume
         self.environments: list[dict[str, Any]] = []  # those that computed, in order
         self._held = ExitStack()  # the lock, in the process that has it
+        self._ended: set[str] = set()  # the stages that this process knows to be finished
         self.settings = self.compute_once(self._settle)
 
     @property
@@ -155,7 +156,9 @@ class RunFolder:
             The record, and the "seconds" that `work` took in the process that finished it.
         """
         record = self.path / "stages" / f"{name}.json"
-        if self.is_finished(name):
+        # asked of one process for all, because each for itself might find what another has just written
+        if name in self._ended or self.compute_once(lambda: self.is_finished(name)):
+            self._ended.add(name)
             return read_json(record)
         self._note_environment()
         set_seed(self.seed)
@@ -165,6 +168,7 @@ class RunFolder:
         seconds = time.perf_counter() - began
         self.write(lambda: write_json(record, replace_nonfinite(values) | {"seconds": seconds}))
         self.log("end", stage=name, seconds=seconds)
+        self._ended.add(name)
         return read_json(record)
 
     def write(self, action: Callable[[], object]) -> None:

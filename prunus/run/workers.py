@@ -161,6 +161,8 @@ def prefixed(progress: Callable[..., Any], prefix: str) -> Callable[..., Any]:
 def main() -> None:
     """Carry out the order on standard input; the process of `start`."""
     order, subject = from_line(sys.stdin.buffer.readline())
+    # A shell lets programs in the background ignore interruptions, and so would this process.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=stop_at_end, args=(sys.stdin.fileno(),), daemon=True).start()
     try:
         carry_out(order, subject, bar)

@@ -48,7 +48,7 @@ def min_units(
     Args:
         graph: The graph of the model.
         floor: The fewest units to keep: an int counts units, a float is a share of the axis. A dict gives them by
-            pattern (patterns.py); the last pattern that matches holds.
+            pattern (patterns.py); the last pattern that matches holds, and "*" where no other does.
         cap: The most units to remove, in the same form.
         freeze: Patterns of axes that keep all units.
         only: Patterns of the axes that may shrink. Without any, all may but those that rotary position embeddings
@@ -117,8 +117,10 @@ def _counts(
 ) -> dict[str, float]:
     """The units of each axis, not yet rounded; of_blocks: those of blocks, unless a pattern names them."""
     check_value(what, bound, Bound)
-    numbers = dict.fromkeys(graph.axes, default if isinstance(bound, Mapping) else bound) | dict(of_blocks)
-    for pattern, number in bound.items() if isinstance(bound, Mapping) else ():
+    by_pattern = dict(bound) if isinstance(bound, Mapping) else {}
+    general = by_pattern.pop("*", default) if isinstance(bound, Mapping) else bound
+    numbers = dict.fromkeys(graph.axes, general) | dict(of_blocks)
+    for pattern, number in by_pattern.items():
         numbers |= dict.fromkeys(named_axes(graph, what, [pattern]), number)
     return {
         name: number * graph.axes[name].size if isinstance(number, float) else number

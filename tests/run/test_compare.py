@@ -1,5 +1,6 @@
 """Comparisons: what is planned, equal treatment, one base, failing and killed arms, processes."""
 
+import signal
 import statistics
 import time
 from dataclasses import replace
@@ -402,9 +403,12 @@ def test_processes_end_with_this_one_and_give_the_same_bits(finished, tmp_path):
     assert len(ours) == 2 and ours.items() <= models(finished.folder).items()
 
 
-def test_a_process_whose_parent_is_gone_stops(tmp_path):
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_process_whose_parent_is_gone_stops(handler, tmp_path):
+    before = signal.signal(signal.SIGINT, handler)  # a shell lets its children in the background ignore it
     order = Order(name="base", out=tmp_path / "run", settings=replace(SETTINGS, base_epochs=10_000))
     process = workers.start(order, Subject(model=MODEL, data=DATA), tmp_path / "log.txt")
+    signal.signal(signal.SIGINT, before)
     while not (tmp_path / "run" / "settings.json").exists() and process.poll() is None:
         time.sleep(0.05)
     workers.close(process)

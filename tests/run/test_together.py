@@ -1,6 +1,9 @@
 """Budgets of milliseconds, and two processes, with a built-in task that is no classification and with a user's own."""
 
+import os
+import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +13,12 @@ from prunus import cli
 from prunus.data import split_given, unpack
 from prunus.files import read_json, read_tensors
 from prunus.latency.operator_timing import RUNTIMES
+from prunus.run import RunFolder
 from tests.lib.latency import Fake
 from tests.lib.photos import write_photos
 from tests.lib.programs import figures, kill_when_there, program
 from tests.lib.restoring import arguments
-from tests.lib.two_processes import launched
+from tests.lib.two_processes import ROOT, SCRIPT, launched
 
 OWN = ["run", "--task", "tests.lib.own_tasks:regression", "--base-epochs", "1", "--epochs", "1"]
 METRICS = {"denoise": "psnr", "own": "error"}
@@ -46,6 +50,21 @@ def test_two_processes_bring_every_task_to_its_end(task, method, tmp_path):
     assert all(
         tensor.isfinite().all() for tensor in read_tensors(tmp_path / "two" / "model.safetensors").values()
     )
+
+
+def run_stages(folder):
+    """Run quick stages in one of two processes, of which the second always comes later."""
+    with RunFolder(Path(folder) / "run", {"seed": 0}) as run:
+        for name in ("base", "prune", "shrink", "evaluate"):
+            time.sleep(0.4 * int(os.environ["RANK"]))
+            assert run.stage(name, lambda name=name: {"name": name})["name"] == name
+
+
+def test_a_process_that_comes_late_does_not_skip_the_stage_that_another_has_just_ended(tmp_path):
+    script = tmp_path / "script.py"
+    names = {"module": "tests.run.test_together", "name": "run_stages"}
+    script.write_text(SCRIPT.format(root=ROOT, folder=str(tmp_path), **names))
+    launched([str(script)])
 
 
 def test_a_batch_with_fewer_examples_than_processes_leaves_none_without():
