@@ -38,7 +38,8 @@ def update_stated_sizes(model: nn.Module, small: nn.Module) -> None:
             layer.in_channels = after.shape[inner] * (layer.groups if inner else 1)
             layer.out_channels = after.shape[outer] * (layer.groups if outer else 1)
     for path, name, layer in _sizes_of_wrappers(model):
-        setattr(news[path], name, getattr(news[layer], name))
+        if layer in news:  # it is not in a block that is skipped
+            setattr(news[path], name, getattr(news[layer], name))
 
 
 def _sizes_of_wrappers(model: nn.Module) -> Iterator[tuple[str, str, str]]:
