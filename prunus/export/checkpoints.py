@@ -242,9 +242,10 @@ def _copy_others(source: Path, folder: Path) -> None:
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
     """A folder beside the one wanted, which takes its place once it is complete, and is removed otherwise."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    folder = None
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
         yield folder
         folder.chmod(0o755)
         if out.exists():
@@ -255,4 +256,5 @@ def _new_folder(out: Path) -> Iterator[Path]:
             f"could not write {out}: {error}. Free some space or choose another folder."
         ) from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -19,6 +19,21 @@ from prunus.errors import FileError
 from prunus.files import explain_tensors, write_atomic
 
 ALIGNMENT = 8  # bytes, of the place where the numbers begin
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+}
 
 
 class Entry(NamedTuple):
@@ -35,7 +50,7 @@ class Source:
         path: The file.
 
     Raises:
-        FileError: The file is missing, torn or damaged.
+        FileError: The file is missing, torn or damaged, or holds a type that torch cannot index.
     """
 
     def __init__(self, path: Path):
@@ -44,6 +59,14 @@ class Source:
             slices = {name: opened.get_slice(name) for name in opened.keys()}
             self.entries = {name: Entry(s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
             self.metadata: dict[str, str] = dict(opened.metadata() or {})
+        strange = [
+            f"{name} is {entry.dtype}" for name, entry in self.entries.items() if entry.dtype not in DTYPES
+        ]
+        if strange:
+            raise FileError(
+                f"{path}: {strange[0]}, a type that cannot be cut; these can: {', '.join(DTYPES)}. Convert the "
+                "checkpoint first."
+            )
 
     def read(self, name: str) -> torch.Tensor:
         """Read a tensor onto the CPU."""
@@ -75,7 +98,7 @@ def write(
     total = 0
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     for name, (dtype, shape) in entries.items():
-        size = torch.empty(shape, dtype=_torch_dtype(dtype), device="meta").nbytes
+        size = torch.empty(shape, dtype=DTYPES[dtype], device="meta").nbytes
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [total, total + size]}
         total += size
     text = json.dumps(header).encode()
@@ -86,7 +109,7 @@ def write(
             file.write(len(text).to_bytes(8, "little") + text)
             for name, (dtype, shape) in entries.items():
                 tensor = make(name).contiguous()
-                if tensor.dtype != _torch_dtype(dtype) or tensor.shape != shape:
+                if tensor.dtype != DTYPES[dtype] or tensor.shape != shape:
                     raise FileError(
                         f"{name} should be {shape} {dtype} in {path}, but is {tuple(tensor.shape)} {tensor.dtype}."
                     )
@@ -95,25 +118,3 @@ def write(
 
     write_atomic(path, fill)
     return total
-
-
-def _torch_dtype(name: str) -> torch.dtype:
-    """The type of a name in the format."""
-    return _DTYPES[name]
-
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "C64": torch.complex64,
-}

@@ -61,7 +61,8 @@ class Selection(Checked):
             spent to the last unit (quality); or those that are fast in this model on this machine, which a run measures
             first (measured).
         round_to: The number of which widths become multiples; None: what `prefer` says.
-        widths: axis -> the numbers of units that it may keep, which a run finds for prefer=measured; None: any.
+        widths: axis -> the numbers of units that it may keep; None: any. It can be given in Python alone, and is what a
+            run has measured for prefer=measured.
         floor: The fewest units of an axis to keep: an int counts units, a float is a share of the axis.
         cap: The most units of an axis to remove, in the same form.
         freeze: Patterns of axes or layers that keep all units.
@@ -83,10 +84,11 @@ class Selection(Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.searches_widths and (self.prefer == "measured" or self.widths):
+        if self.searches_widths and (self.prefer == "measured" or self.widths or self.uniform):
             raise UserError(
-                "this method searches for widths in ways of its own, which keep to multiples (round_to) and not to "
-                "measured widths; leave prefer=measured out, or give a budget of latency_ms."
+                "this method searches for widths in ways of its own, which keep to multiples (round_to), but neither "
+                "to measured widths nor to equal ones; leave prefer=measured and uniform out, or choose by scores, "
+                "such as with method taylor."
             )
         taken = {"quality": (None, 1), "measured": (None,)}
         if self.round_to not in taken.get(self.prefer, (self.round_to,)):

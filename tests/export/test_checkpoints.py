@@ -160,6 +160,18 @@ def test_a_folder_in_use_is_refused(given, tmp_path):
     prunus.shrink_checkpoint(source, keep, tmp_path / "out", graph=graph, model=model)  # empty: taken
     with pytest.raises(UserError, match="in use"):
         prunus.shrink_checkpoint(source, keep, tmp_path / "out", graph=graph, model=model)
+    with pytest.raises(PrunusError, match="could not write"):
+        within = tmp_path / "out" / "keep.json" / "folder"  # of a file
+        prunus.shrink_checkpoint(source, keep, within, graph=graph, model=model)
+
+
+def test_types_that_torch_cannot_index_are_named_before_anything_is_written(given, tmp_path):
+    model, graph, keep, source = given
+    header = json.dumps({"up.bias": {"dtype": "F8_E8M0", "shape": [8], "data_offsets": [0, 8]}}).encode()
+    sorted(source.glob("*.safetensors"))[0].write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(FileError, match=r"up\.bias is F8_E8M0, a type that cannot be cut"):
+        prunus.shrink_checkpoint(source, keep, tmp_path / "out", graph=graph, model=model)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_llama_is_cut_from_its_folder_alone(tmp_path):

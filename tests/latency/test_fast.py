@@ -1,5 +1,7 @@
 """Widths that are fast by a measured table, and runs that keep to them."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch import nn
@@ -73,7 +75,7 @@ def test_what_needs_a_run_or_has_ways_of_its_own_says_so():
         wish.select(graph, {"0": torch.rand(24)}, Budget(macs=0.5))
     with pytest.raises(UserError, match="round_to=8 does not"):
         Selection(prefer="measured", round_to=8)
-    for method in ("dhp", "metapruning"):
-        settings = Settings(method=method, options=("prefer=measured",))
+    for method, option in product(("dhp", "metapruning"), ("prefer=measured", "uniform=true")):
+        settings = Settings(method=method, options=(option,))
         with pytest.raises(UserError, match="ways of its own"):
             run.preview("zoo:digits_resnet", data="digits", settings=settings)
