@@ -17,9 +17,9 @@ Its files, in the order in which to read them:
 from prunus.selection.bounds import CAP, FLOOR, Bound, min_units
 from prunus.selection.budget import Budget, CostMeter, Metered, Sparsity
 from prunus.selection.changes import plan
-from prunus.selection.choose import FREE, GRIDS, TOLERANCE, How, Selection, Unreachable, price_of, select
+from prunus.selection.choose import FREE, TOLERANCE, How, Selection, Unreachable, price_of, select
 from prunus.selection.cost import CLOSED_FORMS, cache_mb, coverage, macs, memory_mb, params, weights_mb
-from prunus.selection.fill import Price, blocks, count_fitting
+from prunus.selection.fill import GRIDS, Price, blocks, count_fitting
 from prunus.selection.patterns import holders
 
 __all__ = [

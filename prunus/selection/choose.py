@@ -37,14 +37,11 @@ from prunus.selection import cost
 from prunus.selection.bounds import CAP, FLOOR, Bound, min_units
 from prunus.selection.budget import Budget, Metered
 from prunus.selection.depth import with_blocks
-from prunus.selection.fill import Price, _approach, _fill, _Limits, _queue, blocks
+from prunus.selection.fill import Price, _approach, _fill, _Limits, _queue
 from prunus.selection.multiplier import least_left_out
 from prunus.selection.shares import Shares
 
 How = Literal["global", "per_cost", "curves", "uniform", "isomorphic"]
-# Widths are multiples of the first grid with which the budget can be met. 16, because kernels process 16 features at
-# once, and on several threads batch norm is slower with 8 or 24 than with 16 or 32; see benchmarks/round_to.py.
-GRIDS = (16, 8, 4, 2, 1)
 TOLERANCE = 0.005  # of the original's cost: a keep this far below the budget is near enough
 FREE = 1e-9  # of the original's cost: a cheaper unit counts as free (peak memory, away from the peak)
 
@@ -231,26 +228,7 @@ def select(
     before = price_parts(sizes[None]).item()
     limit = budget.limit(before)
     bound, reasons = shares.fewest(bounds)
-    least = shares.steps(torch.tensor(list(graph.multiples.values())))
-
-    def limits_on(grid: int) -> _Limits:
-        steps = shares.steps(blocks(graph, grid, halve=round_to is None))
-        base = torch.minimum(-(bound // -steps) * steps, most)  # rounded up to whole blocks
-        # a part of an axis ends with a whole block, too; only an axis that stays whole may have another width
-        top = torch.where(most == sizes, most, (most // steps * steps).maximum(base))
-        return _Limits(price_parts, limit, base, top, steps, least)
-
-    if widths is not None:
-        stops = shares.stops(widths, bound, most, least)
-        base, top = (torch.stack([stop[i] for stop in stops]).double() for i in (0, -1))
-        limits = _Limits(price_parts, limit, base, top, least, least, stops)
-    else:
-        first, *finer = (round_to,) if round_to else GRIDS
-        limits = limits_on(first)
-        for grid in finer:
-            if limits.costs(limits.base) <= limit:
-                break
-            limits = limits_on(grid)
+    limits = shares.limits(price_parts, limit, bound, most, round_to, widths)
     if limits.costs(limits.base) > limit:
         raise _unreachable(limits, budget, shares, reasons)
     base, steps = limits.base, limits.steps

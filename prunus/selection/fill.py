@@ -9,6 +9,10 @@ from torch import Tensor
 
 from prunus.graph import Graph
 
+# Widths are multiples of the first grid with which the budget can be met. 16, because kernels process 16 features at
+# once, and on several threads batch norm is slower with 8 or 24 than with 16 or 32; see benchmarks/round_to.py.
+GRIDS = (16, 8, 4, 2, 1)
+
 Price = Callable[[Tensor], Tensor]  # widths (C, A) -> costs (C,); must not fall when a width rises
 Queue = tuple[Tensor, Tensor]  # for each block its axis (N,) and its number of units (N,)
 

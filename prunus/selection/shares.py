@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prunus.errors import BudgetError
 from prunus.graph import Graph
+from prunus.selection.fill import GRIDS, Price, _Limits, blocks
 
 MOST_TRIES = 64  # of widths near those chosen that a config may not take
 
@@ -116,6 +117,50 @@ class Shares:
                     allowed &= {n // self.units[name] for n in widths[name] if n % self.units[name] == 0}
             allowed |= {high} if high == int(self.parts[i]) or not allowed else set()
             found.append(torch.tensor(sorted(allowed)))
+        return found
+
+    def limits(
+        self,
+        price: Price,
+        limit: float,
+        fewest: Tensor,
+        most: Tensor,
+        round_to: int | None,
+        widths: Mapping[str, Sequence[int]] | None,
+    ) -> _Limits:
+        """Find the range of the parts; its base may cost more than the limit.
+
+        Args:
+            price: price(parts (C, V)) -> costs (C,).
+            limit: The most that they may cost.
+            fewest: The fewest parts (V,).
+            most: The most (V,).
+            round_to: The number of which widths are multiples; None: the first of `GRIDS` with which the base is cheap
+                enough.
+            widths: axis -> the units that it may keep; None: any.
+
+        Returns:
+            The range.
+        """
+        least = self.steps(torch.tensor(list(self.graph.multiples.values())))
+        if widths is not None:
+            stops = self.stops(widths, fewest, most, least)
+            base, top = (torch.stack([stop[i] for stop in stops]).double() for i in (0, -1))
+            return _Limits(price, limit, base, top, least, least, stops)
+
+        def on_grid(grid: int) -> _Limits:
+            steps = self.steps(blocks(self.graph, grid, halve=round_to is None))
+            base = torch.minimum(-(fewest // -steps) * steps, most)  # rounded up to whole blocks
+            # a part of an axis ends with a whole block, too; only an axis that stays whole may have another width
+            top = torch.where(most == self.parts, most, (most // steps * steps).maximum(base))
+            return _Limits(price, limit, base, top, steps, least)
+
+        first, *finer = (round_to,) if round_to else GRIDS
+        found = on_grid(first)
+        for grid in finer:
+            if found.costs(found.base) <= limit:
+                break
+            found = on_grid(grid)
         return found
 
     def scores(self, ordered: Ordered) -> tuple[list[Tensor], list[Tensor]]:
