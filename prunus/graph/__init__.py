@@ -56,6 +56,7 @@ from prunus.graph.configs import difference_of_made
 from prunus.graph.construction import Stated, stated_sizes
 from prunus.graph.copying import copy_model
 from prunus.graph.draws import SameDraws
+from prunus.graph.fields import integers, members
 from prunus.graph.graph import Graph, Member
 from prunus.graph.kinds import KINDS
 from prunus.graph.levels import Levels
@@ -124,9 +125,11 @@ __all__ = [
     "difference_of_made",
     "evaluation_mode",
     "get_integer",
+    "integers",
     "is_inexact",
     "kept_tensors",
     "make_skeleton",
+    "members",
     "named_tensors",
     "one_at_a_time",
     "operators_of",

@@ -13,6 +13,7 @@ from torch import nn
 from prunus.graph.making import Path
 from prunus.graph.modules import list_modules
 from prunus.graph.skeleton import named_tensors
+from prunus.graph.turns import one_at_a_time
 
 _DEEPEST = 6  # steps to an integer
 _MOST = 64  # items of a container; longer ones are tables of labels, not sizes
@@ -30,6 +31,12 @@ def reading(kept: Mapping[str, Any]) -> Iterator[tuple[Read, Read]]:
     Returns:
         A context manager of the attributes that were there, and of those that were not.
     """
+    with one_at_a_time():  # what is changed for the while is shared by all threads
+        yield from _noted(kept)
+
+
+def _noted(kept: Mapping[str, Any]) -> Iterator[tuple[Read, Read]]:
+    """The body of `reading`."""
     read: Read = set()
     missed: Read = set()
     own = get_ident()
@@ -58,7 +65,7 @@ def reading(kept: Mapping[str, Any]) -> Iterator[tuple[Read, Read]]:
             try:
                 kind.__getattribute__ = noting(kind.__getattribute__)
             except TypeError:  # a class of Python's own: all that it holds may be read
-                read.update((kind, name) for name in _members(each) or {})
+                read.update((kind, name) for name in members(each) or {})
             else:
                 changed[kind] = before
     try:
@@ -77,15 +84,22 @@ def _objects(kept: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
     left: list[tuple[Path, Any]] = [((name,), value) for name, value in kept.items()]
     while left:
         path, value = left.pop(0)
-        held = _members(value)
+        held = members(value)
         if held is not None and id(value) not in seen and len(path) <= _DEEPEST:
             seen.add(id(value))
             yield path, value
             left += [((*path, key), item) for key, item in held.items()]
 
 
-def _members(value: Any) -> dict[Any, Any] | None:
-    """The items of a container, or the attributes of an object; None for others."""
+def members(value: Any) -> dict[Any, Any] | None:
+    """List the items of a container, or the attributes of an object.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        Items by key or attribute; None for tensors, modules, texts, functions and classes.
+    """
     if isinstance(value, (str, nn.Module, torch.Tensor, type)) or callable(value):
         return None
     if isinstance(value, Mapping):
@@ -98,13 +112,27 @@ def _members(value: Any) -> dict[Any, Any] | None:
     return held if len(held) <= _MOST else None
 
 
-def integers_read(kept: Mapping[str, Any], read: Read) -> Iterator[tuple[Path, int]]:
-    """The integers from 2 in what a model keeps; of objects whose attributes are watched those that are read."""
+def integers(kept: Mapping[str, Any]) -> Iterator[tuple[Path, Any, int]]:
+    """List the integers in what a model keeps, outer ones first.
+
+    Args:
+        kept: What it keeps.
+
+    Yields:
+        The steps to an integer, the object or container that holds it, and the integer.
+    """
     for path, owner in [((), kept), *_objects(kept)]:
-        for key, value in (_members(owner) or {}).items():
-            watched = not isinstance(owner, (dict, list, tuple))
-            if type(value) is int and value > 1 and (not watched or (type(owner), key) in read):
-                yield (*path, key), value
+        for key, value in (members(owner) or {}).items():
+            if type(value) is int:
+                yield (*path, key), owner, value
+
+
+def integers_read(kept: Mapping[str, Any], read: Read) -> Iterator[tuple[Path, int]]:
+    """List the integers above 1 in what a model keeps; of objects whose reads are noted, only those that were read."""
+    for path, owner, value in integers(kept):
+        watched = not isinstance(owner, (dict, list, tuple))
+        if value > 1 and (not watched or (type(owner), path[-1]) in read):
+            yield path, value
 
 
 def unsaid(
@@ -120,7 +148,7 @@ def unsaid(
         for name in sorted(name for kind, name in missed if kind is type(owner)):
             values = {vars(module).get(name) for _, module in list_modules(model) if name in vars(module)}
             found[*path, name] = tuple(v for v in values if type(v) is int and v > 1)
-        for name, value in (_members(owner) or {}).items():
+        for name, value in (members(owner) or {}).items():
             if value is None and (type(owner), name) in read:
                 sizes = {size for tensor in named_tensors(model).values() for size in tensor.shape}
                 found[*path, name] = tuple(sorted(size for size in sizes if size > 1))

@@ -234,11 +234,9 @@ class Graph:
     @cached_property
     def ties(self) -> Ties:
         """The axes that keep one share together under `uniform=True` (see ties.py)."""
-        return self._blocks if self.config is None else config_ties(self.config)
-
-    @property
-    def _blocks(self) -> Ties:
-        return block_ties(self._of_units, {name: self.topology(name) for name in self._of_units})
+        if self.config is None:
+            return block_ties(self._of_units, {name: self.topology(name) for name in self._of_units})
+        return config_ties(self.config)
 
     def misfits(self, widths: Mapping[str, int]) -> list[str]:
         """List what would be other than in the small model if that were made again from its config.
@@ -312,13 +310,9 @@ class Graph:
         return self.attributes + agree + self._said(widths)
 
     def _said(self, widths: Mapping[str, int]) -> list[Attribute]:
-        """The integers of a config that say these widths.
-
-        Unless the ties are known they are looked for only where all blocks have the same widths.
-        """
+        """The integers of a config that say these widths."""
         widths = {name: widths.get(name, size) for name, size in self._sizes.items()}
-        known = "ties" in vars(self) or self._blocks.agree(widths)
-        if self.maker is None or widths == self._sizes or not known:
+        if self.maker is None or widths == self._sizes:
             return []
         return self.ties.attributes(self._sizes, widths)
 
@@ -367,7 +361,7 @@ class Graph:
             name: max(
                 multiples[name],
                 axis.size // 2 // multiples[name] * multiples[name],
-                self.leasts.get(name, (1, ""))[0],
+                -(-self.leasts.get(name, (1, ""))[0] // multiples[name]) * multiples[name],
             )
             for name, axis in self.axes.items()
         }

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 from prunus.graph.attributes import set_integer
 from prunus.graph.operators import Args, Kwargs
 from prunus.graph.skeleton import seeded
+from prunus.graph.turns import one_at_a_time
 
 Path = tuple[str | int, ...]  # the steps to an integer, from what a model keeps
 
@@ -95,14 +96,15 @@ def _from_file(value: Any) -> Any:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Let a constructor log and warn of nothing, and leave the random numbers as they are."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), seeded():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
+    with one_at_a_time():  # all of it is shared by all threads
+        level = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            with warnings.catch_warnings(), seeded():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(level)
 
 
 @contextmanager

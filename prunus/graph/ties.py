@@ -42,10 +42,6 @@ class Ties:
     held: Mapping[str, str] = field(default_factory=dict)
     added: Mapping[Path, int] = field(default_factory=dict)
 
-    def agree(self, widths: Mapping[str, int]) -> bool:
-        """Return whether the axes of each tie have one width; for ties of axes of one size."""
-        return all(len({widths[name] for name in tie.axes}) == 1 for tie in self.tied)
-
     def fields(self, sizes: Mapping[str, int], widths: Mapping[str, int]) -> dict[Path, int]:
         """Compute the integers of the config at some widths.
 

@@ -10,15 +10,17 @@ Every function reads the blocks of `graph.blocks`; the change of the loss withou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import UserError
-from prunus.graph import Block, Graph, axes, is_inexact, make_skeleton
+from prunus.errors import UserError, unknown
+from prunus.graph import Block, Graph, axes, is_inexact, make_skeleton, plain_model
 from prunus.inputs import call, real_positions
 from prunus.scores.members import Batches, Scores, _as_float, _to_device
+
+Of = Literal["parameters", "outputs"]
 
 
 class Watched:
@@ -86,7 +88,7 @@ def _runs(model: nn.Module, graph: Graph, batches: Batches, what: str) -> Iterat
     """Call a bare copy of a model with each batch. Raises UserError if there is none, or no block."""
     if not graph.blocks:
         raise UserError(f"{what}: this model has no block that can be skipped; {_why(graph)}.")
-    bare = make_skeleton(model, real=True)
+    bare = make_skeleton(plain_model(model), real=True)
     for parameter in bare.parameters():
         parameter.requires_grad_(torch.is_grad_enabled() and is_inexact(parameter))
     watched = Watched(bare, graph)
@@ -121,7 +123,7 @@ def influence(model: nn.Module, graph: Graph, batches: Batches) -> Scores:
         {axis of a block: float32 (1,)}; higher means keep.
 
     Raises:
-        UserError: There is no batch, or no block.
+        UserError: There is no batch, or no block that is not a branch.
     """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -135,6 +137,10 @@ def influence(model: nn.Module, graph: Graph, batches: Batches) -> Scores:
                     cosine = cosine[real]
                 sums[axis] = sums.get(axis, torch.zeros(())) + (1 - cosine).sum()
                 counts[axis] = counts.get(axis, 0) + cosine.numel()
+    if not sums:
+        raise UserError(
+            "influence: all blocks of this model are branches, which have no such score; use taylor(..., depth=True)."
+        )
     return {axis: (sums[axis] / counts[axis]).reshape(1) for axis in sums}
 
 
@@ -169,7 +175,7 @@ def gradient_norms(
     graph: Graph,
     loss: Callable[[Any, Any], Tensor],
     batches: Batches,
-    of: Literal["parameters", "outputs"] = "parameters",
+    of: Of = "parameters",
 ) -> Scores:
     """Score blocks by the mean over batches of the length of the gradient of the loss, in eval mode.
 
@@ -184,8 +190,10 @@ def gradient_norms(
         {axis of a block: float32 (1,)}; higher means keep.
 
     Raises:
-        UserError: There is no batch, or no block.
+        UserError: There is no batch, or no block, or `of` is neither of these.
     """
+    if of not in get_args(Of):
+        raise unknown("gradient", of, get_args(Of))
     total: Scores = {}
     count = 0
     with torch.inference_mode(False), torch.enable_grad():

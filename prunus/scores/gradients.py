@@ -61,7 +61,8 @@ def taylor(
                     f"taylor: the loss of batch {count} is {value.item()}, not a finite number; check the model's "
                     "weights and the data for NaN."
                 )
-            value.backward(inputs=read)
+            outputs = [each for each in blocks.outputs.values() if each.requires_grad] if blocks else []
+            value.backward(inputs=[*read, *outputs])  # hooks run only on the way to these
             for axis, each in members.items():
                 zeros = torch.zeros(graph.axes[axis].size, device=value.device)
                 square = reduce(torch.add, [found.get(member, zeros) for member in each]).square()

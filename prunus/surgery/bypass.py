@@ -36,13 +36,15 @@ def bypass(model: nn.Module, block: Block) -> None:
         if not block.ended:
             given = args[skip.argument] if isinstance(skip.argument, int) else kwargs[skip.argument]
             module.forward = own
-            with _disable_current_modes(), torch.no_grad(), seeded(given.device):
-                copies = tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
-                result = torch.func.functional_call(module, _zeros(module, given), *copies)
-                result = result if skip.returns is None else result[skip.place]
-                wanted = torch.zeros_like(given) if skip.branch else given
-                same = torch.allclose(result, wanted, rtol=0, atol=ROUNDING * given.abs().max().item())
-            module.forward = forward
+            try:
+                with _disable_current_modes(), torch.no_grad(), seeded(given.device):
+                    copies = tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+                    result = torch.func.functional_call(module, _zeros(module, given), *copies)
+                    result = result if skip.returns is None else result[skip.place]
+                    wanted = torch.zeros_like(given) if skip.branch else given
+                    same = torch.allclose(result, wanted, rtol=0, atol=ROUNDING * given.abs().max().item())
+            finally:  # a proof tries again on other inputs if the block fails on these
+                module.forward = forward
             if not same:
                 what = "zeros" if skip.branch else "its input"
                 raise PruningError(

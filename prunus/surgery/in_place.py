@@ -46,6 +46,7 @@ def shrink_in_place(
             "Shrink model.module, carry the optimiser over (prunus.carry_over), and wrap the small one."
         )
     model = plain_model(model)
+    keep = graph.check_keep(keep)  # sorted, so that parameters and gradients are cut in the same order
     small = shrink(model, graph, keep, verify=verify)
     _check_same(model, small)
     if optimizer is not None:

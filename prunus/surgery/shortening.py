@@ -18,7 +18,9 @@ from prunus.graph import (
     Maker,
     Path,
     get_integer,
+    integers,
     make_skeleton,
+    members,
     operators_of,
     set_integer,
 )
@@ -68,12 +70,17 @@ def shorten_like(model: nn.Module, small: nn.Module, structure: Structure) -> No
 
 
 def _lists(small: nn.Module, skips: Sequence[Skip]) -> Iterator[str]:
-    """The lists in which blocks are skipped, inner ones first, so that names stay right."""
+    """The lists in which blocks are skipped, inner ones first, so that names stay right.
+
+    Lists whose links are numbered otherwise than 0, 1, 2 stay whole.
+    """
     for parent in sorted({holder(skip.module) for skip in skips}, reverse=True):
-        links = [skip for skip in skips if holder(skip.module) == parent]
-        if isinstance(small.get_submodule(parent), (nn.ModuleList, nn.Sequential)):
-            if not any(skip.branch for skip in links):
-                yield parent
+        module = small.get_submodule(parent)
+        names = list(module._modules)
+        counted = names == list(map(str, range(len(names)))) or not any(map(str.isdigit, names))
+        branches = any(skip.branch for skip in skips if holder(skip.module) == parent)
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and counted and not branches:
+            yield parent
 
 
 def shorten(model: nn.Module, small: nn.Module, parent: str) -> bool:
@@ -126,7 +133,7 @@ def _count_in_arguments(model: nn.Module, before: int, numbers: Sequence[int]) -
     if maker is None:
         return
     wanted = _module_names(model)
-    for path in list(_places(maker.kept, before)):
+    for path in [path for path, _, value in integers(maker.kept) if value == before]:
         beside = _lists_beside(maker.kept, path, numbers, before)
         for values in ({path: len(numbers), **beside}, {path: len(numbers)}):
             try:
@@ -139,26 +146,14 @@ def _count_in_arguments(model: nn.Module, before: int, numbers: Sequence[int]) -
                 return
 
 
-def _places(values: Mapping[str, Any], number: int) -> Iterator[Path]:
-    """The places of a number in some values, and in the objects that they hold, outer ones first."""
-    waiting: list[tuple[Path, Any]] = [((key,), value) for key, value in values.items()]
-    seen: set[int] = set()
-    for path, value in waiting:  # grows
-        if type(value) is int and value == number:
-            yield path
-        elif not isinstance(value, (type, nn.Module)) and id(value) not in seen and len(path) < 4:
-            seen.add(id(value))
-            waiting += [((*path, key), each) for key, each in getattr(value, "__dict__", {}).items()]
-
-
 def _lists_beside(
     values: Mapping[str, Any], path: Path, numbers: Sequence[int], before: int
 ) -> dict[Path, Any]:
     """The lists of as many items beside a number of links, cut to those of the links that stay."""
-    holder = get_integer(values, path[:-1])
+    owner = get_integer(values, path[:-1])
     return {
         (*path[:-1], key): [value[number] for number in numbers]
-        for key, value in getattr(holder, "__dict__", {}).items()
+        for key, value in (members(owner) or {}).items()
         if isinstance(value, list) and len(value) == before
     }
 

@@ -218,8 +218,8 @@ FAULTS = (
     Fault(
         "repair norms alone",
         "refit/in_order.py",
-        "Places(graph.check_keep(keep)), sites, layers, ridge)",
-        "Places(graph.check_keep(keep)), sites, False, ridge)",
+        "Places(keep), sites, layers, ridge)",
+        "Places(keep), sites, False, ridge)",
         "tests/run/test_quality.py::test_repair_brings_a_network_back_without_training",
     ),
     Fault(

@@ -159,3 +159,66 @@ def test_models_without_blocks_and_data_without_batches(resnet):
         scores.influence(model, graph, [(torch.randn(2, 4), None)])
     with pytest.raises(UserError, match="influence: expected at least one batch"):
         scores.influence(*resnet, [])
+
+
+class Residual(nn.Module):
+    def __init__(self, width, inner):
+        super().__init__()
+        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
+
+    def forward(self, x):
+        return x + self.down(self.up(x).relu())
+
+
+def test_blocks_before_every_weight_that_may_shrink_are_scored_too():
+    torch.manual_seed(0)
+    fixed = nn.Sequential(
+        nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5)
+    )  # between the width of the input and itself
+
+    class Added(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = fixed
+
+        def forward(self, x):
+            return x + self.inside(x).reshape(x.shape)
+
+    model = nn.Sequential(Added(), Residual(5, 8), Residual(5, 8), nn.Linear(5, 2))
+    x = torch.randn(6, 5)
+    graph = prunus.trace(model, x)
+    found = scores.taylor(model, graph, lambda output, _: output.square().sum(), [(x, None)], depth=True)
+    assert graph.blocks.keys() <= found.keys() and len(graph.blocks) >= 3
+
+
+def test_scores_of_blocks_open_wrapped_models_and_refuse_what_they_do_not_know(resnet):
+    model, graph = resnet
+    wrapped = nn.DataParallel(model)
+    one, other = (scores.influence(each, graph, BATCHES) for each in (model, wrapped))
+    assert one.keys() == other.keys() and all(torch.equal(one[axis], other[axis]) for axis in one)
+    with pytest.raises(UserError, match="unknown gradient 'output'"):
+        scores.gradient_norms(model, graph, F.cross_entropy, BATCHES, of="output")
+
+
+def test_a_model_of_branches_alone_has_no_influence():
+    torch.manual_seed(0)
+
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Linear(5, 6), nn.Linear(6, 2)
+            self.parts = nn.ModuleList(
+                nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)) for _ in range(3)
+            )
+
+        def forward(self, x):
+            x = self.stem(x)
+            for part in self.parts:
+                x = x + part(x)
+            return self.head(x)
+
+    model, x = Branches(), torch.randn(4, 5)
+    graph = prunus.trace(model, x)
+    assert graph.blocks and all(block.branch for block in graph.blocks.values())
+    with pytest.raises(UserError, match="all blocks of this model are branches"):
+        scores.influence(model, graph, [(x, None)])

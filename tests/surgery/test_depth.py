@@ -1,6 +1,7 @@
 """Blocks that are skipped: what is left of the model, its proof, and its file. Source: ours."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import prunus
 from prunus import zoo
 from prunus.errors import FileError, PruningError, UserError
 from prunus.graph import blocks as blocks_file
-from prunus.surgery import Skipped, carry_over, crop, mask, proof, prove, verify
+from prunus.surgery import Skipped, bypass, carry_over, crop, mask, proof, prove, verify
 from tests.lib.blocks import IDS, gpt2, llama
 from tests.lib.models import imported_beside_torchvision, torchvision_models
 
@@ -146,7 +147,7 @@ def test_decoders_answer_alike_with_a_cache_and_without(make, stem, attention, s
 def test_a_shorter_decoder_is_what_its_config_makes(make, stem, tmp_path):
     model, example = make()
     small = prunus.shrink(model, prunus.trace(model, example), gone(f"{stem}.1", f"{stem}.2"))
-    prunus.export.check_config(small)
+    prunus.check_config(small)
     small.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path).eval()
     assert torch.equal(again(IDS).logits, small(IDS).logits)
@@ -157,10 +158,10 @@ def test_layers_and_equal_widths_are_what_a_config_makes():
     graph = prunus.trace(model, example)
     scores = prunus.scores.random(graph, 0)
     keep = prunus.select(graph, scores, prunus.Budget(macs=0.7), uniform=True) | gone("model.layers.2")
-    prunus.export.check_config(prunus.shrink(model, graph, keep))
+    prunus.check_config(prunus.shrink(model, graph, keep))
     blocks = {name: torch.rand(1) for name, block in graph.blocks.items() if not block.branch}
     keep = prunus.select(graph, scores | blocks, prunus.Budget(macs=0.5), uniform=True)
-    prunus.export.check_config(prunus.shrink(model, graph, keep))
+    prunus.check_config(prunus.shrink(model, graph, keep))
 
 
 def test_what_a_config_says_of_each_layer_is_cut_with_them():
@@ -426,3 +427,53 @@ def test_a_file_of_another_model_is_refused(resnet, vit, tmp_path):
         prunus.save(tmp_path, prunus.shrink(*resnet, gone("layer2.1")), keep, resnet[1])
     with pytest.raises(UserError, match=r"unknown block 'layer1.1:depth'"):
         prunus.shrink(*vit, keep)
+
+
+@pytest.mark.parametrize("names", ["1234", "a1b3"])
+def test_a_list_that_is_numbered_otherwise_stays_whole(names):
+    torch.manual_seed(0)
+    links = nn.Sequential(OrderedDict((name, Link(0)) for name in names))
+    model = nn.Sequential(nn.Linear(5, 6), links, nn.Linear(6, 2))
+    x = torch.randn(3, 5)
+    graph = prunus.trace(model, x)
+    skipped = [f"1.{names[1]}", f"1.{names[2]}"]
+    small = prunus.shrink(model, graph, gone(*skipped))
+    assert list(small[1]._modules) == list(names)
+    assert torch.equal(small(x), passed_by(model, *skipped)(x))
+
+
+def test_a_count_in_a_plain_dict_follows():
+    class Counted(nn.Module):
+        def __init__(self, config):
+            super().__init__()
+            self.config = config
+            self.stem = nn.Linear(5, 6)
+            self.links = nn.ModuleList(Link(number) for number in range(config["n"]))
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.stem(x)
+            for link in self.links:
+                x = link(x)
+            return self.head(x)
+
+    model = Counted({"n": 4})
+    graph = prunus.trace(model, torch.randn(3, 5))
+    small = prunus.shrink(model, graph, gone("links.1"))
+    assert len(small.links) == 3 and small.config == {"n": 3} and model.config == {"n": 4}
+
+
+def test_a_block_that_fails_in_one_call_is_passed_by_in_the_next():
+    model = nn.Sequential(nn.Linear(5, 6), Link(0), nn.Linear(6, 2))
+    graph = prunus.trace(model, torch.randn(2, 5))
+    bypass.bypass(model, graph.blocks["1:depth"])
+
+    def fail(x):
+        raise ZeroDivisionError
+
+    usual, x = model[1].inner.forward, torch.randn(2, 6)
+    model[1].inner.forward = fail
+    with pytest.raises(ZeroDivisionError):
+        model[1](x)
+    model[1].inner.forward = usual
+    assert torch.equal(model[1](x), x)

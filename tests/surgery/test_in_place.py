@@ -129,3 +129,15 @@ def test_a_model_in_several_processes_is_refused(tmp_path):
             prunus.shrink_in_place(wrapped, prunus.trace(wrapped, X), {"3": [1]})
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_units_of_a_keep_in_any_order_are_cut_alike_from_weights_and_gradients():
+    model = network()
+    graph = prunus.trace(model, X)
+    model(X).square().mean().backward()
+    wanted = model[3].weight.grad[[0, 2, 5]].clone()
+    (axis,) = [
+        name for name in graph.axes if any(m.tensor == "3.weight" and m.dim == 0 for m in graph.members(name))
+    ]
+    prunus.shrink_in_place(model, graph, {axis: [5, 0, 2]})
+    assert torch.equal(model[3].weight.grad, wanted)
