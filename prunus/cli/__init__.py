@@ -9,6 +9,7 @@ Its files, in the order in which to read them:
     parameters      the types of the commands' parameters
     folders         a new folder for a command that was given none
     run_options     the options that `run` and `compare` share
+    showing         the commands that run nothing: inspect, methods, tasks
     commands        one function per command
     program         main: exit status, and errors as one sentence
 """

@@ -1,14 +1,13 @@
 """The commands: prunus demo | run | predict | inspect | methods | tasks | compare | report | export | bench.
 
-tyro reads each command's options from its parameters, and their help from the docstring.
+Those that show what there is, without running anything, are in showing.py. tyro reads each command's options from its
+parameters, and their help from the docstring.
 """
 
-import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
-from rich.text import Text
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from prunus import report
@@ -16,11 +15,9 @@ from prunus.cli import describe
 from prunus.cli.answers import answers_json, answers_table, write_images
 from prunus.cli.folders import new_folder
 from prunus.cli.parameters import (
-    Initial,
     Limit,
     Minutes,
     Names,
-    Patterns,
     Real,
     Seeds,
     Share,
@@ -28,10 +25,9 @@ from prunus.cli.parameters import (
     parse_limit,
 )
 from prunus.cli.run_options import RunOptions
-from prunus.cli.terminal import Terminal
+from prunus.cli.showing import inspect, methods, tasks
+from prunus.cli.terminal import OUT
 from prunus.errors import PrunusError, UserError
-from prunus.graph import trace
-from prunus.methods import find
 from prunus.progress import bar
 from prunus.run import (
     METHODS,
@@ -47,13 +43,8 @@ from prunus.run import (
 )
 from prunus.run import bench as benching
 from prunus.run import compare as run_board
-from prunus.selection import min_units
-from prunus.tasks import find_kind
-from prunus.zoo import load_model, load_weights
 
 Common = Annotated[RunOptions, OmitArgPrefixes]
-# Of several processes only the first prints.
-OUT = Terminal(quiet=os.environ.get("RANK", "0") != "0")
 
 
 def demo(
@@ -176,82 +167,6 @@ def predict(
         OUT.print(answers_json(files, found, written), markup=False, soft_wrap=True)
     else:
         OUT.print(answers_table(files, found, written))
-
-
-def inspect(
-    model: str,
-    data: str | None = None,
-    input_shape: tuple[int, int, int] | None = None,
-    classes: int | None = None,
-    explain: str | None = None,
-    weights: Initial = None,
-    freeze: Patterns = (),
-    only: Patterns = (),
-    json_output: Annotated[bool, arg(name="json")] = False,
-) -> None:
-    """Show what of a model can shrink: its axes and their kinds, what is coupled, what is fixed and why, and the costs;
-    of images, also what each axis leaves unexplained with fewer units. Nothing is trained or changed.
-
-    Examples:
-      prunus inspect --model zoo:resnet56
-      prunus inspect --model zoo:resnet20 --data parquet:cifar10 --weights cifar10_resnet20.safetensors
-      prunus inspect --model timm:vit_tiny_patch16_224 --explain blocks.0.attn.qkv
-      prunus inspect --model my.net:Net --input-shape 3 64 64 --classes 5
-      prunus inspect --model zoo:vit_tiny --only heads mlp --freeze 'blocks.0'
-
-    Args:
-        model: zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG_DIR or package.module:callable.
-        data: The data from which to take the image shape and the number of classes, and 512 training images for the
-            sensitivity of each axis; labels are not read.
-        input_shape: The channels, height and width of one image.
-        classes: The number of classes.
-        explain: An axis, layer or parameter to explain in full.
-        weights: A .safetensors file, or a .pt file of tensors; the sensitivity is that of these weights.
-        freeze: Show what these patterns keep whole, as `prunus run` reads them: kinds of axes, or patterns of layers.
-        only: Show what stays whole if only these may shrink.
-        json_output: Print the axes, what is fixed and the costs as JSON.
-    """
-    if json_output and explain:
-        raise UserError("give --json (everything) or --explain (one axis, layer or parameter), not both.")
-    loaded = describe.load_images(model, data)
-    shape, number = describe.input_of(model, loaded, input_shape, classes)
-    network = load_model(model, classes=number, in_shape=shape)
-    if weights is not None:
-        load_weights(network, weights)
-    graph = trace(network, describe.example(shape))
-    least = min_units(graph, freeze=freeze, only=only)
-    if json_output:
-        OUT.print(describe.graph_json(graph, least), markup=False, soft_wrap=True)
-        return
-    OUT.print(Text(graph.explain(explain)) if explain else describe.graph(graph, least))
-    if loaded is not None and not explain:
-        OUT.print(describe.curves(describe.measure_curves(network, graph, loaded, bar)))
-
-
-def methods(name: Positional[str | None] = None) -> None:
-    """List the methods; with a name, show that method's paper and options.
-
-    Examples:
-      prunus methods
-      prunus methods taylor
-
-    Args:
-        name: The method to show in full.
-    """
-    OUT.print(describe.method(find(name)) if name else describe.methods())
-
-
-def tasks(name: Positional[str | None] = None) -> None:
-    """List the built-in tasks; with a name, show that task's options.
-
-    Examples:
-      prunus tasks
-      prunus tasks classification
-
-    Args:
-        name: The task to show in full.
-    """
-    OUT.print(describe.task(find_kind(name)) if name else describe.tasks())
 
 
 def compare(

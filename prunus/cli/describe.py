@@ -17,12 +17,14 @@ from torch import nn
 from prunus import selection, zoo
 from prunus.data import Data, load_data
 from prunus.errors import UserError
+from prunus.export import meta_model
+from prunus.files import expand_home, read_json
 from prunus.graph import Graph
 from prunus.methods import Method, Pruned, find, names, option_types, type_in_words
 from prunus.metrics import format_number
 from prunus.options import Count, Pixels, check_value
 from prunus.progress import Step
-from prunus.refit import Curves, Moments
+from prunus.refit import Curve, Curves, Moments
 from prunus.selection import Budget, cost
 from prunus.sparse import masks
 from prunus.tasks import Kind, find_kind, kinds
@@ -39,6 +41,16 @@ def load_images(model: str, data: str | None) -> Data | None:
     if data is None:
         return None
     return load_data(data, skip_broken=True, expected=zoo.expected_images(model), workers=0)
+
+
+def language_model(model: str) -> nn.Module | None:
+    """The model of texts that a folder of transformers describes, without memory for its weights; None for others."""
+    source, _, name = model.partition(":")
+    folder = expand_home(name)
+    if source != "hf" or not read_json(folder / "config.json").get("architectures"):
+        return None
+    found = meta_model(folder)
+    return found if getattr(found, "main_input_name", None) == "input_ids" else None
 
 
 def input_of(
@@ -94,8 +106,9 @@ def graph(traced: Graph, least: Mapping[str, tuple[int, str]]) -> Group:
     return Group(axes, Text("fixed dimensions and why:"), Text("\n".join(lines)), Text(depth), Text(costs))
 
 
-def graph_json(traced: Graph, least: Mapping[str, tuple[int, str]]) -> str:
-    """The same as JSON: axes with kind, units, the fewest that stay and why, and members; what is fixed; and costs."""
+def graph_json(traced: Graph, least: Mapping[str, tuple[int, str]], found: Curves | None) -> str:
+    """The same as JSON: axes with kind, units, the fewest that stay and why, and members; what is fixed; the blocks
+    that can be skipped; costs; and the curves, if they were measured."""
     axes = {
         name: {
             "kind": traced.kinds[name],
@@ -107,7 +120,14 @@ def graph_json(traced: Graph, least: Mapping[str, tuple[int, str]]) -> str:
         for name, axis in traced.axes.items()
     }
     costs = {name: cost.of(traced, name, {}) for name in cost.CLOSED_FORMS}
-    return json.dumps({"axes": axes, "fixed": traced.fixed, "costs": costs}, indent=1)
+    blocks = {name: block.module for name, block in traced.blocks.items()}
+    told = {"axes": axes, "fixed": traced.fixed, "blocks": blocks, "costs": costs}
+    if found is not None:
+        told["unexplained"] = {
+            name: {f"{share:g}": left for share, left in zip(SHARES, unexplained(curve), strict=True)}
+            for name, curve in found.axes.items()
+        }
+    return json.dumps(told, indent=1)
 
 
 def measure_curves(
@@ -138,12 +158,15 @@ def curves(found: Curves) -> Table:
     for share in SHARES:
         table.add_column(f"{share:.0%} of units", justify="right")
     for name, curve in found.axes.items():
-        size = len(curve.order)
-        left = [f"{curve.unexplained(max(1, round(share * size))):.1%}" for share in SHARES]
-        table.add_row(Text(name), str(curve.products), *left)
+        table.add_row(Text(name), str(curve.products), *(f"{left:.1%}" for left in unexplained(curve)))
     for name, why in found.left.items():
         table.add_row(Text(name), Text(why))
     return table
+
+
+def unexplained(curve: Curve) -> list[float]:
+    """What is left unexplained at each of the shares of the units."""
+    return [curve.unexplained(max(1, round(share * len(curve.order)))) for share in SHARES]
 
 
 def list_first(names: list[str], most: int = 4) -> str:

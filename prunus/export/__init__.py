@@ -3,6 +3,7 @@
 Its files, in the order in which to read them:
 
     configured     whether a model's config makes it
+    keep_file      the form of keep.json
     store          keep.json and model.safetensors: save, load
     tensor_stream  safetensors files, one tensor at a time
     checkpoints    shards cut on disk, without the model
@@ -12,7 +13,7 @@ Its files, in the order in which to read them:
     pretrained     a folder for from_pretrained
 """
 
-from prunus.export.checkpoints import shrink_checkpoint
+from prunus.export.checkpoints import meta_model, shrink_checkpoint, trace_own_example
 from prunus.export.configured import check_config
 from prunus.export.files import export_model, largest_difference
 from prunus.export.pretrained import export_pretrained
@@ -32,9 +33,11 @@ __all__ = [
     "load",
     "load_keep",
     "load_masks",
+    "meta_model",
     "missing_for_onnx",
     "open_session",
     "save",
     "shrink_checkpoint",
     "to_onnx",
+    "trace_own_example",
 ]

@@ -75,9 +75,16 @@ def shrink_checkpoint(
         raise UserError(f"{out} is in use; give a folder that is empty or does not exist.")
     shards = open_shards(source)
     if model is None:
-        model = meta_model(source)
+        try:
+            model = meta_model(source)
+        except FileError:
+            raise
+        except UserError as error:
+            raise UserError(
+                f"{error} Give the model: shrink_checkpoint(..., model=...), on the meta device if you like."
+            ) from error
     if graph is None:
-        graph = _traced(model)
+        graph = trace_own_example(model)
     keep = graph.check_keep(keep)
     if skipped := graph.blocks.skipped(keep):
         raise UserError(
@@ -110,7 +117,7 @@ def shrink_checkpoint(
             shapes |= {name: entry.shape for name, entry in entries.items()}
             sizes[shard.path.name] = write(folder / shard.path.name, entries, cut, shard.metadata)
         _copy_others(source, folder)
-        if len(shards) > 1:
+        if (source / INDEX).exists():
             weight_map = {name: shard.path.name for shard in shards for name in shard.entries}
             total_bytes = {"total_size": sum(sizes.values())}
             write_json(folder / INDEX, {"metadata": total_bytes, "weight_map": weight_map})
@@ -144,10 +151,20 @@ def open_shards(folder: Path) -> list[Source]:
 
 
 def meta_model(folder: Path) -> nn.Module:
-    """Build the model of a config.json on the meta device, as the class that it names; UserError if that fails."""
+    """Build the model of a config.json on the meta device, as the class that it names.
+
+    Args:
+        folder: The folder of a checkpoint of transformers; its weights are not read.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        FileError: There is no config.json, or it is damaged.
+        UserError: transformers is missing, or cannot build such a model.
+    """
     config = read_json(folder / CONFIG)
     names = config.get("architectures") or []
-    remedy = "Give the model: shrink_checkpoint(..., model=...), on the meta device if you like."
     try:
         transformers: Any = importlib.import_module("transformers")
         kind = getattr(transformers, names[0])
@@ -155,19 +172,15 @@ def meta_model(folder: Path) -> nn.Module:
         with torch.device("meta"):
             return kind(made).eval()
     except ImportError as error:
-        raise UserError(
-            f"transformers cannot be imported ({error}): pip install 'prunus[hf]'. {remedy}"
-        ) from error
+        raise UserError(f"transformers cannot be imported ({error}): pip install 'prunus[hf]'.") from error
     except (IndexError, AttributeError) as error:
-        raise UserError(f"{folder}/config.json names no class of transformers ({names}). {remedy}") from error
+        raise UserError(f"{folder}/config.json names no class of transformers ({names}).") from error
     except Exception as error:  # whatever a library raises about a config
-        raise UserError(
-            f"{folder}/config.json describes no {names[0]} ({one_line(error)}). {remedy}"
-        ) from error
+        raise UserError(f"{folder}/config.json describes no {names[0]} ({one_line(error)}).") from error
 
 
-def _traced(model: nn.Module) -> Graph:
-    """The graph of a model of transformers on the inputs that it gives as its own example."""
+def trace_own_example(model: nn.Module) -> Graph:
+    """Trace a model of transformers on the inputs that it gives as its own example; UserError if it gives none."""
     example = getattr(model, "dummy_inputs", None)
     if not isinstance(example, Mapping):
         raise UserError(

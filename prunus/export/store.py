@@ -18,26 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
 import msgspec
 import torch
-from msgspec import Meta
 from torch import nn
 
-from prunus.errors import FileError, UserError
-from prunus.files import (
-    Count,
-    Record,
-    check_json,
-    hash_file,
-    hash_json,
-    read_json,
-    read_tensors,
-    same_kind,
-    write_json,
-    write_tensors,
-)
+from prunus.errors import FileError, PrunusError, UserError
+from prunus.export.keep_file import FORMAT, WITH_BLOCKS, KeepFile, read_keep
+from prunus.files import hash_file, hash_json, read_tensors, same_kind, write_json, write_tensors
 from prunus.graph import (
     Graph,
     Keep,
@@ -51,7 +40,6 @@ from prunus.graph import (
 )
 from prunus.sparse import Masks, packed, survivors, unpacked
 from prunus.surgery import (
-    Skip,
     Structure,
     changed_attributes,
     effective_tensors,
@@ -60,68 +48,14 @@ from prunus.surgery import (
     with_tensors,
 )
 
-FORMAT, WITH_BLOCKS = 2, 3  # WITH_BLOCKS: of a model that lacks blocks, which version 0.1.0 would not see
 TENSORS, MASKS = "model.safetensors", "masks.safetensors"
-
-Shapes = dict[str, list[Count]]
-Whole = Annotated[int, Meta(ge=-(2**62), le=2**62)]
-
-
-class KeptAxis(msgspec.Struct, frozen=True):
-    """An axis in keep.json: its units in the original, and the indices of those that stay, ascending.
-
-    Only the axis of a block (see `skipped`) has one unit, and may keep none.
-    """
-
-    size: Count
-    keep: list[Count]
-
-    def __post_init__(self) -> None:
-        if self.keep != sorted({unit for unit in self.keep if unit < self.size}):
-            raise ValueError(f"Expected ascending indices below {self.size} in keep")
-
-
-class KeepFile(Record, frozen=True, kw_only=True):
-    """keep.json.
-
-    Args:
-        model: The name of the original's class.
-        axes: The units that stay.
-        original_shapes: The shapes of the original's tensors.
-        shapes: The shapes of the smaller model's tensors.
-        attributes: Integers of modules that changed; tuples of them in files of version 0.1.0.
-        behind: The shapes of the tensors behind parametrised weights.
-        state: The shapes of tensors in plain attributes.
-        skipped: The blocks of the original that the smaller model lacks, with what it returns in their places.
-        shortened: The lists of modules that are shorter without them.
-        masks: The number of weights that stay of each masked parameter.
-        names: The tensors that have another name in these files, which a checkpoint gives them, with their own.
-        files: The SHA-256 of each file beside keep.json.
-        digest: The SHA-256 of the other entries; None in format 1.
-    """
-
-    newest: ClassVar[int] = WITH_BLOCKS
-    remedy: ClassVar[str] = "Save the model again."
-    model: str
-    axes: dict[str, KeptAxis]
-    original_shapes: Shapes
-    shapes: Shapes
-    attributes: dict[str, dict[str, Whole | list[Whole]]]
-    behind: Shapes = msgspec.field(default_factory=dict)
-    state: Shapes = msgspec.field(default_factory=dict)
-    skipped: list[Skip] = msgspec.field(default_factory=list)
-    shortened: list[str] = msgspec.field(default_factory=list)
-    masks: dict[str, Count] = msgspec.field(default_factory=dict)
-    names: dict[str, str] = msgspec.field(default_factory=dict)
-    files: dict[str, str] = msgspec.field(default_factory=dict)
-    digest: str | None = None
 
 
 def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: Masks | None = None) -> None:
     """Write a shrunk model as keep.json and model.safetensors, each complete or not at all.
 
     A model whose weights are spread over processes (by fully_shard) is gathered: all processes call this, the first
-    writes, and all return when that is done.
+    writes, and all return when that is done, or raise an error if it fails.
 
     Args:
         folder: The folder to write to.
@@ -139,10 +73,30 @@ def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: 
     small = unwrap(small)
     there = effective_tensors(small)
     tensors = whole_tensors(there)
-    sharded = any(tensors[name] is not there[name] for name in tensors)
-    if sharded and torch.distributed.get_rank() > 0:
-        torch.distributed.barrier()
+    sharded = [tensor for name, tensor in there.items() if tensors[name] is not tensor]
+    if not sharded:
+        _write(Path(folder), small, tensors, keep, graph, masks)
         return
+    failed = torch.ones(1, device=sharded[0].device)  # in all processes, until the first has written
+    try:
+        if torch.distributed.get_rank() == 0:
+            _write(Path(folder), small, tensors, keep, graph, masks)
+            failed.zero_()
+    finally:
+        torch.distributed.broadcast(failed, src=0)  # the others wait here
+    if failed.item():
+        raise PrunusError(f"{folder} was not written: the first process failed, whose error says why.")
+
+
+def _write(
+    folder: Path,
+    small: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    keep: Keep,
+    graph: Graph,
+    masks: Masks | None,
+) -> None:
+    """Write a shrunk model with these whole tensors; see `save`."""
     structure = Structure.of(graph, keep, small)
     shapes = structure.renamed({n: graph.shape(n, keep) for n in graph.layouts})
     wrong = shape_differences(shapes, tensors)
@@ -154,8 +108,7 @@ def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: 
     behind = tensors_behind(small)
     stated = structure.renamed(graph.state)
     state = {n: t for n, t in kept_tensors(small).items() if n in stated}
-    folder = Path(folder)
-    written = {TENSORS: tensors | behind | state}
+    written = {TENSORS: {**tensors, **behind, **state}}
     entries: dict[str, Any] = {}
     if structure.skips:
         entries |= {
@@ -174,8 +127,6 @@ def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: 
     for name, content in written.items():
         write_tensors(folder / name, content, {"format": "pt"})
     write_keep(folder, small, keep, graph, list(written), entries | {"shapes": _shapes(tensors)})
-    if sharded:
-        torch.distributed.barrier()
 
 
 def write_keep(
@@ -215,7 +166,7 @@ def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _check_masks(tensors: dict[str, torch.Tensor], masks: Masks) -> None:
+def _check_masks(tensors: Mapping[str, torch.Tensor], masks: Masks) -> None:
     for name, mask in masks.items():
         if name not in tensors or mask.dtype != torch.bool or mask.shape != tensors[name].shape:
             there = f"{tuple(tensors[name].shape)} bool" if name in tensors else "absent: no such weight"
@@ -389,25 +340,3 @@ def _read_tensors(folder: str | Path, name: str, record: KeepFile) -> dict[str, 
             f"{path} does not match keep.json: it has been changed or damaged since they were saved. {KeepFile.remedy}"
         )
     return tensors
-
-
-def read_keep(folder: str | Path) -> KeepFile:
-    """Read the keep.json of a saved model; FileError if it is missing or damaged."""
-    path = Path(folder) / "keep.json"
-    values = read_json(path)
-    digest = hash_json({name: value for name, value in values.items() if name != "digest"})
-    record = check_json(values, KeepFile, str(path))
-    if record.digest != digest and (record.digest is not None or record.format > KeepFile.oldest):
-        raise FileError(
-            f"{path} has been changed or damaged since it was written: its entries do not give its digest. "
-            f"{KeepFile.remedy}"
-        )
-    for name in record.masks:
-        if name not in record.shapes:
-            raise FileError(f"{path} is damaged: it masks {name!r}, which has no shape. {KeepFile.remedy}")
-    for name in record.files:
-        if Path(name).name != name:
-            raise FileError(
-                f"{path} is damaged: {name!r} is not the name of a file beside it. {KeepFile.remedy}"
-            )
-    return record

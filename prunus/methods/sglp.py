@@ -12,7 +12,7 @@ decoder layer).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -28,6 +28,7 @@ from prunus.selection import Budget, Sparsity
 from prunus.tasks import Task
 
 UNEXPLAINED = 0.1  # of the variance of the similarities, within segments
+OF_WIDTHS = ("how", "prefer", "round_to", "widths", "uniform")  # options of widths, which stay as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,8 @@ class Config(Units):
     Args:
         batches: The number of batches of training examples, without augmentation, that blocks are compared on.
         batch_size: The batch size.
-        segments: The number of segments; None: the fewest that leave a tenth of the variance within them.
+        segments: The number of segments, at most that of the blocks; None: the fewest that leave a tenth of the
+            variance within them.
         delete: Whether blocks go within each segment, of which one stays, or segment by segment.
         gradient: Whether the gradient is that of the parameters of a block, or of what it returns.
     """
@@ -48,6 +50,15 @@ class Config(Units):
     segments: Count | None = None
     delete: Literal["within", "segments"] = "within"
     gradient: Literal["parameters", "outputs"] = "parameters"
+
+    def __post_init__(self):
+        super().__post_init__()
+        whole = {each.name: each.default for each in fields(Units) if each.name in OF_WIDTHS}
+        if given := [name for name, default in whole.items() if getattr(self, name) != default]:
+            raise UserError(
+                f"sglp skips whole blocks in an order of its own, so {given[0]} has no meaning for it. Leave it out; "
+                "floor, cap, freeze and only say which blocks may go."
+            )
 
     def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
         """Raise UserError if the model has no blocks, BudgetError if no number of them meets the limit."""
@@ -60,6 +71,11 @@ class Config(Units):
             raise UserError(
                 f"sglp needs at least 3 blocks that can be skipped, the first and the last of which stay; this model "
                 f"has {len(names)}. Of its modules, {why}. Take a method that makes layers narrower, such as taylor."
+            )
+        if self.segments is not None and self.segments > len(names):
+            raise UserError(
+                f"segments should be at most the number of blocks, {len(names)}, but is {self.segments}. Give fewer, "
+                "or leave it out."
             )
         self.select(graph, {name: torch.ones(1) for name in names}, limit)
 
@@ -74,7 +90,7 @@ def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
     batches = list(shown_batches(task, run, config.batches, config.batch_size))
     seen = scores.features(task.model, graph, batches)
     alike = similarity([seen[name] for name in names]).sum(1)
-    number = fewest_segments(alike) if config.segments is None else min(config.segments, len(names))
+    number = fewest_segments(alike) if config.segments is None else config.segments
     parts = segment(alike, number)
     norms = scores.gradient_norms(task.model, graph, task.loss, batches, config.gradient)
     order = going(names, parts, norms, config.delete)

@@ -18,6 +18,7 @@ from prunus import cli, methods
 from prunus.cli import commands, describe
 from prunus.errors import UNSAFE
 from prunus.files import read_json, write_json
+from tests.lib.models import imported_beside_torchvision
 from tests.lib.photos import write_photos
 
 SPARSE = ["run", "--model", "zoo:digits_resnet", "--data", "digits", "--out", "OUT", "--method", "lookahead"]
@@ -98,6 +99,26 @@ def test_inspect_of_data_and_weights_shows_curves(capsys, digits_run):
     assert all(0 < float(most) < float(half) < float(least) < 100 for _, _, most, half, least in rows)
     untrained = said(capsys, "inspect", "--model", "zoo:digits_resnet", "--data", "digits")
     assert untrained.partition("sensitivity")[2] != text.partition("sensitivity")[2]
+    asked = ["inspect", "--model", "zoo:digits_resnet", "--data", "digits", "--weights", weights, "--json"]
+    assert cli.main(asked) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["blocks"] == {"layer1.0:depth": "layer1.0"}
+    shares = told["unexplained"]["conv1"]
+    assert [f"{100 * shares[share]:.1f}" for share in ("0.75", "0.5", "0.25")] == list(rows[0][2:])
+
+
+def test_inspect_reads_the_config_of_a_language_model_alone(capsys, tmp_path):
+    transformers = imported_beside_torchvision("transformers")
+    sizes = {"hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 2, "vocab_size": 128256}
+    heads = {"num_attention_heads": 128, "num_key_value_heads": 8}
+    config = transformers.LlamaConfig(**sizes, **heads, architectures=["LlamaForCausalLM"])
+    config.save_pretrained(tmp_path)
+    asked = ["inspect", "--model", f"hf:{tmp_path}"]
+    told = json.loads(said(capsys, *asked, "--only", "groups", "--json"))  # 10 billion parameters
+    free = {name for name, axis in told["axes"].items() if axis["least"] < axis["units"]}
+    assert {told["axes"][name]["kind"] for name in free} == {"groups"} and len(free) == 2
+    assert told["costs"]["params"] > 1e10 and told["blocks"]
+    assert "--data is for models of images" in said(capsys, *asked, "--data", "digits", status=2)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +137,11 @@ def test_inspect_of_data_and_weights_shows_curves(capsys, digits_run):
         ([*SPARSE, "--budget", "macs=0.5"], "--sparsity 0.8"),
         ([*SPARSE, "--budget", "macs=0.5", "--sparsity", "0.8"], "not both"),
         ([*SPARSE, "--method", "taylor", "--sparsity", "0.8"], "--budget macs=0.5"),
-        (["inspect", "--model", "zoo:resnet20", "--json", "--explain", "conv1"], "not both"),
+        (["inspect", "--model", "zoo:resnet20", "--json", "--explain", "conv1"], "give --json"),
+        (
+            ["inspect", "--model", "zoo:resnet20", "--only", "width", "--explain", "conv1"],
+            "give --freeze and --only",
+        ),
         (
             [*SPARSE, "--method", "random", "--only", "heads"],
             "only='heads': this network has no axes of that kind",

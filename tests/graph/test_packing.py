@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import prunus
-from prunus.errors import TraceError, UserError
+from prunus.errors import FileError, PrunusError, TraceError, UserError
 from prunus.graph import plain_model
 from tests.lib.models import torchvision_models
 from tests.lib.nets import random_keep
@@ -131,6 +131,10 @@ def save_sharded(folder):
     assert small[0].weight.to_local().shape != small[0].weight.shape
     prunus.save(folder, small, keep, graph)
     prunus.load(folder, network())  # in both processes: it is there when `save` returns
+    with pytest.raises(
+        FileError if mesh.get_rank() == 0 else PrunusError
+    ):  # neither waits for the other for ever
+        prunus.save(folder, small, {"0": [0], "2": [1]}, graph)
 
 
 SCRIPT = """

@@ -9,7 +9,7 @@ from torch import nn
 import prunus
 from prunus import run
 from prunus.errors import UserError
-from prunus.export.store import read_keep
+from prunus.export.keep_file import read_keep
 from prunus.latency import fast_widths
 from prunus.latency.operator_timing import RUNTIMES
 from prunus.run import Settings

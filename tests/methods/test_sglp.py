@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import prunus
+from prunus.errors import UserError
 from prunus.methods import sglp
 from prunus.run import Settings
 from prunus.testing import tiny_task
@@ -72,3 +73,17 @@ def test_a_run_skips_blocks_and_its_folder_brings_the_model_back(tmp_path):
     assert sum(kept == 0 for kept, _ in widths.values()) == 3
     assert widths["links.0:depth"] == widths["links.5:depth"] == [1, 1]
     assert result.values["after"]["params"] == sum(parameter.numel() for parameter in small.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"how": "per_cost"}, "so how has no meaning"),
+        ({"round_to": 8}, "so round_to has no meaning"),
+        ({"uniform": True}, "so uniform has no meaning"),
+        ({"segments": 7}, "at most the number of blocks, 6, but is 7"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        sglp.Config(**options).check(tiny_task("stacked").graph, prunus.Budget(macs=0.6))
