@@ -6,13 +6,14 @@ The shapes are those of Llama: 8B and 70B are traced and selected from on the me
 done with a model of 349 million parameters in float32 (1.30 GiB) with random weights, on 16 tokens, cut to half of
 its parameters. Memory is the peak of what the process holds beyond what it held before the step (VmHWM, Linux), in GiB
 and as a multiple of the model, the proof's also of its largest tensor. The checkpoint is of 2 GB in bfloat16, in shards
-of 500 MB. Goes to benchmarks/results/scale.json; `--table` prints it for docs/language.md.
+of 500 MB. Goes to benchmarks/results/scale.json; `--table` prints it for docs/shipping.md.
 """
 
 import argparse
 import ctypes
 import gc
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -178,7 +179,8 @@ def main() -> None:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             record["rows"][name] = json.loads(done.stdout.splitlines()[-1])
             print(name, record["rows"][name], flush=True)
-        record |= {"versions": versions(), "machine": machine(torch.device("cpu"), asked.threads)}
+        record |= {"versions": versions(), "machine": machine(torch.device("cpu"), 1)}
+        record["load"] = os.getloadavg()[0]
         record["rows"] = {name: record["rows"][name] for name in ROWS if name in record["rows"]}
         RESULT.write_text(json.dumps(record, indent=1) + "\n")
     print(table(record["rows"]))
