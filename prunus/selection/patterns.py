@@ -18,6 +18,9 @@ from prunus.errors import UserError
 from prunus.graph import CONSUMES, KINDS, PRODUCES, SUFFIX, Graph
 
 READ = ":in"
+HINTS = {  # kind -> how a network gets axes of it
+    "experts": " Of transformers, the number of experts is an axis after model.set_experts_implementation('batched_mm')."
+}
 
 
 def holders(tensor: str) -> list[str]:
@@ -105,7 +108,7 @@ class _Names:
             there = Counter(self.kinds.values()).items()
             raise UserError(
                 f"{what}={kind!r}: this network has no axes of that kind that may shrink; it has "
-                f"{', '.join(f'{number} of {own}' for own, number in there)}."
+                f"{', '.join(f'{number} of {own}' for own, number in there)}.{HINTS.get(kind, '')}"
             )
         return found
 

@@ -139,6 +139,8 @@ def test_experts_of_transformers_shrink_and_are_loaded_again(name, tmp_path):
     config = getattr(transformers, f"{name}Config")(**sizes)
     kind = getattr(transformers, f"{name}ForCausalLM")
     model, tokens = kind(config).eval(), torch.arange(12).view(2, 6)
+    with pytest.raises(UserError, match=r"it has .* of mlp.*set_experts_implementation\('batched_mm'\)"):
+        min_units(prunus.trace(model, {"input_ids": tokens}), only=["experts"])
     model.set_experts_implementation("batched_mm")
     graph = prunus.trace(model, {"input_ids": tokens})
     experts = [axis for axis, its in graph.kinds.items() if its == "experts"]
