@@ -19,7 +19,7 @@ from prunus.graph import CONSUMES, KINDS, PRODUCES, SUFFIX, Graph
 
 READ = ":in"
 HINTS = {  # kind -> how a network gets axes of it
-    "experts": " Of transformers, the number of experts is an axis after model.set_experts_implementation('batched_mm')."
+    "experts": " In transformers, model.set_experts_implementation('batched_mm') makes the number of experts an axis."
 }
 
 
