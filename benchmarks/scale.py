@@ -6,7 +6,8 @@ The shapes are those of Llama: 8B and 70B are traced and selected from on the me
 done with a model of 349 million parameters in float32 (1.30 GiB) with random weights, on 16 tokens, cut to half of
 its parameters. Memory is the peak of what the process holds beyond what it held before the step (VmHWM, Linux), in GiB
 and as a multiple of the model, the proof's also of its largest tensor. The checkpoint is of 2 GB in bfloat16, in shards
-of 500 MB. Goes to benchmarks/results/scale.json; `--table` prints it for docs/shipping.md.
+of 500 MB. `generate` decodes greedily after those tokens, dense and small in turns, and gives tokens a second. Goes to
+benchmarks/results/scale.json; `--table` prints it for docs/shipping.md.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import gc
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -46,6 +48,7 @@ SHAPES = {  # by these names; all have 8 groups of queries
     "70B": (128256, 8192, 28672, 80, 64),
 }
 TOKENS = 16
+NEW, TURNS = 8, 5  # tokens that are generated, and how often that is measured
 
 
 def build(shape: str, **more: Any) -> torch.nn.Module:
@@ -116,6 +119,22 @@ def of_small(step: str) -> dict[str, float]:
     return row | {"of_model": row["peak_gib"] / size}
 
 
+def generating() -> dict[str, float]:
+    """Tokens a second of greedy decoding with the cache, dense and with half of the parameters, in turns."""
+    model = build("small")
+    graph = prunus.trace(model, tokens())
+    keep = prunus.select(graph, scores.magnitude(model, graph), prunus.Budget(params=0.5), uniform=True)
+    models = {"dense": model, "small": prunus.shrink(model, graph, keep, verify="off")}
+    rates: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(1 + TURNS):
+        for name, each in models.items():
+            start = time.perf_counter()
+            each.generate(**tokens(), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
+            if turn:  # the first warms up
+                rates[name].append(NEW / (time.perf_counter() - start))
+    return {f"{name}_tokens_per_s": statistics.median(found) for name, found in rates.items()}
+
+
 def on_disk() -> dict[str, float]:
     """Cut a checkpoint of 2 GB."""
     folder = Path(tempfile.mkdtemp())
@@ -146,6 +165,7 @@ ROWS: dict[str, Callable[[], dict[str, float]]] = {
         for step in ("forward pass", "cut", "proof", "magnitude", "taylor", "repair in order", "moments")
     },
     "shrink_checkpoint, 2 GB": on_disk,
+    "generate": generating,
 }
 
 
@@ -153,9 +173,14 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     """The rows as a table in Markdown."""
     lines = ["| step | seconds | peak beyond what was there, GiB | as a multiple |", "|---|---|---|---|"]
     for name, row in rows.items():
+        if "dense_tokens_per_s" in row:
+            continue
         multiple = f"{row['of_model']:.2f} of the model" if "of_model" in row else ""
         multiple = f"{row['of_shard']:.2f} of the largest shard" if "of_shard" in row else multiple
         lines.append(f"| {name} | {row['seconds']:.1f} | {row['peak_gib']:.2f} | {multiple} |")
+    if row := rows.get("generate"):
+        dense, small = row["dense_tokens_per_s"], row["small_tokens_per_s"]
+        lines += ["", f"`generate`: {small / dense:.2f} times as many tokens a second ({dense:.2f} dense)."]
     return "\n".join(lines)
 
 
