@@ -62,6 +62,12 @@ def tag_of(tensor: Any) -> Tag | None:
     return tag if tag is not None and tag.generation == _generation else None
 
 
+def dims_of(tensor: torch.Tensor) -> list[Layout]:
+    """The layout of each dimension of a tensor; its plain size if nothing is known of it."""
+    tag = tag_of(tensor)
+    return tag.dims if tag is not None else list(tensor.shape)
+
+
 def put_tag(tensor: Any, tag: Tag) -> None:
     """Attach a tag to a tensor."""
     tensor._prunus_tag = tag
@@ -188,8 +194,7 @@ class Op:
     # ---------------------------------------------------------------------------- what a rule says
     def dims(self, tensor: torch.Tensor) -> list[Layout]:
         """The layout of each dimension of an argument; its plain size if nothing is known of it."""
-        tag = tag_of(tensor)
-        return tag.dims if tag is not None else list(tensor.shape)
+        return dims_of(tensor)
 
     def sizes(self) -> tuple[Any, ...]:
         """A list of the plain sizes of each result, for dimensions that stay; None for one that is no tensor."""

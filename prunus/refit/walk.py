@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,11 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from prunus.errors import UserError, one_line
-from prunus.graph import named_tensors, operators
+from prunus.graph import OWN_NAMES, named_tensors, operators
 from prunus.inputs import call, in_words
 from prunus.refit.products import Product
-
-_OWN: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass
@@ -68,7 +65,11 @@ class Walk:
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Any, names: Mapping[str, str] = _OWN, without: Collection[str] = ()
+        self,
+        model: nn.Module,
+        inputs: Any,
+        names: Mapping[str, str] = OWN_NAMES,
+        without: Collection[str] = (),
     ):
         self.model, self.inputs = model, tree_map_only(Tensor, torch.clone, inputs)
         named = {names.get(name, name): t for name, t in named_tensors(model).items() if t.numel()}

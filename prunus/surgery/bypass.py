@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 from prunus.errors import PruningError
-from prunus.graph import Block, seeded
+from prunus.graph import Block, given_argument, seeded
 from prunus.surgery.skipped import Skip, Skipped
 
 ROUNDING = (
@@ -34,7 +34,7 @@ def bypass(model: nn.Module, block: Block) -> None:
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not block.ended:
-            given = args[skip.argument] if isinstance(skip.argument, int) else kwargs[skip.argument]
+            given = given_argument(skip.argument, args, kwargs)
             module.forward = own
             try:
                 with _disable_current_modes(), torch.no_grad(), seeded(given.device):

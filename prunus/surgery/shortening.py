@@ -18,14 +18,16 @@ from prunus.graph import (
     Maker,
     Path,
     get_integer,
+    holder,
     integers,
+    lies_in,
     make_skeleton,
     members,
     operators_of,
     set_integer,
 )
 from prunus.surgery.skipped import Skip, Skipped
-from prunus.surgery.structure import Structure, holder
+from prunus.surgery.structure import Structure
 
 
 @torch.inference_mode(False)  # see graph.trace
@@ -162,5 +164,7 @@ def _module_names(model: nn.Module, like: nn.Module | None = None) -> set[str]:
     """The names of a model's modules, without those within blocks that `like` skips."""
     skipped = [name for name, module in (like or model).named_modules() if isinstance(module, Skipped)]
     return {
-        name for name, _ in model.named_modules() if not any(name.startswith(f"{each}.") for each in skipped)
+        name
+        for name, _ in model.named_modules()
+        if not any(lies_in(name, each) and name != each for each in skipped)
     }

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 
 import torch
 from torch import nn
 
-from prunus.graph import Block, Integers, kept_tensors, make_skeleton, set_kept, slots
+from prunus.graph import OWN_NAMES, Block, Integers, kept_tensors, make_skeleton, set_kept, slots
 from prunus.surgery.bypass import bypass
 from prunus.surgery.sampling import type_like
-
-_OWN: Mapping[str, str] = MappingProxyType({})
 
 
 class Vessel:
@@ -24,7 +21,7 @@ class Vessel:
         skipped: Blocks that the copy passes by (see bypass.py).
     """
 
-    def __init__(self, model: nn.Module, names: Mapping[str, str] = _OWN, skipped: Iterable[Block] = ()):
+    def __init__(self, model: nn.Module, names: Mapping[str, str] = OWN_NAMES, skipped: Iterable[Block] = ()):
         self.model = make_skeleton(model, real=True)
         for block in skipped:
             bypass(self.model, block)
