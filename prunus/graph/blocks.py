@@ -329,9 +329,10 @@ class _Search:
         return ""
 
     def without_repeats(self, found: list[Block], reasons: dict[str, str]) -> Iterator[Block]:
-        """Leave out the blocks whose products others skip as well, and say so.
+        """Yield the blocks that skip more than others do; for each other block, add the reason.
 
-        A chain of residual modules is left out for its links, a branch for what is around it.
+        A chain of residual modules gives way to its links, if these make all of its products. A branch gives way to a
+        block around it that makes no other products.
         """
         kept: list[Block] = []
         for block in sorted(found, key=lambda block: block.stop - block.start):

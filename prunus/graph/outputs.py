@@ -104,8 +104,8 @@ def _paths(outputs: str | Sequence[str]) -> Sequence[str]:
 def quiet_config(bare: nn.Module) -> None:
     """Let a skeleton return no cache of keys and values unless the example asks for one.
 
-    A cache is state for a later call, not a result. Models that take `use_cache` read its default from their config;
-    they may be inside of the model (an adapter's, a user's own).
+    A cache is state for a later call, not a result. Models that take `use_cache` read its default from their config.
+    Such a model may also be a part of the model: of an adapter, or of a class of the user's own.
 
     Args:
         bare: The skeleton; the configs that its modules hold are its own copies, and are changed.

@@ -39,7 +39,7 @@ def find_sites(graph: Graph, model: nn.Module, names: Mapping[str, str] = OWN_NA
     Args:
         graph: The graph.
         model: A copy of the model, of any size.
-        names: The names that its tensors have in the graph, where they are others than its own.
+        names: The names that its tensors have in the graph, where they differ from those in the model.
 
     Returns:
         The products.

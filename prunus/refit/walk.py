@@ -60,7 +60,8 @@ class Walk:
     Args:
         model: A bare model (see `graph.make_skeleton`).
         inputs: The inputs of one batch, as the model takes them; the pass gets a copy, to which it may write.
-        names: The names by which its tensors are known, where they are others than its own (see surgery.Structure).
+        names: The names by which its tensors are known, where they differ from those in the model (see
+            surgery.Structure).
         without: The names at which it does not stop.
     """
 
