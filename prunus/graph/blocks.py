@@ -378,5 +378,5 @@ def _same_layout(one: Tag, other: Tag) -> bool:
 
 
 def _setting(op: Op) -> tuple[object, ...]:
-    """What an activation is, and its numbers."""
+    """The name of an activation, and its numbers."""
     return op.name.removesuffix("_"), *(value for value in op.values() if not isinstance(value, Tag))

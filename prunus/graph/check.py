@@ -90,7 +90,7 @@ class _Pass(TorchDispatchMode):
         return self._sizes[id(layout)]
 
     def _read_again(self, op: Op) -> Any:
-        """What an operation read off the data in the trace, so that the code takes the same way."""
+        """Return what an operation read off the data in the trace, so that the code takes the same way."""
 
         def at_these_widths(tensor: Any, dims: Sequence[Layout] | None) -> Any:
             if not axes.can_shrink(*(dims or ())):

@@ -131,7 +131,7 @@ def _by_all_names(model: nn.Module, layouts: Mapping[str, list[Layout]]) -> dict
 def _claims(
     again: nn.Module, layouts: Mapping[str, list[Layout]], known: Mapping[Place, Layout]
 ) -> Iterator[Claim]:
-    """What the layers of a model made again, and the integers known from a forward pass, say of its sizes."""
+    """The claims about sizes that the layers of a model made again make, and the integers of its forward pass."""
     for name, module in again.named_modules():
         for key, tensor, dim in _sizes_of(name, module, layouts):
             yield Claim(layouts[tensor][dim], vars(module)[key].term, name)
@@ -147,7 +147,7 @@ def _claims(
 def _allocated(
     again: nn.Module, layouts: Mapping[str, list[Layout]], allocations: Allocations
 ) -> Iterator[Claim]:
-    """What the calls that made the parameters of a model say of its sizes, where no layer of torch says it."""
+    """The claims about sizes by the calls that made the parameters of a model, where no layer of torch makes one."""
     for name, module in again.named_modules():
         said = {(tensor, dim) for _, tensor, dim in _sizes_of(name, module, layouts)}
         for key, parameter in module.named_parameters(prefix=name, recurse=False):
@@ -230,7 +230,7 @@ def _with_known_parts(claims: list[Claim]) -> list[Claim]:
 
 
 def _form(term: Term) -> Any:
-    """What two terms share that were computed alike."""
+    """A key that is equal for terms which were computed alike."""
     return (term.sign, _form(term.left), _form(term.right)) if isinstance(term, Made) else term
 
 

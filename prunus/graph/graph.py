@@ -223,7 +223,7 @@ class Graph:
 
     @cached_property
     def config(self) -> Config | None:
-        """What the model is made from, to be tried at other sizes; None if it cannot be made again."""
+        """The model's config, to be tried at other sizes; None if the model cannot be made again."""
         if self.maker is None:
             return None
         try:

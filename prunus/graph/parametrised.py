@@ -303,7 +303,7 @@ def _invert(steps: Any, value: torch.Tensor) -> None:
 
 
 def _originals(steps: Any, value: Any) -> dict[str, torch.Tensor]:
-    """What the steps' right inverses make of a value, by its names in the list."""
+    """The originals that the steps' right inverses make of a value, by their names in the list."""
     for step in reversed(steps):
         value = step.right_inverse(value)
     values = value if isinstance(value, (tuple, list)) else [value]

@@ -298,7 +298,7 @@ def _real(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _places(index: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
-    """What an index of a tensor stands for: for a real mask, the places at which it is true."""
+    """The indices that an index of a tensor stands for: for a real mask, the places at which it is true."""
     if index is None or index.dtype != torch.bool or _real(index).is_meta:
         return [index]
     return [each.to("meta") for each in _real(index).nonzero(as_tuple=True)]

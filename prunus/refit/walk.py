@@ -24,7 +24,7 @@ from prunus.refit.products import Product
 
 @dataclass
 class Stop:
-    """What a pass is about to run.
+    """An operator that a pass is about to run.
 
     Args:
         name: The parameter of a product; for a batch norm the buffer of its running mean.
@@ -41,7 +41,7 @@ class Stop:
 
     @property
     def x(self) -> Tensor:
-        """What enters."""
+        """The input."""
         if self.product is not None:
             return self.product.x
         assert self.norm is not None

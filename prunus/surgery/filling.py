@@ -21,7 +21,7 @@ Draw = Callable[[str], torch.Tensor]  # the name of a tensor -> its numbers, the
 
 
 class Cut(NamedTuple):
-    """What stays of each tensor of a model.
+    """The parts of a model's tensors that stay.
 
     Args:
         graph: The graph of the model.

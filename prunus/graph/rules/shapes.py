@@ -76,7 +76,7 @@ def expand(op: Op, x: torch.Tensor, shape: list[int], **kwargs: Any) -> list[Lay
 
 @rule(REPEAT)
 def repeat(op: Op, x: torch.Tensor, times: list[int]) -> list[Layout]:
-    """What is repeated from size 1 is equal everywhere, as in `expand`."""
+    """A dimension that is repeated from size 1 is equal everywhere, as in `expand`."""
     dims = [1] * (len(times) - x.dim()) + op.dims(x)
     for i, (n, layout) in enumerate(zip(times, dims, strict=True)):
         dims[i] = axes.nest(n, layout)
