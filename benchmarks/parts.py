@@ -82,16 +82,18 @@ def run_arm(
 
 
 def table(rows: list[dict[str, Any]], share: float) -> str:
-    """Make a table in Markdown: means over the seeds, with the standard deviation where there are several."""
+    """Make a table in Markdown: means over the seeds that reach the budget, with the standard deviation of several."""
     lines = [["arm", "parameters", "multiply-adds", "time", "cut", "repaired", "recovered"]]
     lines.append(["---"] * len(lines[0]))
     for arm in ("base", "whole", *ARMS):
-        found = [row for row in rows if row["arm"] == arm and row.get("share", share) == share]
-        if not found:
+        tried = [row for row in rows if row["arm"] == arm and row.get("share", share) == share]
+        found = [row for row in tried if "refused" not in row]
+        if not tried:
             continue
-        if "refused" in found[0]:
+        if not found:
             lines.append([arm, "not reached", *[""] * 5])
             continue
+        label = arm if found == tried else f"{arm} ({len(found)} of {len(tried)} seeds)"
         shares = [
             f"{100 * statistics.mean(row[name] for row in found):.0f} %" if name in found[0] else ""
             for name in ("params", "macs", "time")
@@ -102,7 +104,7 @@ def table(rows: list[dict[str, Any]], share: float) -> str:
             else ""
             for name in ("cut", "repaired", "recovered")
         ]
-        lines.append([arm, *shares, *figures])
+        lines.append([label, *shares, *figures])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

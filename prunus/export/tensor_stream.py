@@ -2,7 +2,7 @@
 
 The format (https://huggingface.co/docs/safetensors): eight bytes with the length of the header, the header as JSON with
 each tensor's type, shape and place, then the numbers. The library writes a file from tensors that are all in memory;
-`write` takes each when its turn comes.
+`write` asks for each tensor when its turn comes.
 """
 
 from __future__ import annotations
@@ -37,14 +37,21 @@ DTYPES = {
 
 
 class Entry(NamedTuple):
-    """A tensor of a file. dtype: its name in the format, such as BF16."""
+    """The type and the shape of a tensor in a file.
+
+    Args:
+        dtype: The name of the type in the format, such as BF16.
+        shape: The length of each dimension.
+    """
 
     dtype: str
     shape: tuple[int, ...]
 
 
 class Source:
-    """A safetensors file to read from; it is opened for each tensor, because what was read of an open file counts.
+    """A safetensors file that is read one tensor at a time.
+
+    The file is opened anew for each tensor: while it is open, all that was read of it counts as memory of the process.
 
     Args:
         path: The file.
@@ -84,7 +91,7 @@ def write(
 
     Args:
         path: The file.
-        entries: name -> the type and shape of each tensor, which a reader finds in this order.
+        entries: name -> the type and shape of each tensor, in the order in which the file is to hold them.
         make: Returns the tensor of a name.
         metadata: Text by name, for the header.
 

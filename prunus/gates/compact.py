@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from prunus.errors import UserError
 from prunus.gates import at_once, gates
 from prunus.gates.gates import Gate
-from prunus.graph import Graph, Keep, Layout, axes, make_skeleton, set_attributes, skeleton
+from prunus.graph import Graph, Keep, Layout, axes, full_name, make_skeleton, set_attributes, skeleton
 from prunus.surgery import copies, effective_tensors, lists_of, stated
 
 
@@ -128,7 +128,7 @@ def _stored_tensors(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
     for path, module in model.named_modules():
         if parametrize.is_parametrized(module):
             for attribute, held in lists_of(module).items():
-                name = f"{path}.{attribute}" if path else attribute
+                name = full_name(path, attribute)
                 if name in graph.layouts:
                     steps = cast(parametrize.ParametrizationList, held)
                     others = [type(step).__name__ for step in steps if type(step) is not Gate]

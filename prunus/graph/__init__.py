@@ -8,6 +8,7 @@ Its files, in the order in which to read them:
     op            the record of one operation
     rules/        one small function per operator, which says how layouts pass through it
     modules       the modules of a model, listed quickly
+    names         their dotted names
     packing       packed models: the module inside, and what is refused
     copying       deep copies of models, and what cannot be copied
     turns         one trace or proof at a time
@@ -51,7 +52,7 @@ Its files, in the order in which to read them:
 from prunus.graph.attributes import Attribute, Integers, get_integer, set_attributes, set_integer, slots
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.blocks import SUFFIX, Block
-from prunus.graph.calls import Argument
+from prunus.graph.calls import Argument, given_argument
 from prunus.graph.configs import difference_of_made
 from prunus.graph.construction import Stated, stated_sizes
 from prunus.graph.copying import copy_model
@@ -61,7 +62,8 @@ from prunus.graph.graph import Graph, Member
 from prunus.graph.kinds import KINDS
 from prunus.graph.levels import Levels
 from prunus.graph.making import Maker, Path
-from prunus.graph.modules import evaluation_mode
+from prunus.graph.modules import evaluation_mode, is_torchs
+from prunus.graph.names import full_name, holder, lies_in
 from prunus.graph.op import (
     CONSUMES,
     DIRECTION,
@@ -81,7 +83,7 @@ from prunus.graph.places import Keep, Places, Where, set_zero, take
 from prunus.graph.reference import Reference
 from prunus.graph.resizing import resized
 from prunus.graph.rules import rule
-from prunus.graph.skeleton import make_skeleton, named_tensors, quiet_forward, seeded
+from prunus.graph.skeleton import OWN_NAMES, make_skeleton, named_tensors, quiet_forward, seeded
 from prunus.graph.stand_ins import StandIns, WrittenError
 from prunus.graph.state import kept_tensors, set_kept
 from prunus.graph.tracer import Storage, operators_of
@@ -92,6 +94,7 @@ __all__ = [
     "CONSUMES",
     "DIRECTION",
     "KINDS",
+    "OWN_NAMES",
     "PRODUCES",
     "SCALES",
     "SHIFTS",
@@ -124,10 +127,15 @@ __all__ = [
     "copy_model",
     "difference_of_made",
     "evaluation_mode",
+    "full_name",
     "get_integer",
+    "given_argument",
+    "holder",
     "integers",
     "is_inexact",
+    "is_torchs",
     "kept_tensors",
+    "lies_in",
     "make_skeleton",
     "members",
     "named_tensors",

@@ -142,6 +142,11 @@ def leaves(layout: Layout) -> Iterator[Axis]:
             yield from leaves(factor)
 
 
+def can_shrink(*layouts: Layout) -> bool:
+    """Whether some layout has an axis that may shrink."""
+    return any(True for layout in layouts for _ in leaves(layout))
+
+
 def parts(layout: Layout) -> Iterator[Axis]:
     """The axes that a layout is written with, whatever they turned out to be."""
     if isinstance(layout, Axis):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from prunus.graph import axes
 from prunus.graph.axes import Axis
 from prunus.graph.calls import Argument, Call
+from prunus.graph.names import lies_in
 from prunus.graph.op import Op, Tag
 from prunus.graph.operators import (
     ADDITION,
@@ -76,7 +77,7 @@ class Block:
 
     def holds(self, name: str) -> bool:
         """Return whether a module, parameter or buffer of this name is the block, or in it."""
-        return f"{name}.".startswith(f"{self.module}.")
+        return lies_in(name, self.module)
 
     def around(self, other: Block) -> bool:
         """Return whether another block lies in this one."""
@@ -171,10 +172,12 @@ class _Search:
         output = self.only_output(call)
         if output is None or output not in outputs:
             return "more than one result of it is used, or none that it returns"
-        names = [names for names in self.shared if len({self.is_in(call, name) for name in names}) > 1]
+        names = [names for names in self.shared if len({lies_in(name, call.name) for name in names}) > 1]
         if names:
             return f"{names[0][0]} and {names[0][1]} are the same"
-        if any(self.is_in(call, name) and self.used_outside(call, tag) for tag, name in self.tensors.items()):
+        if any(
+            lies_in(name, call.name) and self.used_outside(call, tag) for tag, name in self.tensors.items()
+        ):
             return "a parameter of it is used outside of it"
         like = [place for place, tag in call.inputs.items() if _same_layout(tag, output)]
         if not like:
@@ -204,10 +207,6 @@ class _Search:
             input=entry,
             output=output,
         )
-
-    @staticmethod
-    def is_in(call: Call, name: str) -> bool:
-        return f"{name}.".startswith(f"{call.name}.")
 
     def used_outside(self, call: Call, tag: Tag) -> bool:
         return any(not call.start <= reader < call.stop for reader in self.readers.get(tag, ()))
@@ -330,9 +329,10 @@ class _Search:
         return ""
 
     def without_repeats(self, found: list[Block], reasons: dict[str, str]) -> Iterator[Block]:
-        """Leave out the blocks whose products others skip as well, and say so.
+        """Yield the blocks that skip more than others do; for each other block, add the reason.
 
-        A chain of residual modules is left out for its links, a branch for what is around it.
+        A chain of residual modules gives way to its links, if these make all of its products. A branch gives way to a
+        block around it that makes no other products.
         """
         kept: list[Block] = []
         for block in sorted(found, key=lambda block: block.stop - block.start):
@@ -378,5 +378,5 @@ def _same_layout(one: Tag, other: Tag) -> bool:
 
 
 def _setting(op: Op) -> tuple[object, ...]:
-    """What an activation is, and its numbers."""
+    """The name of an activation, and its numbers."""
     return op.name.removesuffix("_"), *(value for value in op.values() if not isinstance(value, Tag))

@@ -89,6 +89,20 @@ def _tag(value: Any) -> Tag | None:
     return tag_of(value) if isinstance(value, torch.Tensor) else None
 
 
+def given_argument(place: Argument, args: Args, kwargs: Kwargs) -> Any:
+    """Look up one argument of a call.
+
+    Args:
+        place: Its position or its keyword.
+        args: The arguments that the call was given by position.
+        kwargs: Those that it was given by keyword.
+
+    Returns:
+        What the call was given there.
+    """
+    return args[place] if isinstance(place, int) else kwargs[place]
+
+
 def shared_names(model: nn.Module) -> list[list[str]]:
     """List the names of modules, parameters and buffers that have several, which are tied.
 

@@ -21,6 +21,7 @@ from prunus.errors import TraceError
 from prunus.graph import axes
 from prunus.graph.attributes import Attribute, Integers, set_attributes, slots
 from prunus.graph.axes import Axis, Layout
+from prunus.graph.names import holder, lies_in
 from prunus.graph.op import Op, Tag, is_inexact, new_generation, put_tag, tag_of, tensors_in
 from prunus.graph.operators import COPY, ELEMENTWISE, FRESH, Args, Kwargs
 from prunus.graph.rules import registry
@@ -89,10 +90,10 @@ class _Pass(TorchDispatchMode):
         return self._sizes[id(layout)]
 
     def _read_again(self, op: Op) -> Any:
-        """What an operation read off the data in the trace, so that the code takes the same way."""
+        """Return what an operation read off the data in the trace, so that the code takes the same way."""
 
         def at_these_widths(tensor: Any, dims: Sequence[Layout] | None) -> Any:
-            if not any(True for layout in dims or () for _ in axes.leaves(layout)):
+            if not axes.can_shrink(*(dims or ())):
                 return tensor
             return tensor.new_empty([axes.size(layout, self.widths) for layout in dims or ()], device="meta")
 
@@ -294,11 +295,11 @@ class Check:
         module = self.ops[at].module
         while True:
             why = f"the code of {module or 'the model'} depends on this size"
-            inside = [op for op in self.ops if f"{op.module}.".startswith(f"{module}." if module else "")]
+            inside = [op for op in self.ops if not module or lies_in(op.module, module)]
             found = [dim for op in inside for dims in op.outs for dim in dims or ()]
-            if any(True for layout in found for _ in axes.leaves(layout)) or not module:
+            if axes.can_shrink(*found) or not module:
                 break
-            module = module.rpartition(".")[0]
+            module = holder(module)
         for layout in found:
             axes.fix(layout, why)
 
@@ -317,7 +318,7 @@ def _dependent(ops: Sequence[Op]) -> list[Op]:
 
 def _fix(layouts: Sequence[Layout], op: Op) -> bool:
     """Fix some layouts because an operation computes with a number made from their size; whether one was free."""
-    free = any(True for layout in layouts for _ in axes.leaves(layout))
+    free = axes.can_shrink(*layouts)
     for layout in layouts:
         axes.fix(layout, f"{op} computes with a number made from this size")
     return free

@@ -1,9 +1,10 @@
-"""What a model is made from, tried at other sizes.
+"""A model's config, tried at other sizes.
 
-The model is made again, without weights, from a config in which some integers are smaller. What its tensors and the
-attributes that its forward pass reads are then says which axes became smaller. All else has to stay: buffers that no
-file holds (the frequencies of rotary embeddings) and factors that the constructor computes would be others than those
-of the small model, which were made at full size. Source: ours.
+The model is made again, without weights, from a copy of its config in which some integers are smaller. The sizes of its
+tensors, and the integers that its forward pass reads, then show which axes became smaller. Everything else has to stay
+as it was. A small model keeps the buffers that no file holds (the frequencies of rotary embeddings) and the factors
+that the constructor computed at full size; made from a config that leads to others, it would be another model.
+Source: ours.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ _MOST_OPEN = 8  # axes of a size that are not known one by one
 
 
 class Made(NamedTuple):
-    """What a model says of itself that was made again.
+    """The sizes and numbers of a model that was made again.
 
     Args:
-        sizes: The sizes of its tensors, and the integers that its forward pass reads, by what they are called.
+        sizes: The sizes of its tensors, and the integers that its forward pass reads, by their labels.
         values: The numbers that no file holds: floats, and tensors beside those that are saved.
     """
 
@@ -46,8 +47,8 @@ class Trial(NamedTuple):
 
     Args:
         axes: The axes that became smaller.
-        wrong: What else changed, by what it is called; empty if the model holds what was saved.
-        touches: All that changed, and the axes along it.
+        wrong: The labels of what else changed; empty if the model is as it was saved but for these axes.
+        touches: The labels of all that changed, and the names of the axes that lie along it.
         complete: Whether the model still has all of its parts: tensors and numbers of the same names.
     """
 
@@ -58,10 +59,10 @@ class Trial(NamedTuple):
 
 
 class Config:
-    """What a model is made from, tried at other sizes.
+    """A model's config, tried at other sizes.
 
     Args:
-        maker: What makes it.
+        maker: Makes the model again.
         named: The axes by name.
         layouts: name -> the layouts of each parameter and buffer.
         known: The layouts of the integers that the forward pass reads.
@@ -85,13 +86,13 @@ class Config:
         self.added = self._found(unsaid(model, maker.kept, read, missed))
 
     def _found(self, unsaid: Mapping[Path, Sequence[int]]) -> dict[Path, int]:
-        """Of integers that a config may state, and does not, those that its class goes by, with their values."""
+        """Find the integers that the config does not state but its class would use, with their values."""
         found: dict[Path, int] = {}
         for path, values in unsaid.items():
             for value in values:
                 other, same = self._make({path: value + 1}), self._make({path: value})
                 if other is not None and other.sizes == self.base.sizes and not self._other_values(other):
-                    break  # the class does not go by it
+                    break  # the class does not use it
                 if same is not None and same.sizes == self.base.sizes and not self._other_values(same):
                     found[path] = value
                     break
@@ -99,7 +100,7 @@ class Config:
 
     @property
     def along(self) -> list[str]:
-        """The axes that lie along something in the model."""
+        """The axes that the size of a tensor, or an integer, of the model follows."""
         found = {axis.name for layout in self._layouts.values() for axis in axes.leaves(layout)}
         return [name for name in self.named if name in found]
 
@@ -128,21 +129,21 @@ class Config:
         return made
 
     def _make(self, integers: Mapping[Path, int]) -> Made | None:
-        """What the model is with other integers; None if its class refuses them."""
+        """The sizes and numbers of the model that is made from other integers; None if its class refuses them."""
         try:
             return self._say(self.maker.make(self.added | dict(integers)))
         except Exception:  # whatever a constructor raises
             return None
 
     def misfits(self, integers: Mapping[Path, int], widths: Mapping[str, int]) -> list[str]:
-        """List what would be other than in the small model if the model were made from these integers.
+        """List what would differ from the small model in a model made from these integers.
 
         Args:
-            integers: The integers that are others.
+            integers: The integers to change, with their new values.
             widths: The number of units of each axis.
 
         Returns:
-            What it is called; empty if all agrees.
+            The labels of what differs; empty if nothing does.
         """
         made = self._make(integers)
         if made is None:
@@ -150,7 +151,7 @@ class Config:
         return self._other_values(made) + self._other_sizes(made, widths)
 
     def _other_sizes(self, made: Made, widths: Mapping[str, int]) -> list[str]:
-        """What has another size than at these widths."""
+        """The labels of what has another size than it should at these widths."""
         expected = {
             label: layout if isinstance(layout, int) else axes.size(layout, widths)
             for label, layout in self._layouts.items()
@@ -159,13 +160,13 @@ class Config:
         return [label for label in names if made.sizes.get(label) != expected.get(label)]
 
     def _other_values(self, made: Made) -> list[str]:
-        """The numbers that no file holds, and that are others than in the original; tensors first."""
+        """The labels of the numbers that no file holds and that differ from the original's; tensors first."""
         ours = self.base.values
         names = [n for n in made.values.keys() | ours.keys() if not _equal(made.values.get(n), ours.get(n))]
         return sorted(names, key=lambda name: (isinstance(ours.get(name), float), name))
 
     def about_half(self, fields: Mapping[Path, int], parts: int) -> Trial | None:
-        """Make about half of some integers; None if the class refuses that, and other shares in small numbers."""
+        """Try about half of some integers, and other shares if the class refuses that; None if it refuses all."""
         divisors = [n for n in (5, 7, 11, 13) if parts % n == 0]
         for kept in dict.fromkeys(
             (parts // 2, parts * 3 // 4, parts // 4, *(parts - parts // n for n in (3, *divisors)))
@@ -176,7 +177,7 @@ class Config:
         return None
 
     def attempt(self, fields: Mapping[Path, int], kept: int, parts: int) -> Trial | None:
-        """Make `kept` of `parts` of some integers; None if the class refuses that."""
+        """Try the share `kept / parts` of some integers; None if the class refuses it."""
         made = self._make({path: value * kept // parts for path, value in fields.items()})
         if made is None:
             return None
@@ -190,7 +191,7 @@ class Config:
         return Trial(smaller, wrong, touches, complete)
 
     def _solve(self, made: Made, kept: int, parts: int) -> dict[str, int]:
-        """The widths of the axes, each whole or at the share, by what the made model says; whole if that is open."""
+        """The widths of the axes by the sizes of the made model, each whole or at the share; whole if both would do."""
         widths: dict[str, int] = {}
         open_ = [
             (layout, made.sizes[label], list(dict.fromkeys(a.name for a in axes.leaves(layout))))

@@ -19,6 +19,7 @@ from prunus.graph.allocations import Allocations
 from prunus.graph.attributes import get_integer, integers_of
 from prunus.graph.axes import Layout
 from prunus.graph.making import Maker
+from prunus.graph.names import full_name, holder
 from prunus.graph.sizes import Journal, Made, Place, Sized, Term, ends, plain
 from prunus.graph.skeleton import named_tensors
 from prunus.graph.solve import Claim, Solver
@@ -48,7 +49,7 @@ def stated_sizes(module: str, tensors: Collection[str]) -> Iterator[tuple[str, s
         Each attribute that such a module may have, with the name and the dimension of the tensor that it states.
     """
     for attribute, (dim, names) in _STATED.items():
-        for tensor in (f"{module}.{name}" if module else name for name in names):
+        for tensor in (full_name(module, name) for name in names):
             if tensor in tensors:
                 yield attribute, tensor, dim
                 break
@@ -105,7 +106,7 @@ def stated(
             if isinstance(value, Sized) and (place := Place(name, (key,), plain(value))) not in known:
                 each = (own[key],) if key in own else _layouts_near(value.term, name, solved, said)
                 found.append(Stated(place, each))
-    return [each for each in found if any(True for layout in each.layouts for _ in axes.leaves(layout))]
+    return [each for each in found if axes.can_shrink(*each.layouts)]
 
 
 def _made_again(model: nn.Module, maker: Maker, allocations: Allocations) -> nn.Module | None:
@@ -130,7 +131,7 @@ def _by_all_names(model: nn.Module, layouts: Mapping[str, list[Layout]]) -> dict
 def _claims(
     again: nn.Module, layouts: Mapping[str, list[Layout]], known: Mapping[Place, Layout]
 ) -> Iterator[Claim]:
-    """What the layers of a model made again, and the integers known from a forward pass, say of its sizes."""
+    """The claims about sizes that the layers of a model made again make, and the integers of its forward pass."""
     for name, module in again.named_modules():
         for key, tensor, dim in _sizes_of(name, module, layouts):
             yield Claim(layouts[tensor][dim], vars(module)[key].term, name)
@@ -146,7 +147,7 @@ def _claims(
 def _allocated(
     again: nn.Module, layouts: Mapping[str, list[Layout]], allocations: Allocations
 ) -> Iterator[Claim]:
-    """What the calls that made the parameters of a model say of its sizes, where no layer of torch says it."""
+    """The claims about sizes by the calls that made the parameters of a model, where no layer of torch makes one."""
     for name, module in again.named_modules():
         said = {(tensor, dim) for _, tensor, dim in _sizes_of(name, module, layouts)}
         for key, parameter in module.named_parameters(prefix=name, recurse=False):
@@ -160,7 +161,7 @@ def _sizes_of(
 ) -> Iterator[tuple[str, str, int]]:
     """The sizes with terms that a layer of torch states about itself, each with its tensor and the dimension there."""
     found = list(stated_sizes(name, layouts))
-    weight = f"{name}.weight" if name else "weight"
+    weight = full_name(name, "weight")
     if (
         weight in layouts and getattr(module, "groups", None) == 1
     ):  # with groups, inputs are no dimension's size
@@ -175,7 +176,7 @@ def _above(name: str) -> Iterator[str]:
     """A module's name, and those of the modules around it, up to the whole model."""
     while name:
         yield name
-        name = name.rpartition(".")[0]
+        name = holder(name)
     yield ""
 
 
@@ -229,7 +230,7 @@ def _with_known_parts(claims: list[Claim]) -> list[Claim]:
 
 
 def _form(term: Term) -> Any:
-    """What two terms share that were computed alike."""
+    """A key that is equal for terms which were computed alike."""
     return (term.sign, _form(term.left), _form(term.right)) if isinstance(term, Made) else term
 
 

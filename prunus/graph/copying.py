@@ -172,7 +172,7 @@ class _Copier:
         return reference if hooks is None else weakref.ref(self.value(hooks))
 
     def _shared(self, value: Any) -> Any:
-        """What a function holds: its copy if it reaches the model, otherwise the same object."""
+        """The copy of something that a function holds, if it reaches the model; otherwise the same object."""
         return self.value(value) if self.reaches(value) else value
 
     def _check_forward(self, module: nn.Module, forward: Any) -> None:
@@ -205,7 +205,7 @@ def _content(cell: CellType) -> Any:
 
 
 def _out_of_reach(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """What a function finds where nothing can be put in its place, each with the words for where it is."""
+    """The objects that a function finds where no copy can be put in their place, each with words for the place."""
     for name in _names(function.__code__):
         yield f"the global variable {name}", function.__globals__.get(name)
     for part in map(_content, function.__closure__ or ()):

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from prunus.errors import PruningError
 from prunus.graph.axes import Layout
-from prunus.graph.op import tag_of, tensors_in
+from prunus.graph.op import dims_of, tensors_in
 from prunus.graph.operators import Args, Kwargs, argument, name_of
 from prunus.graph.places import Places
 
@@ -34,7 +34,7 @@ class Draw:
 
     def __init__(self, func: Any, args: Args, kwargs: Kwargs, seed: int):
         self.func, self.seed = func, seed
-        self.dims = [_dims(t) for t in tensors_in(args) + tensors_in(kwargs.values())]
+        self.dims = [dims_of(t) for t in tensors_in(args) + tensors_in(kwargs.values())]
         self.args, self.kwargs = tree_map_only(torch.Tensor, lambda t: t.detach().clone(), (args, kwargs))
         self.outs: list[list[Layout] | None] = []  # as its rule says, once it has run
 
@@ -133,11 +133,6 @@ def _is_random(func: Any, args: Args, kwargs: Kwargs) -> bool:
 def _without_generator(kwargs: Kwargs) -> Kwargs:
     """The arguments with torch's own generator in the place of the user's, which cannot be copied."""
     return {**kwargs, "generator": None} if kwargs.get("generator") is not None else kwargs
-
-
-def _dims(tensor: torch.Tensor) -> list[Layout]:
-    tag = tag_of(tensor)
-    return tag.dims if tag is not None else list(tensor.shape)
 
 
 def _numbers(args: Args, kwargs: Kwargs) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The integers of what a model is made from: those that its class reads, and those that it could read."""
+"""The integers in the arguments that a model keeps: those that its class reads, and those that it asks for in vain."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ Read = set[tuple[type, str]]  # attributes of classes
 
 @contextmanager
 def reading(kept: Mapping[str, Any]) -> Iterator[tuple[Read, Read]]:
-    """Note which attributes of the objects that a model keeps are read in this thread, and which are missed.
+    """Note which attributes this thread reads of the objects that a model keeps, and which it misses there.
 
     Args:
         kept: The objects.
 
     Returns:
-        A context manager of the attributes that were there, and of those that were not.
+        A context manager, which gives two sets and fills them: the attributes that were read, and those that were
+        asked for and not there.
     """
-    with one_at_a_time():  # what is changed for the while is shared by all threads
+    with one_at_a_time():  # all threads share the classes that are changed meanwhile
         yield from _noted(kept)
 
 
@@ -40,7 +41,7 @@ def _noted(kept: Mapping[str, Any]) -> Iterator[tuple[Read, Read]]:
     read: Read = set()
     missed: Read = set()
     own = get_ident()
-    changed: dict[Any, Any] = {}  # classes, each with what it had before
+    changed: dict[Any, Any] = {}  # class -> its own `__getattribute__` before, if it had one
 
     def noting(usual: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
         def get(owner: Any, name: str) -> Any:
@@ -51,7 +52,7 @@ def _noted(kept: Mapping[str, Any]) -> Iterator[tuple[Read, Read]]:
                     missed.add((type(owner), name))
                 raise
             if get_ident() == own and (value is None or type(value) is int):
-                held = usual(owner, "__dict__")  # a name may stand for another
+                held = usual(owner, "__dict__")  # the name may be an alias (attribute_map of transformers)
                 names = [name] if name in held else [key for key in held if held[key] is value]
                 read.update((type(owner), each) for each in names)
             return value
@@ -64,7 +65,7 @@ def _noted(kept: Mapping[str, Any]) -> Iterator[tuple[Read, Read]]:
             before = vars(kind).get("__getattribute__")
             try:
                 kind.__getattribute__ = noting(kind.__getattribute__)
-            except TypeError:  # a class of Python's own: all that it holds may be read
+            except TypeError:  # a built-in class cannot be watched, so all that it holds counts as read
                 read.update((kind, name) for name in members(each) or {})
             else:
                 changed[kind] = before
@@ -113,10 +114,10 @@ def members(value: Any) -> dict[Any, Any] | None:
 
 
 def integers(kept: Mapping[str, Any]) -> Iterator[tuple[Path, Any, int]]:
-    """List the integers in what a model keeps, outer ones first.
+    """List the integers in the arguments that a model keeps, outer ones first.
 
     Args:
-        kept: What it keeps.
+        kept: The arguments by name.
 
     Yields:
         The steps to an integer, the object or container that holds it, and the integer.
@@ -128,7 +129,7 @@ def integers(kept: Mapping[str, Any]) -> Iterator[tuple[Path, Any, int]]:
 
 
 def integers_read(kept: Mapping[str, Any], read: Read) -> Iterator[tuple[Path, int]]:
-    """List the integers above 1 in what a model keeps; of objects whose reads are noted, only those that were read."""
+    """List the integers above 1 in kept arguments; of objects that are watched, only those that were read."""
     for path, owner, value in integers(kept):
         watched = not isinstance(owner, (dict, list, tuple))
         if value > 1 and (not watched or (type(owner), path[-1]) in read):
@@ -138,10 +139,10 @@ def integers_read(kept: Mapping[str, Any], read: Read) -> Iterator[tuple[Path, i
 def unsaid(
     model: nn.Module, kept: Mapping[str, Any], read: Read, missed: Read
 ) -> dict[Path, tuple[int, ...]]:
-    """Integers that a config may state and does not, with the values that they may have.
+    """List integers that a config could state but does not, with the values that they may have.
 
-    Its class asks for them. They are not there, and modules keep them by that name; or they are None, and some
-    dimension is as large.
+    These are the attributes that the model's class asks for and does not find, with the integers that modules keep
+    under the same name; and those that it reads as None, with all sizes of dimensions.
     """
     found: dict[Path, tuple[int, ...]] = {}
     for path, owner in _objects(kept):

@@ -9,7 +9,7 @@ from prunus.graph.op import Op, Tag
 
 
 class Behind(NamedTuple):
-    """What a tensor is made of since the last products.
+    """The tensors and operators from which a tensor is made, back to the last products.
 
     Args:
         tags: The ids of the tensors, its own among them.

@@ -26,6 +26,7 @@ from prunus.graph.construction import Stated
 from prunus.graph.demands import asking, leasts_of, multiples_of
 from prunus.graph.kinds import Kinds
 from prunus.graph.making import Maker
+from prunus.graph.names import holder, lies_in
 from prunus.graph.op import Op, Tag
 from prunus.graph.operators import BATCH_NORM
 from prunus.graph.outputs import Outputs
@@ -215,14 +216,14 @@ class Graph:
             The class, role, dimension and number of dimensions of each member, sorted.
         """
         kinds = [
-            (self._classes.get(m.tensor.rpartition(".")[0], ""), m.role, m.dim, len(self.layouts[m.tensor]))
+            (self._classes.get(holder(m.tensor), ""), m.role, m.dim, len(self.layouts[m.tensor]))
             for m in self.members(axis)
         ]
         return tuple(sorted(kinds))
 
     @cached_property
     def config(self) -> Config | None:
-        """What the model is made from, to be tried at other sizes; None if it cannot be made again."""
+        """The model's config, to be tried at other sizes; None if the model cannot be made again."""
         if self.maker is None:
             return None
         try:
@@ -400,9 +401,9 @@ class Graph:
         """
         if name.endswith(SUFFIX):
             return f"axis {self.axis(name).name}: {self.blocks[name]}"
-        tensors = [n for n in self.layouts if n == name or n.startswith(f"{name}.")]
+        tensors = [n for n in self.layouts if lies_in(n, name)]
         if not tensors and name not in self.axes:
-            modules = {n.rpartition(".")[0] for n in self.layouts}
+            modules = set(map(holder, self.layouts))
             raise unknown("axis, module or parameter", name, {*self.axes, *modules, *self.layouts} - {""})
         leaves = [axis.name for n in tensors for dim in self.layouts[n] for axis in axes.leaves(dim)]
         found = dict.fromkeys([name, *leaves] if name in self.axes else leaves)

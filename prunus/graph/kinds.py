@@ -1,7 +1,7 @@
 """The kinds of axes, such as the heads of attention or the width of a residual stream, from operators alone.
 
-No class and no attribute is asked for its name. A residual stream is what is added to a product of itself. An axis that
-plays several parts has the kind that comes first in `KINDS`. Source: ours.
+No class and no attribute is asked for its name. A residual stream is a signal to which a product of itself is added. An
+axis that plays several parts has the kind that comes first in `KINDS`. Source: ours.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from prunus.graph.flow import Flow
 from prunus.graph.op import Op, Tag
 from prunus.graph.operators import ADDITION, CONVOLUTION, EMBEDDING, MATMUL, MOVE
 
-KINDS = {  # in this order an axis takes the first that fits
-    "experts": "what the largest few are picked of for each example, such as experts by a router",
-    "groups": "heads of keys and values that several heads of queries share, with those",
-    "heads": "heads of attention; where keys are shared, the heads of queries within each group",
-    "head_dim": "what a head multiplies: the width of its queries, keys and values",
+KINDS = {  # an axis has the first kind that fits
+    "experts": "units of which each example takes the largest few, such as experts by a router",
+    "groups": "heads of keys and values, each shared by several heads of queries, which go with it",
+    "heads": "heads of attention; where keys are shared, the heads of queries of each group",
+    "head_dim": "the width of a head's queries, keys and values",
     "width": "the residual stream that attention reads, or that no convolution reads",
     "embeddings": "the width of an embedding that is not that of a residual stream",
     "channels": "what convolutions read or write",
     "mlp": "hidden units between linear layers, in a residual branch if the network has any",
-    "depth": "modules that can be skipped, where scores name some",
+    "depth": "modules that can be skipped; only scores of blocks name them",
     "other": "axes of none of these kinds, such as the units of a pooler or of a recurrent layer",
 }
 
@@ -89,7 +89,7 @@ def _is_embedding(op: Op) -> bool:
 
 
 def _picked(ops: Sequence[Op]) -> set[int]:
-    """The weights that are picked of a table by places that are data, as those of experts are, and moved."""
+    """The ids of weights that data pick from a table, as the weights of experts, also after they were moved."""
     found: set[int] = set()
     for op in ops:
         moves = op.is_a(MOVE) and any(id(tag) in found for tag in op.reads())
@@ -99,9 +99,9 @@ def _picked(ops: Sequence[Op]) -> set[int]:
 
 
 def _hidden(ops: Sequence[Op], projections: Sequence[Op], picked: set[int]) -> set[Axis]:
-    """What linear layers write and others read that are no projections of attention.
+    """The axes that one linear layer writes and another reads, other than projections of attention.
 
-    What a layer both reads and writes is a recurrent state.
+    An axis that the same layer reads and writes is a recurrent state, and left out.
     """
     layers = [op for op in ops if _is_linear(op, picked)]
     written = {id(op): _leaves(op.writes()[0].dims) for op in layers}
@@ -111,6 +111,6 @@ def _hidden(ops: Sequence[Op], projections: Sequence[Op], picked: set[int]) -> s
 
 
 def _is_linear(op: Op, picked: set[int]) -> bool:
-    """Whether a product multiplies matrices, one of them made of parameters alone, or picked of such a table."""
+    """Whether a product multiplies matrices, one of them made of parameters alone, or picked from such a table."""
     other = op.is_a(CONVOLUTION) or not op.contracts
     return not other and any(not tag.data or id(tag) in picked for tag in op.reads())

@@ -1,8 +1,8 @@
-"""Making a model again from what it keeps of its construction.
+"""Making a model again from the arguments of its construction that it keeps.
 
-Many classes keep all that they are made from: `Model(config)` keeps `config`. Such a model can be made once more
-without weights, from a copy of what it keeps in which some integers are others. A config that can be written to a file
-is one that has come back from it: so a config that its own class refuses is noticed. Source: ours.
+Many models keep all of these arguments: `Model(config)` keeps `config`. Such a model can be made again, without
+weights, from a copy of the arguments in which some integers are changed. A config with `to_dict` and `from_dict` goes
+through both first, as through its file, so that one which its own class refuses is noticed. Source: ours.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from prunus.graph.operators import Args, Kwargs
 from prunus.graph.skeleton import seeded
 from prunus.graph.turns import one_at_a_time
 
-Path = tuple[str | int, ...]  # the steps to an integer, from what a model keeps
+Path = tuple[str | int, ...]  # the steps to an integer: a kept argument, then keys and attributes
 
 
 class Maker:
-    """Makes models of one class from what a model keeps.
+    """Makes models of one class from the arguments that a model keeps.
 
     Args:
         kind: The class.
@@ -44,7 +44,7 @@ class Maker:
 
     @classmethod
     def of(cls, model: nn.Module) -> Maker | None:
-        """Return what makes a model like this one again; None if it does not keep all that it needs."""
+        """Return the maker of models like this one; None if it does not keep all arguments that are needed."""
         wanted = list(inspect.signature(type(model).__init__).parameters.values())[1:]
         held = vars(model)
         kept = {
@@ -63,7 +63,7 @@ class Maker:
             return None
         try:
             return cls(type(model), kept)
-        except Exception:  # what cannot be copied
+        except Exception:  # whatever is raised by something that cannot be copied
             return None
 
     def make_marked(self, mark: Callable[[dict[str, Any]], dict[str, Any]]) -> nn.Module:
@@ -72,13 +72,16 @@ class Maker:
             return self.kind(**mark(copy.deepcopy(self.kept)))
 
     def make(self, integers: Mapping[Path, int]) -> nn.Module:
-        """Make a model whose parameters have no data, from other integers; its buffers have theirs.
+        """Make a model from other integers, without data in its parameters, but with data in its buffers.
 
         Args:
-            integers: The integers that are others, each by the steps to it; those that are not there yet are added.
+            integers: The integers to change, each by the steps to it; those that are not there yet are added.
 
         Returns:
-            The model; whatever its constructor raises is raised.
+            The model.
+
+        Raises:
+            Exception: Whatever the constructor raises.
         """
         values = SimpleNamespace(**copy.deepcopy(self.kept))
         for path, value in integers.items():
@@ -88,15 +91,15 @@ class Maker:
 
 
 def _from_file(value: Any) -> Any:
-    """A config as it comes back from its file; other values as they are."""
+    """A config as it would be read from its file; other values as they are."""
     read, write = getattr(type(value), "from_dict", None), getattr(value, "to_dict", None)
     return read(write()) if callable(read) and callable(write) else value
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Let a constructor log and warn of nothing, and leave the random numbers as they are."""
-    with one_at_a_time():  # all of it is shared by all threads
+    """Keep a constructor from logging, from warning, and from changing the state of random numbers."""
+    with one_at_a_time():  # all threads share what is changed here
         level = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
         try:
@@ -109,7 +112,7 @@ def _quietly() -> Iterator[None]:
 
 @contextmanager
 def _without_data() -> Iterator[None]:
-    """Let the parameters of modules that this thread makes be on the meta device."""
+    """Put the parameters of modules that this thread makes on the meta device."""
     own = get_ident()
 
     def bare(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
@@ -126,7 +129,7 @@ def _without_data() -> Iterator[None]:
 
 
 class _Unwritten(TorchFunctionMode):
-    """Leaves out what only writes to tensors without data: their initialisation, which takes most of the time."""
+    """Skips functions that only write to tensors without data: initialisation, which would take most of the time."""
 
     def __torch_function__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}

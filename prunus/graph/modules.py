@@ -33,6 +33,18 @@ def list_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
+def is_torchs(module: nn.Module) -> bool:
+    """Return whether the class of a module is torch's own.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Whether torch.nn defines its class.
+    """
+    return type(module).__module__.startswith("torch.nn.")
+
+
 @contextmanager
 def evaluation_mode(*models: nn.Module) -> Iterator[None]:
     """Put models into evaluation mode; afterwards every module returns to the mode it had.

@@ -23,7 +23,7 @@ class Tag:
         dims: The layout of each dimension.
         storage: The allocation (see tracer.Storage); None for parameters and buffers.
         data: Whether it depends on an input; otherwise it is a parameter, or made of parameters alone.
-        places: The layout of which its numbers are places; None for other numbers.
+        places: The layout whose units its numbers count, such as those of `topk`; None for other numbers.
     """
 
     __slots__ = ("_shape", "data", "dims", "generation", "met", "places", "storage")
@@ -60,6 +60,12 @@ def tag_of(tensor: Any) -> Tag | None:
     """The tag of a tensor that this pass has seen; None for constants and for other objects."""
     tag = getattr(tensor, "_prunus_tag", None)
     return tag if tag is not None and tag.generation == _generation else None
+
+
+def dims_of(tensor: torch.Tensor) -> list[Layout]:
+    """The layout of each dimension of a tensor; its plain size if nothing is known of it."""
+    tag = tag_of(tensor)
+    return tag.dims if tag is not None else list(tensor.shape)
 
 
 def put_tag(tensor: Any, tag: Tag) -> None:
@@ -132,10 +138,8 @@ class Op:
         self.inputs: tuple[list[Any], Kwargs] = ([], {})  # its arguments: a tag for a tensor, or `Untracked`
         self.results: list[Tag | None] = []  # the tags of its output tensors
         self.mixes = self.contracts = False
-        self.picks = (
-            False  # whether it takes what lies at places that are data, and no numbers of these places
-        )
-        self.places: Layout | None = None  # the layout of which its whole numbers are places
+        self.picks = False  # whether it takes the units at some places, without computing with their numbers
+        self.places: Layout | None = None  # the layout of which the whole numbers that it returns are places
         self.over: Layout = 1  # the dimension that a product sums over
         self.order: list[int] | None = None  # the input dimension at each place of a transposition's result
         self.alias: torch.Tensor | None = None  # the input whose memory the output shares
@@ -188,8 +192,7 @@ class Op:
     # ---------------------------------------------------------------------------- what a rule says
     def dims(self, tensor: torch.Tensor) -> list[Layout]:
         """The layout of each dimension of an argument; its plain size if nothing is known of it."""
-        tag = tag_of(tensor)
-        return tag.dims if tag is not None else list(tensor.shape)
+        return dims_of(tensor)
 
     def sizes(self) -> tuple[Any, ...]:
         """A list of the plain sizes of each result, for dimensions that stay; None for one that is no tensor."""
@@ -223,9 +226,13 @@ class Op:
         self.leasts.append((layout, number))
 
     def carry_places(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Carry the places that the operator moves; where it computes with their numbers, fix what they are places of.
+        """Note that the result holds places of a layout if the operator moves such places; otherwise fix the layout.
 
-        The number of a unit is another in the small model.
+        A place is the number of a unit, and a unit has another number in the small model. So an operator that computes
+        with these numbers would give another result there. One that only picks by them would not.
+
+        Args:
+            tensors: The operator's tensors.
         """
         results = tensors_in(self.out if isinstance(self.out, (tuple, list)) else (self.out,))
         for tensor in tensors:
@@ -238,7 +245,7 @@ class Op:
                 self.fix(tag.places)
 
     def places_in(self, result: torch.Tensor) -> Layout | None:
-        """The layout of which the numbers of a result are places."""
+        """The layout of which the numbers of a result are places; None for other numbers."""
         return None if is_inexact(result) else self.places
 
     def follow(self, layout: Layout, argument: str, element: int | None = None) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._pytree import tree_flatten
 
 from prunus.errors import TraceError, unknown
+from prunus.graph.names import lies_in
 
 Outputs = str | Sequence[str] | Callable[[Any], Any]  # which outputs count: paths to them, or a function
 
@@ -74,7 +75,7 @@ def select_outputs(output: Any, outputs: Outputs | None) -> list[torch.Tensor]:
             )
         return chosen
     found = _by_path(output)
-    chosen = [tensor for path in _paths(outputs) for name, tensor in found if _is_below(name, path)]
+    chosen = [tensor for path in _paths(outputs) for name, tensor in found if lies_in(name, path)]
     return chosen or [tensor for _, tensor in found]
 
 
@@ -92,7 +93,7 @@ def check_paths(outputs: Outputs | None, returned: Iterable[Any]) -> None:
         return
     names = list(dict.fromkeys(name for output in returned for name, _ in _by_path(output)))
     for path in _paths(outputs):
-        if not any(_is_below(name, path) for name in names):
+        if not any(lies_in(name, path) for name in names):
             raise unknown("output", path, [name or "one tensor, without a name" for name in names])
 
 
@@ -100,16 +101,11 @@ def _paths(outputs: str | Sequence[str]) -> Sequence[str]:
     return [outputs] if isinstance(outputs, str) else outputs
 
 
-def _is_below(name: str, path: str) -> bool:
-    """Whether a tensor is what a path names, or inside of it."""
-    return f"{name}.".startswith(f"{path}.")
-
-
 def quiet_config(bare: nn.Module) -> None:
     """Let a skeleton return no cache of keys and values unless the example asks for one.
 
-    A cache is state for a later call, not a result. Models that take `use_cache` read its default from their config;
-    they may be inside of the model (an adapter's, a user's own).
+    A cache is state for a later call, not a result. Models that take `use_cache` read its default from their config.
+    Such a model may also be a part of the model: of an adapter, or of a class of the user's own.
 
     Args:
         bare: The skeleton; the configs that its modules hold are its own copies, and are changed.

@@ -10,6 +10,7 @@ from torch import nn
 
 from prunus.errors import TraceError, UserError
 from prunus.graph.modules import list_modules
+from prunus.graph.names import full_name
 
 _COMPILED = "_orig_mod"  # the one child of what torch.compile returns
 _TRANSPARENT = "torch.nn.parallel", "torch.optim.swa_utils"  # whose forward pass is that of the module inside
@@ -64,7 +65,7 @@ def plain_model(model: Any) -> nn.Module:
         _check_module(module, path, what)
         for name, tensor in (module._parameters | module._buffers).items():
             if tensor is not None:
-                name = f"{path}.{name}" if path else name
+                name = full_name(path, name)
                 _check_tensor(tensor, name)
                 if tensor.is_meta and any(hook.offload for hook in _hooks_of_accelerate(module)):
                     raise UserError(
@@ -113,7 +114,7 @@ def _check_module(module: nn.Module, path: str, what: str) -> None:
     if (home.startswith("torch.") and ".quantized" in home) or home.partition(".")[0] in _QUANTISERS:
         raise UserError(_quantised(what, type(module).__name__))
     if home.startswith("torch.distributed") and list(module._modules) in _INSIDE:
-        inner = f"{path}.module" if path else "module"
+        inner = full_name(path, "module")
         raise UserError(
             f"{what} is wrapped in {type(module).__name__}, which may spread its weights over processes; give the "
             f"module inside it (model.{inner}) with its weights whole, and wrap the small one."

@@ -20,6 +20,7 @@ from prunus.graph import axes, tracer
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.copying import copy_model
 from prunus.graph.modules import list_modules
+from prunus.graph.names import full_name
 from prunus.graph.op import is_inexact, tag_of
 from prunus.graph.places import Keep
 
@@ -69,10 +70,9 @@ def weights_behind_steps(model: nn.Module) -> list[Behind]:
     for prefix, module in list_modules(model):
         if parametrize.is_parametrized(module):
             for attribute, steps in lists_of(module).items():
-                start = f"{prefix}." if prefix else ""
                 held = cast(parametrize.ParametrizationList, steps)
-                path = f"{start}parametrizations.{attribute}"
-                found.setdefault(steps, Behind(f"{start}{attribute}", module, attribute, held, path))
+                path = full_name(prefix, f"parametrizations.{attribute}")
+                found.setdefault(steps, Behind(full_name(prefix, attribute), module, attribute, held, path))
     return list(found.values())
 
 
@@ -303,7 +303,7 @@ def _invert(steps: Any, value: torch.Tensor) -> None:
 
 
 def _originals(steps: Any, value: Any) -> dict[str, torch.Tensor]:
-    """What the steps' right inverses make of a value, by its names in the list."""
+    """The originals that the steps' right inverses make of a value, by their names in the list."""
     for step in reversed(steps):
         value = step.right_inverse(value)
     values = value if isinstance(value, (tuple, list)) else [value]

@@ -21,6 +21,7 @@ from prunus.graph import axes, skeleton, tracer
 from prunus.graph.attributes import Attribute, Integers
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.check import Check, same_way
+from prunus.graph.modules import is_torchs
 from prunus.graph.op import Tag, tag_of
 from prunus.graph.operators import BATCH_NORM
 from prunus.graph.outputs import Outputs, check_paths, select_outputs
@@ -72,7 +73,7 @@ class Passes:
                 raise
             except Exception:  # code may insist on plain integers: then none of its integers follow
                 traced, output = tracer.run(self.bare, example, self.layouts, self.integers, terms=False)
-        self._alike = not any(map(is_own, asked)) and not any(map(_sets_mode, self.bare.modules()))
+        self._alike = all(map(is_torchs, asked)) and not any(map(_sets_mode, self.bare.modules()))
         self.returned.append(output)
         found = [tag for tag in map(tag_of, select_outputs(output, self.chosen)) if tag is not None]
         if not found:
@@ -128,7 +129,7 @@ class Passes:
 
     def attributes(self) -> list[Attribute]:
         """The integers that follow an axis which may shrink."""
-        return [Attribute(place, each) for place, each in self.known.items() if any(axes.leaves(each))]
+        return [Attribute(place, each) for place, each in self.known.items() if axes.can_shrink(each)]
 
     def settled(self) -> dict[Place, Layout]:
         """The layouts of all integers that the forward pass reads; those of which no operator says a size stay."""
@@ -162,11 +163,6 @@ def asking_for_the_mode() -> Iterator[list[nn.Module]]:
         yield asked
     finally:
         del nn.Module.training
-
-
-def is_own(module: nn.Module) -> bool:
-    """Whether the class of a module is not torch's."""
-    return not type(module).__module__.startswith("torch.nn.")
 
 
 def _sets_mode(module: nn.Module) -> bool:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,15 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from prunus.graph import op, operators
 from prunus.graph.copying import copy_model, remove_foreign_hooks
 from prunus.graph.modules import list_modules
+from prunus.graph.names import full_name
 from prunus.graph.op import put_tag, tag_of
 from prunus.graph.operators import SHAPE_KEEPING, Args, Kwargs
 from prunus.graph.outputs import quiet_config
 from prunus.graph.turns import one_at_a_time
+
+OWN_NAMES: Mapping[str, str] = MappingProxyType(
+    {}
+)  # each tensor is known by the name that it has in its model
 
 
 def make_skeleton(model: nn.Module, real: bool = False) -> nn.Module:
@@ -101,7 +107,7 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
             for name, tensor in held.items():
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
-                    found[f"{prefix}.{name}" if prefix else name] = tensor
+                    found[full_name(prefix, name)] = tensor
     return parameters | buffers
 
 
@@ -292,7 +298,7 @@ def _real(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _places(index: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
-    """What an index of a tensor stands for: for a real mask, the places at which it is true."""
+    """The indices that an index of a tensor stands for: for a real mask, the places at which it is true."""
     if index is None or index.dtype != torch.bool or _real(index).is_meta:
         return [index]
     return [each.to("meta") for each in _real(index).nonzero(as_tuple=True)]

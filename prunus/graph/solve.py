@@ -40,7 +40,7 @@ def origin(term: Term) -> str:
 
 
 def claims(ops: Iterable[Op]) -> list[Claim]:
-    """What the operations state about the integers that they were given."""
+    """List the claims of operations about the integers that they were given."""
     return [
         Claim(layout, op.terms[place, element], op)
         for op in ops

@@ -1,7 +1,7 @@
 """Stand-ins for parameters: of the same shape, but their numbers are made when an operator reads them.
 
-A model of stand-ins takes no memory for its parameters. Run under their mode, it holds one tensor at a time, or a few
-small ones.
+A model of stand-ins takes no memory for its parameters. While it runs under their mode, one tensor is in memory at a
+time, or a few small ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 from prunus.graph.op import tensors_in
 from prunus.graph.operators import Args, Kwargs
 
-SMALL = 2**20  # bytes of parameters that may be held though nothing reads them
+SMALL = 2**20  # bytes of parameters that may stay in memory while nothing reads them
 
 
 class WrittenError(Exception):
@@ -33,8 +33,8 @@ class StandIns(TorchDispatchMode):
     def __init__(self, make: Callable[[str], torch.Tensor]):
         super().__init__()
         self.make = make
-        self.made: Callable[[str, torch.Tensor], object] = _nothing  # is told of each tensor that was made
-        self.gone: Callable[[str, torch.Tensor], object] = _nothing  # and before it is let go
+        self.made: Callable[[str, torch.Tensor], object] = _nothing  # called with each tensor that was made
+        self.gone: Callable[[str, torch.Tensor], object] = _nothing  # called before it is let go
         self._names: dict[int, str] = {}
         self._held: dict[str, torch.Tensor] = {}
 
@@ -93,7 +93,7 @@ class StandIns(TorchDispatchMode):
         return self._held[name]
 
     def _let_go_besides(self, read: Collection[str]) -> None:
-        """Let the oldest go, besides those that are read now, until the others are no larger than SMALL."""
+        """Let the oldest tensors go until all but those that are read now take at most SMALL bytes."""
         others = [name for name in self._held if name not in read]
         total = sum(self._held[name].nbytes for name in others)
         for name in others:

@@ -1,4 +1,4 @@
-"""Axes that shrink together under `uniform=True`: those of the same place in all blocks, or that one config can say."""
+"""Axes that shrink together with `uniform=True`: those at one place in all blocks, or those that a config can state."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from prunus.graph.sizes import Place
 
 @dataclass(frozen=True)
 class Tie:
-    """Axes of which the same share stays.
+    """Axes that all keep the same share of their units.
 
     Args:
         axes: Their names.
-        parts: The number of steps in which they shrink: the share is a multiple of one in so many.
+        parts: The number of equal steps in which they shrink: the share is a multiple of 1 / parts.
         fields: The integers of a config that shrink with them, with their values in the original.
     """
 
@@ -35,7 +35,7 @@ class Ties:
     Args:
         tied: The ties; no axis is in two.
         held: axis -> the reason why it stays whole.
-        added: Integers that a config has to state for the ties to hold, beside those that it has.
+        added: Integers that the config does not state, but has to state for the ties to hold.
     """
 
     tied: tuple[Tie, ...]
@@ -50,7 +50,7 @@ class Ties:
             widths: axis -> the units that stay.
 
         Returns:
-            Those that are said by ties whose axes all have the same share; empty if none of them is smaller.
+            The integers of those ties whose axes all keep the same share; empty if none of them is smaller.
         """
         shares: dict[Path, Fraction] = {}
         values: dict[Path, int] = {}
@@ -66,20 +66,20 @@ class Ties:
         return whole | {path: value for path, value in self.added.items() if path not in whole}
 
     def attributes(self, sizes: Mapping[str, int], widths: Mapping[str, int]) -> list[Attribute]:
-        """Return the same integers as attributes of the model."""
+        """Return the integers that `fields` computes as attributes of the model."""
         fields = self.fields(sizes, widths)
         return [Attribute(Place("", path, value), value) for path, value in fields.items()]
 
 
 def block_ties(axes: Mapping[str, Axis], kinds: Mapping[str, Any]) -> Ties:
-    """Tie the axes of the same place in repeated blocks: names that differ by numbers alone, one size, one kind.
+    """Tie the axes at the same place in repeated blocks: their names differ by numbers alone, size and kind are equal.
 
     Args:
         axes: The axes by name.
-        kinds: axis -> what is equal for axes of the same place; empty for an axis that is alone.
+        kinds: axis -> a value that axes of one tie have in common; an empty one for an axis that is tied to no other.
 
     Returns:
-        The ties; an axis that is alone in its place is a tie of its own.
+        The ties; an axis that is alone at its place is a tie of its own.
     """
     groups: dict[Any, list[str]] = {}
     for name, axis in axes.items():

@@ -1,4 +1,4 @@
-"""The time of decoding: one more token, after the keys and values of those before it."""
+"""The time of a step of decoding: one token more, with the keys and values of those before it in a cache."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from prunus.latency.operator_timing import Runtime
 class Decoding(Runtime):
     """A step of decoding in torch, with a cache of a stated length, as a runtime for budgets of milliseconds.
 
-    What a step costs beside the cache are the products with one token, so trace the graph on one token for each text:
+    Beside reading the cache, a step multiplies by one token, so trace the graph on one token for each text:
 
         graph = prunus.trace(model, {"input_ids": tokens[:, :1]})
         meter = prunus.latency.Meter(model, graph, runtime=prunus.latency.Decoding(512))
         keep = prunus.select(graph, scores, prunus.selection.Metered(latency_ms=0.6, meter=meter))
 
-    Milliseconds of the prompt are those of the plain runtime and a graph that is traced on all of it. The model takes
-    `use_cache` and `cache` (before: `past_key_values`), and returns its cache under `past_key_values`, as those of
-    transformers do.
+    For a budget of the prompt's milliseconds, take the plain runtime and a graph that is traced on a whole prompt. The
+    model has to take `use_cache` and `cache` (or `past_key_values`), and to return its cache under `past_key_values`,
+    as the models of transformers do.
 
     Args:
         length: The number of tokens in the cache.
@@ -38,7 +38,7 @@ class Decoding(Runtime):
         self.name = f"torch-after-{length}-tokens"
 
     def prepare(self, model: nn.Module, example: Any) -> Call:
-        """Prepare a call that runs one step; the cache is as long as before after each.
+        """Prepare a call that runs one step, and then takes the step's token out of the cache again.
 
         Args:
             model: The model.

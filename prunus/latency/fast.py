@@ -10,14 +10,15 @@ from torch import Tensor
 from prunus.graph import Graph
 from prunus.latency.table import GRIDS
 
-SLACK = 0.02  # a wider axis that takes at most this much longer makes a width pointless
+SLACK = 0.02  # of the time: if a wider axis takes at most this much longer, a width is pointless
 
 
 def fast_widths(graph: Graph, price: Callable[[Tensor], Tensor]) -> dict[str, list[int]]:
     """Find for each axis the widths that no wider one matches in speed, for `select(..., widths=...)`.
 
-    Considered are widths at which tables are measured; between them a table says nothing about steps. All other axes
-    are whole. An axis of which no width is faster than the whole keeps them all. Source: ours.
+    Only the widths at which tables are measured are compared, because between them a table is a straight line. The
+    other axes are whole meanwhile. An axis that is no faster at any of these widths may keep each of them.
+    Source: ours.
 
     Args:
         graph: The graph of the model.

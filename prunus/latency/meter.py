@@ -198,7 +198,7 @@ class Meter(CostMeter):
         return price
 
     def _least_holds(self, least: Mapping[str, int], budget: Budget) -> bool:
-        """Whether the smallest network is within the budget, or one a little wider in widths that suit kernels."""
+        """Whether the smallest network is within the budget, or else one a little wider, whose widths suit kernels."""
         units = torch.tensor([least[name] for name in self.graph.axes])
         sizes = torch.tensor([axis.size for axis in self.graph.axes.values()])
         step = blocks(self.graph, 16, halve=True)

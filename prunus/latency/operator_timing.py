@@ -50,7 +50,7 @@ class Like:
 
 
 class Runtime:
-    """A program and its clock: torch. Subclasses are other programs, and clocks for tests."""
+    """A program that runs models, here torch, and its clock. Subclasses are other programs, and clocks for tests."""
 
     name = "torch"
     seconds_per_point = 5e-3  # to prepare one operator

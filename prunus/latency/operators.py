@@ -94,7 +94,7 @@ def operators(graph: Graph) -> list[Operator]:
 def _operator(op: Op) -> Operator | None:
     dims = [dim for tag in op.tags() for dim in tag.dims] + [layout for layout, _, _ in op.follows]
     layouts = list(dict.fromkeys(axes.normal(dim) for dim in dims))
-    layouts = [layout for layout in layouts if any(axes.leaves(layout))]
+    layouts = [layout for layout in layouts if axes.can_shrink(layout)]
     if op.alias is not None or not layouts or not any(op.results):
         return None
     each = [set(axes.leaves(layout)) for layout in layouts]

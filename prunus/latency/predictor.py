@@ -129,9 +129,9 @@ def group_operators(graph: Graph) -> dict[tuple[str, timed_operators.Sizes], lis
 
 
 def fit_factors(kinds: Tensor, ms: Tensor) -> tuple[Tensor, Tensor]:
-    """Fit factors (K,) and a constant, none below zero, with which sums (N, K) predict ms (N,) best, relatively.
+    """Fit factors (K,) and a constant, none below zero: sums (N, K) then predict ms (N,) with the least relative error.
 
-    Kinds that hardly vary on their own, or are a small part, stay near the factor that is best for all together.
+    The factors of kinds that hardly vary on their own, or take little time, stay near the best common factor.
     """
     from scipy.optimize import nnls  # slow to import
 

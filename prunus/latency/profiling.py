@@ -45,7 +45,7 @@ def measure_tables(
         model: The model.
         graph: Its graph.
         runtime: "torch", on the model's device, or "onnxruntime", on the processor.
-        seconds: How long it may take; grids get coarser and rounds fewer to stay within it, but large models take more.
+        seconds: How long it may take. To stay within it, grids get coarser and rounds fewer; large models take longer.
         cache: The folder for times; None: the user's cache folder. Times that it holds are not measured again.
         progress: How to show the progress.
 
@@ -191,7 +191,7 @@ def _measure_networks(
 def random_widths(graph: Graph, number: int) -> list[list[int]]:
     """Sample widths (A,) of sub-networks from narrow to whole, in an order without a trend, axes differing at random.
 
-    Every other one is in the multiples that selection prefers, the others in finer ones.
+    Every other one has widths that are multiples as selection prefers them, the others have finer ones.
     """
     generator = torch.Generator().manual_seed(0)
     sizes = torch.tensor([axis.size for axis in graph.axes.values()])

@@ -60,8 +60,10 @@ class Options(Checked, ABC):
         return self.no_steps
 
     def fixed_in_search(self) -> Sequence[str] | None:
-        """Return the fields of the recipe that the method sets itself in its own training, which `Task.search_recipe`
-        gives; None: it trains nothing, with these options."""
+        """Return the fields of the recipe that a user cannot ask of the method's own training (`Task.search_recipe`).
+
+        The method sets them itself, or has no use for them with these options; None: it trains nothing with these.
+        """
         return None
 
     @property

@@ -29,7 +29,7 @@ class Curve:
     products: int
 
     def unexplained(self, units: int) -> float:
-        """The share of the outputs left unexplained with so many units, as the mean over the products."""
+        """The share of the outputs left unexplained with a number of units, as the mean over the products."""
         return float(self.losses[units]) / self.products
 
     def scores(self, worths: Tensor | None = None) -> Tensor:

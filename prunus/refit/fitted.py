@@ -24,7 +24,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What the fitting did.
+    """The outcome of a fitting.
 
     Args:
         layers: The products that were fitted, by parameter; a parameter that several products read in parts comes with

@@ -156,7 +156,7 @@ class _Fitting:
         return 1
 
     def _cut(self, originals: list[Stop], dims: list[Any]) -> list[Tensor] | None:
-        """What the original's outputs have at the places that stay; None if these are not known for a batch."""
+        """The original's outputs at the places that stay; None if these are not known for a batch."""
         found = []
         for each in originals:
             # torch runs the same product as one of matrices or of a batch of them, so only the last dimensions agree

@@ -117,7 +117,7 @@ class _Cut:
     after: Tensor
 
     def describe(self) -> Layer:
-        """What the product leaves unexplained, with the old weights and with the new ones."""
+        """The shares of the output that are left unexplained, with the old weights and with the new ones."""
         where = self.columns[:, None, :].expand_as(self.after)
         lost, missed = self.weight.scatter(2, where, 0.0), self.weight.scatter_add(2, where, -self.after)
         whole = max(self._energy(self.weight), 1e-300)
@@ -234,11 +234,11 @@ class Moments:
 
     @torch.no_grad()
     def curves(self, ridge: float = RIDGE) -> Curves:
-        """Find for each axis in which order its units go best, and what of the outputs each number leaves unexplained.
+        """Find in which order the units of each axis best go, and how much of the outputs is then left unexplained.
 
-        Backward: see `elimination`. All products that read an axis count alike, each by the variance of its output (by
-        its squares where nothing takes care of the mean), and what `ridge` holds back is part of the loss. Units that a
-        product loses together with their outputs, as a depthwise convolution does, are no loss to it.
+        Units go one by one, see elimination.py. All products that read an axis count alike, each by the variance of its
+        output (by its squares where nothing takes care of the mean), and what `ridge` holds back is part of the loss.
+        Units that a product loses together with their outputs, as a depthwise convolution does, are no loss to it.
 
         Args:
             ridge: How much weights are held to the model's own, as a share of the mean diagonal of the moments.
@@ -313,7 +313,7 @@ class Moments:
             bias[(cut.groups[:, None] * whole.shape[1] + cut.rows).flatten()] += shift.flatten().to(bias)
 
     def _own(self, view: Tensor, found: dict[str, Tensor]) -> Tensor:
-        """The view of a parameter of `found` that `view` is of the model's own."""
+        """The view into a parameter of `found` that corresponds to a view into the model's own parameter."""
         name, whole = next(
             (n, t) for n, t in self._parameters.items() if t.numel() and address(t) == address(view)
         )

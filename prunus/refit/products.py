@@ -58,7 +58,7 @@ class Product:
 
     @property
     def bias(self) -> Tensor | None:
-        """What is added to the product by the same operator, if that is one number for each output."""
+        """The bias that the same operator adds to the product, if that is one number for each output."""
         added = operators.is_a(self.func, operators.ADDMM)
         bias = self.argument("self" if added else "bias")
         return bias if isinstance(bias, Tensor) and bias.dim() == 1 and not self._first else None
@@ -92,9 +92,13 @@ class Product:
         return (dims[0] if self._batched else 1), channels
 
     def spacing(self, there: int, columns: int) -> int:
-        """How far apart the places may be of which equations are taken, if `there` are, for so many columns.
+        """Return the distance of the places that give equations: 1 takes all, 3 each third in every dimension.
 
-        It is odd, so that equations are taken of all phases of a strided kernel.
+        It is odd, so that all phases of a strided kernel give equations.
+
+        Args:
+            there: The number of places that there are.
+            columns: The number of columns of the equations; more columns need more places.
         """
         rank = self.weight.dim() - 2 if self.is_convolution else 1
         spacing = int((there / max(ENOUGH * columns, LEAST)) ** (1 / rank))
@@ -115,7 +119,7 @@ class Product:
 
     @property
     def _unfolding(self) -> tuple[Any, ...]:
-        """What decides, besides the input, which numbers an equation has."""
+        """The properties that decide, besides the input, which numbers an equation has."""
         if not self.is_convolution:
             return self._first, self._batched, self.shape[2]
         names = ("stride", "padding", "dilation", "output_padding")

@@ -6,14 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from types import MappingProxyType
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from prunus.graph import Graph, Layout, Op, Tag, axes, operators, parametrised
+from prunus.graph import OWN_NAMES, Graph, Layout, Op, Tag, axes, full_name, operators, parametrised
 
-_OWN: Mapping[str, str] = MappingProxyType({})
 SHARED = "several products use it"
 
 
@@ -35,13 +33,13 @@ class Sites:
     left: dict[str, str] = field(default_factory=dict)
 
 
-def find_sites(graph: Graph, model: nn.Module, names: Mapping[str, str] = _OWN) -> Sites:
+def find_sites(graph: Graph, model: nn.Module, names: Mapping[str, str] = OWN_NAMES) -> Sites:
     """Find the products of a graph that may be fitted again.
 
     Args:
         graph: The graph.
         model: A copy of the model, of any size.
-        names: The names that its tensors have in the graph, where they are others than its own.
+        names: The names that its tensors have in the graph, where they differ from those in the model.
 
     Returns:
         The products.
@@ -92,7 +90,7 @@ def _computed(model: nn.Module) -> Iterator[str]:
     """The parameters of a model that parametrisations compute, by their plain names."""
     for prefix, module in model.named_modules():
         if is_parametrized(module):
-            yield from (f"{prefix}.{name}" if prefix else name for name in parametrised.lists_of(module))
+            yield from (full_name(prefix, name) for name in parametrised.lists_of(module))
 
 
 def _uses(graph: Graph) -> Iterator[tuple[Op, str, int]]:

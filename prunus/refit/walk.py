@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,16 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from prunus.errors import UserError, one_line
-from prunus.graph import named_tensors, operators
+from prunus.graph import OWN_NAMES, named_tensors, operators
 from prunus.inputs import call, in_words
 from prunus.refit.products import Product
-
-_OWN: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass
 class Stop:
-    """What a pass is about to run.
+    """An operator that a pass is about to run.
 
     Args:
         name: The parameter of a product; for a batch norm the buffer of its running mean.
@@ -44,7 +41,7 @@ class Stop:
 
     @property
     def x(self) -> Tensor:
-        """What enters."""
+        """The input."""
         if self.product is not None:
             return self.product.x
         assert self.norm is not None
@@ -63,12 +60,17 @@ class Walk:
     Args:
         model: A bare model (see `graph.make_skeleton`).
         inputs: The inputs of one batch, as the model takes them; the pass gets a copy, to which it may write.
-        names: The names by which its tensors are known, where they are others than its own (see surgery.Structure).
+        names: The names by which its tensors are known, where they differ from those in the model (see
+            surgery.Structure).
         without: The names at which it does not stop.
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Any, names: Mapping[str, str] = _OWN, without: Collection[str] = ()
+        self,
+        model: nn.Module,
+        inputs: Any,
+        names: Mapping[str, str] = OWN_NAMES,
+        without: Collection[str] = (),
     ):
         self.model, self.inputs = model, tree_map_only(Tensor, torch.clone, inputs)
         named = {names.get(name, name): t for name, t in named_tensors(model).items() if t.numel()}

@@ -79,8 +79,8 @@ class Asked:
             )
         if taken := [name for name in own if fixed and name in fixed]:
             raise UserError(
-                f"search.{taken[0]}: method {method.name} sets {taken[0]} itself in its search; leave it out. Its own "
-                f"options: `prunus methods {method.name}`."
+                f"search.{taken[0]}: method {method.name} sets {taken[0]} itself in its search, or has no use for it "
+                f"with these options; leave it out. Its own options: `prunus methods {method.name}`."
             )
         return {name: value for name, value in self.of("search").items() if name not in (fixed or ())}
 

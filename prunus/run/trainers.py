@@ -20,7 +20,7 @@ def trainer_callback(gradual: Gradual) -> Any:
 
     The Trainer's model, optimiser and scheduler stay the objects that they are. Every checkpoint gets a folder
     `pruned`, which `prunus.load` opens, because transformers cannot open a model whose sizes its config does not say.
-    To resume, bring the model there first:
+    To resume, first cut the model to the sizes of the checkpoint:
     `gradual.restore(model, prunus.export.load_keep(checkpoint / "pruned"), step)`.
 
     Args:
@@ -31,8 +31,8 @@ def trainer_callback(gradual: Gradual) -> Any:
 
     Raises:
         UserError: transformers is not installed. When training begins: it runs in several processes or by DeepSpeed, or
-            loads the best of its checkpoints at the end, which may be of another size. At a cut: transformers would not
-            save a model of such sizes.
+            loads the best of its checkpoints at the end, which may be of another size. After a cut: transformers would
+            not save a model of such sizes; the model is cut already, so training has to begin again with another plan.
     """
     if importlib.util.find_spec("transformers") is None:
         raise UserError("trainer_callback needs transformers; pip install 'prunus[hf]'.")
@@ -70,7 +70,7 @@ def trainer_callback(gradual: Gradual) -> Any:
 
 
 def _check_config(model: nn.Module) -> None:
-    """Raise UserError if transformers would not save a model of these sizes, before it tries to."""
+    """Raise UserError if transformers would not save a model of these sizes; it would notice only when it saves."""
     validate = getattr(getattr(model, "config", None), "validate", None)
     if validate is None:
         return
@@ -78,8 +78,9 @@ def _check_config(model: nn.Module) -> None:
         validate()
     except Exception as error:  # whatever a config raises
         raise UserError(
-            f"the Trainer could not save the model that this cut made: {one_line(error)} Keep what the config cannot "
-            'say, such as freeze=["width"] in the selection of the Gradual.'
+            f"the Trainer could not save the model that this cut made: {one_line(error)} The model is cut already, so "
+            "begin again, and let the selection of the Gradual keep whole what the config cannot say, such as with "
+            'freeze=["width"].'
         ) from error
 
 
@@ -88,12 +89,12 @@ def lightning_callback(gradual: Gradual, network: str = "") -> Any:
 
     Args:
         gradual: The plan.
-        network: The attribute of the LightningModule that holds the network, such as "model", which is the better way;
-            empty: the LightningModule itself, with its forward.
+        network: The name of the LightningModule's attribute that holds the network, such as "model". With "" the
+            LightningModule itself is pruned, by its own forward; give a name where there is one.
 
     Returns:
-        A lightning.pytorch.Callback, for `Trainer(callbacks=[...])`. Its state in a checkpoint is {"keep", "step"},
-        with which `gradual.restore` brings a network there before it is loaded.
+        A lightning.pytorch.Callback, for `Trainer(callbacks=[...])`. Its state in a checkpoint is {"keep", "step"};
+        `gradual.restore` takes them to cut a network to the checkpoint's sizes before it is loaded.
 
     Raises:
         UserError: Lightning is not installed. When training begins: it runs in several processes, or has several

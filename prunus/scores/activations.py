@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UserError
-from prunus.graph import Graph, Member, make_skeleton, plain_model, read_tensor
+from prunus.graph import Graph, Member, holder, make_skeleton, plain_model, read_tensor
 from prunus.inputs import call, real_positions
 from prunus.scores.members import Batches, Normalize, Scores, _normalize, _to_device
 from prunus.scores.weights import _complete
@@ -78,7 +78,7 @@ class _Mean:
         self.dim = (
             1 - weight.dim()
         )  # features: last for a matrix, before the spatial dimensions for a convolution
-        module = bare.get_submodule(member.tensor.rpartition(".")[0])
+        module = bare.get_submodule(holder(member.tensor))
         module.register_forward_hook(self.see, with_kwargs=True)
 
     def see(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import UserError, unknown
-from prunus.graph import Block, Graph, axes, is_inexact, make_skeleton, plain_model
+from prunus.graph import Block, Graph, axes, given_argument, is_inexact, make_skeleton, plain_model
 from prunus.inputs import call, real_positions
 from prunus.scores.members import Batches, Scores, _as_float, _to_device
 
@@ -44,7 +44,7 @@ class Watched:
 
     def _enter(self, axis: str, block: Block) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = args[block.argument] if isinstance(block.argument, int) else kwargs[block.argument]
+            given = given_argument(block.argument, args, kwargs)
             self.inputs[axis] = given.detach().clone()  # the block may write to it
 
         return hook
@@ -227,5 +227,5 @@ def feature_dim(block: Block) -> int:
         The first dimension in which something can shrink; without one, the second of images and the last of others.
     """
     dims = block.output.dims
-    free = (dim for dim, layout in enumerate(dims) if any(True for _ in axes.leaves(layout)))
+    free = (dim for dim, layout in enumerate(dims) if axes.can_shrink(layout))
     return next(free, 1 if len(dims) == 4 else len(dims) - 1)

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Annotated
 
 from prunus.errors import UserError
-from prunus.graph import KINDS, Graph
+from prunus.graph import KINDS, Graph, lies_in
 from prunus.options import Allowed, check_value
 from prunus.selection.patterns import holders, named_axes
 
@@ -108,7 +108,7 @@ def _holding(graph: Graph, pattern: str) -> list[str]:
     return [
         axis
         for axis, block in graph.blocks.items()
-        if any(block.holds(name) or f"{block.module}.".startswith(f"{name}.") for name in named)
+        if any(block.holds(name) or lies_in(block.module, name) for name in named)
     ]
 
 

@@ -91,17 +91,17 @@ class Budget:
 
     @property
     def name(self) -> str:
-        """The name of the limited cost; of several limits the largest share of one that is used up."""
+        """The name of the limited cost; the names of several, joined by "and"."""
         return next(iter(self.limits)) if len(self.limits) == 1 else " and ".join(self.limits)
 
     @property
     def value(self) -> float:
-        """The number as given; of several limits 1, because none may be used up more than once."""
+        """The limit as given; with several limits 1, the most that may be used up of any of them."""
         return next(iter(self.limits.values())) if len(self.limits) == 1 else 1
 
     @property
     def is_fraction(self) -> bool:
-        """Whether the number is a share of the original's cost."""
+        """Whether the limit is a share of the original's cost."""
         return _is_share(self.value)
 
     def limit(self, before: float) -> float:

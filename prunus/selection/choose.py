@@ -54,12 +54,12 @@ class Selection(Checked):
         how: The comparison of units: by their scores (global), by their scores per cost in the whole network (per_cost)
             or in the smaller one (curves), with the same share of every axis (uniform), or within axes of the same
             topology (isomorphic).
-        prefer: What widths are chosen for: multiples that are fast on most hardware (speed); any, so that the budget is
-            spent to the last unit (quality); or those that are fast in this model on this machine, which a run measures
-            first (measured).
+        prefer: The preferred widths: multiples that are fast on most hardware (speed); any number, so that the budget
+            is spent to the last unit (quality); or those that are fast in this model on this machine, which a run
+            measures first (measured).
         round_to: The number of which widths become multiples; None: what `prefer` says.
-        widths: axis -> the numbers of units that it may keep; None: any. It can be given in Python alone, and is what a
-            run has measured for prefer=measured.
+        widths: axis -> the numbers of units that it may keep; None: any number. Python code can set it; with
+            prefer=measured the run sets it to the widths that it found fast.
         floor: The fewest units of an axis to keep: an int counts units, a float is a share of the axis.
         cap: The most units of an axis to remove, in the same form.
         freeze: Patterns of axes or layers that keep all units.
@@ -67,7 +67,7 @@ class Selection(Checked):
         uniform: Whether all blocks get the same widths, such that the model's config can say them.
     """
 
-    searches_widths: ClassVar[bool] = False  # whether a method finds widths in ways of its own
+    searches_widths: ClassVar[bool] = False  # whether a method searches for widths itself
 
     how: How = "global"
     prefer: Literal["speed", "quality", "measured"] = "speed"
@@ -83,9 +83,9 @@ class Selection(Checked):
         super().__post_init__()
         if self.searches_widths and (self.prefer == "measured" or self.widths or self.uniform):
             raise UserError(
-                "this method searches for widths in ways of its own, which keep to multiples (round_to), but neither "
-                "to measured widths nor to equal ones; leave prefer=measured and uniform out, or choose by scores, "
-                "such as with method taylor."
+                "this method searches for widths itself, among multiples of round_to. It cannot be held to measured "
+                "widths, nor to the same widths in all blocks: leave out prefer=measured, widths and uniform, or take "
+                "a method that chooses by scores, such as taylor."
             )
         taken = {"quality": (None, 1), "measured": (None,)}
         if self.round_to not in taken.get(self.prefer, (self.round_to,)):
@@ -170,8 +170,8 @@ def select(
             0.5 % of the original's, or by less than one unit. With a given price no axis leaves it, because odd widths
             take longer than the next multiple.
         widths: axis -> the numbers of units that it may keep, such as those that are fast on a machine
-            (`latency.fast_widths`); an axis may always stay whole, and one that is left out keeps any number. What one
-            axis cannot use of the budget is spent on others. In place of `round_to`.
+            (`latency.fast_widths`); they take the place of `round_to`. An axis may always stay whole, and one that is
+            left out may keep any number. What one axis cannot use of the budget is spent on others.
         floor: The fewest units to keep; see `min_units`.
         cap: The most units to remove; see `min_units`.
         freeze: Patterns of axes that keep all units: kinds ("heads"), names of axes, or of layers; see `min_units`.
@@ -261,7 +261,7 @@ def select(
 
 
 def check_widths(graph: Graph, widths: Mapping[str, Sequence[int]] | None, round_to: int | None) -> None:
-    """Raise UserError for widths that are none of an axis, or beside a `round_to`, which says another thing."""
+    """Raise UserError for widths that an axis cannot have, or that are given together with `round_to`."""
     if widths is None:
         return
     if round_to is not None:

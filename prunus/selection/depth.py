@@ -1,4 +1,4 @@
-"""Blocks beside axes: what each costs, which is what goes when it is skipped, and those that scores name."""
+"""Blocks beside axes: the costs that go when one is skipped, and the graph that has those which scores name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Longer:
 
 
 class Depth:
-    """The blocks of a graph, asked for what is in them.
+    """The blocks of a graph, by what lies in them: operations, tensors and allocations.
 
     Args:
         graph: The graph; only one with axes for its blocks (`Graph.deep`) has any here.
@@ -101,13 +101,13 @@ class Depth:
 def with_blocks(
     graph: Graph, scores: Mapping[str, Tensor], budget: object, measured: bool
 ) -> tuple[Graph, Mapping[str, Tensor], list[str]]:
-    """Return the graph whose axes include its blocks, if scores name some, and which axes stay for want of a score.
+    """Return the graph whose axes include its blocks, if scores name some, and the axes that stay without a score.
 
     Args:
         graph: The graph of the model.
         scores: axis -> float tensor (size,).
         budget: The budget, for the message.
-        measured: Whether a cost is measured, which it is of widths alone.
+        measured: Whether a cost is measured, which is possible for widths alone.
 
     Returns:
         The graph, the scores, and the axes that stay: blocks without a score, and all others if blocks alone have one.

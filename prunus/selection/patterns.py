@@ -4,7 +4,7 @@ A pattern is a kind of axes (`heads`, see `prunus.graph.KINDS`), the name of an 
 parameters (`layer1*`, `head`, `layer1.0.conv1.weight`). Patterns of layers stand for the units that no other layers
 write; so those of the last layer in a residual branch do not stand for the stream, which has its own name and kind.
 With the suffix `:in` (`head:in`) a pattern of layers stands for what they read, with `:depth` (`layers.*:depth`) for
-the modules that can be skipped, where scores name some.
+the modules that can be skipped, which only scores of blocks name.
 """
 
 import difflib

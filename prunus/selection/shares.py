@@ -1,4 +1,4 @@
-"""What is chosen: the units of each axis by itself, or of axes that are tied the share which all of them keep.
+"""The variables of a choice: the units of each axis by itself, or the share that all axes of a tie keep.
 
 A tie of axes is one variable. It is counted in parts: with 4 parts, and axes of 4 heads and of 32 features, a part is a
 head and 8 features. Its scores are those of the axes' units together, the best of each axis first. Without ties, a part
@@ -81,7 +81,7 @@ class Shares:
         return torch.tensor([number for number, _, _ in least]), [(name, why) for _, name, why in least]
 
     def bounded(self, bounds: Mapping[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
-        """Bounds by axis with those that stay whole among them."""
+        """The bounds by axis, in which the axes that are held stay whole."""
         return {
             name: (self.graph.axes[name].size, self.held[name]) if name in self.held else bound
             for name, bound in bounds.items()
@@ -102,7 +102,7 @@ class Shares:
         Args:
             widths: axis -> the units that it may keep; any, for an axis that is not named.
             fewest: The fewest parts (V,).
-            most: The most (V,), which are allowed where they are all.
+            most: The most (V,), which are allowed anyway where they are the whole variable.
             least: The parts (V,) of which all numbers are multiples.
 
         Returns:

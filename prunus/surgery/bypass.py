@@ -1,4 +1,4 @@
-"""The blocks that a keep leaves out, passed by in the original: what a proof compares the small model with."""
+"""An original that passes by the blocks which a keep leaves out, for a proof to compare the small model with."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 from prunus.errors import PruningError
-from prunus.graph import Block, seeded
+from prunus.graph import Block, given_argument, seeded
 from prunus.surgery.skipped import Skip, Skipped
 
-ROUNDING = (
-    1e-3  # of the largest number of the input; a branch that is not zero has numbers as large as that one
-)
+# As a share of the input's largest number; the numbers of a branch that is not zero are about as large as that one.
+ROUNDING = 1e-3
 
 
 def bypass(model: nn.Module, block: Block) -> None:
     """Let a block of a bare model return its input (a branch: zeros), in place, as if its branch were zero.
 
-    Whether that is so is asked of the block itself at each call: it is run with zeros in the place of its parameters. A
-    block that ends with a norm is not asked, because that is left out too.
+    At each call the block is run with zeros in the place of its parameters, to see whether it really returns that. A
+    block that ends with a norm is not run, because skipping it leaves out the norm as well.
 
     Args:
         model: A bare copy of the original.
@@ -34,7 +33,7 @@ def bypass(model: nn.Module, block: Block) -> None:
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not block.ended:
-            given = args[skip.argument] if isinstance(skip.argument, int) else kwargs[skip.argument]
+            given = given_argument(skip.argument, args, kwargs)
             module.forward = own
             try:
                 with _disable_current_modes(), torch.no_grad(), seeded(given.device):

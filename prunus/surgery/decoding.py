@@ -1,9 +1,9 @@
-"""Calls with a cache: what a language model is asked when it generates, for a proof to make.
+"""Calls with a cache, as a language model gets them when it generates; a proof makes them, too.
 
-A model that keeps keys and values between calls is given the first tokens of a sequence, and then one token after the
-other with the cache that it returned; once without a mask, once with one in which a row is padded at its left, one at
-its right, and one not at all. Encoder-decoders are given their encoder's output again. Source: ours; the names of the
-arguments are those of transformers.
+The model gets the first tokens of a sequence, and then the others one by one, each time with the cache of keys and
+values that it returned. It does so twice: without a mask, and with a mask that pads one row at its left, one at its
+right, and one not at all. An encoder-decoder gets its encoder's output again in each later call. Source: ours; the
+names of the arguments are those of transformers.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from torch import nn
 
 from prunus.graph import Outputs, select_outputs
 
-FIRST, STEPS = 4, 1  # tokens given at once, and one after the other
-ROWS = 3  # padded at the left, at the right, not at all
-CACHES, MASK = ("cache", "past_key_values"), "attention_mask"  # the second before transformers 5.24
+FIRST, STEPS = 4, 1  # the number of tokens in the first call, and of calls with one token after it
+ROWS = 3  # of a padded call: one padded at the left, one at the right, one not at all
+CACHES = "cache", "past_key_values"  # the second before transformers 5.24
+MASK = "attention_mask"
 TOKENS, OF_DECODER, ENCODED = "input_ids", "decoder_input_ids", "encoder_outputs"
 
 
 class Decoding(NamedTuple):
-    """A way to call a model: some tokens at once, then one by one.
+    """A series of calls of a model: first some tokens at once, then one token a call.
 
     Args:
-        name: What it is called.
+        name: The name of the series, for `Proof.calls`.
         tokens: The name of the argument that takes tokens.
-        padded: Whether a mask is given, in which some are padding.
-        inputs: Arguments of the model by name; tokens hold a whole sequence, and a mask one number for each.
+        padded: Whether the calls get a mask that marks padding.
+        inputs: The model's arguments by name, with the tokens of the whole sequence and a mask for all of them.
     """
 
     name: str
@@ -40,14 +41,14 @@ class Decoding(NamedTuple):
 
 
 def decodings(model: nn.Module, example: Any) -> list[Decoding]:
-    """List the calls with a cache that a model takes.
+    """List the series of calls with a cache that a model takes.
 
     Args:
         model: The model.
         example: The example on which it was traced.
 
     Returns:
-        The calls; none if the model has no cache, or is not given tokens by name.
+        The series; none if the model has no cache, or its example holds no tokens.
     """
     takes = inspect.signature(model.forward).parameters
     given = _by_name(takes, example)
@@ -77,14 +78,14 @@ def decodings(model: nn.Module, example: Any) -> list[Decoding]:
 
 
 def _rows(value: Any, number: int) -> Any:
-    """The first example of an input, so many times."""
+    """The first example of an input, `number` times."""
     if not isinstance(value, torch.Tensor) or not value.dim():
         return value
     return value[:1].expand(number, *value.shape[1:])
 
 
 def _by_name(takes: Mapping[str, Any], example: Any) -> dict[str, Any]:
-    """The arguments of an example by their names."""
+    """The parts of an example by the names of the model's arguments."""
     if isinstance(example, dict):
         return example
     values = example if isinstance(example, (tuple, list)) else (example,)
@@ -92,19 +93,19 @@ def _by_name(takes: Mapping[str, Any], example: Any) -> dict[str, Any]:
 
 
 def _is_tokens(value: Any) -> bool:
-    """Whether an input holds numbers of tokens, (examples, places)."""
+    """Whether an input holds token ids: whole numbers (examples, positions)."""
     is_matrix = isinstance(value, torch.Tensor) and value.dim() == 2 and value.numel() > 0
     return is_matrix and not value.is_floating_point()
 
 
 def _stretched(tokens: torch.Tensor, length: int) -> torch.Tensor:
-    """The first row of some tokens, again and again until it is long enough."""
+    """The first row of some tokens, repeated up to a length."""
     row = tokens[:1]
     return row.repeat(1, -(-length // row.shape[1]))[:, :length]
 
 
 def _mask(length: int) -> torch.Tensor:
-    """A mask for rows that are padded at the left, at the right (of the tokens given at once), and not at all."""
+    """A mask (ROWS, length): one row padded at the left, one at the right end of the first call, one not at all."""
     mask = torch.ones(ROWS, length, dtype=torch.long)
     mask[0, 0] = mask[1, min(FIRST, length) - 1] = 0
     return mask
@@ -115,12 +116,12 @@ class NoCacheError(Exception):
 
 
 class Generating(nn.Module):
-    """A model that is called as when it generates.
+    """A module that runs a series of calls of a model, as if it generated.
 
     Args:
         model: The model.
-        decoding: How.
-        outputs: The outputs that count; None: all but the cache.
+        decoding: The series.
+        outputs: The outputs that are compared; None: all but the cache.
     """
 
     def __init__(self, model: nn.Module, decoding: Decoding, outputs: Outputs | None):
@@ -128,7 +129,7 @@ class Generating(nn.Module):
         self.model, self.decoding, self.outputs = model, decoding, outputs
 
     def forward(self, **inputs: Any) -> list[torch.Tensor]:
-        """Return what counts of the answers to all calls; raises NoCacheError if the model returns no cache."""
+        """Make the calls and return their outputs that are compared; NoCacheError if the model returns no cache."""
         name = self.decoding.tokens
         tokens, masked = inputs.pop(name), name == TOKENS and self.decoding.padded
         mask = inputs.pop(MASK) if masked else None

@@ -1,7 +1,7 @@
 """The random weights of a proof, in both of its models: all at once, or each while an operator reads it.
 
-The second takes the memory of the largest tensor and of its part instead of that of the whole model, and draws each
-tensor as often as it is read.
+The second way needs memory for the largest tensor and its part alone, not for the whole model, but draws each tensor
+every time that it is read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Draw = Callable[[str], torch.Tensor]  # the name of a tensor -> its numbers, the
 
 
 class Cut(NamedTuple):
-    """What stays of each tensor of a model.
+    """The parts of a model's tensors that stay.
 
     Args:
         graph: The graph of the model.
@@ -58,7 +58,7 @@ class Cut(NamedTuple):
 
 
 class Filling(ABC):
-    """What the two models of a proof are to hold.
+    """The tensors of the two models of a proof.
 
     Attributes:
         whole: name -> tensor, for the original.
@@ -70,7 +70,7 @@ class Filling(ABC):
 
     @abstractmethod
     def levels(self, whole: Mapping[str, torch.Tensor], small: Mapping[str, torch.Tensor]) -> Levels:
-        """Make what scales the parameters that the two models hold."""
+        """Return the object that scales the parameters which the two models hold."""
 
     @abstractmethod
     def around_whole(self, reference: Reference) -> TorchDispatchMode | None:
@@ -82,7 +82,7 @@ class Filling(ABC):
 
 
 class AtOnce(Filling):
-    """All tensors of both models; those that stay whole are shared by them.
+    """All tensors of both models, in memory at once; the models share those that stay whole.
 
     Args:
         cut: What stays of each tensor.
@@ -111,7 +111,7 @@ class AtOnce(Filling):
 
 
 class OneByOne(Filling):
-    """Stand-ins for the parameters of both models. Parameters of integers, and buffers, are there at once.
+    """Stand-ins for the parameters of both models. Buffers, and parameters of integers, are in memory from the start.
 
     Args:
         cut: What stays of each tensor.
@@ -156,7 +156,7 @@ class OneByOne(Filling):
             reference.release(tensor)
             self._levels.release(name)
 
-        self._in_whole.clear()  # what a run before this one left, of which this reference knows nothing
+        self._in_whole.clear()  # tensors of an earlier run, which this reference does not know
         self._in_whole.made, self._in_whole.gone = hold, release
         return self._in_whole
 

@@ -56,7 +56,7 @@ class Proof:
         modes: The modes for which it speaks. Training is run too where code asks for the mode; where only torch's own
             layers do (batch norm, dropout), which treat each unit alone in both modes, a run in evaluation stands
             for it.
-        calls: The calls with a cache that were made as well, of a model that generates (see decoding.py).
+        calls: The calls with a cache that were made as well, if the model generates (see decoding.py).
     """
 
     max_abs_error: float
@@ -279,7 +279,8 @@ class Pair:
                         worst = max(worst, self._generating((whole, small), filling, attempt))
                     if attempt.quick and worst > attempt.tolerance:
                         return worst
-            except (_WroteError, WrittenError):  # so each gets its own, with numbers that can be written to
+            except (_WroteError, WrittenError):
+                # The forward pass writes to parameters: try again with a tensor of its own for each model.
                 self.one_by_one = False
                 continue
             seeds.pop(0)
@@ -288,7 +289,7 @@ class Pair:
     def _in_mode(self, mode: str, pair: Vessels, filling: Filling, attempt: Attempt, seed: int) -> float:
         """The difference in one mode, on random inputs; on the example's own numbers if the original fails on those.
 
-        Targets are such: boxes without a size, chances above one.
+        Targets for a loss can make it fail: random boxes may have no size, random chances exceed one.
         """
 
         def difference(own: bool) -> float:
@@ -334,7 +335,7 @@ class Pair:
                 worst = max(worst, self._difference(pair, filling, inputs, attempt, each))
             except (PruningError, NothingFinite, _WroteError, WrittenError):
                 raise
-            except Exception:  # of the original
+            except Exception:  # the original takes no such call
                 self.decodings.remove(each)
         return worst
 
@@ -353,10 +354,11 @@ class Pair:
         device = next(iter(self.tensors.values())).device
         whole, small = pair
         whole_tensors = whole.tensors()
-        # written perhaps from weights that would be scaled before this in one model, after it in the other
+        # A parameter that is written to may be computed from weights, which must not be scaled in between: the original
+        # would read them unscaled, and the small model, which runs later, scaled.
         levels = None if self.written else filling.levels(whole_tensors, small.tensors())
         models, chosen = [whole.model, small.model], self.graph.chosen
-        if decoding is not None:  # on weights that have been scaled
+        if decoding is not None:  # the weights have been scaled in the runs before
             levels, chosen = None, None
             models = [Generating(model, decoding, self.graph.chosen) for model in models]
         reference = Reference(self.places, thorough=not attempt.quick, levels=levels)
@@ -385,7 +387,7 @@ class Pair:
                 got = select_outputs(call(models[1], own), chosen)
             except (PruningError, WrittenError):
                 raise
-            except Exception as error:  # where the original ran
+            except Exception as error:  # the original ran
                 raise PruningError(f"the small model does not run: {error}") from error
         draws.finish()
         if len(got) != len(expected):

@@ -1,8 +1,8 @@
-"""Lists of modules without the blocks that are skipped: their links take each other's places, and are counted anew.
+"""Lists of modules, shortened by the blocks that are skipped; the links that stay are numbered anew.
 
-Integers that count the links of a list (layer_idx, by which a cache is found) are those that are the link's number in
-all links; the number of links that a config states is the one with which the model's class builds as many. A list is
-shortened only if the model then runs the same operators as with a `Skipped` in each block's place.
+An attribute is taken for a link's number (layer_idx, by which a cache is found) if it has that value in every link. An
+integer of the config is taken for the number of links if the model's class makes as many from it. A list is shortened
+only if the model then runs the same operators as with a `Skipped` in each block's place.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from prunus.graph import (
     Maker,
     Path,
     get_integer,
+    holder,
     integers,
+    lies_in,
     make_skeleton,
     members,
     operators_of,
     set_integer,
 )
 from prunus.surgery.skipped import Skip, Skipped
-from prunus.surgery.structure import Structure, holder
+from prunus.surgery.structure import Structure
 
 
 @torch.inference_mode(False)  # see graph.trace
@@ -33,7 +35,7 @@ def shorten_where_exact(model: nn.Module, small: nn.Module, graph: Graph) -> Non
     """Shorten, in place, the lists in which blocks are skipped, if the model runs the same operators without them.
 
     Args:
-        model: The original, which says what counts the links.
+        model: The original, whose attributes show which of them number the links.
         small: A model with a `Skipped` in the place of each block.
         graph: The graph of the original, whose examples it is run on.
     """
@@ -46,19 +48,19 @@ def shorten_where_exact(model: nn.Module, small: nn.Module, graph: Graph) -> Non
         wanted = wanted or _operators(small, graph)
         try:
             same = _operators(shorter, graph) == wanted
-        except Exception:  # whatever code raises that asks for one certain link
+        except Exception:  # whatever is raised by code that needs a certain link
             same = False
         if same:
             shorten(model, small, parent)
 
 
 def _operators(model: nn.Module, graph: Graph) -> list[Any]:
-    """What a model runs in each mode that had to be traced."""
+    """The operators that a model runs in each mode that had to be traced."""
     return [operators_of(model, mode, graph.modes[mode]) for mode in graph.traced]
 
 
 def shorten_like(model: nn.Module, small: nn.Module, structure: Structure) -> None:
-    """Shorten the lists of a structure, in place, as when a file is loaded; outer lists come last.
+    """Shorten the lists that a structure names, in place, inner ones first; for a model that is loaded from a file.
 
     Args:
         model: The original.
@@ -113,7 +115,7 @@ def shorten(model: nn.Module, small: nn.Module, parent: str) -> bool:
 
 
 def _counters(links: dict[str, Any]) -> Iterator[tuple[str, str, str, int]]:
-    """The attributes that are a link's number, from 0 or 1 on, in every link that has them: link, path, key, start."""
+    """The attributes that hold a link's number, from 0 or 1 on, wherever they are: link, path, attribute, start."""
     found: dict[tuple[str, str], list[tuple[str, int]]] = {}
     for number, (name, link) in enumerate(links.items()):
         for path, module in link.named_modules():
@@ -128,7 +130,7 @@ def _counters(links: dict[str, Any]) -> Iterator[tuple[str, str, str, int]]:
 
 # ------------------------------------------------------------------------------------------- configs
 def _count_in_arguments(model: nn.Module, before: int, numbers: Sequence[int]) -> None:
-    """Set the number of links in what the model was made from, if its class then makes this model."""
+    """Set the number of links in the arguments that the model keeps, if its class makes this model from them."""
     maker = Maker.of(model)
     if maker is None:
         return
@@ -149,7 +151,7 @@ def _count_in_arguments(model: nn.Module, before: int, numbers: Sequence[int]) -
 def _lists_beside(
     values: Mapping[str, Any], path: Path, numbers: Sequence[int], before: int
 ) -> dict[Path, Any]:
-    """The lists of as many items beside a number of links, cut to those of the links that stay."""
+    """The lists beside a number of links that have an item for each link, cut to the links that stay."""
     owner = get_integer(values, path[:-1])
     return {
         (*path[:-1], key): [value[number] for number in numbers]
@@ -162,5 +164,7 @@ def _module_names(model: nn.Module, like: nn.Module | None = None) -> set[str]:
     """The names of a model's modules, without those within blocks that `like` skips."""
     skipped = [name for name, module in (like or model).named_modules() if isinstance(module, Skipped)]
     return {
-        name for name, _ in model.named_modules() if not any(name.startswith(f"{each}.") for each in skipped)
+        name
+        for name, _ in model.named_modules()
+        if not any(lies_in(name, each) and name != each for each in skipped)
     }

@@ -9,7 +9,7 @@ import msgspec
 import torch
 from torch import nn
 
-from prunus.graph import Block
+from prunus.graph import Argument, Block, given_argument
 
 
 class Skip(msgspec.Struct, frozen=True):
@@ -24,9 +24,9 @@ class Skip(msgspec.Struct, frozen=True):
     """
 
     module: str
-    argument: int | str
+    argument: Argument
     branch: bool = False
-    returns: list[int | str | None] | None = None
+    returns: list[Argument | None] | None = None
     place: int = 0
 
     @classmethod
@@ -56,8 +56,8 @@ class Skipped(nn.Module):
         """Return what is left of the block's result."""
         skip = self.skip
 
-        def given(place: int | str | None) -> Any:
-            return None if place is None else args[place] if isinstance(place, int) else kwargs[place]
+        def given(place: Argument | None) -> Any:
+            return None if place is None else given_argument(place, args, kwargs)
 
         output = given(skip.argument)
         output = torch.zeros_like(output) if skip.branch else output

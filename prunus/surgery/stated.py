@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from prunus.graph import Graph, axes, stated_sizes
+from prunus.graph import Graph, axes, is_torchs, lies_in, stated_sizes
 from prunus.surgery.effective import effective_tensors
 
 # attributes of classes not of torch's in which a size is usual; one that no forward pass reads is only noted
@@ -45,17 +45,13 @@ def update_stated_sizes(model: nn.Module, small: nn.Module) -> None:
 def _sizes_of_wrappers(model: nn.Module) -> Iterator[tuple[str, str, str]]:
     """The sizes that a module around one layer of torch repeats, as adapters do: path, name and the layer's path."""
     for path, module in model.named_modules():
-        children = {name: vars(child) for name, child in module.named_children() if _is_torchs(child)}
+        children = {name: vars(child) for name, child in module.named_children() if is_torchs(child)}
         layers = [(name, held) for name, held in children.items() if _USUAL & held.keys()]
-        if len(layers) == 1 and not _is_torchs(module):
+        if len(layers) == 1 and not is_torchs(module):
             [(child, held)] = layers
             for name in sorted(_USUAL & vars(module).keys() & held.keys()):
                 if type(held[name]) is int and vars(module)[name] == held[name]:
                     yield path, name, f"{path}.{child}".lstrip(".")
-
-
-def _is_torchs(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.nn.")
 
 
 def _by_all_names(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -92,12 +88,10 @@ def notes(model: nn.Module, small: nn.Module, graph: Graph, widths: Mapping[str,
     shapes = {name: tensor.shape for name, tensor in effective_tensors(small).items()}
     for name, module in model.named_modules():
         held = {key: value for key, value in vars(module).items() if key in _USUAL and type(value) is int}
-        if not held or _is_torchs(module):
+        if not held or is_torchs(module):
             continue
         for key, value in held.items():
-            inside = (
-                n for n in shapes if (n.startswith(f"{name}.") or not name) and (name, key) not in known
-            )
+            inside = (n for n in shapes if (not name or lies_in(n, name)) and (name, key) not in known)
             for tensor in inside:
                 dim = next(
                     (d for d, n in enumerate(graph.shapes[tensor]) if n == value != shapes[tensor][d]), None

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from prunus.graph import OwnStep, parametrised
+from prunus.graph import OwnStep, full_name, parametrised
 
 lists_of = parametrised.lists_of
 
@@ -108,7 +108,7 @@ def find_steps(model: nn.Module, kind: type[nn.Module]) -> Iterator[Held]:
     for path, module in list(model.named_modules()):
         if parametrize.is_parametrized(module):
             for attribute, steps in list(lists_of(module).items()):
-                held = Held(f"{path}.{attribute}" if path else attribute, module, attribute, steps)
+                held = Held(full_name(path, attribute), module, attribute, steps)
                 if held.step(kind) is not None:
                     yield held
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from prunus.graph import Graph, Keep
+from prunus.graph import Graph, Keep, full_name, holder
 from prunus.surgery.skipped import Skip, Skipped
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class Structure:
         parts, path, now = original.split("."), "", []
         for place, part in enumerate(parts):
             gone = self._numbers.get(path)
-            path = f"{path}.{part}" if path else part
+            path = full_name(path, part)
             if path in self._modules and (gone is not None or place < len(parts) - 1):
                 return None
             if gone and part.isdigit():
@@ -107,8 +107,3 @@ class Structure:
             The original's name by that in the small model.
         """
         return self.renamed({name: name for name in names})
-
-
-def holder(module: str) -> str:
-    """Return the name of the module that holds a module."""
-    return module.rpartition(".")[0]

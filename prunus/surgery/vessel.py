@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 
 import torch
 from torch import nn
 
-from prunus.graph import Block, Integers, kept_tensors, make_skeleton, set_kept, slots
+from prunus.graph import OWN_NAMES, Block, Integers, kept_tensors, make_skeleton, set_kept, slots
 from prunus.surgery.bypass import bypass
 from prunus.surgery.sampling import type_like
-
-_OWN: Mapping[str, str] = MappingProxyType({})
 
 
 class Vessel:
@@ -20,11 +17,11 @@ class Vessel:
 
     Args:
         model: The model; it is not changed.
-        names: The names by which its tensors are given, where they are others than its own (see structure.py).
+        names: The names by which its tensors are known here, where they differ from the model's own (see structure.py).
         skipped: Blocks that the copy passes by (see bypass.py).
     """
 
-    def __init__(self, model: nn.Module, names: Mapping[str, str] = _OWN, skipped: Iterable[Block] = ()):
+    def __init__(self, model: nn.Module, names: Mapping[str, str] = OWN_NAMES, skipped: Iterable[Block] = ()):
         self.model = make_skeleton(model, real=True)
         for block in skipped:
             bypass(self.model, block)
@@ -35,9 +32,12 @@ class Vessel:
         self.state = {name: tensor.clone() for name, tensor in kept_tensors(self.model).items()}
 
     def fill(self, tensors: dict[str, torch.Tensor], mode: str, copy: bool) -> None:
-        """Hold these parameters themselves, or copies of them, and copies of these buffers, in a mode.
+        """Hold other tensors, in a mode; what a forward pass stored in the model is put back as it was at the start.
 
-        All else is put back as it was at the start: what a forward pass stored goes by the tensors that it had.
+        Args:
+            tensors: The parameters and buffers by name.
+            mode: "train" or "eval".
+            copy: Whether to hold copies of the parameters; buffers are always copied.
         """
         self.integers.restore()
         for name, held in self.slots.items():
@@ -57,7 +57,7 @@ class Vessel:
             self.model.train()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What it holds now, by name."""
+        """Return the tensors that it holds now, by name."""
         held = {name: getattr(*places[0]) for name, places in self.slots.items()}
         kept = kept_tensors(self.model) if self.state else {}
         return held | {self.names.get(name, name): tensor for name, tensor in kept.items()}

@@ -7,20 +7,11 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from prunus.graph import trace
 from prunus.surgery import shrink
-
-
-class Block(nn.Module):
-    def __init__(self, width, inner):
-        super().__init__()
-        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
-
-    def forward(self, x):
-        return x + self.down(F.relu(self.up(x)))
+from tests.lib.blocks import Block
 
 
 @dataclass

@@ -77,5 +77,5 @@ def test_what_needs_a_run_or_has_ways_of_its_own_says_so():
         Selection(prefer="measured", round_to=8)
     for method, option in product(("dhp", "metapruning"), ("prefer=measured", "uniform=true")):
         settings = Settings(method=method, options=(option,))
-        with pytest.raises(UserError, match="ways of its own"):
+        with pytest.raises(UserError, match="searches for widths itself"):
             run.preview("zoo:digits_resnet", data="digits", settings=settings)

@@ -1,14 +1,26 @@
-"""Small models with blocks that can be skipped."""
+"""Small models with blocks that can be skipped, and such a block."""
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from prunus.graph import Graph
 from tests.lib.models import imported_beside_torchvision
 
 IDS = torch.arange(3, 11)[None]
+
+
+class Block(nn.Module):
+    """Two layers beside a stream, to which their result is added."""
+
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(F.relu(self.up(x)))
 
 
 def names(graph: Graph) -> list[str]:

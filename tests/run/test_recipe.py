@@ -87,23 +87,26 @@ def test_the_same_said_twice_is_no_contradiction():
 
 
 @pytest.mark.parametrize(
-    ("method", "recipe", "words"),
+    ("method", "options", "recipe", "words"),
     [
-        ("magnitude", "search.lr=1", "method magnitude trains nothing while it chooses"),
-        ("pass", "search.lr=1", "method pass sets lr itself in its search"),
-        ("dhp", "search.ema_decay=0.9", "method dhp sets ema_decay itself"),
+        ("magnitude", (), "search.lr=1", "method magnitude trains nothing while it chooses"),
+        ("pass", (), "search.lr=1", "method pass sets lr itself in its search"),
+        ("dhp", (), "search.ema_decay=0.9", "method dhp sets ema_decay itself"),
+        ("dhp", ("start=scratch",), "search.distill_weight=0.5", "has no use for it with these options"),
+        ("dhp", ("mode=paper",), "search.distill_temperature=2", "has no use for it with these options"),
         (
             "magnitude",
+            (),
             "recover.warmup_epochs=4",
             "recover: a warm-up of 4 epochs is as long as the whole training of 2",
         ),
     ],
 )
 def test_what_does_not_suit_the_method_or_the_task_is_refused_before_training(
-    tmp_path, method, recipe, words
+    tmp_path, method, options, recipe, words
 ):
     with pytest.raises(UserError, match=words):
-        run_in(tmp_path / "run", recipe, method=method, epochs=2)
+        run_in(tmp_path / "run", recipe, method=method, options=options, epochs=2)
     assert not (tmp_path / "run").exists()
 
 

@@ -10,15 +10,7 @@ from torch import nn
 from prunus.errors import BudgetError, UserError
 from prunus.graph import trace
 from prunus.selection import Budget, Selection, cost, select
-
-
-class Block(nn.Module):
-    def __init__(self, width, inner):
-        super().__init__()
-        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
-
-    def forward(self, x):
-        return x + self.down(F.relu(self.up(x)))
+from tests.lib.blocks import Block
 
 
 class Stack(nn.Module):

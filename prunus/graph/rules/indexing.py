@@ -135,7 +135,7 @@ def select_scatter(op: Op, x: torch.Tensor, source: torch.Tensor, dim: int, plac
 def topk(op: Op, x: torch.Tensor, k: int, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
     """The largest k units along a dimension, such as the experts of a token, and their places."""
     dims = list(op.dims(x))
-    if not x.dim() or k == x.shape[dim] or not any(True for _ in axes.leaves(dims[dim])):
+    if not x.dim() or k == x.shape[dim] or not axes.can_shrink(dims[dim]):
         return along(op, x, dim)
     op.mixes, op.places = True, dims[dim]
     op.least(dims[dim], k)

@@ -44,7 +44,7 @@ def batch_norm(
     others = [dims[0], *dims[2:]]
     if isinstance(mean, torch.Tensor):
         op.fix(*others)
-    op.mixes = any(True for layout in others for _ in axes.leaves(layout))
+    op.mixes = axes.can_shrink(*others)
     for tensor, role in ((weight, SCALES), (bias, SHIFTS), (mean, SHIFTS), (variance, SCALES)):
         if isinstance(tensor, torch.Tensor):
             op.unify(dims[1], op.dims(tensor)[0])
@@ -67,7 +67,7 @@ def layer_norm(
             if tensor is not None:
                 op.unify(layout, op.dims(tensor)[i])
                 op.role(tensor, i, role)
-        op.mixes |= any(axes.leaves(layout))
+        op.mixes |= axes.can_shrink(layout)
     return dims, None, None
 
 
@@ -97,13 +97,13 @@ def group_norm(
             op.role(tensor, 0, role)
     op.follow(dims[1], "C")
     op.follow(group, "group")
-    op.mixes = any(axes.leaves(dims[1]))
+    op.mixes = axes.can_shrink(dims[1])
     return dims, None, None
 
 
 @rule(SOFTMAX)
 def along_dim(op: Op, x: torch.Tensor, dim: int, *args: Any, **kwargs: Any) -> list[Layout]:
-    op.mixes = any(axes.leaves(op.dims(x)[dim]))
+    op.mixes = axes.can_shrink(op.dims(x)[dim])
     return op.dims(x)
 
 
@@ -117,7 +117,7 @@ def _reduce(op: Op, x: torch.Tensor, over: Any, keepdim: bool) -> list[Layout]:
     over = [over] if isinstance(over, int) else over
     over = {d % x.dim() for d in over} if over else set(range(x.dim()))
     dims = op.dims(x)
-    op.mixes = any(True for d in over for _ in axes.leaves(dims[d]))
+    op.mixes = axes.can_shrink(*(dims[d] for d in over))
     kept = [1 if d in over else layout for d, layout in enumerate(dims)]
     return kept if keepdim else [layout for d, layout in enumerate(kept) if d not in over]
 
@@ -139,14 +139,14 @@ def weight_norm(op: Op, direction: torch.Tensor, length: torch.Tensor, dim: int 
     op.unify(dims[dim], op.dims(length)[dim])
     op.role(direction, dim, DIRECTION)
     op.role(length, dim, SCALES)
-    op.mixes = any(True for layout in dims for _ in axes.leaves(layout))
+    op.mixes = axes.can_shrink(*dims)
     return dims, op.dims(length)
 
 
 @rule("renorm")
 def renorm(op: Op, x: torch.Tensor, *args: Any) -> list[Layout]:
     """Each part along a dimension is made shorter, if it is too long over all others."""
-    op.mixes = any(True for layout in op.dims(x) for _ in axes.leaves(layout))
+    op.mixes = axes.can_shrink(*op.dims(x))
     return op.dims(x)
 
 

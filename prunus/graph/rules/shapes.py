@@ -76,7 +76,7 @@ def expand(op: Op, x: torch.Tensor, shape: list[int], **kwargs: Any) -> list[Lay
 
 @rule(REPEAT)
 def repeat(op: Op, x: torch.Tensor, times: list[int]) -> list[Layout]:
-    """What is repeated from size 1 is equal everywhere, as in `expand`."""
+    """A dimension that is repeated from size 1 is equal everywhere, as in `expand`."""
     dims = [1] * (len(times) - x.dim()) + op.dims(x)
     for i, (n, layout) in enumerate(zip(times, dims, strict=True)):
         dims[i] = axes.nest(n, layout)
@@ -130,13 +130,13 @@ def _diagonal(op: Op, x: torch.Tensor, offset: int, first: int, second: int) -> 
 def diagonal(op: Op, x: torch.Tensor, offset: int = 0, first: int = 0, second: int = 1) -> list[Layout]:
     op.alias = x
     beside, along_it = _diagonal(op, x, offset, first, second)
-    return [*beside, along_it if any(axes.leaves(along_it)) else op.out.shape[-1]]
+    return [*beside, along_it if axes.can_shrink(along_it) else op.out.shape[-1]]
 
 
 @rule("trace")
 def trace(op: Op, x: torch.Tensor) -> list[Layout]:
     _, summed = _diagonal(op, x, 0, 0, 1)
-    op.mixes = any(axes.leaves(summed))
+    op.mixes = axes.can_shrink(summed)
     return []
 
 
@@ -237,7 +237,7 @@ def slice_(
         if end == length:
             op.follow(dims[dim], "end")
         return dims
-    if not any(axes.leaves(dims[dim])):
+    if not axes.can_shrink(dims[dim]):
         dims[dim] = op.out.shape[dim]
     elif step == 1:
         before, rest = axes.split(dims[dim], begin, op)

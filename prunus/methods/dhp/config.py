@@ -59,9 +59,21 @@ class Config(Units):
     epochs: Count | None = None
     factors: Count = 8
 
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the search begins from reinitialised weights, and so without a teacher."""
+        return (self.start or ("scratch" if self.mode == "paper" else "given")) == "scratch"
+
     def fixed_in_search(self) -> tuple[str, ...]:
-        """Return the number of epochs, an option here, and the average, because its shapes are fixed."""
-        return ("epochs", "ema_decay")
+        """Return the number of epochs, an option here, and the average, because its shapes are fixed.
+
+        From scratch also the fields of distillation, because the network has no teacher then.
+        """
+        return (
+            "epochs",
+            "ema_decay",
+            *(("distill_weight", "distill_temperature") if self.from_scratch else ()),
+        )
 
     def preview(self) -> "Config":
         """Raise UserError, because units are chosen by training."""
@@ -75,14 +87,13 @@ class Config(Units):
     def resolved(self) -> "Config":
         """Return the options with a value for each None that depends on others; UserError if options conflict."""
         paper = self.mode == "paper"
-        start = self.start or ("scratch" if paper else "given")
         strength = self.strength or (2e-4 if paper else None)
         pressure = self.pressure or ("all" if strength else "least")
         latents = self.latents or ("normal" if paper else "norms" if pressure == "all" else "ones")
         aware = pressure == "least" if self.cost_aware is None else self.cost_aware
         if pressure == "least" and strength:
             raise UserError("pressure=least sets the strength itself; leave out strength and mode=paper.")
-        if not paper and start == "given" and latents == "normal":
+        if not paper and not self.from_scratch and latents == "normal":
             raise UserError("latents=normal would divide given weights by numbers near zero; take norms.")
         reject_unused(
             self,
@@ -92,6 +103,7 @@ class Config(Units):
                 ("a strength", strength is not None, ("ramp",)),
             ],
         )
+        start: Start = "scratch" if self.from_scratch else "given"
         chosen = {"start": start, "latents": latents, "strength": strength, "pressure": pressure}
         return replace(self, cost_aware=aware, **chosen)
 

@@ -69,7 +69,7 @@ def prune(task: Task, budget: Budget, config: Config, run: Run) -> Pruned:
         recipe,
         folder=run.folder("prune") / "search",
         seed=run.seed,
-        teacher=task.model if config.start == "given" else None,
+        teacher=None if config.from_scratch else task.model,
         along=Beside(search),
         progress=run.progress,
         label="searching widths",
@@ -91,6 +91,6 @@ def advice(task: Task, config: Config) -> dict[str, Any]:
     fields: dict[str, Any] = {"ema_decay": 0.0}  # an average has fixed shapes
     if config.mode == "paper":
         fields["weight_decay"] = PAPER_DECAY
-    given = config.start == "given"
-    epochs = config.epochs or task.recipe("tune" if given else "scratch").epochs
-    return {"purpose": "recover" if given else "scratch", "epochs": epochs, **fields}
+    scratch = config.from_scratch
+    epochs = config.epochs or task.recipe("scratch" if scratch else "tune").epochs
+    return {"purpose": "scratch" if scratch else "recover", "epochs": epochs, **fields}
