@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from prunus.errors import UserError, one_line, unknown
 from prunus.graph import Graph, Member, read_tensor
-from prunus.inputs import call, in_words, model_device, move
+from prunus.inputs import call, in_words, model_device, move, plain
 
 Scores = dict[str, Tensor]
 Batches = Iterable[tuple[Any, Any]]  # (inputs as the model takes them: tensor, tuple or dict; targets)
@@ -103,7 +103,8 @@ def _to_device(model: nn.Module, batches: Batches, what: str) -> Iterator[tuple[
                 f"{what}: expected a pair (inputs, targets) as batch {number}, got {in_words(batch)}. Of inputs alone "
                 "make pairs: [(inputs, None) for inputs in batches]."
             )
-        yield move(tuple(batch), device)
+        inputs, targets = batch
+        yield move((plain(inputs), targets), device)
 
 
 def _answer(bare: nn.Module, inputs: Any, what: str) -> Any:
