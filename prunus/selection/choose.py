@@ -335,6 +335,11 @@ def _sort_units(
     """Sort the units `there` by falling score, equal scores by rising unit; returns scores and units."""
     if name not in scores:
         raise UserError(f"no scores for axis {name}; there are some for {', '.join(scores) or 'none'}.")
+    if scores[name].is_meta:
+        raise UserError(
+            f"scores of axis {name} hold no numbers, because they are on the meta device. Score a model that has its "
+            "weights; its graph, and that of an empty one, are the same."
+        )
     score = scores[name].detach().double().cpu()
     if score.shape != (size,):
         raise UserError(f"scores of axis {name}: expected shape ({size},), got {tuple(score.shape)}.")
