@@ -216,13 +216,12 @@ def stated_images(folder: str) -> tuple[tuple[int, int, int] | None, int | None]
     """
     config = read_json(expand_home(folder) / "config.json")
     size, channels, labels = (config.get(name) for name in ("image_size", "num_channels", "id2label"))
-    sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
-    whole = all(type(side) is int and side > 0 for side in sides)
+    sides = size if isinstance(size, list) else [size, size]
+    numbers = [each for each in sides if type(each) is int and each > 0]
+    whole = (numbers[0], numbers[1]) if len(numbers) == len(sides) == 2 else None
     depth = channels if type(channels) is int and channels > 0 else 3
-    return (
-        (depth, *sides) if whole else None,
-        len(labels) if isinstance(labels, dict) and labels else None,
-    )
+    number = len(labels) if isinstance(labels, dict) and labels else None
+    return None if whole is None else (depth, *whole), number
 
 
 def check_listed(source: str, name: str, listed: Iterable[str]) -> None:
