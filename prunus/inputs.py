@@ -15,14 +15,23 @@ def call(model: Callable[..., Any], inputs: Any) -> Any:
 
     Args:
         model: The model, or another function.
-        inputs: A tensor, a tuple or list of arguments by position, or a dict of arguments by keyword.
+        inputs: A tensor, a tuple or list of arguments by position, or a mapping of arguments by keyword.
 
     Returns:
         The model's output.
     """
+    inputs = plain(inputs)
     if isinstance(inputs, dict):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def plain(inputs: Any) -> Any:
+    """Return inputs by keyword as a dict, whatever kind of mapping holds them; other inputs as they are.
+
+    What tokenizers and image processors of transformers return is a mapping, but no dict.
+    """
+    return dict(inputs) if isinstance(inputs, Mapping) and not isinstance(inputs, dict) else inputs
 
 
 def move(tree: Any, device: torch.device) -> Any:

@@ -68,6 +68,9 @@ def input_of(
     source, _, name = model.partition(":")
     if source == "zoo":
         return shape or zoo.native_shape(name), classes or ZOO_CLASSES
+    if source == "hf":
+        stated, labels = zoo.stated_images(name)
+        return shape or stated or DEFAULT_SHAPE, classes or labels or DEFAULT_CLASSES
     return shape or DEFAULT_SHAPE, classes or DEFAULT_CLASSES
 
 

@@ -47,8 +47,8 @@ def shrink_checkpoint(
     """Cut the tensors of a checkpoint to a keep, one at a time, and write a checkpoint of the same form.
 
     The memory it takes is that of the largest tensor and its part, whatever the size of the model. Nothing is run: the
-    cut is the one that `shrink` makes, whose proof (`prunus.surgery.verify(model, graph, keep)`) needs no weights
-    either. Files that hold no weights (tokenizer, generation config) are copied.
+    cut is the one that `shrink` makes; its proof (`prunus.surgery.verify(model, graph, keep)`) takes a model of the
+    class with any weights. Files that hold no weights (tokenizer, generation config) are copied.
 
     Source: ours.
 
@@ -157,7 +157,7 @@ def meta_model(folder: Path) -> nn.Module:
         folder: The folder of a checkpoint of transformers; its weights are not read.
 
     Returns:
-        The model, in evaluation mode.
+        The model, in evaluation mode, with parameters of the type that the config states.
 
     Raises:
         FileError: There is no config.json, or it is damaged.
@@ -170,7 +170,12 @@ def meta_model(folder: Path) -> nn.Module:
         kind = getattr(transformers, names[0])
         made = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
-            return kind(made).eval()
+            model = kind(made).eval()
+        stated = getattr(made, "dtype", None) or getattr(made, "torch_dtype", None)
+        if isinstance(stated, torch.dtype) and stated.is_floating_point:
+            for parameter in model.parameters():  # as from_pretrained makes them; buffers keep their own type
+                parameter.data = parameter.data.to(stated)
+        return model
     except ImportError as error:
         raise UserError(f"transformers cannot be imported ({error}): pip install 'prunus[hf]'.") from error
     except (IndexError, AttributeError) as error:
@@ -182,7 +187,7 @@ def meta_model(folder: Path) -> nn.Module:
 def trace_own_example(model: nn.Module) -> Graph:
     """Trace a model of transformers on the inputs that it gives as its own example; UserError if it gives none."""
     example = getattr(model, "dummy_inputs", None)
-    if not isinstance(example, Mapping):
+    if not isinstance(example, Mapping) or getattr(model, "main_input_name", None) not in (None, *example):
         raise UserError(
             f"{type(model).__name__} does not say on which inputs it runs; trace it, and give the graph: "
             "shrink_checkpoint(..., graph=prunus.trace(model, example), model=model)."
@@ -222,6 +227,13 @@ def _known_names(model: nn.Module, graph: Graph, shards: list[Source]) -> dict[s
     ]
     lost = set(graph.parameters) - set(known.values())
     wrong += [f"{name} is missing there" for name in sorted(lost)]
+    if lost and (strange := sorted(held.keys() - known.keys() - own.keys())):
+        raise FileError(
+            f"the checkpoint stores weights otherwise than {type(model).__name__} holds them: it has {strange[0]}, "
+            f"but not {sorted(lost)[0]}. If it is of this class, which then joins or renames them as it loads them (of "
+            "transformers: mixtures of experts), load it with from_pretrained, shrink it, and save it with "
+            "save_pretrained; otherwise trace the class that it was saved from."
+        )
     if wrong:
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise FileError(

@@ -26,6 +26,7 @@ from torch import nn
 
 from prunus.errors import FileError, PrunusError, UserError
 from prunus.export.keep_file import FORMAT, WITH_BLOCKS, KeepFile, read_keep
+from prunus.export.tensor_stream import Source
 from prunus.files import hash_file, hash_json, read_tensors, same_kind, write_json, write_tensors
 from prunus.graph import (
     Graph,
@@ -66,7 +67,8 @@ def save(folder: str | Path, small: nn.Module, keep: Keep, graph: Graph, masks: 
             as they are in a model that is held or was finalised.
 
     Raises:
-        FileError: `small` is not `keep` of the traced model, or is not zero where the masks say so.
+        FileError: `small` is not `keep` of the traced model, or is not zero where the masks say so, or the folder holds
+            the weights of the model before the cut.
         PrunusError: The files cannot be written.
     """
     keep = graph.check_keep(keep)
@@ -124,9 +126,36 @@ def _write(
         entries["behind"] = _shapes(behind)
     if state:
         entries["state"] = _shapes(state)
+    if empty := [name for content in written.values() for name, tensor in content.items() if tensor.is_meta]:
+        raise FileError(
+            f"there is nothing to save: {empty[0]} of this model holds no numbers, because it is on the meta device. "
+            "Save a model that has its weights."
+        )
+    _check_not_the_original(folder, graph, shapes)
     for name, content in written.items():
         write_tensors(folder / name, content, {"format": "pt"})
     write_keep(folder, small, keep, graph, list(written), entries | {"shapes": _shapes(tensors)})
+
+
+def _check_not_the_original(folder: Path, graph: Graph, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raise FileError if the folder holds the model before the cut, as save_pretrained writes it, which would be lost.
+
+    What a save left behind that was interrupted has the shapes of a smaller model.
+    """
+    if (folder / "keep.json").exists() or not (folder / TENSORS).exists():
+        return
+    try:
+        held = Source(folder / TENSORS).entries
+    except FileError:  # damaged, so nothing is lost
+        return
+    known = {name: entry.shape for name, entry in held.items() if name in graph.shapes}
+    whole = all(shape == tuple(graph.shapes[name]) for name, shape in known.items())
+    cut = [name for name, shape in known.items() if shape != tuple(shapes.get(name, ()))]
+    if whole and cut:
+        raise FileError(
+            f"{folder / TENSORS} holds the model before the cut ({cut[0]} is {known[cut[0]]} there), and would be "
+            "overwritten. Save to another folder."
+        )
 
 
 def write_keep(

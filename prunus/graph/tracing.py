@@ -26,7 +26,7 @@ from prunus.graph.parametrised import follow_steps
 from prunus.graph.passes import Passes, doubled
 from prunus.graph.turns import one_at_a_time
 from prunus.graph.words import shorten
-from prunus.inputs import call
+from prunus.inputs import call, plain
 
 MODES = ("eval", "train")
 
@@ -86,7 +86,9 @@ def _examples(example: Any, modes: Collection[str] | Mapping[str, Any] | None) -
         if mode not in MODES:
             raise unknown("mode", mode, MODES)
     examples = {
-        mode: modes[mode] if isinstance(modes, Mapping) else example for mode in MODES if mode in chosen
+        mode: plain(modes[mode] if isinstance(modes, Mapping) else example)
+        for mode in MODES
+        if mode in chosen
     }
     return tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), examples)
 

@@ -1,12 +1,12 @@
 """The batches of inputs to which weights are fitted, as a user gives them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from prunus.errors import UserError
-from prunus.inputs import count_examples, in_words, tensors_in
+from prunus.inputs import count_examples, in_words, plain, tensors_in
 
 
 def read_batches(batches: Iterable[Any]) -> list[Any]:
@@ -21,12 +21,12 @@ def read_batches(batches: Iterable[Any]) -> list[Any]:
     Raises:
         UserError: They are no batches, there is none, or one holds no example.
     """
-    if isinstance(batches, (Tensor, str, dict)) or not isinstance(batches, Iterable):
+    if isinstance(batches, (Tensor, str, Mapping)) or not isinstance(batches, Iterable):
         raise UserError(
             f"repair: expected an iterable of batches, such as a list, got {in_words(batches)}; give one batch as "
             "[batch]."
         )
-    given = list(batches)
+    given = [plain(batch) for batch in batches]
     if not given:
         raise UserError("repair: expected at least one batch of inputs, got none; give data.")
     for number, batch in enumerate(given, 1):

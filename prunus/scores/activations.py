@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from prunus.errors import UserError
 from prunus.graph import Graph, Member, holder, make_skeleton, plain_model, read_tensor
-from prunus.inputs import call, real_positions
-from prunus.scores.members import Batches, Normalize, Scores, _normalize, _to_device
+from prunus.inputs import real_positions
+from prunus.scores.members import Batches, Normalize, Scores, _answer, _normalize, _to_device
 from prunus.scores.weights import _complete
 
 
@@ -41,18 +41,18 @@ def activation(
         {axis: float32 (size,)}; higher means keep.
 
     Raises:
-        UserError: There is no batch.
+        UserError: There is no batch, or one is no pair, or the model cannot be called with its inputs.
     """
     model = plain_model(model)
     bare = make_skeleton(model, real=True)
     watched = {(m.tensor, m.dim): m for axis in graph.axes for m in graph.members(axis) if m.role in roles}
     means = {place: _Mean(bare, member) for place, member in watched.items()}
     count = 0
-    for inputs, _ in _to_device(bare, batches):
+    for inputs, _ in _to_device(bare, batches, "activation"):
         real = real_positions(inputs)
         for mean in means.values():
             mean.real = real
-        call(bare, inputs)
+        _answer(bare, inputs, "activation")
         count += 1
     if not count:
         raise UserError("activation: expected at least one batch to score with, got none; give data.")

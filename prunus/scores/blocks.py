@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from prunus.errors import UserError, unknown
 from prunus.graph import Block, Graph, axes, given_argument, is_inexact, make_skeleton, plain_model
-from prunus.inputs import call, real_positions
-from prunus.scores.members import Batches, Scores, _as_float, _to_device
+from prunus.inputs import real_positions
+from prunus.scores.members import Batches, Scores, _answer, _as_float, _checked_loss, _to_device
 
 Of = Literal["parameters", "outputs"]
 
@@ -85,7 +85,7 @@ class _Seen(NamedTuple):
 
 
 def _runs(model: nn.Module, graph: Graph, batches: Batches, what: str) -> Iterator[_Seen]:
-    """Call a bare copy of a model with each batch. Raises UserError if there is none, or no block."""
+    """Call a bare copy of a model with each batch. Raises UserError if there is none, or a wrong one, or no block."""
     if not graph.blocks:
         raise UserError(f"{what}: this model has no block that can be skipped; {_why(graph)}.")
     bare = make_skeleton(plain_model(model), real=True)
@@ -93,9 +93,9 @@ def _runs(model: nn.Module, graph: Graph, batches: Batches, what: str) -> Iterat
         parameter.requires_grad_(torch.is_grad_enabled() and is_inexact(parameter))
     watched = Watched(bare, graph)
     empty = True
-    for inputs, targets in _to_device(bare, batches):
+    for inputs, targets in _to_device(bare, batches, what):
         empty = False
-        yield _Seen(bare, watched, inputs, targets, call(bare, inputs))
+        yield _Seen(bare, watched, inputs, targets, _answer(bare, inputs, what))
     if empty:
         raise UserError(f"{what}: expected at least one batch to score with, got none; give data.")
 
@@ -206,9 +206,8 @@ def gradient_norms(
                     for axis, block in graph.blocks.items()
                 }
             flat = list({id(each): each for parts in wanted.values() for each in parts}.values())
-            found = torch.autograd.grad(
-                loss(output, targets), flat, allow_unused=True, materialize_grads=True
-            )
+            value = _checked_loss(loss(output, targets), "gradient_norms")
+            found = torch.autograd.grad(value, flat, allow_unused=True, materialize_grads=True)
             squares = {id(each): own.float().square().sum() for each, own in zip(flat, found, strict=True)}
             for axis, parts in wanted.items():
                 length = sum((squares[id(each)] for each in parts), torch.zeros(())).sqrt().reshape(1)

@@ -9,9 +9,18 @@ from torch import Tensor, nn
 
 from prunus.errors import UserError
 from prunus.graph import Graph, Member, is_inexact, make_skeleton, output_tensors, plain_model
-from prunus.inputs import call
 from prunus.scores.blocks import Watched
-from prunus.scores.members import ALL, Batches, Scores, _as_float, _gather, _members, _to_device
+from prunus.scores.members import (
+    ALL,
+    Batches,
+    Scores,
+    _answer,
+    _as_float,
+    _checked_loss,
+    _gather,
+    _members,
+    _to_device,
+)
 
 
 def taylor(
@@ -42,7 +51,8 @@ def taylor(
         {axis: float32 (size,)}; higher means keep.
 
     Raises:
-        UserError: There is no batch, or the loss of a batch is NaN or infinite.
+        UserError: There is no batch, one is no pair, the model cannot be called with its inputs, or its loss is NaN,
+            infinite, or no number that depends on weights.
     """
     total: Scores = {}
     count = 0
@@ -53,9 +63,9 @@ def taylor(
         weights = {n: p.requires_grad_() for n, p in bare.named_parameters() if is_inexact(p)}
         blocks = Watched(bare, graph, gradients=True) if depth else None
         read = _watch_gradients(weights, [m for each in members.values() for m in each], found)
-        for count, (inputs, targets) in enumerate(_to_device(bare, batches), 1):
+        for count, (inputs, targets) in enumerate(_to_device(bare, batches, "taylor"), 1):
             found.clear()
-            value = loss(call(bare, inputs), targets)
+            value = _checked_loss(loss(_answer(bare, inputs, "taylor"), targets), "taylor")
             if not value.isfinite():
                 raise UserError(
                     f"taylor: the loss of batch {count} is {value.item()}, not a finite number; check the model's "

@@ -1,15 +1,15 @@
 """The weights that belong to a unit, and how their scores are combined and normalised."""
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import UserError, unknown
+from prunus.errors import UserError, one_line, unknown
 from prunus.graph import Graph, Member, read_tensor
-from prunus.inputs import model_device, move
+from prunus.inputs import call, in_words, model_device, move, plain
 
 Scores = dict[str, Tensor]
 Batches = Iterable[tuple[Any, Any]]  # (inputs as the model takes them: tensor, tuple or dict; targets)
@@ -89,8 +89,40 @@ def _normalize(score: Tensor, how: str) -> Tensor:
     return score / NORMALIZE[how](score).clamp_min(TINY)
 
 
-def _to_device(model: nn.Module, batches: Batches) -> Iterator[tuple[Any, Any]]:
-    """The batches, on the model's device."""
+def _to_device(model: nn.Module, batches: Batches, what: str) -> Iterator[tuple[Any, Any]]:
+    """The batches, on the model's device; UserError for what is no pair, which would be read as another one."""
     device = model_device(model)
-    for batch in batches:
-        yield move(tuple(batch), device)
+    if isinstance(batches, (Tensor, str, Mapping)) or not isinstance(batches, Iterable):
+        raise UserError(
+            f"{what}: expected an iterable of (inputs, targets) pairs, such as a list, got {in_words(batches)}; give "
+            "one batch as [(inputs, targets)]."
+        )
+    for number, batch in enumerate(batches, 1):
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise UserError(
+                f"{what}: expected a pair (inputs, targets) as batch {number}, got {in_words(batch)}. Of inputs alone "
+                "make pairs: [(inputs, None) for inputs in batches]."
+            )
+        inputs, targets = batch
+        yield move((plain(inputs), targets), device)
+
+
+def _answer(bare: nn.Module, inputs: Any, what: str) -> Any:
+    """The output of a model for a batch; UserError if the model cannot be called with it."""
+    try:
+        return call(bare, inputs)
+    except Exception as error:  # whatever a model raises about inputs
+        raise UserError(
+            f"{what}: the model cannot be called with the batch {in_words(inputs)}: {one_line(error)}. Give pairs "
+            "(inputs, targets), with inputs as the model takes them: a tensor, a tuple by position, or a dict by "
+            "keyword."
+        ) from error
+
+
+def _checked_loss(value: Any, what: str) -> Tensor:
+    """What a loss returned, if it is one number that depends on weights; UserError otherwise."""
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise UserError(f"{what}: loss should return a tensor of one number, but returned {in_words(value)}.")
+    if not value.requires_grad:
+        raise UserError(f"{what}: what loss returned does not depend on the model's weights; is it detached?")
+    return value

@@ -335,6 +335,11 @@ def _sort_units(
     """Sort the units `there` by falling score, equal scores by rising unit; returns scores and units."""
     if name not in scores:
         raise UserError(f"no scores for axis {name}; there are some for {', '.join(scores) or 'none'}.")
+    if scores[name].is_meta:
+        raise UserError(
+            f"scores of axis {name} hold no numbers, because they are on the meta device. Score a model that has its "
+            "weights; its graph, and that of an empty one, are the same."
+        )
     score = scores[name].detach().double().cpu()
     if score.shape != (size,):
         raise UserError(f"scores of axis {name}: expected shape ({size},), got {tuple(score.shape)}.")
@@ -378,14 +383,17 @@ def _unreachable(
         if saved[i] > 0:
             left, of = int(limits.base[i]) * each, int(shares.parts[i]) * each
             held.append(f"{name}{tied} keeps {left} of {of} ({why}{blocks})")
-    amount = f"{budget.name} come to {format_number(reach)}"
+    amount = f"{budget.name} come to {format_number(reach)} at the least, {reach / before:.4f} of the "
+    amount += f"{format_number(before)} before"
+    least = f"{single / before:.4f}"
     if len(budget.limits) > 1:
-        amount = f"the limit that is exceeded most is used up {format_number(reach)} times"
+        amount = f"the limit that is exceeded most is used up {format_number(reach)} times at the least, and "
+        amount += f"{format_number(before)} times by the whole model"
+        least = f"{format_number(single)} times"
     error = Unreachable(
-        f"{budget} cannot be met: {amount} at the least, {reach / before:.4f} of "
-        f"the {format_number(before)} before. Held up most by: "
+        f"{budget} cannot be met: {amount}. Held up most by: "
         f"{'; '.join(held) or 'nothing, every axis is at one unit'}. "
-        f"With one unit an axis{' and no block' if any(depth) else ''} it would be {single / before:.4f}. "
+        f"With one unit an axis{' and no block' if any(depth) else ''} it would be {least}. "
         "Give a larger budget, or lower floors, raise caps, freeze less."
     )
     error.min_units = shares.by_axis(limits.base)

@@ -28,7 +28,9 @@ from prunus.surgery.slicing import cut, mask_tensors
 def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
     """Copy `model` with zeros in all weights of the units and blocks that are not kept; shapes stay the same.
 
-    A block that ends with a norm returns zeros then, where `shrink` lets it return its input.
+    A norm over a cut axis counts the zeros, so the copy answers otherwise than the small model, whose proof takes such
+    statistics over the kept units. A block that ends with a norm returns zeros, where `shrink` lets it return its
+    input.
 
     Args:
         model: The traced model; it is not changed.

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from prunus.errors import PruningError
+from prunus.errors import PruningError, UserError
 from prunus.graph import (
     Graph,
     Keep,
@@ -154,12 +154,17 @@ def verify(model: nn.Module, graph: Graph, keep: Keep, small: nn.Module | None =
         FileError: `model` is not the model that was traced.
         PruningError: `small` holds other weights, one of the two models does not run, or they draw other random
             numbers.
-        UserError: `keep` does not fit the graph.
+        UserError: `keep` does not fit the graph, or `model` is on the meta device.
     """
     start = time.perf_counter()
     model, small = plain_model(model), None if small is None else plain_model(small)
     keep = graph.check_keep(keep)
     tensors = checked_tensors(model, graph)
+    if empty := [name for name, tensor in tensors.items() if tensor.is_meta]:
+        raise UserError(
+            f"nothing can be proved of a model without weights: {empty[0]} is on the meta device. Prove it with a "
+            'model of the same class that has weights, whichever, or shrink with verify="off".'
+        )
     pair = Pair(model, small, graph, Places(keep), tensors)
     if small is not None:
         pair.check_weights()

@@ -22,7 +22,7 @@ from prunus.zoo.mobilenet import MobileNetV1, MobileNetV2
 from prunus.zoo.networks import NETWORKS, build, build_of_text, native_shape
 from prunus.zoo.optional import library
 from prunus.zoo.pretrained import has_weights, special_token
-from prunus.zoo.sources import load_model, load_weights
+from prunus.zoo.sources import load_model, load_weights, stated_images
 
 __all__ = [
     "NETWORKS",
@@ -39,4 +39,5 @@ __all__ = [
     "load_weights",
     "native_shape",
     "special_token",
+    "stated_images",
 ]

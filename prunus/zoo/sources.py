@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from prunus import zoo
 from prunus.errors import FileError, UserError, one_line
-from prunus.files import read_json, read_tensors, same_kind
+from prunus.files import expand_home, read_json, read_tensors, same_kind
 from prunus.specs import user_object
 from prunus.zoo.networks import TO_IMAGES
 from prunus.zoo.optional import library
@@ -191,7 +191,7 @@ def from_timm(name: str, classes: int, in_shape: tuple[int, int, int]) -> nn.Mod
 
 def from_config(folder: str, classes: int, in_shape: tuple[int, int, int]) -> nn.Module:
     """Build the image classifier that a transformers config.json describes."""
-    config = read_json(Path(folder) / "config.json")
+    config = read_json(expand_home(folder) / "config.json")
     transformers = library("transformers")
     try:
         kind = config.pop("model_type")
@@ -203,6 +203,25 @@ def from_config(folder: str, classes: int, in_shape: tuple[int, int, int]) -> nn
         raise UserError(
             f"{folder}/config.json describes no image classifier that transformers can build ({one_line(error)})."
         ) from error
+
+
+def stated_images(folder: str) -> tuple[tuple[int, int, int] | None, int | None]:
+    """Look up what images a transformers config.json is for.
+
+    Args:
+        folder: The folder with config.json.
+
+    Returns:
+        Channels, height and width, and the number of classes; each None where the config does not state it.
+    """
+    config = read_json(expand_home(folder) / "config.json")
+    size, channels, labels = (config.get(name) for name in ("image_size", "num_channels", "id2label"))
+    sides = size if isinstance(size, list) else [size, size]
+    numbers = [each for each in sides if type(each) is int and each > 0]
+    whole = (numbers[0], numbers[1]) if len(numbers) == len(sides) == 2 else None
+    depth = channels if type(channels) is int and channels > 0 else 3
+    number = len(labels) if isinstance(labels, dict) and labels else None
+    return None if whole is None else (depth, *whole), number
 
 
 def check_listed(source: str, name: str, listed: Iterable[str]) -> None:

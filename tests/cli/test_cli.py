@@ -478,3 +478,20 @@ def test_skip_broken_leaves_out_what_cannot_be_read(capsys, tmp_path):
     arguments += ["--method", "magnitude", "--dry-run", "--out", str(tmp_path / "run")]
     assert "cat/3.png" in said(capsys, *arguments, status=2)
     assert "macs" in said(capsys, *arguments, "--skip-broken")
+
+
+def test_inspect_takes_images_and_the_type_of_weights_from_the_config(capsys, tmp_path):
+    """A network for images of 16 pixels was shown for 224, and weights of 16 bits as of 32."""
+    transformers = imported_beside_torchvision("transformers")
+    heads = {"num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 64}
+    images = transformers.ViTConfig(**heads, image_size=16, patch_size=4, num_labels=7)
+    images.save_pretrained(tmp_path / "images")
+    told = json.loads(said(capsys, "inspect", "--model", f"hf:{tmp_path / 'images'}", "--json"))
+    wanted = transformers.ViTForImageClassification(images)
+    assert told["costs"]["params"] == sum(each.numel() for each in wanted.parameters())
+    texts = transformers.LlamaConfig(
+        **heads, vocab_size=40, architectures=["LlamaForCausalLM"], dtype="bfloat16"
+    )
+    texts.save_pretrained(tmp_path / "texts")
+    told = json.loads(said(capsys, "inspect", "--model", f"hf:{tmp_path / 'texts'}", "--json"))
+    assert told["costs"]["weights_mb"] == pytest.approx(2 * told["costs"]["params"] / 2**20, rel=0.01)

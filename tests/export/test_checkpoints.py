@@ -254,3 +254,50 @@ class Link(nn.Module):
 
     def forward(self, x):
         return x + self.inner(x)
+
+
+def test_checkpoints_that_its_class_joins_or_that_need_images_are_refused_in_words(tmp_path):
+    transformers = imported_beside_torchvision("transformers")
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 64}
+    experts = transformers.MixtralConfig(**sizes, vocab_size=40, num_key_value_heads=2, num_local_experts=2)
+    images = transformers.ViTConfig(**sizes, image_size=16, patch_size=4)
+    for name, config, said in (
+        ("Mixtral", experts, "otherwise than MixtralForCausalLM holds them.*from_pretrained"),
+        ("ViT", images, "does not say on which inputs it runs.*graph="),
+    ):
+        kind = getattr(transformers, f"{name}For{'CausalLM' if name == 'Mixtral' else 'ImageClassification'}")
+        kind(config).save_pretrained(tmp_path / name)
+        with pytest.raises(PrunusError, match=said):
+            prunus.shrink_checkpoint(tmp_path / name, {}, tmp_path / "out")
+
+
+def test_a_model_without_weights_is_refused_in_words(tmp_path):
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    graph = prunus.trace(empty, torch.randn(2, 3))
+    scores, keep = prunus.scores.magnitude(empty, graph), {"0": [0, 3]}
+    with pytest.raises(UserError, match="hold no numbers, because they are on the meta device"):
+        prunus.select(graph, scores, prunus.Budget(macs=0.5))
+    for refused in (prunus.shrink, prunus.verify):
+        with pytest.raises(UserError, match=r"0\.weight is on the meta device. Prove it with a model"):
+            refused(empty, graph, keep)
+    small = prunus.shrink(empty, graph, keep, verify="off")
+    with pytest.raises(FileError, match=r"nothing to save: 0\.weight of this model holds no numbers"):
+        prunus.save(tmp_path / "out", small, keep, graph)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_save_does_not_overwrite_the_model_before_the_cut(given, tmp_path):
+    """In the folder of save_pretrained the original's weights were lost without a word."""
+    model, graph, keep, _ = given
+    small, folder = prunus.shrink(model, graph, keep), tmp_path / "original"
+    folder.mkdir()
+    whole = {name: tensor for name, tensor in model.state_dict().items() if name != "last.weight"}
+    save_file(whole, folder / checkpoints.SINGLE)
+    before = (folder / checkpoints.SINGLE).read_bytes()
+    with pytest.raises(FileError, match="holds the model before the cut"):
+        prunus.save(folder, small, keep, graph)
+    assert (folder / checkpoints.SINGLE).read_bytes() == before and not (folder / "keep.json").exists()
+    prunus.save(tmp_path / "new", small, keep, graph)
+    (tmp_path / "new" / "keep.json").unlink()  # as an interrupted save leaves it
+    prunus.save(tmp_path / "new", small, keep, graph)

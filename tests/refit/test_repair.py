@@ -2,6 +2,7 @@
 
 import random
 import threading
+from collections import UserDict
 
 import pytest
 import torch
@@ -281,3 +282,16 @@ def test_half_precision_is_solved_in_full():
     small = repair(model, graph, keep, [x])
     assert small.chain.last.weight.dtype == torch.float16
     assert (small(x) - model(x)).abs().max() < 0.05 * model(x).abs().max()
+
+
+def test_inputs_in_a_mapping_that_is_no_dict_are_read_by_keyword():
+    """Tokenizers of transformers return such mappings; the error was an empty one."""
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    given = UserDict(input=torch.randn(4, 3))
+    graph = prunus.trace(model, given)
+    keep = prunus.select(
+        graph, prunus.scores.activation(model, graph, [(given, None)]), prunus.Budget(macs=0.5)
+    )
+    small = prunus.repair(model, graph, keep, [given])
+    expected = prunus.repair(model, graph, keep, [given["input"]])
+    assert torch.equal(small(**given), expected(**given))

@@ -335,3 +335,48 @@ def test_random_projections_score_the_change_of_the_answer_without_labels():
     again = scores.taylor(model, graph, scores.random_projection(0), [(x, None)] * 4000)["0"]
     other = scores.taylor(model, graph, scores.random_projection(1), [(x, None)] * 4000)["0"]
     assert torch.equal(found, again) and not torch.equal(found, other)
+
+
+DATA_SCORES = {
+    "activation": lambda model, graph, batches: scores.activation(model, graph, batches),
+    "taylor": lambda model, graph, batches: scores.taylor(model, graph, mean_answer, batches),
+    "influence": lambda model, graph, batches: scores.influence(model, graph, batches),
+    "gradient_norms": lambda model, graph, batches: scores.gradient_norms(model, graph, mean_answer, batches),
+}
+
+
+def mean_answer(output, targets):
+    return output.mean()
+
+
+@pytest.mark.parametrize("score", DATA_SCORES)
+def test_batches_that_are_no_pairs_are_refused_in_words(score):
+    """Two images without targets were read as an image and its target."""
+    model = zoo.build("resnet20").eval()
+    images = torch.randn(2, 3, 32, 32)
+    graph = trace(model, images)
+    for wrong in ([images], [{"x": images, "y": images}], [(images, images, images)]):
+        with pytest.raises(UserError, match=rf"{score}: expected a pair \(inputs, targets\) as batch 1"):
+            DATA_SCORES[score](model, graph, wrong)
+    for wrong in (images, {"x": images}, 3):
+        with pytest.raises(UserError, match=f"{score}: expected an iterable of"):
+            DATA_SCORES[score](model, graph, wrong)
+    with pytest.raises(UserError, match=f"{score}: the model cannot be called with the batch dict"):
+        DATA_SCORES[score](model, graph, [({"pixels": images}, None)])
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (lambda output, targets: output, "a tensor of one number, but returned tensor"),
+        (lambda output, targets: output.mean().item(), "a tensor of one number, but returned float"),
+        (lambda output, targets: output.detach().mean(), "does not depend on the model's weights"),
+    ],
+)
+def test_a_loss_that_gives_no_gradient_is_refused_in_words(loss, said):
+    model = zoo.build("resnet20").eval()
+    images = torch.randn(2, 3, 32, 32)
+    graph = trace(model, images)
+    for score in (scores.taylor, scores.gradient_norms):
+        with pytest.raises(UserError, match=said):
+            score(model, graph, loss, [(images, None)])

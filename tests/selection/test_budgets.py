@@ -55,7 +55,7 @@ def test_several_limits_are_parsed_said_and_taken_apart():
 
 
 def test_what_cannot_be_met_or_saved_is_refused():
-    with pytest.raises(BudgetError, match=r"the limit that is exceeded most is used up .* times at the"):
+    with pytest.raises(BudgetError, match=r"is used up .* times at the least, and .* times by the whole"):
         prunus.select(GRAPH, SCORES, Budget(macs=0.9, params=1e-4))
     with pytest.raises(BudgetError, match="there is nothing to prune"):
         prunus.select(GRAPH, SCORES, Budget(macs=10**12, params=10**9))
