@@ -227,7 +227,7 @@ def _known_names(model: nn.Module, graph: Graph, shards: list[Source]) -> dict[s
     ]
     lost = set(graph.parameters) - set(known.values())
     wrong += [f"{name} is missing there" for name in sorted(lost)]
-    if lost and (strange := sorted(held.keys() - known.keys() - own.keys())):
+    if lost and known and (strange := sorted(held.keys() - known.keys() - own.keys())):
         raise FileError(
             f"the checkpoint stores weights otherwise than {type(model).__name__} holds them: it has {strange[0]}, "
             f"but not {sorted(lost)[0]}. If it is of this class, which then joins or renames them as it loads them (of "
