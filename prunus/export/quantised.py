@@ -1,6 +1,11 @@
 """A model in 8 bits as model.int8.onnx, quantised by onnxruntime with ranges that it measures on batches.
 
 Weights are quantised per channel, activations per tensor. Pruning comes first: a quantised model cannot be cut.
+
+Weights use seven of their eight bits, -64 to 64. Processors with AVX2 but without VNNI add two products of an
+activation (0 to 255) and a weight in 16 bits, which end at 32767: with weights up to 127 such sums saturate, so the
+same file answers otherwise there than elsewhere. Two products of at most 255 * 64 fit. This holds for every file,
+because a file may run on another processor than the one it was made on.
 """
 
 from __future__ import annotations
@@ -23,7 +28,9 @@ from prunus.graph import evaluation_mode
 from prunus.inputs import call, tensors_in
 
 NAME = "model.int8.onnx"
-LARGEST = 0.5  # relative difference; more is no longer the model in fewer bits
+# Relative difference that is allowed. Rounding alone stays far below; sums that saturate, and ranges measured on other
+# inputs than the model is for, do not. Whether the answers are good enough, only the task's metric says.
+LARGEST = 0.25
 
 
 def export_int8(
@@ -97,6 +104,7 @@ def _quantise(plain: Path, ready: Path, small: Path, batches: Sequence[Any]) -> 
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
+            reduce_range=True,  # see above
         )
     finally:
         logging.disable(level)
