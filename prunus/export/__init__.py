@@ -16,12 +16,22 @@ from prunus.export.checkpoints import shrink_checkpoint
 from prunus.export.configured import check_config
 from prunus.export.files import export_model, largest_difference
 from prunus.export.pretrained import export_pretrained
-from prunus.export.programs import Call, export_program, feed_of, missing_for_onnx, open_session, to_onnx
-from prunus.export.quantised import export_int8
+from prunus.export.programs import (
+    Call,
+    OnnxModel,
+    export_program,
+    feed_of,
+    missing_for_onnx,
+    open_session,
+    to_onnx,
+)
+from prunus.export.quantised import INT8_FILE, export_int8
 from prunus.export.store import load, load_keep, load_masks, save
 
 __all__ = [
+    "INT8_FILE",
     "Call",
+    "OnnxModel",
     "check_config",
     "export_int8",
     "export_model",
