@@ -3,7 +3,6 @@
 tyro reads each command's options from its parameters, and their help from the docstring.
 """
 
-import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from prunus import report
 from prunus.cli import describe
 from prunus.cli.answers import answers_json, answers_table, write_images
+from prunus.cli.finished import show
 from prunus.cli.folders import new_folder
 from prunus.cli.parameters import (
     Initial,
@@ -28,7 +28,7 @@ from prunus.cli.parameters import (
     parse_limit,
 )
 from prunus.cli.run_options import RunOptions
-from prunus.cli.terminal import Terminal
+from prunus.cli.terminal import OUT
 from prunus.errors import PrunusError, UserError
 from prunus.graph import trace
 from prunus.methods import find
@@ -41,6 +41,7 @@ from prunus.run import (
     load_run,
     preview,
     prune,
+    quantise_run,
     read_result,
     resolve_auto,
     sole_writer,
@@ -52,8 +53,6 @@ from prunus.tasks import find_kind
 from prunus.zoo import load_model, load_weights
 
 Common = Annotated[RunOptions, OmitArgPrefixes]
-# Of several processes only the first prints.
-OUT = Terminal(quiet=os.environ.get("RANK", "0") != "0")
 
 
 def demo(
@@ -349,7 +348,7 @@ def rewrite_report(folder: Positional[Path]) -> None:
     show(values, folder)
 
 
-def export(folder: Positional[Path]) -> None:
+def export(folder: Positional[Path], int8: bool = False) -> None:
     """Write a finished run's model as model.pt2 (torch.export) and, if onnx is installed, model.onnx;
     each file is run and compared with the model before it is kept. The batch size stays free.
     A model that was given as hf:DIR is also written as a folder that transformers loads, if its config can say it
@@ -357,11 +356,17 @@ def export(folder: Positional[Path]) -> None:
 
     Examples:
       prunus export runs/first
+      prunus export runs/first --int8
 
     Args:
         folder: The run's folder.
+        int8: Also write model.int8.onnx, in 8 bits, with ranges measured on training data of the run, which are read
+            again. The report then says how good it is on the test data, beside 32 bits and the dense model in both.
     """
-    for line in export_run(folder, read_result(folder)):
+    result = read_result(folder)
+    for line in export_run(folder, result):
+        OUT.print(line, soft_wrap=True)
+    for line in quantise_run(folder, result, progress=bar) if int8 else ():
         OUT.print(line, soft_wrap=True)
 
 
@@ -400,19 +405,3 @@ DESCRIPTION = """Make trained PyTorch networks smaller and faster, with a proof 
 
 Begin with `prunus demo`; `prunus COMMAND --help` shows examples. With --debug, every command shows the traceback of an
 error."""
-
-
-def show(values: dict, folder: Path) -> None:
-    """Print the table of a run and the paths of its files."""
-    OUT.print(report.summary(values))
-    if dense := values.get("left_dense"):
-        more = f" and {len(dense) - 3} more" if len(dense) > 3 else ""
-        hint = f"Left dense, because the pattern does not fit: {', '.join(list(dense)[:3])}{more}."
-        OUT.print(hint, soft_wrap=True)
-    if "sparsity" in values["after"]:
-        hint = f"Zeros make a file smaller, seldom a model faster: `prunus bench {folder}` measures it."
-        OUT.print(hint, soft_wrap=True)
-    if (minutes := values["settings"].get("minutes")) is not None:
-        epochs = values["settings"]["recovery"]["epochs"]
-        OUT.print(f"Recovery took {epochs:.3g} epochs, planned for {minutes:g} minutes.", soft_wrap=True)
-    OUT.print(f"The smaller model and its report: {folder}/report.html", soft_wrap=True)

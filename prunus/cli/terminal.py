@@ -1,5 +1,6 @@
 """A console that shows text from outside as it is: neither markup nor control characters in it have an effect."""
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,3 +24,7 @@ class Terminal(Console):
         """Render as rich does, but show control characters that stand in text as \\x1b and the like."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(escape_controls(segment.text), segment.style)
+
+
+# Of several processes only the first prints.
+OUT = Terminal(quiet=os.environ.get("RANK", "0") != "0")

@@ -32,16 +32,14 @@ from prunus.export import (
     store,
     to_onnx,
 )
-from prunus.files import read_json, write_json
+from prunus.files import write_json
 from prunus.inputs import call, random_batch, tensors_in
 from prunus.latency import take_turns
 from prunus.options import Range, check_value
 from prunus.progress import silent
-from prunus.run.loading import load_into
+from prunus.run.loading import load_base
 from prunus.run.lock import sole_writer
-from prunus.run.records import check_files, file_of
 from prunus.run.reopen import reopen_task
-from prunus.run.stages import BASE as BASE_FILE
 from prunus.sparse import formats
 
 BATCHES = (1, 64)
@@ -99,9 +97,7 @@ def bench_run(folder: Path, result: dict, *, seconds: float = 3.0, progress: Cal
     original = task.model
     zeros, macs = result["after"].get("sparsity", 0.0), result["after"]["macs"] / result["before"]["macs"]
     with sole_writer(folder):
-        if (of_base := file_of(folder, "base")).exists():
-            check_files(folder, {"base": read_json(of_base)})
-        base, pruned = load_into(original, folder / BASE_FILE), store.load(folder, original)
+        base, pruned = load_base(folder, original), store.load(folder, original)
         record = bench(base, pruned, task.example, zeros=zeros, macs=macs, seconds=seconds, progress=progress)
         write_json(folder / "bench.json", record)
     return record
