@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from prunus import report
-from prunus.data import Examples
 from prunus.errors import PrunusError, UserError
 from prunus.export import INT8_FILE, OnnxModel, export_int8, missing_for_onnx, store
 from prunus.files import write_json
@@ -50,7 +49,7 @@ def quantise_run(folder: Path, result: dict[str, Any], *, progress: Callable[...
     if missing := missing_for_onnx():
         raise UserError(f"{INT8_FILE} cannot be made: {missing}.")
     task = reopen_with_data(folder, result, "call prunus.export.export_int8 with the model and batches")
-    inputs = take_inputs(task.data.train, result["settings"]["seed"])
+    inputs = take_inputs(task, result["settings"]["seed"])
     with sole_writer(folder):
         small = store.load(folder, task.model)
         lines = [quantise(folder, small, task, inputs)]
@@ -72,20 +71,22 @@ def quantise_run(folder: Path, result: dict[str, Any], *, progress: Callable[...
     return [*lines, report.int8_sentence(result)]
 
 
-def take_inputs(train: Examples, seed: int) -> list[Any]:
+def take_inputs(task: Task, seed: int) -> list[Any]:
     """Take the inputs on which ranges are measured: training examples in random order, not augmented.
 
     Args:
-        train: The training examples.
+        task: The task.
         seed: The seed of the order.
 
     Returns:
-        Batches without targets: at most 256 examples in all, and at most 512 MB, but always one batch, of the loader's
-        own size if a user gave a loader.
+        Batches with what the task's example has, so without targets: at most 256 examples in all, and at most 512 MB,
+        but always one batch, of the loader's own size if a user gave a loader.
     """
     inputs: list[Any] = []
     taken, size = 0, 0
-    for x, _ in train.batches(BATCH_SIZE, seed=seed):
+    for x, _ in task.data.train.batches(BATCH_SIZE, seed=seed):
+        if isinstance(x, dict) and isinstance(task.example, dict):
+            x = {name: x[name] for name in task.example}
         taken += count_examples(x)
         size += sum(tensor.nbytes for tensor in tensors_in(x))
         if inputs and (taken > EXAMPLES or size > MOST_BYTES):

@@ -6,12 +6,13 @@ import shutil
 import pytest
 
 from prunus import cli
-from prunus.errors import PrunusError, UserError
+from prunus.errors import UserError
 from prunus.export import missing_for_onnx
 from prunus.files import read_json
 from prunus.run import Settings, eight_bits, prune, quantise_run
 from prunus.selection import Sparsity
 from tests.lib import restoring, texts
+from tests.lib.scenes import write_scenes
 
 OWN = "tests.lib.own_tasks:answering"
 NEEDS = pytest.mark.skipif(bool(missing_for_onnx()), reason="needs onnx and onnxruntime")
@@ -54,11 +55,20 @@ def runs(tmp_path_factory):
         assert cli.main([*given, "--method", "magnitude", "--out", str(folder / task)]) == 0
     own = ["run", "--task", OWN, "--method", "magnitude", "--epochs", "1", "--out", str(folder / "own")]
     assert cli.main(own) == 0
+    brief = {"base_epochs": 3, "epochs": 2, "batch_size": 8, "base_lr": 1e-2, "lr": 3e-3}
+    prune(
+        "tests.lib.scenes:Segmenter",
+        data=f"pairs:{write_scenes(folder / 'scenes', {'train': 16, 'val': 4, 'test': 4})}",
+        task="segment",
+        method="magnitude",
+        out=folder / "segment",
+        settings=Settings(task_options=("patch=16", "class_names=floor,red,green"), precision="no", **brief),
+    )
     return folder
 
 
 @NEEDS
-@pytest.mark.parametrize("task", ["denoise", "sr", "text", "lm", "own"])
+@pytest.mark.parametrize("task", ["denoise", "sr", "segment", "text", "lm", "own"])
 def test_runs_of_every_task_are_quantised(runs, task, tmp_path):
     folder = shutil.copytree(runs / task, tmp_path / "run")
     result = read_json(folder / "result.json")
@@ -110,14 +120,14 @@ def test_without_the_dense_base_the_pruned_model_is_judged_alone(run):
 
 
 @NEEDS
-def test_what_the_file_does_not_take_is_not_judged(run, monkeypatch):
-    def refuse(*_):
-        raise PrunusError("the file takes x.")
-
-    monkeypatch.setattr(eight_bits, "OnnxModel", refuse)
-    lines = quantise_run(run, read_json(run / "result.json"))
-    assert lines[-1] == "It was not judged: the file takes x." and (run / "model.int8.onnx").exists()
-    assert "int8" not in read_json(run / "result.json")
+def test_a_model_that_computes_its_loss_itself_is_written_but_not_judged(tmp_path):
+    folder = tmp_path / "run"
+    own = ["run", "--task", "tests.lib.own_tasks:language_model", "--method", "magnitude", "--epochs", "1"]
+    assert cli.main([*own, "--out", str(folder)]) == 0
+    lines = quantise_run(folder, read_json(folder / "result.json"))
+    assert "model.int8.onnx written" in lines[0] and (folder / "model.int8.onnx").exists()
+    assert lines[1].startswith("It was not judged: the file takes input_ids, attention_mask, and refuses")
+    assert len(lines) == 2 and "int8" not in read_json(folder / "result.json")
 
 
 def test_without_onnxruntime_nothing_is_read(run, monkeypatch, capsys):
