@@ -348,7 +348,9 @@ def rewrite_report(folder: Positional[Path]) -> None:
     show(values, folder)
 
 
-def export(folder: Positional[Path], int8: bool = False) -> None:
+def export(
+    folder: Positional[Path], int8: bool = False, openvino: bool = False, executorch: bool = False
+) -> None:
     """Write a finished run's model as model.pt2 (torch.export) and, if onnx is installed, model.onnx;
     each file is run and compared with the model before it is kept. The batch size stays free.
     A model that was given as hf:DIR is also written as a folder that transformers loads, if its config can say it
@@ -356,15 +358,17 @@ def export(folder: Positional[Path], int8: bool = False) -> None:
 
     Examples:
       prunus export runs/first
-      prunus export runs/first --int8
+      prunus export runs/first --int8 --openvino
 
     Args:
         folder: The run's folder.
         int8: Also write model.int8.onnx, in 8 bits, with ranges measured on training data of the run, which are read
             again. The report then says how good it is on the test data, beside 32 bits and the dense model in both.
+        openvino: Also write model.xml and model.bin, for OpenVINO.
+        executorch: Also write model.pte, for ExecuTorch with XNNPACK; it takes one input at a time.
     """
     result = read_result(folder)
-    for line in export_run(folder, result):
+    for line in export_run(folder, result, openvino=openvino, executorch=executorch):
         OUT.print(line, soft_wrap=True)
     for line in quantise_run(folder, result, progress=bar) if int8 else ():
         OUT.print(line, soft_wrap=True)

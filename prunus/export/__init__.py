@@ -9,12 +9,16 @@ Its files, in the order in which to read them:
     programs       converting to torch.export and ONNX, running in torch and onnxruntime
     files          model.pt2 and model.onnx, checked against the model
     quantised      model.int8.onnx, in 8 bits
+    for_openvino   model.xml and model.bin, for OpenVINO
+    for_executorch model.pte, for ExecuTorch
     pretrained     a folder for from_pretrained
 """
 
 from prunus.export.checkpoints import shrink_checkpoint
 from prunus.export.configured import check_config
 from prunus.export.files import export_model, largest_difference
+from prunus.export.for_executorch import export_executorch, missing_for_executorch
+from prunus.export.for_openvino import export_openvino, missing_for_openvino, prepare_openvino
 from prunus.export.pretrained import export_pretrained
 from prunus.export.programs import (
     Call,
@@ -33,8 +37,10 @@ __all__ = [
     "Call",
     "OnnxModel",
     "check_config",
+    "export_executorch",
     "export_int8",
     "export_model",
+    "export_openvino",
     "export_pretrained",
     "export_program",
     "feed_of",
@@ -42,8 +48,11 @@ __all__ = [
     "load",
     "load_keep",
     "load_masks",
+    "missing_for_executorch",
     "missing_for_onnx",
+    "missing_for_openvino",
     "open_session",
+    "prepare_openvino",
     "save",
     "shrink_checkpoint",
     "to_onnx",

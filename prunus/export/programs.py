@@ -2,8 +2,10 @@
 
 import copy
 import importlib.util
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -55,8 +57,26 @@ def missing_for_onnx() -> str:
     Returns:
         Words for a message; empty if nothing is missing.
     """
-    absent = [name for name in ONNX_NEEDS if importlib.util.find_spec(name) is None]
-    return f"{', '.join(absent)} not installed; pip install 'prunus[onnx]'" if absent else ""
+    return missing_of("onnx", ONNX_NEEDS)
+
+
+def missing_of(extra: str, packages: Sequence[str]) -> str:
+    """Say which packages of an extra of Prunus are missing; see `missing_for_onnx`."""
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    return f"{', '.join(absent)} not installed; pip install 'prunus[{extra}]'" if absent else ""
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Silence what exporters warn of and log about themselves: deprecations, and advice on what was done."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def export_program(
@@ -112,8 +132,7 @@ def to_onnx(program: torch.export.ExportedProgram) -> Any:
     Raises:
         PrunusError: ONNX cannot express the program; the message holds torch's reason.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside the exporter
+    with quietly():
         try:
             return torch.onnx.export(program, dynamo=True, verbose=False)
         except torch.onnx.errors.OnnxExporterError as error:

@@ -10,7 +10,6 @@ because a file may run on another processor than the one it was made on.
 
 from __future__ import annotations
 
-import logging
 import math
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from prunus.errors import PruningError, UserError
 from prunus.export.files import make_freest_program
-from prunus.export.programs import feed_of, missing_for_onnx, open_session, to_onnx
+from prunus.export.programs import feed_of, missing_for_onnx, open_session, quietly, to_onnx
 from prunus.files import write_atomic
 from prunus.graph import evaluation_mode
 from prunus.inputs import call, tensors_in
@@ -99,9 +98,7 @@ def _quantise(plain: Path, ready: Path, small: Path, batches: Sequence[Any]) -> 
         def get_next(self) -> Any:
             return next(self.feeds, None)
 
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # advice on pre-processing that was done
-    try:
+    with quietly():
         quant_pre_process(plain, ready, skip_symbolic_shape=True)
         quantization.quantize_static(
             ready,
@@ -113,8 +110,6 @@ def _quantise(plain: Path, ready: Path, small: Path, batches: Sequence[Any]) -> 
             weight_type=quantization.QuantType.QInt8,
             reduce_range=True,  # see above
         )
-    finally:
-        logging.disable(level)
 
 
 def _difference(onnx: bytes, model: nn.Module, batches: Sequence[Any]) -> float:
