@@ -5,6 +5,7 @@ Its files, in the order in which to read them:
     terminal        a console for text from files and folder names
     describe        tables for `inspect`, `methods` and `tasks`
     answers         the answers of `predict`
+    finished        the table of a run
     task_options    the options of a task as options of the command
     parameters      the types of the commands' parameters
     folders         a new folder for a command that was given none

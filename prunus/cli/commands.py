@@ -13,6 +13,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from prunus import report
 from prunus.cli import describe
 from prunus.cli.answers import answers_json, answers_table, write_images
+from prunus.cli.finished import show
 from prunus.cli.folders import new_folder
 from prunus.cli.parameters import (
     Limit,
@@ -37,6 +38,7 @@ from prunus.run import (
     load_run,
     preview,
     prune,
+    quantise_run,
     read_result,
     resolve_auto,
     sole_writer,
@@ -264,7 +266,9 @@ def rewrite_report(folder: Positional[Path]) -> None:
     show(values, folder)
 
 
-def export(folder: Positional[Path]) -> None:
+def export(
+    folder: Positional[Path], int8: bool = False, openvino: bool = False, executorch: bool = False
+) -> None:
     """Write a finished run's model as model.pt2 (torch.export) and, if onnx is installed, model.onnx;
     each file is run and compared with the model before it is kept. The batch size stays free.
     A model that was given as hf:DIR is also written as a folder that transformers loads, if its config can say it
@@ -272,11 +276,19 @@ def export(folder: Positional[Path]) -> None:
 
     Examples:
       prunus export runs/first
+      prunus export runs/first --int8 --openvino
 
     Args:
         folder: The run's folder.
+        int8: Also write model.int8.onnx, in 8 bits, with ranges measured on training data of the run, which are read
+            again. The report then says how good it is on the test data, beside 32 bits and the dense model in both.
+        openvino: Also write model.xml and model.bin, for OpenVINO.
+        executorch: Also write model.pte, for ExecuTorch with XNNPACK; it takes one input at a time.
     """
-    for line in export_run(folder, read_result(folder)):
+    result = read_result(folder)
+    for line in export_run(folder, result, openvino=openvino, executorch=executorch):
+        OUT.print(line, soft_wrap=True)
+    for line in quantise_run(folder, result, progress=bar) if int8 else ():
         OUT.print(line, soft_wrap=True)
 
 
@@ -315,19 +327,3 @@ DESCRIPTION = """Make trained PyTorch networks smaller and faster, with a proof 
 
 Begin with `prunus demo`; `prunus COMMAND --help` shows examples. With --debug, every command shows the traceback of an
 error."""
-
-
-def show(values: dict, folder: Path) -> None:
-    """Print the table of a run and the paths of its files."""
-    OUT.print(report.summary(values))
-    if dense := values.get("left_dense"):
-        more = f" and {len(dense) - 3} more" if len(dense) > 3 else ""
-        hint = f"Left dense, because the pattern does not fit: {', '.join(list(dense)[:3])}{more}."
-        OUT.print(hint, soft_wrap=True)
-    if "sparsity" in values["after"]:
-        hint = f"Zeros make a file smaller, seldom a model faster: `prunus bench {folder}` measures it."
-        OUT.print(hint, soft_wrap=True)
-    if (minutes := values["settings"].get("minutes")) is not None:
-        epochs = values["settings"]["recovery"]["epochs"]
-        OUT.print(f"Recovery took {epochs:.3g} epochs, planned for {minutes:g} minutes.", soft_wrap=True)
-    OUT.print(f"The smaller model and its report: {folder}/report.html", soft_wrap=True)

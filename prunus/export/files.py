@@ -23,6 +23,8 @@ EXPORT_BATCH, CHECK_BATCH = 2, 3
 # shorter, because a model may know no more places than the example has.
 OTHER_SIDES, OTHER_LENGTH = 2, 0.6
 
+Made = tuple[torch.export.ExportedProgram, Any, list[Tensor]]  # see make_program
+
 
 def export_model(folder: Path, model: nn.Module, example: Any, free_dims: Sequence[int] = (0,)) -> list[str]:
     """Export a model as model.pt2 and, where onnx is installed, model.onnx; the batch size stays free.
@@ -45,15 +47,8 @@ def export_model(folder: Path, model: nn.Module, example: Any, free_dims: Sequen
 
 
 def _export(folder: Path, model: nn.Module, example: Any, free_dims: Sequence[int]) -> list[str]:
-    lines: list[str] = []
-    try:
-        program, other, expected = make_program(model, example, free_dims)
-    except Exception as error:  # whatever torch.export or the user's own code raises for other sides
-        if len(free_dims) == 1:
-            raise
-        program, other, expected = make_program(model, example, free_dims[:1])
-        shapes = ", ".join(str(tuple(tensor.shape[1:])) for tensor in tensors_in(example))
-        lines.append(f"The files take inputs of {shapes} only; with free sides: {one_line(error)}")
+    (program, other, expected), why = make_freest_program(model, example, free_dims)
+    lines = [f"The files take {why}"] if why else []
     with torch.no_grad():
         lines.append(check_outputs("model.pt2", tensors_in(call(program.module(), other)), expected))
     write_atomic(folder / "model.pt2", lambda temporary: save_program(program, temporary))
@@ -62,9 +57,32 @@ def _export(folder: Path, model: nn.Module, example: Any, free_dims: Sequence[in
     return [*lines, write_onnx(folder / "model.onnx", program, other, expected)]
 
 
-def make_program(
-    model: nn.Module, example: Any, free_dims: Sequence[int]
-) -> tuple[torch.export.ExportedProgram, Any, list[Tensor]]:
+def make_freest_program(model: nn.Module, example: Any, free_dims: Sequence[int]) -> tuple[Made, str]:
+    """Export a model to a program that leaves dimensions free, or the first of them alone where torch refuses.
+
+    Args:
+        model: The model, in evaluation mode.
+        example: One input.
+        free_dims: The dimensions, the batch first.
+
+    Returns:
+        What `make_program` returns, and, if only the first is free, a text that says which inputs the program takes,
+        and torch's reason; otherwise "".
+
+    Raises:
+        PrunusError: torch cannot export the model.
+    """
+    try:
+        return make_program(model, example, free_dims), ""
+    except Exception as error:  # whatever torch.export or the user's own code raises for other sides
+        if len(free_dims) == 1:
+            raise
+        made = make_program(model, example, free_dims[:1])
+        shapes = ", ".join(str(tuple(tensor.shape[1:])) for tensor in tensors_in(example))
+        return made, f"inputs of {shapes} only; with free sides: {one_line(error)}"
+
+
+def make_program(model: nn.Module, example: Any, free_dims: Sequence[int]) -> Made:
     """Export a model to a program that leaves dimensions free.
 
     Args:

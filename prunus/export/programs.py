@@ -2,18 +2,20 @@
 
 import copy
 import importlib.util
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from prunus.errors import PrunusError, UserError
-from prunus.graph import named_tensors
-from prunus.inputs import call, move, tensors_in
+from prunus.errors import PrunusError, UserError, one_line
+from prunus.graph import evaluation_mode, named_tensors
+from prunus.inputs import call, in_words, move, tensors_in
 
 ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
 
@@ -55,8 +57,26 @@ def missing_for_onnx() -> str:
     Returns:
         Words for a message; empty if nothing is missing.
     """
-    absent = [name for name in ONNX_NEEDS if importlib.util.find_spec(name) is None]
-    return f"{', '.join(absent)} not installed; pip install 'prunus[onnx]'" if absent else ""
+    return missing_of("onnx", ONNX_NEEDS)
+
+
+def missing_of(extra: str, packages: Sequence[str]) -> str:
+    """Say which packages of an extra of Prunus are missing; see `missing_for_onnx`."""
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    return f"{', '.join(absent)} not installed; pip install 'prunus[{extra}]'" if absent else ""
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Silence what exporters warn of and log about themselves: deprecations, and advice on what was done."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def export_program(
@@ -93,8 +113,10 @@ def _of_tensor(leaf: Any, dims: dict[int, Any]) -> dict[int, Any] | None:
 
 
 def feed_of(session: Any, inputs: Any) -> dict[str, Any]:
-    """Return what an onnxruntime session is fed with for inputs: its tensors by the names of its inputs, in order."""
+    """Return what an onnxruntime session is fed with for inputs: by their own names if it has these, or in order."""
     names = [each.name for each in session.get_inputs()]
+    if isinstance(inputs, dict) and inputs.keys() == {*names}:
+        inputs = [inputs[name] for name in names]
     return {name: leaf.detach().numpy() for name, leaf in zip(names, tensors_in(inputs), strict=True)}
 
 
@@ -110,8 +132,7 @@ def to_onnx(program: torch.export.ExportedProgram) -> Any:
     Raises:
         PrunusError: ONNX cannot express the program; the message holds torch's reason.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside the exporter
+    with quietly():
         try:
             return torch.onnx.export(program, dynamo=True, verbose=False)
         except torch.onnx.errors.OnnxExporterError as error:
@@ -136,6 +157,49 @@ def open_session(onnx: bytes, *, profile: str = "") -> Any:
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
     return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+
+
+class OnnxModel(nn.Module):
+    """A model whose answers onnxruntime computes, in the form of those of the model that the file was made of.
+
+    A copy of it is one of that model, in floating point: tasks measure how far a network sees by copies in double
+    precision.
+
+    Args:
+        onnx: The model in ONNX.
+        model: The model that it was made of, on the processor.
+        example: One input.
+    """
+
+    def __init__(self, onnx: bytes, model: nn.Module, example: Any):
+        super().__init__()
+        self._session = open_session(onnx)
+        self._model = (model,)  # a tuple, so that it is not a part of this one
+        with torch.no_grad(), evaluation_mode(model):
+            self._leaves, self._form = tree_flatten(call(model, example))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer a batch on the processor.
+
+        Raises:
+            PrunusError: The file does not take such inputs.
+        """
+        inputs = kwargs or args  # see inputs.call
+        try:
+            answers = iter(self._session.run(None, feed_of(self._session, inputs)))
+        except Exception as error:  # onnxruntime's own exceptions derive from no common one
+            names = ", ".join(each.name for each in self._session.get_inputs())
+            raise PrunusError(
+                f"the file takes {names}, and refuses {in_words(inputs)} ({one_line(error)})."
+            ) from error
+        return tree_unflatten(
+            [torch.from_numpy(next(answers)) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves],
+            self._form,
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        """Copy the model that the file was made of."""
+        return copy.deepcopy(self._model[0], memo)
 
 
 def prepare_onnxruntime(model: nn.Module, example: Any) -> Call:

@@ -29,6 +29,7 @@ from prunus.report.contents import (
     read_result,
 )
 from prunus.report.page import write_page
+from prunus.report.rows import int8_sentence
 from prunus.report.tables import bench_table, comparison, summary
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "check_repaired",
     "check_sparse",
     "comparison",
+    "int8_sentence",
     "read_result",
     "summary",
     "write_board",

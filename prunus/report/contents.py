@@ -121,6 +121,20 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
     on_val: Ends
 
 
+class InEightBits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the models have on the test set in 8 bits; before: the dense one, None if it was not judged.
+
+    Args:
+        before: The metrics of the dense base.
+        after: The metrics of the pruned model.
+        examples: The number of training examples on which ranges were measured.
+    """
+
+    before: dict[str, Any] | None
+    after: dict[str, Any]
+    examples: Count
+
+
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
     """How a budget of milliseconds was met."""
 
@@ -276,6 +290,7 @@ class ResultFile(Record, frozen=True, kw_only=True):
     repaired: Repaired | msgspec.UnsetType = msgspec.UNSET
     recovered: Recovered | msgspec.UnsetType = msgspec.UNSET
     after: Costs
+    int8: InEightBits | msgspec.UnsetType = msgspec.UNSET
     verified: Verified
     widths: dict[str, Kept]
     survivors: dict[str, Kept] | msgspec.UnsetType = msgspec.UNSET
@@ -317,6 +332,9 @@ def read_result(path: Path) -> dict[str, Any]:
         check_number(values[part], metric, f"{path}, {part},", ResultFile, or_none=True)
     if found.repaired is not msgspec.UNSET and found.repaired.test is not msgspec.UNSET:
         check_number(found.repaired.test, metric, f"{path}, repaired.test,", ResultFile, or_none=True)
+    if found.int8 is not msgspec.UNSET:
+        for part in ("after",) if found.int8.before is None else ("before", "after"):
+            check_number(values["int8"][part], metric, f"{path}, int8.{part},", ResultFile, or_none=True)
     if found.after.sparsity is not msgspec.UNSET:
         check_number(values["pruned"], "sparsity", f"{path}, pruned,", ResultFile)
     return values

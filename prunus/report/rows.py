@@ -61,7 +61,7 @@ def rows(result: dict[str, Any]) -> list[Row]:
                 change=metric.change(was, now),
             )
         )
-    return table
+    return [*table, *int8_rows(result)]
 
 
 def judged_on(result: dict[str, Any]) -> str:
@@ -115,6 +115,36 @@ def recovery_sentence(result: dict[str, Any]) -> str:
     if found["kept"] == "start":
         return f"Fine-tuning made it worse on val, {end} after {start}, so the model before it was kept."
     return f"Fine-tuned: on val {start} before it, {end} after it."
+
+
+def int8_rows(result: dict[str, Any]) -> list[Row]:
+    """Make the row of the metric in 8 bits, of the dense model and of the pruned one, if they were quantised."""
+    if "int8" not in result:
+        return []
+    metric, found = metric_of(result), result["int8"]
+    now, dense = found["after"][metric.key], found["before"]
+    return [
+        Row(
+            label=f"{metric.key} in 8 bits",
+            before=metric.text(dense[metric.key]) if dense else "",
+            pruned="",
+            after=metric.text(now),
+            change=metric.change(dense[metric.key], now) if dense else "",
+        )
+    ]
+
+
+def int8_sentence(result: dict[str, Any]) -> str:
+    """Say how good the pruned model is in 8 bits, beside 32 bits and the dense one; empty if it was not quantised."""
+    if "int8" not in result:
+        return ""
+    metric, found = metric_of(result), result["int8"]
+    now, whole = (metric.text(each[metric.key]) for each in (found["after"], result["after"]))
+    line = f"In 8 bits: {metric.key} {now} on {judged_on(result)}, {whole} in 32 bits"
+    if found["before"]:
+        now, whole = (metric.text(each[metric.key]) for each in (found["before"], result["before"]))
+        line += f"; the dense model {now} and {whole}"
+    return f"{line}. Ranges were measured on {found['examples']} training examples."
 
 
 def latency_rows(result: dict[str, Any]) -> list[Row]:

@@ -13,6 +13,7 @@ from prunus.report.rows import (
     budget_text,
     columns,
     data_sentence,
+    int8_sentence,
     latency_sentence,
     metric_of,
     proof_sentence,
@@ -23,7 +24,7 @@ from prunus.report.rows import (
 
 
 def summary(result: dict[str, Any]) -> Group:
-    """Make the table of one run, and below it a line each on the proof, repair, recovery, latency and data.
+    """Make the table of one run, and below it a line each on the proof, repair, recovery, 8 bits, latency and data.
 
     Args:
         result: The run's result.json.
@@ -37,7 +38,10 @@ def summary(result: dict[str, Any]) -> Group:
         table.add_column(heading, justify="left" if not heading else "right")
     for row in rows(result):
         table.add_row(*(Text(getattr(row, name)) for name in shown))
-    sentences = proof_sentence, repair_sentence, recovery_sentence, latency_sentence, data_sentence
+    sentences = (
+        *(proof_sentence, repair_sentence, recovery_sentence),
+        *(int8_sentence, latency_sentence, data_sentence),
+    )
     lines = [say(result) for say in sentences]
     return Group(table, *(Text(line) for line in lines if line))
 

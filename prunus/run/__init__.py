@@ -20,10 +20,11 @@ Its files, in the order in which to read them:
     advice      the method that `auto` stands for
     from_base   a run that begins with the base of another
     pipeline    prune, train_base, preview
-    reopen      the task of a finished run, without its data
+    reopen      the task of a finished run, without its data or with them
     saved       a finished run, ready to use
     bench       the milliseconds that a finished run gains
     export      exporting a finished run
+    eight_bits  its model in 8 bits, and how good that is
     gradual     pruning while a model is trained, in anyone's loop
     trainers    callbacks for transformers' Trainer and for Lightning
     arms        what is compared: methods, budgets, seeds
@@ -35,6 +36,7 @@ Its files, in the order in which to read them:
 
 from prunus.run.advice import resolve_auto
 from prunus.run.board import METHODS, Comparison, compare
+from prunus.run.eight_bits import quantise_run
 from prunus.run.export import export_run
 from prunus.run.folder import RunFolder
 from prunus.run.gradual import Cut, Gradual
@@ -62,6 +64,7 @@ __all__ = [
     "load_run",
     "preview",
     "prune",
+    "quantise_run",
     "read_result",
     "resolve_auto",
     "sole_writer",

@@ -9,7 +9,6 @@ every fifth of the rounds, a smaller share of it than the second copy needs in a
 
 import copy
 import importlib.metadata
-import importlib.util
 import platform
 import statistics
 import tempfile
@@ -28,25 +27,29 @@ from prunus.export import (
     feed_of,
     largest_difference,
     missing_for_onnx,
+    missing_for_openvino,
     open_session,
+    prepare_openvino,
     store,
     to_onnx,
 )
-from prunus.files import read_json, write_json
+from prunus.files import write_json
 from prunus.inputs import call, random_batch, tensors_in
 from prunus.latency import take_turns
 from prunus.options import Range, check_value
 from prunus.progress import silent
-from prunus.run.loading import load_into
+from prunus.run.loading import load_base
 from prunus.run.lock import sole_writer
-from prunus.run.records import check_files, file_of
 from prunus.run.reopen import reopen_task
-from prunus.run.stages import BASE as BASE_FILE
 from prunus.sparse import formats
 
 BATCHES = (1, 64)
 FASTER = 0.9  # of the base's time; a smaller gain is not reported as one
 CSR_FROM = 0.7  # share of zeros from which torch's sparse matrices can be faster
+OPENVINO = {
+    "PERFORMANCE_HINT": "LATENCY",
+    "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": 0.5,
+}  # with sparse weights
 PARTS = 5  # parts of the rounds, each evaluated separately
 BASE, AGAIN, PRUNED = "base", "base again", "pruned"
 Seconds = Annotated[float, Range(0, 24 * 3600, above=True)]
@@ -99,9 +102,7 @@ def bench_run(folder: Path, result: dict, *, seconds: float = 3.0, progress: Cal
     original = task.model
     zeros, macs = result["after"].get("sparsity", 0.0), result["after"]["macs"] / result["before"]["macs"]
     with sole_writer(folder):
-        if (of_base := file_of(folder, "base")).exists():
-            check_files(folder, {"base": read_json(of_base)})
-        base, pruned = load_into(original, folder / BASE_FILE), store.load(folder, original)
+        base, pruned = load_base(folder, original), store.load(folder, original)
         record = bench(base, pruned, task.example, zeros=zeros, macs=macs, seconds=seconds, progress=progress)
         write_json(folder / "bench.json", record)
     return record
@@ -177,12 +178,10 @@ def make_runners(
     for which, model in models.items():
         write_onnx(model, example, files[which])
     runners += [Runner("onnxruntime", which, prepare_onnxruntime(file)) for which, file in files.items()]
-    if importlib.util.find_spec("openvino") is None:
-        return runners, missing | {"OpenVINO": "openvino is not installed; pip install openvino"}
-    return [
-        *runners,
-        *(Runner("OpenVINO", which, prepare_openvino(file)) for which, file in files.items()),
-    ], missing
+    if needed := missing_for_openvino():
+        return runners, missing | {"OpenVINO": needed}
+    of_openvino = {which: prepare_openvino(file, **OPENVINO) for which, file in files.items()}
+    return [*runners, *(Runner("OpenVINO", which, run) for which, run in of_openvino.items())], missing
 
 
 def prepare_torch(model: nn.Module) -> Run:
@@ -204,25 +203,6 @@ def prepare_onnxruntime(file: Path) -> Run:
     """Prepare to run an ONNX file in onnxruntime, with as many threads as torch."""
     session = open_session(file.read_bytes())
     return lambda x: [torch.from_numpy(output) for output in session.run(None, feed_of(session, x))]
-
-
-def prepare_openvino(file: Path) -> Run:
-    """Prepare to run an ONNX file in OpenVINO, in float32, with as many threads as torch, and with sparse weights."""
-    import openvino  # pyright: ignore[reportMissingImports]: an optional package
-
-    config = {
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-        "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": 0.5,
-    }
-    request = openvino.Core().compile_model(str(file), "CPU", config).create_infer_request()
-
-    def run(x: Any) -> list[Tensor]:
-        found = request.infer([tensor.numpy() for tensor in tensors_in(x)])
-        return [torch.from_numpy(found[number]) for number in range(len(found))]
-
-    return run
 
 
 def check_output(runner: Runner, model: nn.Module, example: Any) -> None:

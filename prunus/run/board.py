@@ -35,13 +35,13 @@ from prunus.latency import measure, milliseconds
 from prunus.machine import cores, use_threads
 from prunus.progress import silent
 from prunus.run.arms import BASES, RUNS, Arm, Limit, check_shared, plan_arms
+from prunus.run.loading import BASE as BASE_FILE
+from prunus.run.loading import load_into
 from prunus.run.lock import check_free, sole_writer
 from prunus.run.orders import Order, Queue, Subject, check_order
 from prunus.run.reopen import reopen_task
 from prunus.run.saved import read_result
 from prunus.run.settings import Settings, resolve_task
-from prunus.run.stages import BASE as BASE_FILE
-from prunus.run.stages import load_into
 from prunus.run.standing import AGAIN, BASE, make_standing
 from prunus.run.workers import run_here, run_in_processes
 from prunus.tasks import Task

@@ -3,7 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from prunus.export import export_model, export_pretrained, store
+from prunus.errors import UserError
+from prunus.export import (
+    export_executorch,
+    export_model,
+    export_openvino,
+    export_pretrained,
+    missing_for_executorch,
+    missing_for_openvino,
+    store,
+)
 from prunus.files import write_json
 from prunus.graph import quiet_config
 from prunus.run.lock import sole_writer
@@ -13,7 +22,9 @@ PREPROCESSING = "preprocessing.json"
 HF = "hf:"
 
 
-def export_run(folder: Path, result: dict[str, Any]) -> list[str]:
+def export_run(
+    folder: Path, result: dict[str, Any], *, openvino: bool = False, executorch: bool = False
+) -> list[str]:
     """Export the model of a finished run into its folder, and how its images are read beside it.
 
     A model that was given as hf:DIR is also written as a folder that transformers loads, with the tokenizer of DIR.
@@ -21,15 +32,20 @@ def export_run(folder: Path, result: dict[str, Any]) -> list[str]:
     Args:
         folder: The run's folder.
         result: Its result.json.
+        openvino: Whether to write model.xml and model.bin, too.
+        executorch: Whether to write model.pte, too.
 
     Returns:
         A sentence for each file that was written.
 
     Raises:
-        UserError: The model was not given by a SPEC, so it cannot be built again, or another process writes into the
-            folder.
+        UserError: The model was not given by a SPEC, so it cannot be built again, a package is missing, or another
+            process writes into the folder.
         PruningError: An exported model computes something else than the model.
     """
+    asked = {missing_for_openvino: openvino, missing_for_executorch: executorch}
+    if missing := [words for say, is_asked in asked.items() if is_asked and (words := say())]:
+        raise UserError(f"nothing was written: {'; '.join(missing)}.")
     task = reopen_task(folder, result, instead="call prunus.export.export_model with the model")
     known = task.data.fingerprint
     with sole_writer(folder):
@@ -40,6 +56,10 @@ def export_run(folder: Path, result: dict[str, Any]) -> list[str]:
             lines.append(export_pretrained(folder, small, task.example, source))
         quiet_config(small)  # a program returns no cache
         lines += export_model(folder, small, task.example, task.free_dims)
+        if openvino:
+            lines.append(export_openvino(folder, small, task.example, task.free_dims))
+        if executorch:
+            lines.append(export_executorch(folder, small, task.example))
         if known is not None and known.preprocessing is not None:
             write_json(folder / PREPROCESSING, known.preprocessing.to_json())
             lines.append(

@@ -7,9 +7,9 @@ from typing import Any
 
 from prunus.files import read_json, write_json
 from prunus.run.folder import ENVIRONMENTS, LOG, SETTINGS, StoredSettings
+from prunus.run.loading import BASE
 from prunus.run.provenance import FILE
 from prunus.run.records import file_of
-from prunus.run.stages import BASE
 
 
 def begin_from(base: Path, out: Path, settings: dict[str, Any]) -> None:

@@ -6,8 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import PruningError
-from prunus.files import read_tensors
+from prunus.files import read_json, read_tensors
+from prunus.run.records import check_files, file_of
 from prunus.train import checkpoint
+
+BASE = "base.safetensors"
 
 
 def load_into(model: nn.Module, file: Path) -> nn.Module:
@@ -15,6 +18,24 @@ def load_into(model: nn.Module, file: Path) -> nn.Module:
     saved = {f"model.{name}": tensor for name, tensor in read_tensors(file).items()}
     checkpoint.restore(file, "model", saved, checkpoint.named_tensors(model))
     return model
+
+
+def load_base(folder: Path, model: nn.Module) -> nn.Module:
+    """Load the weights of a run's base.
+
+    Args:
+        folder: The run's folder.
+        model: The original model, which gets them.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileError: The file is missing, or has been changed or damaged since the run wrote it.
+    """
+    if (of_base := file_of(folder, "base")).exists():
+        check_files(folder, {"base": read_json(of_base)})
+    return load_into(model, folder / BASE)
 
 
 def check_same(model: nn.Module, loaded: nn.Module) -> None:

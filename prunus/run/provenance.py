@@ -53,11 +53,7 @@ def settle(run: RunFolder, data: Data) -> None:
     now = fingerprint_of(data)
     stored = read_fingerprint(run.path) if is_trained_on(run.path) else None
     if stored is not None:
-        if changes := stored.differences(now):
-            raise UserError(
-                f"the data of {run.path} have changed since it began: {'; '.join(changes)}. Give it the same data, or "
-                "begin again in another folder."
-            )
+        check_unchanged(run.path, stored, now)
         return
     if is_trained_on(run.path) and run.processes.is_main_process:
         split = " They are split by position, as that version did." if now.split_by == "position" else ""
@@ -72,6 +68,21 @@ def settle(run: RunFolder, data: Data) -> None:
     run.log("data", found=now.found, used=now.used, skipped=dict(now.skipped), images=images)
     if now.preprocessing is not None:
         run.log("preprocessing", how=str(now.preprocessing))
+
+
+def check_unchanged(folder: Path, stored: Fingerprint, now: Fingerprint) -> None:
+    """Raise UserError, saying what differs, unless data are those that a run began with.
+
+    Args:
+        folder: The run's folder.
+        stored: What its data were.
+        now: What they are.
+    """
+    if changes := stored.differences(now):
+        raise UserError(
+            f"the data of {folder} have changed since it began: {'; '.join(changes)}. Give it the same data, or begin "
+            "again in another folder."
+        )
 
 
 def compare_data(folders: Sequence[Path]) -> list[str]:

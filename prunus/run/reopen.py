@@ -1,5 +1,6 @@
-"""Making the task of a finished run again, without its data: for answering files, exporting and measuring."""
+"""Making the task of a finished run again: without its data, for answers, exports and times, or with them."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from prunus.data import NO_EXAMPLES, Data, Fingerprint
 from prunus.errors import FileError, UserError
 from prunus.inputs import tensors_in
 from prunus.methods import configure
+from prunus.run.prepare import make_task
+from prunus.run.provenance import check_unchanged, fingerprint_of, read_fingerprint, split_of
+from prunus.run.settings import READ_BY, Settings
 from prunus.tasks import DEFAULT, Given, Task, find_kind, kinds, own_task
 
 DTYPES = (
@@ -69,6 +73,40 @@ def reopen_task(
         raise FileError(
             f"{folder / 'result.json'} has no conventions of the task {name} ({error!r}); copy the run again."
         ) from error
+    return task
+
+
+def reopen_with_data(folder: Path, result: dict[str, Any], instead: str) -> Task:
+    """Make the task of a finished run again, with its original model and its data, which are read again.
+
+    Args:
+        folder: The run's folder.
+        result: Its result.json.
+        instead: What to do if the model was not given by a SPEC.
+
+    Returns:
+        The task.
+
+    Raises:
+        UserError: As in `reopen_task`, or the data cannot be read, or have changed since the run began.
+        FileError: A file is damaged.
+    """
+    task, settings = reopen_task(folder, result, instead=instead), result["settings"]
+    if ":" not in settings.get("task", DEFAULT):
+        known = {field.name for field in fields(Settings)}
+        stored = {name: settings[name] for name in READ_BY["base"] if name in known & settings.keys()}
+        read: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()
+        }
+        try:
+            task = make_task(settings["model"], None, settings["data"], Settings(**read), split_of(folder))
+        except UserError as error:
+            raise UserError(
+                f"the data of {folder} are needed, but cannot be read: {error} They are {settings['data']}, where a "
+                "relative path begins in this folder."
+            ) from error
+    if (before := read_fingerprint(folder)) is not None:
+        check_unchanged(folder, before, fingerprint_of(task.data))
     return task
 
 

@@ -32,7 +32,7 @@ from prunus.methods import Method, Options, Pruned
 from prunus.recover import measure_pace, recover
 from prunus.run import checks
 from prunus.run.folder import RunFolder
-from prunus.run.loading import check_same, check_same_masks, load_into
+from prunus.run.loading import BASE, check_same, check_same_masks, load_into
 from prunus.run.plan import read_plan, write_plan
 from prunus.run.records import check_record, hash_files
 from prunus.run.repairing import repair_cut
@@ -45,7 +45,7 @@ from prunus.surgery import effective_tensors
 from prunus.tasks import Task
 from prunus.train import Recipe, checkpoint, fit, in_mode
 
-BASE, METHOD_WEIGHTS, SHRUNK = "base.safetensors", "weights.safetensors", "pruned"
+METHOD_WEIGHTS, SHRUNK = "weights.safetensors", "pruned"
 REPAIRED = "repaired"
 METHOD_MASKS = "masks.safetensors"
 RESULT = ["keep.json", "model.safetensors", "masks.safetensors"]  # the last for single weights alone

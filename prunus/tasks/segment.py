@@ -96,6 +96,7 @@ class Segmentation(Task):
     """
 
     metric = MEAN_IOU
+    free_dims = (0, 2, 3)
 
     def __init__(
         self,

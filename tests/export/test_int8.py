@@ -1,5 +1,6 @@
 """Models in 8 bits, after pruning: of any inputs, near to the model, refused where they are not."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,6 +10,9 @@ from prunus import zoo
 from prunus.errors import PruningError, UserError
 from prunus.export import export_int8, feed_of, missing_for_onnx, open_session, quantised
 from prunus.zoo.language import encoder_tiny
+
+onnx = pytest.importorskip("onnx")
+numpy_helper = pytest.importorskip("onnx.numpy_helper")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # deprecations inside the exporters
@@ -44,6 +48,30 @@ def test_a_pruned_model_of_any_inputs_is_quantised(make, free, tmp_path):
         expected = small(**batches[0]) if isinstance(batches[0], dict) else small(batches[0])
     off = (torch.from_numpy(got) - expected).norm() / expected.norm()
     assert 0 < off < 0.3  # in 8 bits, and near, although its weights are random
+
+
+def test_sums_of_products_do_not_saturate(tmp_path):
+    """All weights at the end of their range: two products of 8 bits would not fit into the 16 that AVX2 adds in."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
+    ).eval()
+    with torch.no_grad():
+        for weight in (each.weight for each in model if isinstance(each, nn.Linear)):
+            weight.copy_(0.05 * torch.randn_like(weight).sign())
+    x = torch.rand(256, 256)
+    export_int8(tmp_path, model, x[:1], x.split(64))
+    session = open_session((tmp_path / "model.int8.onnx").read_bytes())
+    [got] = session.run(None, feed_of(session, x))
+    with torch.no_grad():
+        expected = model(x)
+    assert (torch.from_numpy(got) - expected).norm() < 0.05 * expected.norm()
+    weights = [
+        numpy_helper.to_array(each)
+        for each in onnx.load(tmp_path / "model.int8.onnx").graph.initializer
+        if each.data_type == onnx.TensorProto.INT8 and len(each.dims) == 2
+    ]
+    assert len(weights) == 3 and all(np.abs(each.astype(int)).max() <= 64 for each in weights)
 
 
 def test_a_file_that_is_too_far_from_the_model_is_not_written(tmp_path, monkeypatch):

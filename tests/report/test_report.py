@@ -103,6 +103,19 @@ def test_a_repair_that_was_not_kept_has_a_sentence_and_no_column(tmp_path):
     assert "repair" not in text_of(report.summary(result())).lower()
 
 
+@pytest.mark.parametrize("dense", [{"accuracy": 0.91, "loss": 0.5}, None])
+def test_what_a_model_is_in_8_bits_has_a_row(dense, tmp_path):
+    values = result() | {"int8": {"before": dense, "after": {"accuracy": 0.905}, "examples": 256}}
+    text = " ".join(text_of(report.summary(values), width=120).split())
+    assert ("accuracy in 8 bits │ 91.00 % │ │ 90.50 % │ -0.50 points" in text) == bool(dense)
+    assert "In 8 bits: accuracy 90.50 % on the test set, 91.00 % in 32 bits" in text
+    assert ("; the dense model 91.00 % and 92.00 %. Ranges were" in text) == bool(dense)
+    report.write_page(tmp_path / "report.html", values)
+    page = (tmp_path / "report.html").read_text()
+    assert "<td>accuracy in 8 bits</td>" in page and "In 8 bits: accuracy 90.50" in page
+    assert report.int8_sentence(result()) == ""
+
+
 @pytest.mark.parametrize("kept", ["repaired", "cut"])
 def test_what_a_repair_gained_is_read_back(tmp_path, kept):
     write_json(tmp_path / "result.json", repaired(kept))
