@@ -263,6 +263,8 @@ def test_conventions_that_do_not_fit_are_refused(tmp_path):
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_anything_is_written(kind, changes, message, tmp_path):
+    if "timm" in message:
+        imported_beside_torchvision("timm")
     with pytest.raises(UserError, match=message):
         done(kind, tmp_path, **changes)
     assert not (tmp_path / "run").exists()
