@@ -288,8 +288,9 @@ def export(
     result = read_result(folder)
     for line in export_run(folder, result, openvino=openvino, executorch=executorch):
         OUT.print(line, soft_wrap=True)
-    for line in quantise_run(folder, result, progress=bar) if int8 else ():
-        OUT.print(line, soft_wrap=True)
+    if int8:
+        for line in quantise_run(folder, result, progress=bar):
+            OUT.print(line, soft_wrap=True)
 
 
 def bench(folder: Positional[Path], seconds: float = 3.0) -> None:

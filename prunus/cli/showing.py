@@ -48,7 +48,8 @@ def inspect(
         input_shape: The channels, height and width of one image.
         classes: The number of classes.
         explain: An axis, layer or parameter to explain in full.
-        weights: A .safetensors file, or a .pt file of tensors; the sensitivity is that of these weights.
+        weights: A .safetensors file, or a .pt file of tensors; the sensitivity is that of these weights. Without
+            --data it is only checked that they fit.
         freeze: Show what these patterns keep whole, as `prunus run` reads them: kinds of axes, or patterns of layers.
         only: Show what stays whole if only these may shrink.
         json_output: Print the same as JSON.
@@ -58,17 +59,10 @@ def inspect(
         raise UserError(f"give {other} or --explain (one axis, layer or parameter), not both.")
     network, loaded = describe.language_model(model), None
     if network is not None:
-        if given := [
-            name
-            for name, value in (
-                ("data", data),
-                ("input-shape", input_shape),
-                ("classes", classes),
-                ("weights", weights),
-            )
-            if value is not None
-        ]:
-            raise UserError(f"--{given[0]} is for models of images, but {model} reads texts; leave it out.")
+        of_images = {"data": data, "input-shape": input_shape, "classes": classes, "weights": weights}
+        for name, value in of_images.items():
+            if value is not None:
+                raise UserError(f"--{name} is for models of images, but {model} reads texts; leave it out.")
         graph = trace_own_example(network)
     else:
         loaded = describe.load_images(model, data)

@@ -74,17 +74,16 @@ def shrink_checkpoint(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is in use; give a folder that is empty or does not exist.")
     shards = open_shards(source)
-    if model is None:
-        try:
-            model = meta_model(source)
-        except FileError:
-            raise
-        except UserError as error:
-            raise UserError(
-                f"{error} Give the model: shrink_checkpoint(..., model=...), on the meta device if you like."
-            ) from error
-    if graph is None:
-        graph = trace_own_example(model)
+    try:
+        model = meta_model(source) if model is None else model
+        graph = trace_own_example(model) if graph is None else graph
+    except FileError:
+        raise
+    except UserError as error:
+        raise UserError(
+            f"{error} Give the model, on the meta device if you like, and its graph: "
+            "shrink_checkpoint(..., graph=prunus.trace(model, example), model=model)."
+        ) from error
     keep = graph.check_keep(keep)
     if skipped := graph.blocks.skipped(keep):
         raise UserError(
@@ -189,8 +188,8 @@ def trace_own_example(model: nn.Module) -> Graph:
     example = getattr(model, "dummy_inputs", None)
     if not isinstance(example, Mapping) or getattr(model, "main_input_name", None) not in (None, *example):
         raise UserError(
-            f"{type(model).__name__} does not say on which inputs it runs; trace it, and give the graph: "
-            "shrink_checkpoint(..., graph=prunus.trace(model, example), model=model)."
+            f"{type(model).__name__} does not say on which inputs it runs, so it can be traced only with an example: "
+            "prunus.trace(model, example)."
         )
     return trace(model, dict(example))
 

@@ -23,7 +23,8 @@ EXPORT_BATCH, CHECK_BATCH = 2, 3
 # shorter, because a model may know no more places than the example has.
 OTHER_SIDES, OTHER_LENGTH = 2, 0.6
 
-Made = tuple[torch.export.ExportedProgram, Any, list[Tensor]]  # see make_program
+# a program, inputs to check it on, and what the model answers to them
+Checkable = tuple[torch.export.ExportedProgram, Any, list[Tensor]]
 
 
 def export_model(folder: Path, model: nn.Module, example: Any, free_dims: Sequence[int] = (0,)) -> list[str]:
@@ -57,7 +58,7 @@ def _export(folder: Path, model: nn.Module, example: Any, free_dims: Sequence[in
     return [*lines, write_onnx(folder / "model.onnx", program, other, expected)]
 
 
-def make_freest_program(model: nn.Module, example: Any, free_dims: Sequence[int]) -> tuple[Made, str]:
+def make_freest_program(model: nn.Module, example: Any, free_dims: Sequence[int]) -> tuple[Checkable, str]:
     """Export a model to a program that leaves dimensions free, or the first of them alone where torch refuses.
 
     Args:
@@ -82,7 +83,7 @@ def make_freest_program(model: nn.Module, example: Any, free_dims: Sequence[int]
         return made, f"inputs of {shapes} only; with free sides: {one_line(error)}"
 
 
-def make_program(model: nn.Module, example: Any, free_dims: Sequence[int]) -> Made:
+def make_program(model: nn.Module, example: Any, free_dims: Sequence[int]) -> Checkable:
     """Export a model to a program that leaves dimensions free.
 
     Args:

@@ -12,7 +12,7 @@ decoder layer).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -22,17 +22,16 @@ from prunus import scores
 from prunus.charts import Lines
 from prunus.errors import UserError
 from prunus.graph import Graph
-from prunus.methods import Pruned, Run, Units, check_loss, shown_batches
+from prunus.methods import HALF, Options, Pruned, Run, check_loss, shown_batches
 from prunus.options import Count
-from prunus.selection import Budget, Sparsity
+from prunus.selection import Bounds, Budget, Sparsity
 from prunus.tasks import Task
 
 UNEXPLAINED = 0.1  # of the variance of the similarities, within segments
-OF_WIDTHS = ("how", "prefer", "round_to", "widths", "uniform")  # options of widths, which stay as they are
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Units):
+class Config(Bounds, Options):
     """The options of sglp. The first and the last block stay, unless floor says otherwise: floor={"*:depth": 0}.
 
     Args:
@@ -44,6 +43,7 @@ class Config(Units):
         gradient: Whether the gradient is that of the parameters of a block, or of what it returns.
     """
 
+    removes = "units"
     no_steps = "blocks are compared in the whole network"
     batches: Count = 8
     batch_size: Count = 64
@@ -51,14 +51,9 @@ class Config(Units):
     delete: Literal["within", "segments"] = "within"
     gradient: Literal["parameters", "outputs"] = "parameters"
 
-    def __post_init__(self):
-        super().__post_init__()
-        whole = {each.name: each.default for each in fields(Units) if each.name in OF_WIDTHS}
-        if given := [name for name, default in whole.items() if getattr(self, name) != default]:
-            raise UserError(
-                f"sglp skips whole blocks in an order of its own, so {given[0]} has no meaning for it. Leave it out; "
-                "floor, cap, freeze and only say which blocks may go."
-            )
+    def default_limit(self) -> Budget:
+        """Return half the multiply-adds."""
+        return HALF
 
     def check(self, graph: Graph, limit: Budget | Sparsity) -> None:
         """Raise UserError if the model has no blocks, BudgetError if no number of them meets the limit."""

@@ -31,7 +31,7 @@ from prunus.report import Recovered, Repaired, Row
 from prunus.run.folder import RunFolder
 from prunus.run.repairing import repair_cut
 from prunus.run.settings import Repair
-from prunus.selection import Budget, Selection, cost, min_units
+from prunus.selection import Bounds, Budget, cost, min_units
 from prunus.tasks import Task
 from prunus.train import Recipe, checkpoint
 
@@ -179,7 +179,7 @@ class Steps:
 
     def _bounded(self, graph: Graph) -> Options:
         """Return the method's options for a small model, with the fewest units as they are of the original."""
-        if not isinstance(self.config, Selection):
+        if not isinstance(self.config, Bounds):
             return self.config
         config = self.config
         least = min_units(self.task.graph, config.floor, config.cap, config.freeze, config.only)

@@ -17,7 +17,16 @@ Its files, in the order in which to read them:
 from prunus.selection.bounds import CAP, FLOOR, Bound, min_units
 from prunus.selection.budget import Budget, CostMeter, Metered, Sparsity
 from prunus.selection.changes import plan
-from prunus.selection.choose import FREE, TOLERANCE, How, Selection, Unreachable, price_of, select
+from prunus.selection.choose import (
+    FREE,
+    TOLERANCE,
+    Bounds,
+    How,
+    Selection,
+    Unreachable,
+    price_of,
+    select,
+)
 from prunus.selection.cost import CLOSED_FORMS, cache_mb, coverage, macs, memory_mb, params, weights_mb
 from prunus.selection.fill import GRIDS, Price, blocks, count_fitting
 from prunus.selection.patterns import holders
@@ -30,6 +39,7 @@ __all__ = [
     "GRIDS",
     "TOLERANCE",
     "Bound",
+    "Bounds",
     "Budget",
     "CostMeter",
     "How",

@@ -47,8 +47,41 @@ FREE = 1e-9  # of the original's cost: a cheaper unit counts as free (peak memor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection(Checked):
-    """The options of `select`, as part of a method's options.
+class Bounds(Checked):
+    """The options of `select` that say which units and blocks may go, as part of a method's options.
+
+    Args:
+        floor: The fewest units of an axis to keep: an int counts units, a float is a share of the axis.
+        cap: The most units of an axis to remove, in the same form.
+        freeze: Patterns of axes or layers that keep all units.
+        only: Patterns of the axes or layers that may shrink; empty: all, but those coupled by rotary embeddings.
+    """
+
+    floor: Bound = FLOOR
+    cap: Bound = CAP
+    freeze: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+
+    def select(
+        self,
+        graph: Graph,
+        scores: Mapping[str, Tensor],
+        budget: Budget,
+        *,
+        price: Price | None = None,
+        within: Mapping[str, Sequence[int]] | None = None,
+    ) -> dict[str, list[int]]:
+        """Call `select` with these options."""
+        return select(graph, scores, budget, price=price, within=within, **self.rules(graph))
+
+    def rules(self, graph: Graph) -> dict[str, Any]:
+        """Return the options of `select` for a graph; a method that keeps axes whole overrides this."""
+        return {each.name: getattr(self, each.name) for each in fields(Bounds)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection(Bounds):
+    """The options of `select`, as part of a method's options; see also `Bounds`.
 
     Args:
         how: The comparison of units: by their scores (global), by their scores per cost in the whole network (per_cost)
@@ -60,10 +93,6 @@ class Selection(Checked):
         round_to: The number of which widths become multiples; None: what `prefer` says.
         widths: axis -> the numbers of units that it may keep; None: any number. Python code can set it; with
             prefer=measured the run sets it to the widths that it found fast.
-        floor: The fewest units of an axis to keep: an int counts units, a float is a share of the axis.
-        cap: The most units of an axis to remove, in the same form.
-        freeze: Patterns of axes or layers that keep all units.
-        only: Patterns of the axes or layers that may shrink; empty: all, but those coupled by rotary embeddings.
         uniform: Whether all blocks get the same widths, such that the model's config can say them.
     """
 
@@ -73,10 +102,6 @@ class Selection(Checked):
     prefer: Literal["speed", "quality", "measured"] = "speed"
     round_to: Count | None = None
     widths: dict[str, tuple[int, ...]] | None = None
-    floor: Bound = FLOOR
-    cap: Bound = CAP
-    freeze: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
     uniform: bool = False
 
     def __post_init__(self):
@@ -99,30 +124,19 @@ class Selection(Checked):
         """The number of which widths become multiples, for `round_to` of `select`."""
         return 1 if self.prefer == "quality" else self.round_to
 
-    def select(
-        self,
-        graph: Graph,
-        scores: Mapping[str, Tensor],
-        budget: Budget,
-        *,
-        price: Price | None = None,
-        within: Mapping[str, Sequence[int]] | None = None,
-    ) -> dict[str, list[int]]:
-        """Call `select` with these options."""
-        return select(graph, scores, budget, price=price, within=within, **self.rules(graph))
-
     def rules(self, graph: Graph) -> dict[str, Any]:
-        """Return the options of `select` for a graph; a method that keeps axes whole overrides this."""
+        """Return the options of `select` for a graph."""
         if self.prefer == "measured" and self.widths is None:
             raise UserError(
                 "prefer=measured needs measured widths, which a run finds by itself. In code of your own:\n"
                 "    table = prunus.latency.measure_tables(model, graph)\n"
                 "    keep = prunus.select(..., widths=prunus.latency.fast_widths(graph, table.price))"
             )
-        names = [field.name for field in fields(Selection) if field.name != "prefer"]
-        return {name: getattr(self, name) for name in names} | {
+        return super().rules(graph) | {
+            "how": self.how,
             "round_to": self.multiple,
             "widths": self._widths_of(graph),
+            "uniform": self.uniform,
         }
 
     def _widths_of(self, graph: Graph) -> dict[str, list[int]] | None:

@@ -1,6 +1,7 @@
 """What tracing finds: axes, coverage, attributes that follow, explanations, refusals."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 import prunus
 from prunus import zoo
 from prunus.errors import TraceError, UserError
+from prunus.graph import Graph
 from tests.lib import nets
 from tests.lib.models import torchvision_models
 
@@ -239,3 +241,10 @@ def test_what_lies_between_two_buffers_stays_whole():
     assert "only buffers lie along it" in graph.explain("second")
     small = prunus.shrink(model, graph, {"head": [0, 3, 4]})
     assert small.second.shape == (3, 10) and small.first.shape == (10, 8)
+
+
+def test_half_of_an_axis_is_a_multiple_that_operators_take():
+    leasts = {"few": (6, "topk"), "many": (2, "topk")}
+    axes = {name: SimpleNamespace(size=size) for name, size in {"few": 10, "many": 23, "free": 7}.items()}
+    graph = SimpleNamespace(multiples={"few": 4, "many": 4, "free": 1}, leasts=leasts, axes=axes)
+    assert Graph.halved(graph) == {"few": 8, "many": 8, "free": 3}

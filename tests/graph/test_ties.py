@@ -1,6 +1,7 @@
 """Which axes shrink together: those of the same place in all blocks, and those that a config says together."""
 
 import random
+import threading
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from prunus.graph import trace
+from prunus.graph.fields import reading
 from prunus.surgery import shrink
 from tests.lib.blocks import Block
 
@@ -114,6 +116,32 @@ def test_the_config_of_the_small_model_makes_it(kind):
     again.load_state_dict(small.state_dict())
     assert torch.equal(again(torch.ones(1, 7)), small(torch.ones(1, 7)))
     assert (config.width, config.heads, config.inner) == (24, 4, None)
+
+
+def test_a_config_says_what_it_can_beside_blocks_that_differ_whoever_has_asked_for_the_ties():
+    model, asked = traced(Made, Sizes())
+    keep = {name: range(asked.axes[name].size // 2) for name in by_fields(asked)["heads", "width"].axes}
+    keep |= {"blocks.0.up": range(10)}
+    for graph in (traced(Made, Sizes())[1], asked):
+        config = shrink(model, graph, keep).config
+        assert (config.width, config.heads, config.inner) == (12, 2, 48)
+
+
+def test_threads_that_watch_one_class_wait_for_each_other():
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        with reading({"config": Sizes()}):
+            entered.set()
+            leave.wait()
+
+    thread = threading.Thread(target=other)
+    with reading({"config": Sizes()}):
+        thread.start()
+        assert not entered.wait(0.3)
+    leave.set()
+    thread.join()
+    assert "__getattribute__" not in vars(Sizes)
 
 
 def test_widths_that_no_config_says_leave_it_as_it_is():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import prunus
+from prunus import methods
 from prunus.errors import UserError
 from prunus.methods import sglp
 from prunus.run import Settings
@@ -75,15 +76,13 @@ def test_a_run_skips_blocks_and_its_folder_brings_the_model_back(tmp_path):
     assert result.values["after"]["params"] == sum(parameter.numel() for parameter in small.parameters())
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"how": "per_cost"}, "so how has no meaning"),
-        ({"round_to": 8}, "so round_to has no meaning"),
-        ({"uniform": True}, "so uniform has no meaning"),
-        ({"segments": 7}, "at most the number of blocks, 6, but is 7"),
-    ],
-)
-def test_options_that_would_do_nothing_are_refused(options, words):
-    with pytest.raises(UserError, match=words):
-        sglp.Config(**options).check(tiny_task("stacked").graph, prunus.Budget(macs=0.6))
+@pytest.mark.parametrize("option", ["how=per_cost", "prefer=quality", "round_to=8", "uniform=true"])
+def test_options_of_widths_are_none_of_its_own(option):
+    name = option.partition("=")[0]
+    with pytest.raises(UserError, match=f"unknown option of method sglp '{name}'"):
+        methods.configure(sglp.Config, [option], "option of method sglp")
+
+
+def test_more_segments_than_blocks_are_refused():
+    with pytest.raises(UserError, match="at most the number of blocks, 6, but is 7"):
+        sglp.Config(segments=7).check(tiny_task("stacked").graph, prunus.Budget(macs=0.6))

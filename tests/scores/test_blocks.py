@@ -10,7 +10,7 @@ from torch import nn
 import prunus
 from prunus import scores, zoo
 from prunus.errors import UserError
-from tests.lib.blocks import IDS, llama
+from tests.lib.blocks import IDS, Block, llama
 
 BATCHES = [(torch.randn(4, 3, 32, 32), torch.randint(10, (4,))) for _ in range(3)]
 
@@ -161,20 +161,9 @@ def test_models_without_blocks_and_data_without_batches(resnet):
         scores.influence(*resnet, [])
 
 
-class Residual(nn.Module):
-    def __init__(self, width, inner):
-        super().__init__()
-        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
-
-    def forward(self, x):
-        return x + self.down(self.up(x).relu())
-
-
 def test_blocks_before_every_weight_that_may_shrink_are_scored_too():
     torch.manual_seed(0)
-    fixed = nn.Sequential(
-        nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5)
-    )  # between the width of the input and itself
+    fixed = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5))  # no axis, because of the reshape
 
     class Added(nn.Module):
         def __init__(self):
@@ -184,7 +173,7 @@ def test_blocks_before_every_weight_that_may_shrink_are_scored_too():
         def forward(self, x):
             return x + self.inside(x).reshape(x.shape)
 
-    model = nn.Sequential(Added(), Residual(5, 8), Residual(5, 8), nn.Linear(5, 2))
+    model = nn.Sequential(Added(), Block(5, 8), Block(5, 8), nn.Linear(5, 2))
     x = torch.randn(6, 5)
     graph = prunus.trace(model, x)
     found = scores.taylor(model, graph, lambda output, _: output.square().sum(), [(x, None)], depth=True)
