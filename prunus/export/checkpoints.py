@@ -170,7 +170,7 @@ def meta_model(folder: Path) -> nn.Module:
         made = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
             model = kind(made).eval()
-        stated = getattr(made, "dtype" if hasattr(made, "dtype") else "torch_dtype", None)  # older: torch_dtype
+        stated = vars(made).get("dtype", vars(made).get("torch_dtype"))  # older versions: torch_dtype
         if isinstance(stated, torch.dtype) and stated.is_floating_point:
             for parameter in model.parameters():  # as from_pretrained makes them; buffers keep their own type
                 parameter.data = parameter.data.to(stated)
