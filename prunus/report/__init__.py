@@ -17,6 +17,7 @@ from prunus.report.board_page import write_board
 from prunus.report.contents import (
     AnyChart,
     Costs,
+    InEightBits,
     Kept,
     Latency,
     Recovered,
@@ -35,6 +36,7 @@ from prunus.report.tables import bench_table, comparison, summary
 __all__ = [
     "AnyChart",
     "Costs",
+    "InEightBits",
     "Kept",
     "Latency",
     "Recovered",

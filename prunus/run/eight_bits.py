@@ -18,7 +18,9 @@ from prunus.progress import silent
 from prunus.run.folder import replace_nonfinite
 from prunus.run.loading import BASE, load_base
 from prunus.run.lock import sole_writer
+from prunus.run.records import write_int8
 from prunus.run.reopen import reopen_with_data
+from prunus.run.stages import RESULT
 from prunus.run.watching import WatchedSplit
 from prunus.tasks import Task
 
@@ -66,6 +68,7 @@ def quantise_run(folder: Path, result: dict[str, Any], *, progress: Callable[...
                 except PrunusError as error:
                     lines.append(f"The dense base was not judged in 8 bits: {error}")
         result["int8"] = replace_nonfinite(found | {"examples": sum(map(count_examples, inputs))})
+        write_int8(folder, result["int8"], RESULT)
         write_json(folder / "result.json", result)
         report.write_page(folder / "report.html", result)
     return [*lines, report.int8_sentence(result)]

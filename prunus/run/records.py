@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 import msgspec
 
 from prunus.errors import FileError
-from prunus.files import Amount, Count, Record, check_json, hash_file
+from prunus.files import Amount, Count, Record, check_json, hash_file, read_json, write_json
 from prunus.report import (
     AnyChart,
     Costs,
+    InEightBits,
     Kept,
     Latency,
     Recovered,
@@ -93,6 +94,19 @@ class EvaluateRecord(StageRecord, frozen=True, kw_only=True):
         check_sparse(self.before, self.after)
 
 
+class Int8Record(Record, frozen=True, kw_only=True):
+    """What a run's model has in 8 bits, which is no stage of the run, because it is asked for afterwards.
+
+    Args:
+        int8: The metrics, for the result.
+        files: The SHA-256 of the model in 32 bits, by the name of its file.
+    """
+
+    remedy: ClassVar[str] = "Remove this file; `prunus export --int8` writes it anew."
+    int8: InEightBits
+    files: dict[str, str]
+
+
 RECORDS: dict[str, type[StageRecord]] = {
     "base": BaseRecord,
     "prune": PruneRecord,
@@ -144,6 +158,37 @@ def check_records(folder: Path, records: Mapping[str, dict[str, Any]], metric: s
         where = f"{file_of(folder, 'shrink')}, test,"
         check_number(records["shrink"]["test"], "sparsity", where, ShrinkRecord)
     check_files(folder, records)
+
+
+def write_int8(folder: Path, int8: dict[str, Any], files: list[str]) -> None:
+    """Keep what a run's model has in 8 bits, beside the records of the stages.
+
+    Args:
+        folder: The run's folder.
+        int8: The metrics, as in `InEightBits`.
+        files: The names of the files that hold the model in 32 bits.
+    """
+    write_json(file_of(folder, "int8"), {"int8": int8, "files": hash_files(folder, files)})
+
+
+def read_int8(folder: Path) -> dict[str, Any]:
+    """Read what the run's model has in 8 bits.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        The entry "int8" of the result; nothing if it was never asked for, or of a model that is no longer there.
+
+    Raises:
+        FileError: The record is damaged.
+    """
+    path = file_of(folder, "int8")
+    if not path.exists():
+        return {}
+    record = read_json(path)
+    check_json(record, Int8Record, str(path))
+    return {"int8": record["int8"]} if hash_files(folder, list(record["files"])) == record["files"] else {}
 
 
 def file_of(folder: Path, name: str) -> Path:

@@ -6,7 +6,7 @@ from typing import Any
 
 from prunus.machine import machine, versions
 from prunus.run.provenance import fingerprint_of
-from prunus.run.records import check_records
+from prunus.run.records import check_records, read_int8
 from prunus.run.reopen import describe_example
 from prunus.run.stages import Pipeline
 
@@ -43,6 +43,7 @@ def make_result(pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> di
         "widths": evaluate["widths"],
         **weights,
         **timed,
+        **read_int8(pipeline.run.path),
         "charts": records["prune"].get("charts", []),  # folders of earlier versions have none
         "examples": evaluate.get("examples", []),
         "history": {"base": base["history"], "recover": records["recover"]["history"]},

@@ -6,11 +6,11 @@ import shutil
 import pytest
 
 from prunus import cli
-from prunus.errors import UserError
+from prunus.errors import FileError, UserError
 from prunus.export import missing_for_onnx
 from prunus.files import read_json
 from prunus.run import Settings, eight_bits, prune, quantise_run
-from prunus.selection import Sparsity
+from prunus.selection import Budget, Sparsity
 from tests.lib import restoring, texts
 from tests.lib.scenes import write_scenes
 
@@ -46,6 +46,34 @@ def test_a_run_is_quantised_and_judged_beside_the_dense_model(run, capsys):
     assert "In 8 bits: accuracy" in said(capsys, "report", run)
 
 
+@NEEDS
+def test_what_8_bits_cost_stays_in_the_result_of_a_run_that_is_continued(run, capsys):
+    said(capsys, "export", run, "--int8")
+    before = read_json(run / "result.json")
+
+    def go_on() -> dict:
+        settings = Settings(base_epochs=3, epochs=2)
+        prune(
+            "zoo:digits_resnet",
+            data="digits",
+            budget=Budget(macs=0.5),
+            out=run,
+            settings=settings,
+            resume=True,
+        )
+        return read_json(run / "result.json")
+
+    assert go_on()["int8"] == before["int8"]
+    assert "accuracy in 8 bits" in (run / "report.html").read_text()
+    record = read_json(run / "stages" / "int8.json")
+    files = record["files"] | {"model.safetensors": "0" * 64}
+    (run / "stages" / "int8.json").write_text(json.dumps(record | {"files": files}))
+    assert "int8" not in go_on()  # of another model
+    (run / "stages" / "int8.json").write_text(json.dumps(record | {"int8": {"after": 3}}))
+    with pytest.raises(FileError, match=r"int8\.json.*prunus export --int8"):
+        go_on()
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A short finished run of each task, by its name."""
@@ -75,7 +103,9 @@ def test_runs_of_every_task_are_quantised(runs, task, tmp_path):
     lines = quantise_run(folder, result)
     assert "model.int8.onnx written" in lines[0] and lines[-1].startswith("In 8 bits: ") and len(lines) == 2
     found = read_json(folder / "result.json")["int8"]
-    key = "loss" if task == "text" else result["metric"]  # one of its few texts is more than a tenth of its accuracy
+    key = (
+        "loss" if task == "text" else result["metric"]
+    )  # one of its few texts is more than a tenth of its accuracy
     for part in ("before", "after"):
         assert found[part][key] == pytest.approx(result[part][key], rel=0.1)
 
