@@ -113,8 +113,18 @@ class Blocks(Mapping[str, Block]):
         Raises:
             UserError: It leaves out all of them.
         """
+        if self.leaves_none(keep):
+            modules = shorten([each.module for each in self.skipped(keep)])
+            raise UserError(f"keep skips all blocks of the model ({modules}); let one stay.")
+
+    def leaves_none(self, keep: Keep) -> bool:
+        """Return whether a keep leaves all blocks out.
+
+        Args:
+            keep: The indices that stay, per axis.
+
+        Returns:
+            Whether each block is left out, or lies in one that is.
+        """
         skipped = self.skipped(keep)
-        if skipped and all(block.is_within(skipped) for block in self.values()):
-            raise UserError(
-                f"keep skips all blocks of the model ({shorten([each.module for each in skipped])}); let one stay."
-            )
+        return bool(skipped) and all(block.is_within(skipped) for block in self.values())

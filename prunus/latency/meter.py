@@ -5,7 +5,7 @@
 
 A prediction only proposes. Each proposal is shrunk and measured in turns with the original; the ratio of the time saved
 to the time predicted to be saved corrects the next proposal; the keep that is returned was measured and is within the
-budget. Source: ours.
+budget. If blocks have scores (`Graph.deep`), they are skipped in what is measured. Source: ours.
 """
 
 import statistics
@@ -29,7 +29,7 @@ from prunus.latency.predictor import Predictor, first_units, shares
 from prunus.latency.profiling import SECONDS, find_runtime, measure_data
 from prunus.latency.table import Table
 from prunus.progress import silent
-from prunus.selection import Budget, CostMeter, Metered, Price, Unreachable, blocks, select
+from prunus.selection import Budget, CostMeter, Metered, Price, Unreachable, blocks, is_deep, select
 
 TRIES = 12  # proposals before a budget is refused
 NEAR = 0.02  # of the original's time; a network this far below the limit is good enough
@@ -119,17 +119,51 @@ class Meter(CostMeter):
 
     def figures(self, keep: Keep) -> dict[str, Any]:
         """The measured and predicted times of a keep, as plain JSON; measured now if they are not known."""
+        others = keep.keys() - self.graph.axes.keys()
+        if not is_deep(self.graph) and any(name in self.graph.blocks for name in others):
+            return self.deep().figures(keep)
         widths = self._widths(keep)
         if widths not in self._figures:
             _ = self.table
             self._figures[widths] = self.agree(lambda: self._describe(self._measure(keep)))
         return self._figures[widths]
 
+    def deep(self) -> "Meter":
+        """Return the meter of the same model whose widths include its blocks, as those of `Graph.deep`.
+
+        Raises:
+            UserError: The table that was given knows widths alone.
+        """
+        return self._deep
+
+    @cached_property
+    def _deep(self) -> "Meter":
+        if is_deep(self.graph):
+            return self
+        if self._given is not None and not self._given.is_deep:
+            raise UserError(
+                "the table knows the milliseconds of widths alone, but blocks have scores, too; measure one with "
+                "table = prunus.latency.measure_tables(model, graph.deep)."
+            )
+        seconds, cache, progress = self._options
+        return Meter(
+            self.model,
+            self.graph.deep,
+            runtime=self.runtime,
+            table=self._given,
+            seconds=seconds,
+            race_s=self.race_s,
+            cache=cache,
+            progress=progress,
+            agree=self.agree,
+        )
+
     def local_copy(self) -> "Meter":
         """Copy the meter with its measurements, for use in a single process; the copy does not broadcast."""
         _ = self.table
         own = copy(self)
         own.agree, own._figures = lambda action: action(), {}
+        vars(own).pop("_deep", None)  # which broadcasts
         return own
 
     # ---------------------------------------------------------------------------- in one process
@@ -200,6 +234,8 @@ class Meter(CostMeter):
     def _least_holds(self, least: Mapping[str, int], budget: Budget) -> bool:
         """Whether the smallest network is within the budget, or else one a little wider, whose widths suit kernels."""
         units = torch.tensor([least[name] for name in self.graph.axes])
+        if is_deep(self.graph) and self.graph.blocks.leaves_none(first_units(self.graph, units.tolist())):
+            units[list(self.graph.axes).index(next(iter(self.graph.blocks)))] = 1  # one has to stay
         sizes = torch.tensor([axis.size for axis in self.graph.axes.values()])
         step = blocks(self.graph, 16, halve=True)
         both = (units, torch.minimum(-(units // -step) * step, sizes))
@@ -282,7 +318,7 @@ def select_measured(
         graph: Its graph.
         scores: One number per unit by axis; higher means keep.
         budget: Milliseconds, or a share of the original's; limits of other costs may stand beside them.
-        table: The predictor of the same model, from `measure_tables`.
+        table: The predictor of the same model, from `measure_tables`; that of `graph.deep` if blocks have scores.
         runtime: The runtime to measure in; None: the table's.
         progress: How to show the progress.
         options: The options of `select`.
@@ -293,7 +329,7 @@ def select_measured(
 
     Raises:
         BudgetError: Even the smallest network takes too long.
-        UserError: The budget has no limit of milliseconds.
+        UserError: The budget has no limit of milliseconds, or blocks have scores and the table knows widths alone.
     """
     if "latency_ms" not in budget.limits:
         raise UserError(f"select_measured needs a budget of latency_ms; for {budget} call select.")

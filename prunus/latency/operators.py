@@ -1,11 +1,12 @@
-"""Operators whose time depends on widths; each can be built alone at any widths.
+"""Operators whose time depends on widths or on blocks; each can be built alone at any widths.
 
 Tracing records operators with the layouts of their tensors, so each can be built and timed alone (operator_timing.py).
 Operators that differ only in their widths share one table (table.py): a grid of sizes, with the multiples that hardware
 prefers, and linear interpolation. Selection relies on narrower networks being faster, so tables are made to rise.
 Source: ours, after the per-layer tables of NetAdapt (Yang et al., ECCV 2018, arXiv:1804.03230) and MetaPruning.
 
-Letters: S sizes that an operator depends on (1, 2, or 1 for all together), C candidates.
+Letters: S sizes that an operator depends on (1, 2, or 1 for all together; 0 for one of fixed sizes, in a block), C
+candidates.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from prunus.graph import Graph, Layout, Op, Tag, Untracked, axes
 from prunus.graph import operators as families
+from prunus.selection import Depth
 
 KINDS = ("convolutions", "grouped convolutions", "products", "norms", "others")
 
@@ -29,13 +31,15 @@ class Operator:
     """One operation whose time depends on widths.
 
     variables: the sizes that it depends on, independent of each other. key: equal for operators that take the same time
-    at the same sizes. kind: the kind that shares one correction factor.
+    at the same sizes. kind: the kind that shares one correction factor. blocks: the blocks in which it runs, if the
+    graph's axes include them (`Graph.deep`).
     """
 
     op: Op
     variables: tuple[Layout, ...]
     key: str
     kind: str
+    blocks: tuple[str, ...] = ()
 
     @cached_property
     def full(self) -> Sizes:
@@ -87,15 +91,17 @@ class Operator:
 
 
 def operators(graph: Graph) -> list[Operator]:
-    """List the operations of a traced model that compute something and depend on widths."""
-    return [found for op in graph.ops if (found := _operator(op)) is not None]
+    """List the operations of a traced model that compute something and depend on widths, or on blocks."""
+    depth = Depth(graph)
+    found = (_operator(op, depth.at(number)) for number, op in enumerate(graph.ops))
+    return [each for each in found if each is not None]
 
 
-def _operator(op: Op) -> Operator | None:
+def _operator(op: Op, blocks: tuple[str, ...]) -> Operator | None:
     dims = [dim for tag in op.tags() for dim in tag.dims] + [layout for layout, _, _ in op.follows]
     layouts = list(dict.fromkeys(axes.normal(dim) for dim in dims))
     layouts = [layout for layout in layouts if axes.can_shrink(layout)]
-    if op.alias is not None or not layouts or not any(op.results):
+    if op.alias is not None or not (layouts or blocks) or not any(op.results):
         return None
     each = [set(axes.leaves(layout)) for layout in layouts]
     independent = sum(map(len, each)) == len(set().union(*each))
@@ -116,7 +122,7 @@ def _operator(op: Op) -> Operator | None:
     if op.contracts:
         grouped = "grouped convolutions" if op.follows else "convolutions"
         kind = grouped if op.is_a(families.CONVOLUTION) else "products"
-    return Operator(op, tuple(variables), key, kind)
+    return Operator(op, tuple(variables), key, kind, blocks)
 
 
 def size_at(layout: Layout, sizes: Mapping[Layout, int]) -> int:

@@ -5,6 +5,9 @@ whole random sub-networks, by a factor for each kind of operator and a constant,
 say how well it then predicts. To meet a limit, measure what the prediction proposes (meter.py). Times of sub-networks
 are shares of the original's in the same rounds.
 
+If the graph's axes include blocks (`Graph.deep`), the time of each operator is multiplied by the widths, 0 or 1, of
+the blocks in which it runs, and some of the random sub-networks skip blocks.
+
 Source: ours; tables of operators as in NetAdapt (Yang et al., ECCV 2018, arXiv:1804.03230) and MetaPruning (Liu et al.,
 ICCV 2019, arXiv:1903.10258). Letters: A axes, C candidates, N networks, K kinds of operators.
 """
@@ -13,6 +16,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -23,6 +27,7 @@ from prunus.graph import Graph, Layout, axes
 from prunus.latency import operators as timed_operators
 from prunus.latency.operators import Operator
 from prunus.latency.table import Table
+from prunus.selection import is_deep
 
 PRIOR = 0.02  # pull of all kinds to one factor: a factor off by 1 weighs as much as a time off by 2 %
 
@@ -64,16 +69,24 @@ class Predictor:
         self._scale = self.original_ms / self._raw(kinds[:1]).item()
         self.fit = judge_fit(self._scale * self._raw(kinds[held]), ms[held], int((~held).sum()))
 
+    @property
+    def is_deep(self) -> bool:
+        """Whether it predicts networks of which blocks are skipped, too."""
+        return is_deep(self.graph)
+
     def price(self, widths: Tensor) -> Tensor:
-        """Predict milliseconds (C,) of widths (C, A), in the order of `graph.axes`.
+        """Predict milliseconds (C,) of widths (C, A), in the order of `graph.axes`; blocks may be left out if all stay.
 
         The result is differentiable, and does not fall when a width rises. Raises UserError for another shape.
         """
-        if widths.dim() != 2 or widths.shape[1] != len(self.graph.axes):
+        units = sum(axis.kind != "depth" for axis in self.graph.axes.values())
+        if widths.dim() != 2 or widths.shape[1] not in (units, len(self.graph.axes)):
             raise UserError(
                 f"widths should be (candidates, {len(self.graph.axes)}), are {tuple(widths.shape)}."
             )
-        return self._scale * self._raw(self._by_kind(widths.double()))
+        missing = len(self.graph.axes) - widths.shape[1]
+        whole = torch.nn.functional.pad(widths.double(), (0, missing), value=1.0)
+        return self._scale * self._raw(self._by_kind(whole))
 
     def _raw(self, kinds: Tensor) -> Tensor:
         return kinds @ self._factors + self._constant
@@ -81,6 +94,10 @@ class Predictor:
     def _by_kind(self, widths: Tensor) -> Tensor:
         """The sums of the tables' times for each kind: (C, K)."""
         columns, sizes = dict(zip(self.graph.axes, widths.unbind(1), strict=True)), {}
+        ones = torch.ones(len(widths), dtype=torch.float64)
+
+        def stays(blocks: tuple[str, ...]) -> Tensor:
+            return reduce(torch.mul, (columns[block] for block in blocks), ones)
 
         def size(layout: Layout) -> Any:
             if layout not in sizes:
@@ -93,7 +110,10 @@ class Predictor:
         for term in self._terms:
             each = [operator.coordinates(size) for operator in term.operators]
             stacked = [torch.stack([c.expand(len(widths)) for c in line]) for line in zip(*each, strict=True)]
-            kinds[term.kind] = kinds[term.kind] + term.times @ term.table(stacked)
+            ms = term.table(stacked).expand(len(each), len(widths))
+            if any(operator.blocks for operator in term.operators):
+                ms = ms * torch.stack([stays(operator.blocks) for operator in term.operators])
+            kinds[term.kind] = kinds[term.kind] + term.times @ ms
         return torch.stack(list(kinds.values()), 1)
 
 
@@ -113,9 +133,9 @@ def _terms(graph: Graph, tables: Sequence[dict]) -> list[_Term]:
     for entry in tables:
         group = groups[entry["key"], tuple(entry["full"])]
         table = Table({group[0].place(tuple(sizes)): ms for sizes, ms in entry["points"]})
-        counted = Counter(operator.variables for operator in group)
-        first = {operator.variables: operator for operator in reversed(group)}
-        times = torch.tensor([counted[variables] for variables in first], dtype=torch.float64)
+        counted = Counter((operator.variables, operator.blocks) for operator in group)
+        first = {(operator.variables, operator.blocks): operator for operator in reversed(group)}
+        times = torch.tensor([counted[each] for each in first], dtype=torch.float64)
         terms.append(_Term(group[0].kind, table, list(first.values()), times))
     return terms
 

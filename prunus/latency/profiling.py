@@ -25,6 +25,8 @@ from prunus.selection import FLOOR, blocks
 
 SECONDS = 60.0  # for all measurements of a model
 NETWORKS, LEAST_NETWORKS = 21, 12  # random sub-networks; two of every three are fitted on, one is held out
+# What is cut of the networks in turn, if there are blocks; five, so that each is fitted on, held out, and on both grids
+CUTS = ("both", "widths", "blocks", "both", "widths")
 OPERATORS = 0.4  # share of the time for single operators; the rest is for networks
 MOST_WEIGHTS = 10**9  # of all random sub-networks together
 MOST_SLOWER = 2.0  # highest factor on the expected time: starting takes time, too
@@ -161,7 +163,7 @@ def _fingerprint(graph: Graph) -> str:
     """The key of a model's networks in the cache; equal for models with the same operators."""
     described = [
         [(name, axis.size) for name, axis in graph.axes.items()],
-        sorted(operator.key for operator in operators.operators(graph)),
+        sorted(" in ".join([operator.key, *operator.blocks]) for operator in operators.operators(graph)),
     ]
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
 
@@ -191,16 +193,30 @@ def _measure_networks(
 def random_widths(graph: Graph, number: int) -> list[list[int]]:
     """Sample widths (A,) of sub-networks from narrow to whole, in an order without a trend, axes differing at random.
 
-    Every other one has widths that are multiples as selection prefers them, the others have finer ones.
+    Every other one has widths that are multiples as selection prefers them, the others have finer ones. If the axes
+    include blocks, some networks are narrow, some skip blocks, and some do both (see `CUTS`); protected blocks stay.
     """
     generator = torch.Generator().manual_seed(0)
     sizes = torch.tensor([axis.size for axis in graph.axes.values()])
+    skippable = torch.tensor(
+        [
+            place
+            for place, (name, axis) in enumerate(graph.axes.items())
+            if axis.kind == "depth" and not graph.blocks[name].protected
+        ]
+    )
     steps = [blocks(graph, grid, halve=True) for grid in (16, 4)]
     level = FLOOR + (1 - FLOOR) * (torch.randperm(number, generator=generator) + 0.5) / number
     found = []
     for i, each in enumerate(level):
-        step = steps[i % 2]
+        step, cut = steps[i % 2], CUTS[i % len(CUTS)] if len(skippable) else "widths"
+        each = each.sqrt() if cut == "both" else each
         share = (each * (0.3 + 1.4 * torch.rand(len(sizes), generator=generator))).clamp(FLOOR, 1)
         widths = ((share * sizes / step).round() * step).long()
-        found.append(torch.minimum(torch.maximum(widths, torch.minimum(step, sizes)), sizes).tolist())
+        widths = torch.minimum(torch.maximum(widths, torch.minimum(step, sizes)), sizes)
+        if cut != "widths":
+            widths = sizes.clone() if cut == "blocks" else widths
+            order = skippable[torch.randperm(len(skippable), generator=generator)]
+            widths[order[: max(1, round(float(1 - each) * len(order)))]] = 0
+        found.append(widths.tolist())
     return found

@@ -54,7 +54,10 @@ class Table:
         self.values = make_rising(values.view([len(line) for line in self.grid]))
 
     def __call__(self, coordinates: Sequence[Tensor]) -> Tensor:
-        """Milliseconds (...) at coordinates (...), one tensor per dimension of the grid; differentiable in them."""
+        """Milliseconds (...) at coordinates (...), one tensor per dimension of the grid; differentiable in them.
+
+        Without dimensions a scalar.
+        """
         corners = [(torch.zeros((), dtype=torch.long), torch.ones((), dtype=torch.float64))]
         for line, x in zip(self.grid, coordinates, strict=True):
             x = x.clamp(line[0], line[-1])

@@ -9,6 +9,7 @@ Its files, in the order in which to read them:
     bounds      floors, caps, axes that stay whole
     fill        units taken from a queue until the budget is full
     shares      axes that are tied, as one variable of a choice
+    prices      what a budget limits, as a function of widths
     multiplier  widths that leave out the least sum of scores
     choose      select, and the options of a method that selects
     changes     Plan: the changes that a keep makes
@@ -24,12 +25,13 @@ from prunus.selection.choose import (
     How,
     Selection,
     Unreachable,
-    price_of,
     select,
 )
 from prunus.selection.cost import CLOSED_FORMS, cache_mb, coverage, macs, memory_mb, params, weights_mb
+from prunus.selection.depth import Depth, is_deep
 from prunus.selection.fill import GRIDS, Price, blocks, count_fitting
 from prunus.selection.patterns import holders
+from prunus.selection.prices import price_of
 
 __all__ = [
     "CAP",
@@ -42,6 +44,7 @@ __all__ = [
     "Bounds",
     "Budget",
     "CostMeter",
+    "Depth",
     "How",
     "Metered",
     "Price",
@@ -53,6 +56,7 @@ __all__ = [
     "count_fitting",
     "coverage",
     "holders",
+    "is_deep",
     "macs",
     "memory_mb",
     "min_units",

@@ -154,6 +154,17 @@ class CostMeter(ABC):
     def figures(self, keep: Keep) -> dict[str, Any]:
         """Return the measured cost of a keep, plain JSON: original_ms, predicted_ms, measured_ms, runtime ..."""
 
+    def deep(self) -> "CostMeter":
+        """Return the meter of the same model whose widths are those of `Graph.deep`, blocks among them.
+
+        Raises:
+            UserError: The meter knows widths alone, as long as its class does not override this.
+        """
+        raise UserError(
+            f"blocks cannot be chosen by milliseconds here, because a {type(self).__name__} predicts them for widths "
+            "alone. Give a budget of macs, params or memory_mb, and measure the result."
+        )
+
     @abstractmethod
     def local_copy(self) -> "CostMeter":
         """Return a copy with the same measurements, for use in a single process; it does not broadcast."""

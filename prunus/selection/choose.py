@@ -13,8 +13,8 @@ into blocks, all blocks enter one queue by their score, and are taken from its f
                 (Fang et al., Isomorphic Pruning, ECCV 2024, arXiv:2407.04616)
 
 Adding a block never lowers a cost, so the number of blocks that fit is found by bisection, with many candidates in a
-query. The cost of a block is the budget's closed form, or any given price that never falls; milliseconds are predicted
-and measured by the meter of a `Metered` budget (prunus/latency/meter.py).
+query. The cost of a block is the budget's closed form, or any given price that never falls (prices.py); milliseconds
+are predicted and measured by the meter of a `Metered` budget (prunus/latency/meter.py).
 Scores for blocks (`graph.blocks`) let these compete with the units: a block is an axis of one unit, which costs all
 that is in it. If all scores are of blocks, widths stay as they are.
 With `uniform`, axes are tied (shares.py): one block of the queue is of all the axes of a tie.
@@ -39,6 +39,7 @@ from prunus.selection.budget import Budget, Metered
 from prunus.selection.depth import with_blocks
 from prunus.selection.fill import Price, _approach, _fill, _Limits, _queue
 from prunus.selection.multiplier import least_left_out
+from prunus.selection.prices import joint_price, meter_for, price_of
 from prunus.selection.shares import Shares
 
 How = Literal["global", "per_cost", "curves", "uniform", "isomorphic"]
@@ -175,7 +176,7 @@ def select(
             stay.
         budget: The budget.
         price: price(widths (C, A)) -> costs (C,) in the budget's unit; None: the closed form, or the measurements of a
-            `Metered` budget.
+            `Metered` budget. If blocks have scores, the axes are those of `graph.deep`.
         within: axis -> the units that may be chosen; None, or an axis left out: all.
         how: The ranking of units: global, per_cost, curves, uniform or isomorphic; see the top of this file.
         round_to: The number of which widths become multiples, unless the axis stays whole, or `within` leaves less than
@@ -219,8 +220,11 @@ def select(
         if closed:
             again(Budget(**closed))  # refuse now what no measurement could change
         timed = next(part for part in budget.parts if part.name not in closed)
-        return budget.meter.select(timed, lambda price: again(budget, price=_price(graph, budget, price)))
-    graph, scores, unscored = with_blocks(graph, scores, budget, measured=price is not None)
+        deep, *_ = with_blocks(graph, scores)
+        return meter_for(deep, budget).select(
+            timed, lambda price: again(budget, price=joint_price(deep, budget, price))
+        )
+    graph, scores, unscored = with_blocks(graph, scores)
     measured = price is not None
     within = within or {}
     shares = Shares.of(graph, uniform)
@@ -298,49 +302,6 @@ class Unreachable(BudgetError):
     """
 
     min_units: Mapping[str, int]
-
-
-def price_of(graph: Graph, budget: Budget) -> Price:
-    """Return the function that prices widths for a budget.
-
-    Args:
-        graph: The graph of the model.
-        budget: The budget.
-
-    Returns:
-        price(widths (C, A)) -> costs (C,) in the budget's unit, predicted if they are measured; differentiable. Of
-        several limits the largest share of one that is used up.
-
-    Raises:
-        UserError: The budget is in milliseconds and has no meter; the message says what to do.
-    """
-    if isinstance(budget, Metered):
-        return _price(graph, budget, budget.meter.price)
-    if not budget.limits.keys() <= set(cost.CLOSED_FORMS):
-        raise UserError(
-            f"{budget}: milliseconds have no closed form, they are measured. Measure first, then select:\n"
-            "    table = prunus.latency.measure_tables(model, graph)\n"
-            "    keep, figures = prunus.latency.select_measured(model, graph, scores, budget, table)"
-        )
-    return _price(graph, budget)
-
-
-def _price(graph: Graph, budget: Budget, measured: Price | None = None) -> Price:
-    """The price of widths in the budget's unit; `measured` is that of milliseconds."""
-    known: dict[str, Price] = {name: partial(cost.of, graph, name) for name in cost.CLOSED_FORMS}
-    if measured is not None:
-        known["latency_ms"] = measured
-    prices = [known[name] for name in budget.limits]
-    if len(prices) == 1:
-        return prices[0]
-    sizes = torch.tensor([[axis.size for axis in graph.axes.values()]], dtype=torch.float64)
-    limits = [part.amount(price(sizes).item()) for part, price in zip(budget.parts, prices, strict=True)]
-
-    def largest(widths: Tensor) -> Tensor:
-        used = [price(widths) / limit for price, limit in zip(prices, limits, strict=True)]
-        return torch.stack(used).amax(0)
-
-    return largest
 
 
 def _sort_units(

@@ -8,7 +8,6 @@ from functools import cached_property
 
 from torch import Tensor
 
-from prunus.errors import UserError
 from prunus.graph import Block, Graph, Layout, Storage, Tag
 
 Term = tuple[
@@ -31,6 +30,11 @@ class Longer:
     terms: tuple[Term, ...]
 
 
+def is_deep(graph: Graph) -> bool:
+    """Return whether the axes of a graph include its blocks (`Graph.deep`)."""
+    return any(axis.kind == "depth" for axis in graph.axes.values())
+
+
 class Depth:
     """The blocks of a graph, by what lies in them: operations, tensors and allocations.
 
@@ -39,9 +43,8 @@ class Depth:
     """
 
     def __init__(self, graph: Graph):
-        deep = any(axis.kind == "depth" for axis in graph.axes.values())
         self.graph = graph
-        self.blocks: list[Block] = list(graph.blocks.values()) if deep else []
+        self.blocks: list[Block] = list(graph.blocks.values()) if is_deep(graph) else []
 
     def at(self, number: int) -> tuple[str, ...]:
         """Name the blocks in which an operation runs."""
@@ -98,30 +101,18 @@ class Depth:
         return found
 
 
-def with_blocks(
-    graph: Graph, scores: Mapping[str, Tensor], budget: object, measured: bool
-) -> tuple[Graph, Mapping[str, Tensor], list[str]]:
+def with_blocks(graph: Graph, scores: Mapping[str, Tensor]) -> tuple[Graph, Mapping[str, Tensor], list[str]]:
     """Return the graph whose axes include its blocks, if scores name some, and the axes that stay without a score.
 
     Args:
         graph: The graph of the model.
         scores: axis -> float tensor (size,).
-        budget: The budget, for the message.
-        measured: Whether a cost is measured, which is possible for widths alone.
 
     Returns:
         The graph, the scores, and the axes that stay: blocks without a score, and all others if blocks alone have one.
-
-    Raises:
-        UserError: Blocks are scored, and the cost is measured.
     """
     if scores.keys() <= graph.axes.keys() or not scores.keys() & graph.blocks.keys():
         return graph, scores, []
-    if measured:
-        raise UserError(
-            f"blocks cannot be chosen by {budget}, because milliseconds are predicted for widths alone. Give a budget "
-            "of macs, params or memory_mb, and measure the result."
-        )
     deep = graph.deep
     units = [name for name in deep.axes if name not in graph.blocks]
     unscored = [name for name in graph.blocks if name not in scores]

@@ -26,7 +26,7 @@ from prunus.methods import Pruned
 from prunus.run import RunFolder, Settings, preview, prune
 from prunus.selection import Budget, Metered, Selection, params, price_of, select
 from tests.lib import nets
-from tests.lib.latency import Fake, FakeCall, by_size
+from tests.lib.latency import WRONG, Bent, Fake, FakeCall, by_size
 from tests.lib.two_processes import ROOT, launched
 
 HAS_ONNX = not programs.missing_for_onnx()
@@ -288,28 +288,6 @@ def test_times_are_kept_in_the_users_cache_folder(monkeypatch, tmp_path):
 
 
 # --------------------------------------------------------------------------------------- selection
-WRONG = {
-    "right": lambda total: 2.0 * total + 3.0,
-    "saves less than it seems": lambda total: 5 * total**0.5,
-    "saves more than it seems": lambda total: total**1.6,
-    "steps": lambda total: 2.0 * (total // 4) + 3.0,
-    "hardly anything can be saved": lambda total: total + 60.0,
-}
-
-
-class Bent(Fake):
-    """Random sub-networks, on which the table is fitted, take the sum of their operators; proposals do not."""
-
-    def __init__(self, of_network):
-        super().__init__(of_network=lambda total: total)
-        self.bent = of_network
-
-    def race(self, calls, seconds, step):
-        if self.raced:
-            self.of_network = self.bent
-        return super().race(calls, seconds, step)
-
-
 @pytest.mark.parametrize("how", WRONG)
 @pytest.mark.parametrize("share", [0.95, 0.8, 0.6])
 def test_the_limit_holds_for_what_is_measured(tmp_path, how, share):

@@ -43,3 +43,25 @@ class Fake(Runtime):
         ]
         # the machine gets slower and faster, for all calls alike
         return [[ms * (1 + 0.5 * (number % 3)) for number in range(9)] for ms in times]
+
+
+WRONG = {
+    "right": lambda total: 2.0 * total + 3.0,
+    "saves less than it seems": lambda total: 5 * total**0.5,
+    "saves more than it seems": lambda total: total**1.6,
+    "steps": lambda total: 2.0 * (total // 4) + 3.0,
+    "hardly anything can be saved": lambda total: total + 60.0,
+}
+
+
+class Bent(Fake):
+    """Random sub-networks, on which the table is fitted, take the sum of their operators; proposals do not."""
+
+    def __init__(self, of_network, of_operator=by_size):
+        super().__init__(of_operator, of_network=lambda total: total)
+        self.bent = of_network
+
+    def race(self, calls, seconds, step):
+        if self.raced:
+            self.of_network = self.bent
+        return super().race(calls, seconds, step)

@@ -9,7 +9,7 @@ from torch import nn
 import prunus
 from prunus import zoo
 from prunus.errors import BudgetError, UserError
-from prunus.selection import cost, memory_mb, min_units
+from prunus.selection import CostMeter, Metered, cost, memory_mb, min_units
 from tests.lib.blocks import llama, names
 
 COSTS = (prunus.macs, prunus.params, memory_mb)
@@ -172,15 +172,34 @@ def test_blocks_without_a_score_stay(vit):
     assert all(keep[name] == [0] for name in graph.blocks if "attention" in name)
 
 
-def test_milliseconds_do_not_choose_blocks(resnet):
+def test_blocks_can_be_chosen_by_a_given_price(resnet):
+    """Its widths are those of the graph with blocks, the last of its axes."""
     _, graph = resnet
-    with pytest.raises(UserError, match="milliseconds are predicted for widths alone"):
-        prunus.select(
-            graph,
-            {name: torch.ones(1) for name in graph.blocks},
-            prunus.Budget(macs=0.5),
-            price=lambda widths: widths.sum(1),
-        )
+    scores = {name: torch.tensor([float(i)]) for i, name in enumerate(graph.blocks)}
+    keep = prunus.select(
+        graph, scores, prunus.Budget(macs=5), price=lambda widths: widths[:, len(graph.axes) :].sum(1)
+    )
+    assert [name for name, units in keep.items() if not units] == ["layer1.1:depth", "layer1.2:depth"]
+
+
+def test_a_meter_of_widths_alone_does_not_choose_blocks(resnet):
+    class Clock(CostMeter):
+        def price(self, widths):
+            raise NotImplementedError
+
+        def select(self, budget, propose):
+            raise NotImplementedError
+
+        def figures(self, keep):
+            raise NotImplementedError
+
+        def local_copy(self):
+            raise NotImplementedError
+
+    _, graph = resnet
+    scores = {name: torch.ones(1) for name in graph.blocks}
+    with pytest.raises(UserError, match="because a Clock predicts them for widths alone"):
+        prunus.select(graph, scores, Metered(latency_ms=0.5, meter=Clock()))
 
 
 def test_a_pattern_that_names_no_block(resnet):
