@@ -21,6 +21,7 @@ from prunus.files import Count
 from prunus.graph import Where, tensors_in
 
 Convert = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+_COPIES = {"contiguous"}  # functions of torch
 _VIEWS = {"chunk", "split", "squeeze", "unsqueeze", "transpose", "size", "dim", "__get__", "__getitem__"}
 
 
@@ -158,8 +159,9 @@ class _Views(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if name == "contiguous":
-            return args[0]
+        if name in _COPIES:  # a copy would take the memory of the whole tensor
+            tensor, *_ = args
+            return tensor
         if name not in _VIEWS and tensors_in([*args, *kwargs.values()]):
             raise _NotAViewError(name)
         return func(*args, **kwargs)

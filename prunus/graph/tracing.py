@@ -120,11 +120,12 @@ def _trace(
             else:
                 how = "in training mode " if mode == "train" else ""
                 raise TraceError(f"the model's forward pass failed {how}on the example: {error}") from error
+    roles = _roles(passes, owners)
     parameters = dict(bare.named_parameters())
     _fix_unused(parameters, layouts, passes)
 
     def name_axes() -> dict[str, Axis]:
-        return _name_axes(layouts, parameters, _roles(passes, owners))
+        return _name_axes(layouts, parameters, roles)
 
     behind = follow_steps(model, layouts, name_axes)
     passes.check(name_axes)
@@ -132,6 +133,8 @@ def _trace(
         usual = skeleton.make_skeleton(model, real)
         choose_experts(usual, USUAL)
         passes.as_called(usual)
+    if switched:
+        roles = _roles(passes, owners)
     named, first = name_axes(), next(iter(passes.traced.values()))
     read, maker, tensors = passes.settled(), Maker.of(model), skeleton.named_tensors(bare)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -154,7 +157,7 @@ def _trace(
         modes=passes.modes,
         traced=tuple(passes.traced),
         chosen=outputs,
-        _roles=_roles(passes, owners),
+        _roles=roles,
         _classes={name: type(module).__name__ for name, module in model.named_modules()},
         bytes_per_element={name: tensor.element_size() for name, tensor in tensors.items()},
         behind=behind,
