@@ -6,6 +6,7 @@ Its files, in the order in which to read them:
     keep_file      the form of keep.json
     store          keep.json and model.safetensors: save, load
     tensor_stream  safetensors files, one tensor at a time
+    stored         how a checkpoint stores the tensors of a model
     checkpoints    shards cut on disk, without the model
     programs       converting to torch.export and ONNX, running in torch and onnxruntime
     files          model.pt2 and model.onnx, checked against the model

@@ -8,20 +8,24 @@ import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
 from prunus.errors import FileError, PrunusError, UserError, one_line
 from prunus.export.configured import check_config
+from prunus.export.keep_file import entries_of_blocks
 from prunus.export.store import write_keep
+from prunus.export.stored import Cut, Part, cuts, first_names, named, parts_of, range_of, whole_parts
 from prunus.export.tensor_stream import Entry, Source, write
 from prunus.files import Record, read_json, write_json
-from prunus.graph import Graph, Keep, Places, trace
+from prunus.graph import Graph, Keep, Places, Where, take, trace
 from prunus.progress import silent
-from prunus.surgery import checked_tensors, clone, resize
+from prunus.surgery import Skipped, Structure, checked_tensors, clone, resize
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 SHOWN = 3  # names in an error
@@ -46,7 +50,9 @@ def shrink_checkpoint(
 ) -> nn.Module:
     """Cut the tensors of a checkpoint to a keep, one at a time, and write a checkpoint of the same form.
 
-    The memory it takes is that of the largest tensor and its part, whatever the size of the model. Nothing is run: the
+    Layers that the keep skips are left out, and the tensors of those after them are renamed, as `shrink` and
+    `save_pretrained` name them. The memory it takes is that of the largest tensor and its part, whatever the size of
+    the model. Nothing is run: the
     cut is the one that `shrink` makes; its proof (`prunus.surgery.verify(model, graph, keep)`) takes a model of the
     class with any weights. Files that hold no weights (tokenizer, generation config) are copied.
 
@@ -68,7 +74,8 @@ def shrink_checkpoint(
     Raises:
         FileError: A shard is missing, torn or of another model.
         PrunusError: `out` cannot be written; then nothing is left there.
-        UserError: `keep` does not fit the graph or skips a block, `out` is in use, or the model cannot be built.
+        UserError: `keep` does not fit the graph, or skips a block that is no whole layer of a list; `out` is in use, or
+            the model cannot be built.
     """
     source, out = Path(source), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -85,47 +92,55 @@ def shrink_checkpoint(
             "shrink_checkpoint(..., graph=prunus.trace(model, example), model=model)."
         ) from error
     keep = graph.check_keep(keep)
-    if skipped := graph.blocks.skipped(keep):
-        raise UserError(
-            f"keep skips {skipped[0].module}, but shrink_checkpoint cuts widths alone. Load the model, shrink it, and "
-            "save it with save_pretrained or prunus.save."
-        )
-    names = _known_names(model, graph, shards)
+    stored, first = parts_of(model), first_names(model)
+    held = _known_parts(model, graph, shards, stored)
     tensors = {name: tensor.to("meta") for name, tensor in checked_tensors(model, graph).items()}
-    bare = clone(model, tensors)
-    small = resize(bare, graph, keep, tensors)
-    _check_rest(model, graph, keep, names.values())
+    small = resize(clone(model, tensors), graph, keep, tensors)
+    structure = Structure.of(graph, keep, small)
+    _check_layers(small)
+    _check_rest(model, graph, keep, {first[part.tensor] for part in held.values()})
     places = Places(keep)
-    shapes: dict[str, tuple[int, ...]] = {}
+
+    def stays(name: str) -> Where:
+        return places.stay(graph.layouts[first[name]], torch.device("cpu"))
+
+    made = _cuts(small, held, stored, structure.originals(first), stays)
+    entries = _entries(made, small, structure, first)
+    unknown = {name: shard for shard in shards for name in shard.entries if name not in held}
+    copied = structure.originals(
+        unknown
+    )  # what the model does not know stays, but for that in layers left out
+    entries["shapes"] |= {
+        name: list(unknown[original].entries[original].shape) for name, original in copied.items()
+    }
+    sources = {cut.source: name for name, cut in made.items()} | {old: new for new, old in copied.items()}
     sizes: dict[str, int] = {}
-    total = sum(len(shard.entries) for shard in shards)
-    with _new_folder(out) as folder, progress(f"cutting {source.name}", total) as step:
+    weight_map: dict[str, str] = {}
+    with _new_folder(out) as folder, progress(f"cutting {source.name}", len(sources)) as step:
         for shard in shards:
 
             def cut(name: str, shard: Source = shard) -> torch.Tensor:
                 step(1, shard.path.name)
-                tensor = shard.read(name)
-                return places.cut(tensor, graph.layouts[names[name]]) if name in names else tensor
-
-            entries = {
-                name: entry._replace(
-                    shape=tuple(graph.shape(names[name], keep)) if name in names else entry.shape
+                return (
+                    take(shard.read(made[name].source), made[name].where)
+                    if name in made
+                    else shard.read(copied[name])
                 )
-                for name, entry in shard.entries.items()
+
+            inside = {sources[name]: entry for name, entry in shard.entries.items() if name in sources}
+            inside = {
+                name: entry._replace(shape=made[name].part.shape) if name in made else entry
+                for name, entry in inside.items()
             }
-            shapes |= {name: entry.shape for name, entry in entries.items()}
-            sizes[shard.path.name] = write(folder / shard.path.name, entries, cut, shard.metadata)
+            if inside:  # otherwise all of it is in layers that are left out
+                sizes[shard.path.name] = write(folder / shard.path.name, inside, cut, shard.metadata)
+                weight_map |= dict.fromkeys(inside, shard.path.name)
         _copy_others(source, folder)
         if (source / INDEX).exists():
-            weight_map = {name: shard.path.name for shard in shards for name in shard.entries}
             total_bytes = {"total_size": sum(sizes.values())}
             write_json(folder / INDEX, {"metadata": total_bytes, "weight_map": weight_map})
         if (folder / CONFIG).exists() and _is_sayable(small):
             small.config.save_pretrained(folder)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-        entries = {
-            "shapes": {names.get(name, name): list(shape) for name, shape in shapes.items()},
-            "names": {name: other for name, other in names.items() if name != other},
-        }
         write_keep(folder, small, keep, graph, list(sizes), entries)
     return small
 
@@ -194,6 +209,17 @@ def trace_own_example(model: nn.Module) -> Graph:
     return trace(model, dict(example))
 
 
+def _check_layers(small: nn.Module) -> None:
+    """Raise UserError if a block is skipped that is no layer of a list which is shorter without it."""
+    for module in small.modules():
+        if isinstance(module, Skipped):
+            raise UserError(
+                f"keep skips {module.skip.module}, but a checkpoint can lack only whole layers of a ModuleList or "
+                "Sequential, without which the model runs the same operators. Skip such layers alone, or load the "
+                "model, shrink it, and save it with prunus.save, which can say what stands in the place of a block."
+            )
+
+
 def _check_rest(model: nn.Module, graph: Graph, keep: Keep, held: Collection[str]) -> None:
     """Raise UserError if a tensor that the checkpoint lacks would have to be cut."""
     lost = [
@@ -208,30 +234,34 @@ def _check_rest(model: nn.Module, graph: Graph, keep: Keep, held: Collection[str
         )
 
 
-def _known_names(model: nn.Module, graph: Graph, shards: list[Source]) -> dict[str, str]:
-    """The name in the graph of each tensor of the checkpoint that the model has; FileError for another model's."""
-    own = dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers(remove_duplicate=False)
-    )
-    first: dict[int, str] = {}
-    for name, tensor in own.items():
-        first.setdefault(id(tensor), name)
-    names = {name: first[id(tensor)] for name, tensor in own.items()}
-    held: dict[str, Entry] = {name: entry for shard in shards for name, entry in shard.entries.items()}
-    known = {name: names[name] for name in held if names.get(name) in graph.layouts}
+def _known_parts(
+    model: nn.Module, graph: Graph, shards: list[Source], stored: Mapping[str, Part]
+) -> dict[str, Part]:
+    """The part of the model that each tensor of the checkpoint is, if it is any; FileError for another model's.
+
+    stored: how transformers would store the model.
+    """
+    first = first_names(model)
+    there: dict[str, Entry] = {name: entry for shard in shards for name, entry in shard.entries.items()}
+    parts = {**whole_parts(model), **stored}
+    known = {name: parts[name] for name in there if name in parts}
+    known = {name: part for name, part in known.items() if first[part.tensor] in graph.layouts}
     wrong = [
-        f"{name} is {held[name].shape} there, {tuple(graph.shapes[other])} in the graph"
-        for name, other in known.items()
-        if held[name].shape != graph.shapes[other]
+        f"{name} is {there[name].shape} there, {part.shape} in the graph"
+        for name, part in known.items()
+        if there[name].shape != part.shape
     ]
-    lost = set(graph.parameters) - set(known.values())
-    wrong += [f"{name} is missing there" for name in sorted(lost)]
-    if lost and known and (strange := sorted(held.keys() - known.keys() - own.keys())):
+    numbers = dict.fromkeys(graph.parameters, 0)
+    for part in known.values():
+        numbers[first[part.tensor]] = numbers.get(first[part.tensor], 0) + prod(part.shape)
+    lost = sorted(name for name in graph.parameters if numbers[name] < prod(graph.shapes[name]))
+    wrong += [f"{name} is missing there" for name in lost]
+    if lost and known and (strange := sorted(there.keys() - parts.keys())):
         raise FileError(
             f"the checkpoint stores weights otherwise than {type(model).__name__} holds them: it has {strange[0]}, "
-            f"but not {sorted(lost)[0]}. If it is of this class, which then joins or renames them as it loads them (of "
-            "transformers: mixtures of experts), load it with from_pretrained, shrink it, and save it with "
-            "save_pretrained; otherwise trace the class that it was saved from."
+            f"but not {lost[0]}. If it is of this class, which then joins or computes them as it loads them, load it "
+            "with from_pretrained, shrink it, and save it with save_pretrained; otherwise trace the class that it was "
+            "saved from."
         )
     if wrong:
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
@@ -240,6 +270,56 @@ def _known_names(model: nn.Module, graph: Graph, shards: list[Source]) -> dict[s
             "that it was saved from."
         )
     return known
+
+
+def _cuts(
+    small: nn.Module,
+    held: Mapping[str, Part],
+    stored: Mapping[str, Part],
+    originals: Mapping[str, str],
+    stays: Callable[[str], Where],
+) -> dict[str, Cut]:
+    """The tensors of the small model's files, by name, in the form in which the checkpoint holds the original's.
+
+    held: the parts in the checkpoint. stored: those of them, and others, that are as transformers would store them; the
+    rest is as the model holds it. Raises UserError if some tensor of the small model cannot be made of them.
+    """
+    own = whole_parts(small)
+    converted = {name: part for name, part in held.items() if name in stored}
+    as_it_is = {name: part for name, part in held.items() if name not in stored}
+    found = cuts(converted, parts_of(small), originals, stays) | cuts(as_it_is, own, originals, stays)
+    numbers: dict[str, int] = {}
+    for cut in found.values():
+        numbers[cut.part.tensor] = numbers.get(cut.part.tensor, 0) + prod(cut.part.shape)
+    held_ones = {part.tensor for part in held.values()}
+    lost = [
+        name
+        for name, part in own.items()
+        if originals[name] in held_ones and numbers.get(name, 0) != prod(part.shape)
+    ]
+    if lost:
+        raise UserError(
+            f"{lost[0]} of the small {type(small).__name__} is stored in other parts than that of the original. "
+            "Load the model, shrink it, and save it with save_pretrained."
+        )
+    return found
+
+
+def _entries(
+    made: Mapping[str, Cut], small: nn.Module, structure: Structure, first: Mapping[str, str]
+) -> dict[str, Any]:
+    """The entries of keep.json that say what is in the files."""
+    entries: dict[str, Any] = entries_of_blocks(structure) | {"shapes": {}, "names": {}, "parts": {}}
+    own = structure.renamed({name: str(structure.name(other)) for name, other in first.items()})
+    shapes = {name: list(tensor.shape) for name, tensor in named(small).items()}
+    for name, cut in made.items():
+        tensor, shape = own[cut.part.tensor], shapes[cut.part.tensor]
+        entries["shapes"][tensor] = shape
+        if list(cut.part.shape) != shape:
+            entries["parts"][name] = msgspec.to_builtins(range_of(cut.part, tensor))
+        elif name != tensor:
+            entries["names"][name] = tensor
+    return entries
 
 
 def _is_sayable(small: nn.Module) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
 
 from prunus.errors import FileError
+from prunus.export.stored import Range
 from prunus.files import Count, Record, check_json, hash_json, read_json
-from prunus.surgery import Skip
+from prunus.surgery import Skip, Structure
 
 FORMAT, WITH_BLOCKS = 2, 3  # WITH_BLOCKS: of a model that lacks blocks, which version 0.1.0 would not see
 
@@ -47,6 +48,7 @@ class KeepFile(Record, frozen=True, kw_only=True):
         shortened: The lists of modules that are shorter without them.
         masks: The number of weights that stay of each masked parameter.
         names: The tensors that have another name in these files, which a checkpoint gives them, with their own.
+        parts: The tensors in these files that are parts of one of the smaller model's (an expert's, say).
         files: The SHA-256 of each file beside keep.json.
         digest: The SHA-256 of the other entries; None in format 1.
     """
@@ -64,8 +66,20 @@ class KeepFile(Record, frozen=True, kw_only=True):
     shortened: list[str] = msgspec.field(default_factory=list)
     masks: dict[str, Count] = msgspec.field(default_factory=dict)
     names: dict[str, str] = msgspec.field(default_factory=dict)
+    parts: dict[str, Range] = msgspec.field(default_factory=dict)
     files: dict[str, str] = msgspec.field(default_factory=dict)
     digest: str | None = None
+
+
+def entries_of_blocks(structure: Structure) -> dict[str, Any]:
+    """Return the entries of keep.json for the blocks that a model lacks; none if it has all."""
+    if not structure.skips:
+        return {}
+    return {
+        "format": WITH_BLOCKS,
+        "skipped": [msgspec.to_builtins(skip) for skip in structure.skips],
+        "shortened": list(structure.shortened),
+    }
 
 
 def read_keep(folder: str | Path) -> KeepFile:

@@ -20,12 +20,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import nn
 
 from prunus.errors import FileError, PrunusError, UserError
-from prunus.export.keep_file import FORMAT, WITH_BLOCKS, KeepFile, read_keep
+from prunus.export.keep_file import FORMAT, KeepFile, entries_of_blocks, read_keep
+from prunus.export.stored import join
 from prunus.export.tensor_stream import Source
 from prunus.files import hash_file, hash_json, read_tensors, same_kind, write_json, write_tensors
 from prunus.graph import (
@@ -111,13 +111,7 @@ def _write(
     stated = structure.renamed(graph.state)
     state = {n: t for n, t in kept_tensors(small).items() if n in stated}
     written = {TENSORS: {**tensors, **behind, **state}}
-    entries: dict[str, Any] = {}
-    if structure.skips:
-        entries |= {
-            "format": WITH_BLOCKS,
-            "skipped": [msgspec.to_builtins(skip) for skip in structure.skips],
-            "shortened": list(structure.shortened),
-        }
+    entries = entries_of_blocks(structure)
     if masks is not None:
         _check_masks(tensors, masks)
         entries["masks"] = survivors(masks)
@@ -295,6 +289,12 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
     tensors: dict[str, torch.Tensor] = {}
     for file in [name for name in record.files if name != MASKS] or [TENSORS]:
         tensors |= _read_tensors(folder, file, record)
+    try:
+        tensors = join(tensors, record.parts, record.shapes)
+    except ValueError as error:
+        raise FileError(
+            f"the weights in {folder} do not match keep.json: {error}; save the model again."
+        ) from error
     tensors = {record.names.get(name, name): tensor for name, tensor in tensors.items()}
     stored = record.shapes | record.behind | record.state
     wrong = shape_differences({name: torch.Size(shape) for name, shape in stored.items()}, tensors)
@@ -333,8 +333,8 @@ def load(folder: str | Path, model: nn.Module) -> nn.Module:
 def _without_blocks(folder: str | Path, model: nn.Module, record: KeepFile) -> nn.Module:
     """The model without the blocks that were skipped; FileError if it has no such blocks."""
     modules = dict(model.named_modules())
-    for name in (*(skip.module for skip in record.skipped), *record.shortened):
-        if not name or name not in modules:
+    for name in (*(skip.module or None for skip in record.skipped), *record.shortened):
+        if name not in modules:
             raise FileError(f"{folder}/keep.json skips {name!r}, which this model has not. {KeepFile.remedy}")
     return with_structure(model, Structure(record.skipped, record.shortened))
 

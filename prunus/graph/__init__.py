@@ -15,6 +15,7 @@ Its files, in the order in which to read them:
     skeleton      copies of models without data, and how to run them
     outputs       the tensors that a model returns
     calls         the calls of modules in a pass
+    experts       how the experts of mixtures are computed
     tracer        one forward pass, observed operator by operator
     sizes         integers that remember what they are made of
     symbols       these integers on their way through torch

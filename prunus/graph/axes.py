@@ -27,7 +27,7 @@ import torch
 class Axis:
     """A family of dimensions that must shrink together. `fixed` says why it may not, if so."""
 
-    __slots__ = ("bound", "fixed", "kind", "links", "name", "size")
+    __slots__ = ("bound", "fixed", "kind", "links", "name", "settled", "size")
 
     def __init__(self, size: int, name: str = ""):
         self.size = size
@@ -36,6 +36,9 @@ class Axis:
         self.fixed: Any = ""  # why it may not shrink; anything with a str()
         self.bound: Layout | None = None  # what it turned out to be: another axis, a sum, a product
         self.links: list[Any] = []  # why it was unified with others; anything with a str()
+        self.settled = (
+            False  # whether another way of the model to the same result has shown that it may shrink
+        )
 
     def __repr__(self) -> str:
         return f"Axis({self.name or '?'}, {self.size})"
@@ -238,9 +241,10 @@ def units(layout: Layout) -> dict[Axis, torch.Tensor]:
 
 
 def fix(layout: Layout, why: Any) -> None:
-    """Let no axis of `layout` shrink, because of `why`."""
+    """Let no axis of `layout` shrink, because of `why`, except those that are settled."""
     for axis in list(leaves(layout)):
-        axis.fixed = why
+        if not axis.settled:
+            axis.fixed = why
 
 
 def bind(axis: Axis, layout: Layout, why: Any) -> None:

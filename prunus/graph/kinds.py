@@ -13,7 +13,7 @@ from prunus.graph.attention import attentions
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.flow import Flow
 from prunus.graph.op import Op, Tag
-from prunus.graph.operators import ADDITION, CONVOLUTION, EMBEDDING, MATMUL, MOVE
+from prunus.graph.operators import ADDITION, CONVOLUTION, EMBEDDING, MATMUL
 
 KINDS = {  # an axis has the first kind that fits
     "experts": "units of which each example takes the largest few, such as experts by a router",
@@ -57,7 +57,7 @@ class Kinds:
             "width": streams & _leaves(op.over for op in projections) | streams - convolved,
             "embeddings": _leaves(op.operands()[0].dims[1] for op in ops if _is_embedding(op)),
             "channels": convolved | _leaves(op.writes()[0].dims[1] for op in convolutions),
-            "mlp": _hidden([ops[number] for number in sorted(inside)], projections, _picked(ops)),
+            "mlp": _hidden([ops[number] for number in sorted(inside)], projections),
         }
 
     def of(self, axis: Axis) -> str:
@@ -88,29 +88,19 @@ def _is_embedding(op: Op) -> bool:
     return op.is_a(EMBEDDING) and isinstance(op.operands()[0], Tag)
 
 
-def _picked(ops: Sequence[Op]) -> set[int]:
-    """The ids of weights that data pick from a table, as the weights of experts, also after they were moved."""
-    found: set[int] = set()
-    for op in ops:
-        moves = op.is_a(MOVE) and any(id(tag) in found for tag in op.reads())
-        if moves or (op.picks and not op.reads()[0].data):
-            found |= {id(tag) for tag in op.writes()}
-    return found
-
-
-def _hidden(ops: Sequence[Op], projections: Sequence[Op], picked: set[int]) -> set[Axis]:
+def _hidden(ops: Sequence[Op], projections: Sequence[Op]) -> set[Axis]:
     """The axes that one linear layer writes and another reads, other than projections of attention.
 
     An axis that the same layer reads and writes is a recurrent state, and left out.
     """
-    layers = [op for op in ops if _is_linear(op, picked)]
+    layers = [op for op in ops if _is_linear(op)]
     written = {id(op): _leaves(op.writes()[0].dims) for op in layers}
     read = _leaves(op.over for op in layers if op not in projections)
     states = {axis for op in layers for axis in _leaves([op.over]) & written[id(op)]}
     return {axis for each in written.values() for axis in each} & read - states
 
 
-def _is_linear(op: Op, picked: set[int]) -> bool:
+def _is_linear(op: Op) -> bool:
     """Whether a product multiplies matrices, one of them made of parameters alone, or picked from such a table."""
     other = op.is_a(CONVOLUTION) or not op.contracts
-    return not other and any(not tag.data or id(tag) in picked for tag in op.reads())
+    return not other and any(tag.picked or not tag.data for tag in op.reads())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,12 +24,18 @@ class Tag:
         storage: The allocation (see tracer.Storage); None for parameters and buffers.
         data: Whether it depends on an input; otherwise it is a parameter, or made of parameters alone.
         places: The layout whose units its numbers count, such as those of `topk`; None for other numbers.
+        picked: Whether data have picked it from a table of weights, such as the weights of an expert.
     """
 
-    __slots__ = ("_shape", "data", "dims", "generation", "met", "places", "storage")
+    __slots__ = ("_shape", "data", "dims", "generation", "met", "picked", "places", "storage")
 
     def __init__(
-        self, dims: Sequence[Layout], storage: Any = None, data: bool = False, places: Layout | None = None
+        self,
+        dims: Sequence[Layout],
+        storage: Any = None,
+        data: bool = False,
+        places: Layout | None = None,
+        picked: bool = False,
     ):
         self.dims = list(dims)
         self.data = data
@@ -37,6 +43,7 @@ class Tag:
         self.generation = _generation  # the number of the pass
         self.storage = storage
         self.places = places
+        self.picked = picked
         self._shape: tuple[int, ...] | None = None
 
     @property
@@ -112,6 +119,7 @@ class Op:
         "outs",
         "over",
         "picks",
+        "placed",
         "places",
         "results",
         "roles",
@@ -139,7 +147,8 @@ class Op:
         self.results: list[Tag | None] = []  # the tags of its output tensors
         self.mixes = self.contracts = False
         self.picks = False  # whether it takes the units at some places, without computing with their numbers
-        self.places: Layout | None = None  # the layout of which the whole numbers that it returns are places
+        self.places: Layout | None = None  # the layout of which numbers that it returns are places
+        self.placed: Collection[int] = ()  # the numbers of the results that hold these places
         self.over: Layout = 1  # the dimension that a product sums over
         self.order: list[int] | None = None  # the input dimension at each place of a transposition's result
         self.alias: torch.Tensor | None = None  # the input whose memory the output shares
@@ -234,19 +243,18 @@ class Op:
         Args:
             tensors: The operator's tensors.
         """
-        results = tensors_in(self.out if isinstance(self.out, (tuple, list)) else (self.out,))
         for tensor in tensors:
             tag = tag_of(tensor)
             if tag is None or tag.places is None or self.picks:
                 continue
-            if self.is_a(operators.MOVE) and not any(map(is_inexact, results)):
-                self.places = tag.places
+            if self.is_a(operators.MOVE):
+                self.places, self.placed = tag.places, range(len(self.outs))
             else:
                 self.fix(tag.places)
 
-    def places_in(self, result: torch.Tensor) -> Layout | None:
-        """The layout of which the numbers of a result are places; None for other numbers."""
-        return None if is_inexact(result) else self.places
+    def places_in(self, number: int) -> Layout | None:
+        """The layout of which the numbers in a result are places, by the number of the result; None for others."""
+        return self.places if number in self.placed else None
 
     def follow(self, layout: Layout, argument: str, element: int | None = None) -> None:
         """Let the integer argument of this name, or one element of it, be the size of a layout."""
@@ -271,10 +279,11 @@ class Op:
     def role(self, tensor: torch.Tensor, dim: int, role: str) -> None:
         """State how a dimension of a parameter is used: `PRODUCES`, `CONSUMES`, `SCALES` or `SHIFTS`.
 
-        The tensor may be made of parameters (moved, scaled, standardised); of others nothing is noted.
+        The tensor may be made of parameters (moved, scaled, standardised), or picked from one; of others nothing is
+        noted.
         """
         tag = tag_of(tensor)
-        if tag is not None and not tag.data:
+        if tag is not None and (tag.picked or not tag.data):
             self.roles += [(born, role) for born in axes.parts(tag.dims[dim])]
 
 

@@ -23,7 +23,7 @@ from prunus.graph.axes import Axis, Layout
 from prunus.graph.check import Check, same_way
 from prunus.graph.modules import is_torchs
 from prunus.graph.op import Tag, tag_of
-from prunus.graph.operators import BATCH_NORM
+from prunus.graph.operators import BATCH_NORM, DATA_DEPENDENT
 from prunus.graph.outputs import Outputs, check_paths, select_outputs
 from prunus.graph.sizes import Place
 from prunus.graph.solve import Claim, Solver, claims
@@ -75,9 +75,7 @@ class Passes:
                 traced, output = tracer.run(self.bare, example, self.layouts, self.integers, terms=False)
         self._alike = all(map(is_torchs, asked)) and not any(map(_sets_mode, self.bare.modules()))
         self.returned.append(output)
-        found = [tag for tag in map(tag_of, select_outputs(output, self.chosen)) if tag is not None]
-        if not found:
-            raise TraceError("no output of the model depends on its parameters and inputs.")
+        found = self._chosen_of(output)
         for op, (number, layout) in [(op, op.unread) for op in traced.ops if op.unread is not None]:
             tag = op.results[number]
             if tag is not None and (tag.met or tag in found):
@@ -91,8 +89,43 @@ class Passes:
             if (tag := tag_of(tensor)) is not None and tag.met
         }
         self._solve(traced)
+        if traced.origins is not None:
+            self.read |= traced.origins.places
         self.outputs = self.outputs or found
         self.traced[mode] = traced
+
+    def _chosen_of(self, output: Any) -> list[Tag]:
+        """The outputs that count among what a model returned."""
+        found = [tag for tag in map(tag_of, select_outputs(output, self.chosen)) if tag is not None]
+        if not found:
+            raise TraceError("no output of the model depends on its parameters and inputs.")
+        return found
+
+    def as_called(self, bare: nn.Module) -> bool:
+        """Trace the first mode once more, after the check, with the experts of mixtures computed in another way.
+
+        The axes of experts are known by now, and this pass does not fix them (see experts.py). It says what the graph
+        is to tell of the rest: the operators and their costs, the roles of weights, and of which numbers the widths
+        must be multiples.
+
+        bare: A skeleton of the model. Returns whether the graph is to tell that; not if this way fails, or asks the
+        data which experts there are.
+        """
+        mode, before = next(iter(self.traced.items()))
+        picked = {a for each in self.traced.values() for op in each.ops for a in axes.leaves(op.places or 1)}
+        for axis in picked:
+            axis.settled = True
+        try:
+            bare.train(mode == "train")
+            traced, output = tracer.run(bare, self.modes[mode], self.layouts, Integers(bare))
+            found = self._chosen_of(output)
+        except Exception:  # any error of the user's code
+            return False
+        if _count_reads(traced) > _count_reads(before):
+            return False
+        self._solve(traced)
+        self.traced[mode], self.outputs = traced, found
+        return True
 
     def _solve(self, traced: Tracer) -> None:
         """Find the layouts of the integers that a pass met, and fix the sizes that became numbers."""
@@ -101,7 +134,6 @@ class Passes:
         solver = Solver(self.known)
         noted = [Claim(*each) for each in traced.origins.noted]
         solver.solve(claims(traced.ops) + noted, traced.origins.journal)
-        self.read |= traced.origins.places
         for op in traced.ops:
             for term in op.origins:
                 solver.fix(term, f"{op} computes with a number made from this size")
@@ -134,6 +166,11 @@ class Passes:
     def settled(self) -> dict[Place, Layout]:
         """The layouts of all integers that the forward pass reads; those of which no operator says a size stay."""
         return {place: place.value for place in self.read} | self.known
+
+
+def _count_reads(traced: Tracer) -> int:
+    """The number of times that a pass read values off the data."""
+    return sum(op.is_a(DATA_DEPENDENT) for op in traced.ops)
 
 
 def doubled(example: Any) -> Any:

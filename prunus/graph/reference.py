@@ -119,9 +119,10 @@ class Reference(TorchDispatchMode):
             if self.levels is not None:
                 self.levels.after(op, args, kwargs)
             out = self._as_small(op, draw, args, kwargs)
-            for tensor, dims in zip(out if isinstance(out, (tuple, list)) else [out], op.outs, strict=False):
+            outputs = out if isinstance(out, (tuple, list)) else [out]
+            for number, (tensor, dims) in enumerate(zip(outputs, op.outs, strict=False)):
                 if dims is not None and isinstance(tensor, torch.Tensor):
-                    put_tag(tensor, Tag(dims, places=op.places_in(tensor)))
+                    put_tag(tensor, Tag(dims, places=op.places_in(number)))
         return out
 
     def _note_written(self, func: Any, args: Args) -> None:
@@ -159,13 +160,12 @@ class Reference(TorchDispatchMode):
         )
         small = op.func(*given, **kwargs)
         outputs = small if isinstance(small, tuple) else (small,)
-        outputs = [self._at_full_size(op, tensor) for tensor in outputs]
+        outputs = [self._at_full_size(op.places_in(number), each) for number, each in enumerate(outputs)]
         full = [self._among_zeros(t, dims) for t, dims in zip(outputs, op.outs, strict=True)]
         return tuple(full) if isinstance(small, tuple) else full[0]
 
-    def _at_full_size(self, op: Op, tensor: Any) -> Any:
-        """A result whose numbers are places of units, as places at full size."""
-        layout = op.places_in(tensor) if isinstance(tensor, torch.Tensor) else None
+    def _at_full_size(self, layout: Layout | None, tensor: Any) -> Any:
+        """A result whose numbers are places of the units of a layout, as places at full size."""
         (stay,) = (None,) if layout is None else self.places.stay([layout], tensor.device)
         return tensor if stay is None else stay[tensor]
 
@@ -221,7 +221,10 @@ def _copy_layouts(layouts: Mapping[str, Sequence[Layout]]) -> dict[str, list[Lay
 
     def renew(layout: Layout) -> Layout:
         if isinstance(layout, Axis):
-            return fresh.setdefault(id(layout), Axis(layout.size, layout.name))
+            if id(layout) not in fresh:
+                fresh[id(layout)] = Axis(layout.size, layout.name)
+                fresh[id(layout)].settled = layout.settled
+            return fresh[id(layout)]
         if isinstance(layout, axes.Sum):
             return axes.Sum(tuple(map(renew, layout.parts)))
         if isinstance(layout, axes.Product):

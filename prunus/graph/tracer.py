@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_map_only
 from prunus.graph.attributes import Integers
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.calls import Modules
+from prunus.graph.experts import PICKING, choose_experts
 from prunus.graph.op import Op, Tag, Untracked, is_inexact, new_generation, put_tag, tag_of, tensors_in
-from prunus.graph.operators import DATA_DEPENDENT, EMBEDDING, NEW, Args, Kwargs, flat, is_a
+from prunus.graph.operators import DATA_DEPENDENT, EMBEDDING, MOVE, NEW, Args, Kwargs, flat, is_a
 from prunus.graph.origins import Origins, seen_through
 from prunus.graph.rules import indexing, registry
 from prunus.graph.sizes import Journal, Sized, number_text, origins, plain
@@ -138,7 +139,8 @@ class Tracer(TorchDispatchMode):
         outputs = out if isinstance(out, (tuple, list)) else [out]
         shared = tag_of(op.alias)
         data = op.is_a(EMBEDDING) or any(tag.data for tag in tags)
-        for tensor, dims in zip(outputs, op.outs, strict=False):
+        picked = any(tag.picked for tag in tags) if op.is_a(MOVE) else op.picks and not op.reads()[0].data
+        for number, (tensor, dims) in enumerate(zip(outputs, op.outs, strict=False)):
             op.results.append(None)
             if dims is None or not isinstance(tensor, torch.Tensor):
                 continue
@@ -150,7 +152,7 @@ class Tracer(TorchDispatchMode):
             else:
                 storage = Storage(dims, tensor.element_size(), now)
                 self.storages.append(storage)
-            op.results[-1] = tag = Tag(dims, storage, data, op.places_in(tensor))
+            op.results[-1] = tag = Tag(dims, storage, data, op.places_in(number), picked)
             tensor._prunus_tag = tag  # pyright: ignore[reportAttributeAccessIssue]  # put_tag, without a call
 
 
@@ -246,5 +248,6 @@ def operators_of(model: nn.Module, mode: str, example: Any) -> list[tuple[Any, .
         For each operation the operator, its numbers, and the shapes of its results.
     """
     bare = make_skeleton(model).train(mode == "train")
+    choose_experts(bare, PICKING)
     tracer, _ = run(bare, example, fresh_layouts(bare), terms=False)
     return [(op.func, op.scalars, *(tag.shape for tag in op.writes())) for op in tracer.ops]

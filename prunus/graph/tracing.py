@@ -15,6 +15,7 @@ from prunus.graph import axes, skeleton, tracer
 from prunus.graph.axes import Axis, Layout
 from prunus.graph.calls import shared_names
 from prunus.graph.construction import stated
+from prunus.graph.experts import PICKING, USUAL, choose_experts
 from prunus.graph.graph import Graph
 from prunus.graph.making import Maker
 from prunus.graph.modules import evaluation_mode
@@ -102,6 +103,7 @@ def _trace(
     the meta device.
     """
     bare = skeleton.make_skeleton(model, real)
+    switched = choose_experts(bare, PICKING)
     layouts = tracer.fresh_layouts(bare)
     owners = {id(axis): (name, dim) for name, dims in layouts.items() for dim, axis in enumerate(dims)}
     passes = Passes(bare, layouts, outputs)
@@ -118,13 +120,7 @@ def _trace(
             else:
                 how = "in training mode " if mode == "train" else ""
                 raise TraceError(f"the model's forward pass failed {how}on the example: {error}") from error
-    first = next(iter(passes.traced.values()))
-    roles: dict[tuple[str, int], str] = {}
-    stated_roles = [role for each in passes.traced.values() if each.origins for role in each.origins.roles]
-    stated_roles += [role for each in passes.traced.values() for op in each.ops for role in op.roles]
-    for layout, role in stated_roles:
-        if id(layout) in owners:
-            roles.setdefault(owners[id(layout)], role)
+    roles = _roles(passes, owners)
     parameters = dict(bare.named_parameters())
     _fix_unused(parameters, layouts, passes)
 
@@ -133,7 +129,13 @@ def _trace(
 
     behind = follow_steps(model, layouts, name_axes)
     passes.check(name_axes)
-    named = name_axes()
+    if switched and not passes.as_called(skeleton.make_skeleton(model, real)):
+        usual = skeleton.make_skeleton(model, real)
+        choose_experts(usual, USUAL)
+        passes.as_called(usual)
+    if switched:
+        roles = _roles(passes, owners)
+    named, first = name_axes(), next(iter(passes.traced.values()))
     read, maker, tensors = passes.settled(), Maker.of(model), skeleton.named_tensors(bare)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     for layout in [layout for dims in layouts.values() for layout in dims]:
@@ -164,6 +166,20 @@ def _trace(
         maker=maker,
         read=read,
     )
+
+
+def _roles(passes: Passes, owners: Mapping[int, tuple[str, int]]) -> dict[tuple[str, int], str]:
+    """The role of each dimension of a parameter of which some operator states one.
+
+    owners: the parameter and the number of the dimension, by the id of the axis that it was born with.
+    """
+    roles: dict[tuple[str, int], str] = {}
+    stated_roles = [role for each in passes.traced.values() if each.origins for role in each.origins.roles]
+    stated_roles += [role for each in passes.traced.values() for op in each.ops for role in op.roles]
+    for layout, role in stated_roles:
+        if id(layout) in owners:
+            roles.setdefault(owners[id(layout)], role)
+    return roles
 
 
 def _runs_with_data(model: nn.Module, mode: str, example: Any) -> bool:

@@ -18,8 +18,8 @@ from prunus.errors import UserError
 from prunus.graph import CONSUMES, KINDS, PRODUCES, SUFFIX, Graph
 
 READ = ":in"
-HINTS = {  # kind -> how a network gets axes of it
-    "experts": " In transformers, model.set_experts_implementation('batched_mm') makes the number of experts an axis."
+HINTS = {  # kind -> why a network may have no axes of it
+    "experts": " The number of experts stays where a router computes with their numbers; graph.explain says where."
 }
 
 

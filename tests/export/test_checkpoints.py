@@ -12,6 +12,8 @@ from torch import nn
 import prunus
 from prunus.errors import FileError, PrunusError, UserError
 from prunus.export import checkpoints, tensor_stream
+from tests.lib import mixtures
+from tests.lib.mixtures import OF_FAMILY, mixture
 from tests.lib.models import imported_beside_torchvision
 
 
@@ -233,16 +235,103 @@ def test_a_cut_that_no_config_says_is_written_with_a_warning(tmp_path):
     assert torch.equal(found, prunus.shrink(model, graph, keep)(**inputs).logits)
 
 
-def test_a_keep_that_skips_a_block_is_refused(tmp_path):
-    model = nn.Sequential(nn.Linear(4, 6), *(Link() for _ in range(3)), nn.Linear(6, 2))
+OF_LAYERS = {
+    "Llama": {},
+    "Qwen2": {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 4}
+    | {"use_sliding_window": True},
+    "Gemma2": {"head_dim": 4, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "GPTNeoX": {"num_key_value_heads": None},
+}
+
+
+def decoder(transformers, name, **more):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 48, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    config = getattr(transformers, f"{name}Config")(**sizes | OF_LAYERS[name] | more)
+    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
+
+
+@pytest.mark.parametrize("widths", [False, True], ids=["depth", "depth+widths"])
+@pytest.mark.parametrize("name", OF_LAYERS)
+def test_layers_are_left_out_as_shrink_and_save_pretrained_do_it(name, widths, tmp_path):
+    transformers = imported_beside_torchvision("transformers")
+    model = decoder(transformers, name)
+    model.save_pretrained(tmp_path / "a", max_shard_size="6KB")
+    inputs = {"input_ids": torch.randint(48, (1, 7))}
+    graph = prunus.trace(model, inputs)
+    layers = [block for block in graph.blocks.values() if block.module.rpartition(".")[2].isdigit()]
+    keep = {layers[number].axis: [] for number in (1, 2)}
+    if widths:
+        keep |= {axis: list(range(1, 24, 2)) for axis, kind in graph.kinds.items() if kind == "mlp"}
+    small = prunus.shrink(model, graph, keep)
+    small.save_pretrained(tmp_path / "b")
+    prunus.shrink_checkpoint(tmp_path / "a", keep, tmp_path / "c")
+    there, here = (_tensors(tmp_path / folder) for folder in "bc")
+    assert there.keys() == here.keys() and all(torch.equal(there[name], here[name]) for name in there)
+    configs = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in "bc"]
+    assert configs[0] == configs[1] and configs[0]["num_hidden_layers"] == 2
+    again = type(model).from_pretrained(tmp_path / "c").eval()
+    for loaded in (again, prunus.load(tmp_path / "c", model)):
+        torch.testing.assert_close(
+            loaded(**inputs).logits, small(**inputs).logits, rtol=1e-5, atol=1e-6, check_dtype=False
+        )
+    told = [
+        each.generate(**inputs, do_sample=False, max_new_tokens=4, min_new_tokens=4)
+        for each in (again, small)
+    ]
+    assert torch.equal(*told)
+
+
+def _tensors(folder):
+    """All tensors of a checkpoint, and that its index names them."""
+    found = {path.name: load_file(path) for path in folder.glob("*.safetensors")}
+    if (folder / checkpoints.INDEX).exists():
+        weight_map = json.loads((folder / checkpoints.INDEX).read_text())["weight_map"]
+        assert weight_map == {name: file for file, inside in found.items() for name in inside}
+    assert all(found.values())  # no file is empty
+    return {name: tensor for inside in found.values() for name, tensor in inside.items()}
+
+
+@pytest.mark.parametrize("skipped", ["model.layers.1.self_attn", "model.layers.2.mlp"])
+def test_a_block_that_is_no_layer_is_refused_before_anything_is_written(skipped, tmp_path):
+    transformers = imported_beside_torchvision("transformers")
+    decoder(transformers, "Llama").save_pretrained(tmp_path / "a")
+    keep = {f"{skipped}:depth": [], "model.layers.3:depth": []}
+    with pytest.raises(UserError, match=f"keep skips {skipped}, but a checkpoint can lack only whole layers"):
+        prunus.shrink_checkpoint(tmp_path / "a", keep, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_layers_of_a_model_of_the_user_are_left_out(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), *(Link() for _ in range(3)), nn.Linear(6, 2)).eval()
     (tmp_path / "source").mkdir()
     save_file(model.state_dict(), tmp_path / "source" / "model.safetensors", {"format": "pt"})
-    graph = prunus.trace(model, torch.randn(2, 4))
-    with pytest.raises(UserError, match="keep skips 2, but shrink_checkpoint cuts widths alone"):
-        prunus.shrink_checkpoint(
-            tmp_path / "source", {"2:depth": []}, tmp_path / "out", graph=graph, model=model
-        )
-    assert not (tmp_path / "out").exists()
+    x = torch.randn(2, 4)
+    graph = prunus.trace(model, x)
+    keep = {"2:depth": [], "1.inner": [0, 2]} if "1.inner" in graph.axes else {"2:depth": []}
+    prunus.shrink_checkpoint(tmp_path / "source", keep, tmp_path / "out", graph=graph, model=model)
+    found = prunus.load(tmp_path / "out", model)
+    assert len(found) == 4
+    assert torch.equal(found(x), prunus.shrink(model, graph, keep)(x))
+
+
+def test_a_full_disk_leaves_nothing_of_layers(tmp_path, monkeypatch):
+    transformers = imported_beside_torchvision("transformers")
+    decoder(transformers, "Llama").save_pretrained(tmp_path / "a", max_shard_size="6KB")
+    calls = []
+
+    def failing(path, *given):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError("No space left on device")
+        return tensor_stream.write(path, *given)
+
+    monkeypatch.setattr(checkpoints, "write", failing)
+    with pytest.raises(PrunusError, match="No space left"):
+        prunus.shrink_checkpoint(tmp_path / "a", {"model.layers.1:depth": []}, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 class Link(nn.Module):
@@ -256,19 +345,87 @@ class Link(nn.Module):
         return x + self.inner(x)
 
 
-def test_checkpoints_that_its_class_joins_or_that_need_images_are_refused_in_words(tmp_path):
+@pytest.mark.parametrize("name", OF_FAMILY)
+def test_experts_that_are_stored_one_by_one_are_cut_as_shrink_and_save_pretrained_do_it(name, tmp_path):
+    """The class stacks them as it loads them; transformers itself says how."""
+    model = mixture(name, num_hidden_layers=3, tie_word_embeddings=False)
+    model.save_pretrained(tmp_path / "a", max_shard_size="20KB")
+    graph = prunus.trace(model, {"input_ids": mixtures.TOKENS})
+    kinds = graph.kinds.items()
+    keep = {axis: [0, 2, 3] for axis, kind in kinds if kind == "experts"}
+    keep |= {axis: list(range(4, 12)) for axis, kind in kinds if kind == "mlp"} | {"model.layers.1:depth": []}
+    small = prunus.shrink(model, graph, keep)
+    small.save_pretrained(tmp_path / "b")
+    prunus.shrink_checkpoint(tmp_path / "a", keep, tmp_path / "c", graph=graph, model=model)
+    there, here = (_tensors(tmp_path / folder) for folder in "bc")
+    assert there.keys() == here.keys() and all(torch.equal(there[name], here[name]) for name in there)
+    configs = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in "bc"]
+    assert configs[0] == configs[1]
+    with torch.no_grad():
+        for loaded in (
+            type(model).from_pretrained(tmp_path / "c").eval(),
+            prunus.load(tmp_path / "c", model),
+        ):
+            assert torch.equal(loaded(mixtures.TOKENS).logits, small(mixtures.TOKENS).logits)
+
+
+def test_other_numbers_of_experts_in_each_layer_are_read_by_load_alone(tmp_path):
+    model = mixture("Mixtral")
+    model.save_pretrained(tmp_path / "a")
+    keep = {"model.layers.0.mlp.gate": [1, 2, 3], "model.layers.1.mlp.gate": [0, 3]}
+    with pytest.warns(UserWarning, match="from_pretrained does not"):
+        prunus.shrink_checkpoint(tmp_path / "a", keep, tmp_path / "b")
+    small = prunus.shrink(model, prunus.trace(model, {"input_ids": mixtures.TOKENS}), keep)
+    with torch.no_grad():
+        assert torch.equal(
+            prunus.load(tmp_path / "b", model)(mixtures.TOKENS).logits, small(mixtures.TOKENS).logits
+        )
+
+
+def test_experts_that_are_stored_as_the_class_holds_them_are_cut_too(tmp_path):
+    model = mixture("Mixtral")
+    model.save_pretrained(tmp_path / "a", save_original_format=False)
+    assert "model.layers.0.mlp.experts.gate_up_proj" in _tensors(tmp_path / "a")
+    keep = {f"model.layers.{n}.mlp.gate": [1, 2] for n in (0, 1)}
+    prunus.shrink_checkpoint(tmp_path / "a", keep, tmp_path / "b")
+    small = prunus.shrink(model, prunus.trace(model, {"input_ids": mixtures.TOKENS}), keep)
+    with torch.no_grad():
+        for loaded in (
+            type(model).from_pretrained(tmp_path / "b").eval(),
+            prunus.load(tmp_path / "b", model),
+        ):
+            assert torch.equal(loaded(mixtures.TOKENS).logits, small(mixtures.TOKENS).logits)
+
+
+def test_an_expert_that_is_missing_is_named(tmp_path):
+    model = mixture("Mixtral")
+    model.save_pretrained(tmp_path / "a")
+    held = load_file(tmp_path / "a" / "model.safetensors")
+    del held["model.layers.1.block_sparse_moe.experts.2.w3.weight"]
+    save_file(held, tmp_path / "a" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(FileError, match=r"model\.layers\.1\.mlp\.experts\.gate_up_proj is missing there"):
+        prunus.shrink_checkpoint(tmp_path / "a", {}, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_conversion_that_computes_is_refused_in_words(tmp_path, monkeypatch):
+    model = mixture("Mixtral")
+    model.save_pretrained(tmp_path / "a")
+    monkeypatch.setattr(
+        "transformers.core_model_loading.revert_weight_conversion",
+        lambda model, tensors: {name: tensor + 0 for name, tensor in tensors.items()},
+    )
+    with pytest.raises(FileError, match=r"otherwise than MixtralForCausalLM holds them.*from_pretrained"):
+        prunus.shrink_checkpoint(tmp_path / "a", {}, tmp_path / "out")
+
+
+def test_checkpoints_of_models_that_need_images_are_refused_in_words(tmp_path):
     transformers = imported_beside_torchvision("transformers")
     sizes = {"num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 64}
-    experts = transformers.MixtralConfig(**sizes, vocab_size=40, num_key_value_heads=2, num_local_experts=2)
-    images = transformers.ViTConfig(**sizes, image_size=16, patch_size=4)
-    for name, config, said in (
-        ("Mixtral", experts, "otherwise than MixtralForCausalLM holds them.*from_pretrained"),
-        ("ViT", images, "does not say on which inputs it runs.*graph="),
-    ):
-        kind = getattr(transformers, f"{name}For{'CausalLM' if name == 'Mixtral' else 'ImageClassification'}")
-        kind(config).save_pretrained(tmp_path / name)
-        with pytest.raises(PrunusError, match=said):
-            prunus.shrink_checkpoint(tmp_path / name, {}, tmp_path / "out")
+    config = transformers.ViTConfig(**sizes, image_size=16, patch_size=4)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "a")
+    with pytest.raises(PrunusError, match=r"does not say on which inputs it runs.*graph="):
+        prunus.shrink_checkpoint(tmp_path / "a", {}, tmp_path / "out")
 
 
 def test_a_model_without_weights_is_refused_in_words(tmp_path):

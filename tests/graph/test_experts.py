@@ -8,7 +8,7 @@ import prunus
 from prunus.errors import BudgetError, UserError
 from prunus.gates import inexact_axes
 from prunus.selection import min_units
-from tests.lib.models import imported_beside_torchvision
+from tests.lib.mixtures import OF_FAMILY, TOKENS, mixture
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 
@@ -126,32 +126,142 @@ def test_gates_leave_experts_alone():
     assert "up" in inexact_axes(graph)
 
 
-@pytest.mark.parametrize("name", ["Mixtral", "Qwen2Moe"])
-def test_experts_of_transformers_shrink_and_are_loaded_again(name, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="the models are transformers'")
-    imported_beside_torchvision("transformers.models.mixtral.modeling_mixtral")
+def test_numbers_of_experts_also_pick_among_scores():
+    """The shares are those of other scores than the ones by which experts are picked (DeepSeek)."""
+
+    class Gathering(Experts):
+        def forward(self, x):
+            x = self.stem(x)
+            scores = self.router(x).sigmoid()
+            numbers = (scores + self.router.bias).topk(2, -1).indices
+            hidden = (x[:, None, None] @ self.up[numbers]).relu() @ self.down[numbers]
+            return self.head((hidden[:, :, 0] * scores.gather(1, numbers)[..., None]).sum(1))
+
     torch.manual_seed(0)
-    sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_experts_per_tok": 2}
-    sizes |= (
-        {"num_local_experts": 4} if name == "Mixtral" else {"num_experts": 4, "moe_intermediate_size": 16}
-    )
-    config = getattr(transformers, f"{name}Config")(**sizes)
-    kind = getattr(transformers, f"{name}ForCausalLM")
-    model, tokens = kind(config).eval(), torch.arange(12).view(2, 6)
-    with pytest.raises(UserError, match=r"it has .* of mlp.*set_experts_implementation\('batched_mm'\)"):
-        min_units(prunus.trace(model, {"input_ids": tokens}), only=["experts"])
-    model.set_experts_implementation("batched_mm")
-    graph = prunus.trace(model, {"input_ids": tokens})
-    experts = [axis for axis, its in graph.kinds.items() if its == "experts"]
-    assert len(experts) == 2 and [
-        axis for axis, its in graph.kinds.items() if its == "mlp" and "experts" in axis
+    model = Gathering().eval()
+    graph = prunus.trace(model, X)
+    assert graph.kinds["up"] == "experts"
+    prunus.shrink(model, graph, {"up": [0, 2, 3]})
+
+
+# ------------------------------------------------------------------------------- mixtures of transformers
+def axes_of(graph, kind):
+    return [axis for axis, own in graph.kinds.items() if own == kind and "shared" not in axis]
+
+
+@pytest.fixture(scope="module", params=OF_FAMILY)
+def traced(request):
+    model = mixture(request.param)
+    return model, prunus.trace(model, {"input_ids": TOKENS})
+
+
+def test_the_number_of_experts_is_an_axis_and_the_model_stays_as_it_is(traced):
+    model, graph = traced
+    experts = axes_of(graph, "experts")
+    assert len(experts) == 2 and len(axes_of(graph, "mlp")) == 2
+    assert all(min_units(graph, floor=0)[axis][0] == 2 for axis in experts)
+    assert model.config._experts_implementation == "grouped_mm"
+    assert all(graph.multiples[axis] == 4 for axis in axes_of(graph, "mlp"))  # grouped_mm wants that
+    assert all(graph.multiples[axis] == 1 for axis in experts)
+
+
+def test_costs_and_roles_are_those_of_the_model_as_it_is_called(traced):
+    """The way in which it is traced copies the weights of an expert for each token."""
+    _, graph = traced
+    assert any(op.name == "_grouped_mm" for op in graph.ops) and not any(op.picks for op in products(graph))
+    roles = {
+        (member.tensor.rpartition(".")[2], member.role)
+        for axis in axes_of(graph, "mlp")
+        for member in graph.members(axis)
+    }
+    assert roles >= {("gate_up_proj", "produces"), ("down_proj", "consumes")}
+
+
+def products(graph):
+    return [
+        op for op in graph.ops if op.name == "index" and not op.reads()[0].data and op.reads()[0].dims[2:]
     ]
-    small = prunus.shrink(model, graph, {experts[0]: [0, 2, 3], experts[1]: [1, 2, 3]})
-    small.save_pretrained(tmp_path)
-    again = kind.from_pretrained(tmp_path).eval()
+
+
+@pytest.mark.parametrize("kinds", [["experts"], ["mlp"], ["experts", "mlp"]], ids="+".join)
+def test_experts_and_their_widths_shrink_alone_and_together(traced, kinds):
+    model, graph = traced
+    keep = {axis: [0, 2, 3] for axis in axes_of(graph, "experts") if "experts" in kinds}
+    keep |= {axis: list(range(4, 12)) for axis in axes_of(graph, "mlp") if "mlp" in kinds}
+    small = prunus.shrink(model, graph, keep)  # proved with grouped_mm, with a cache, too
     with torch.no_grad():
-        expected = small(tokens).logits
-        torch.testing.assert_close(again(tokens).logits, expected, rtol=1e-4, atol=1e-5)
-        small.set_experts_implementation("grouped_mm")
-        torch.testing.assert_close(small(tokens).logits, expected, rtol=1e-4, atol=1e-5)
+        expected = small(TOKENS).logits
+        small.set_experts_implementation("eager")
+        torch.testing.assert_close(small(TOKENS).logits, expected, rtol=1e-4, atol=1e-5)
+    assert model.config._experts_implementation == "grouped_mm"
+
+
+def test_a_config_says_how_many_experts_there_are(traced, tmp_path):
+    model, graph = traced
+    scores = prunus.scores.magnitude(model, graph)
+    budget = prunus.Budget(params=0.8)
+    keep = prunus.select(graph, scores, budget, only=["experts", "mlp"], floor={"mlp": 1.0}, uniform=True)
+    assert all(len(keep[axis]) < 4 for axis in axes_of(graph, "experts"))
+    small = prunus.shrink(model, graph, keep)
+    prunus.check_config(small)
+    small.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(TOKENS).logits, small(TOKENS).logits, rtol=1e-4, atol=1e-5)
+    told = [
+        small.generate(TOKENS, do_sample=False, max_new_tokens=4, min_new_tokens=4, use_cache=cache)
+        for cache in (True, False)
+    ]
+    assert torch.equal(*told)
+
+
+@pytest.mark.parametrize("implementation", ["batched_mm", "eager"])
+def test_another_implementation_stays_as_well(implementation, recwarn):
+    model = mixture("Mixtral")
+    model.set_experts_implementation(implementation)
+    graph = prunus.trace(model, {"input_ids": TOKENS})
+    assert not [warning for warning in recwarn if "real tensors" in str(warning.message)]
+    assert model.config._experts_implementation == implementation
+    experts, widths = axes_of(graph, "experts"), axes_of(graph, "mlp")
+    assert len(experts) == 2
+    assert {m.role for m in graph.members(widths[0])} == {"produces", "consumes"}
+    small = prunus.shrink(model, graph, {experts[0]: [0, 2], widths[0]: list(range(8))})
+    assert small.config._experts_implementation == implementation
+
+
+def test_a_failed_trace_leaves_the_implementation():
+    model = mixture("Mixtral")
+    with pytest.raises(prunus.errors.TraceError):
+        prunus.trace(model, {"input_ids": torch.full((1, 4), 1.5)})
+    assert model.config._experts_implementation == "grouped_mm"
+
+
+def test_a_mixture_within_a_model_of_the_user_is_found():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = mixture("Mixtral"), mixture("Qwen3Moe")
+            self.second.set_experts_implementation("eager")
+
+        def forward(self, tokens):
+            return self.first(tokens).logits + self.second(tokens).logits
+
+    model = Own().eval()
+    graph = prunus.trace(model, TOKENS)
+    assert len(axes_of(graph, "experts")) == 4
+    assert model.first.config._experts_implementation == "grouped_mm"
+    assert model.second.config._experts_implementation == "eager"
+    prunus.shrink(model, graph, {axis: [1, 2, 3] for axis in axes_of(graph, "experts")})
+
+
+def test_a_proof_notices_an_expert_in_the_place_of_another():
+    """With the implementation that the model has, in which experts are sorted."""
+    model = mixture("Mixtral")
+    graph = prunus.trace(model, {"input_ids": TOKENS})
+    axis = axes_of(graph, "experts")[0]
+    small = prunus.shrink(model, graph, {axis: [0, 2, 3]})
+    small.model.layers[0].mlp.experts.num_experts = 2  # as if it had stayed behind, or run ahead
+    with pytest.raises(prunus.errors.PruningError):
+        from prunus.surgery.proof import prove
+
+        prove(model, graph, {axis: [0, 2, 3]}, small)

@@ -82,12 +82,18 @@ def index_select(op: Op, x: torch.Tensor, dim: int, where: torch.Tensor) -> Any:
     return along(op, x, dim)
 
 
-def _unify_beside(op: Op, dim: int, *tensors: Any) -> None:
-    """Unify the dimensions of tensors, but `dim` stays, and so do those of which they use a part only."""
+def _unify_beside(op: Op, dim: int, *tensors: Any, places: Layout | None = None) -> None:
+    """Unify the dimensions of tensors, but `dim` stays, and so do those of which they use a part only.
+
+    places: The layout of the first tensor's `dim`, if the units there are picked by their places; it need not stay.
+    """
     each = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor) and tensor.dim()]
     for d in range(each[0].dim()):
         layouts = [op.dims(tensor)[d] for tensor in each]
-        if d == dim % each[0].dim() or len({tensor.shape[d] for tensor in each}) > 1:
+        if d == dim % each[0].dim() and places is not None:
+            op.unify(layouts[0], places)
+            op.fix(*layouts[1:])
+        elif d == dim % each[0].dim() or len({tensor.shape[d] for tensor in each}) > 1:
             op.fix(*layouts)
         else:
             for layout in layouts[1:]:
@@ -96,7 +102,9 @@ def _unify_beside(op: Op, dim: int, *tensors: Any) -> None:
 
 @rule("gather")
 def gather(op: Op, x: torch.Tensor, dim: int, where: torch.Tensor, **kwargs: Any) -> list[Layout]:
-    _unify_beside(op, dim, x, where)
+    tag = tag_of(where)
+    op.picks = tag is not None and tag.places is not None
+    _unify_beside(op, dim, x, where, places=tag.places if tag is not None else None)
     return op.dims(where)
 
 
@@ -137,13 +145,32 @@ def topk(op: Op, x: torch.Tensor, k: int, dim: int = -1, *args: Any, **kwargs: A
     dims = list(op.dims(x))
     if not x.dim() or k == x.shape[dim] or not axes.can_shrink(dims[dim]):
         return along(op, x, dim)
-    op.mixes, op.places = True, dims[dim]
+    op.mixes, op.places, op.placed = True, dims[dim], (1,)
     op.least(dims[dim], k)
     dims[dim] = k
     return dims, dims
 
 
-@rule("sort argmax argmin median nanmedian mode kthvalue cummax cummin")
+@rule("sort")
+def sort(op: Op, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Sorted numbers, and their order; if they are places of units, so are the sorted ones."""
+    tag = tag_of(x)
+    if tag is not None and tag.places is not None:
+        op.places, op.placed = tag.places, (0,)
+    return rank(op, x, *args, **kwargs)
+
+
+@rule("histc")
+def count_values(op: Op, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """How many numbers lie in each bin; of places of units, such as the tokens of each expert, a bin is a unit."""
+    tag = tag_of(x)
+    if tag is not None and tag.places is not None:
+        op.follow(tag.places, "bins")
+    op.fix(*op.dims(x))
+    return op.sizes()
+
+
+@rule("argmax argmin median nanmedian mode kthvalue cummax cummin")
 def rank(op: Op, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     """The order, or the place of a unit, would be another in the small model, so the dimension stays."""
     return along(op, x, op.argument("dim", None))
