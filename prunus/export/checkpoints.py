@@ -315,7 +315,7 @@ def _entries(
     for name, cut in made.items():
         tensor, shape = own[cut.part.tensor], shapes[cut.part.tensor]
         entries["shapes"][tensor] = shape
-        if list(cut.part.shape) != shape:
+        if list(cut.part.shape) != shape or cut.part.dims != list(range(len(shape))):
             entries["parts"][name] = msgspec.to_builtins(range_of(cut.part, tensor))
         elif name != tensor:
             entries["names"][name] = tensor

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from prunus.errors import UserError
 from prunus.files import Count
 from prunus.graph import Where, tensors_in
 
@@ -100,7 +101,7 @@ def parts_of(model: nn.Module) -> dict[str, Part]:
         each = [views(along(dim)) for dim in range(deepest)]
         own = {name: names[_first(owner)] for name, owner in owners.items()}
         return {name: _part(own[name], shapes[own[name]], [run[name] for run in each]) for name in owners}
-    except (_NotAViewError, ValueError):
+    except Exception:  # _NotAViewError, or whatever else a conversion raises about these views
         return {}
 
 
@@ -236,10 +237,13 @@ def _where(part: Part, index: list[torch.Tensor]) -> Where | None:
 
 # ------------------------------------------------------------------------------------- in keep.json
 def range_of(part: Part, tensor: str) -> Range:
-    """Write down a part of a tensor; ValueError for one that is not in one piece, or turned round."""
+    """Write down a part of a tensor; UserError for one that is not in one piece, or turned round."""
     runs = [dim for dim in part.dims if dim is not None]
     if runs != sorted(runs) or any(len(each) != each[-1] - each[0] + 1 for each in part.held):
-        raise ValueError(f"{tensor} is stored in parts that lie within each other.")
+        raise UserError(
+            f"{tensor} is stored turned round, or in parts that lie between each other. Load the model, shrink it, and "
+            "save it with save_pretrained."
+        )
     return Range(tensor, [int(each[0]) for each in part.held], [int(each[-1]) + 1 for each in part.held])
 
 

@@ -419,6 +419,26 @@ def test_a_conversion_that_computes_is_refused_in_words(tmp_path, monkeypatch):
         prunus.shrink_checkpoint(tmp_path / "a", {}, tmp_path / "out")
 
 
+def test_tensors_that_are_stored_turned_round_are_refused_in_words(tmp_path, monkeypatch):
+    model = mixture("Mixtral")
+
+    def turned(model, tensors):
+        return {
+            name: tensor.transpose(0, 1).contiguous() if name.endswith("q_proj.weight") else tensor
+            for name, tensor in tensors.items()
+        }
+
+    monkeypatch.setattr("transformers.core_model_loading.revert_weight_conversion", turned)
+    (tmp_path / "a").mkdir()
+    model.config.architectures = ["MixtralForCausalLM"]
+    model.config.save_pretrained(tmp_path / "a")
+    held = turned(model, model.state_dict())
+    save_file(held, tmp_path / "a" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="stored turned round"):
+        prunus.shrink_checkpoint(tmp_path / "a", {}, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_checkpoints_of_models_that_need_images_are_refused_in_words(tmp_path):
     transformers = imported_beside_torchvision("transformers")
     sizes = {"num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 64}
