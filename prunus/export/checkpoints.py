@@ -52,9 +52,9 @@ def shrink_checkpoint(
 
     Layers that the keep skips are left out, and the tensors of those after them are renamed, as `shrink` and
     `save_pretrained` name them. The memory it takes is that of the largest tensor and its part, whatever the size of
-    the model. Nothing is run: the
-    cut is the one that `shrink` makes; its proof (`prunus.surgery.verify(model, graph, keep)`) takes a model of the
-    class with any weights. Files that hold no weights (tokenizer, generation config) are copied.
+    the model. Nothing is run: the cut is the one that `shrink` makes; its proof
+    (`prunus.surgery.verify(model, graph, keep)`) takes a model of the class with any weights. Files that hold no
+    weights (tokenizer, generation config) are copied.
 
     Source: ours.
 
@@ -109,32 +109,12 @@ def shrink_checkpoint(
     unknown = {name: shard for shard in shards for name in shard.entries if name not in held}
     copied = structure.originals(
         unknown
-    )  # what the model does not know stays, but for that in layers left out
+    )  # what the model does not know stays, except in layers that are left out
     entries["shapes"] |= {
         name: list(unknown[original].entries[original].shape) for name, original in copied.items()
     }
-    sources = {cut.source: name for name, cut in made.items()} | {old: new for new, old in copied.items()}
-    sizes: dict[str, int] = {}
-    weight_map: dict[str, str] = {}
-    with _new_folder(out) as folder, progress(f"cutting {source.name}", len(sources)) as step:
-        for shard in shards:
-
-            def cut(name: str, shard: Source = shard) -> torch.Tensor:
-                step(1, shard.path.name)
-                return (
-                    take(shard.read(made[name].source), made[name].where)
-                    if name in made
-                    else shard.read(copied[name])
-                )
-
-            inside = {sources[name]: entry for name, entry in shard.entries.items() if name in sources}
-            inside = {
-                name: entry._replace(shape=made[name].part.shape) if name in made else entry
-                for name, entry in inside.items()
-            }
-            if inside:  # otherwise all of it is in layers that are left out
-                sizes[shard.path.name] = write(folder / shard.path.name, inside, cut, shard.metadata)
-                weight_map |= dict.fromkeys(inside, shard.path.name)
+    with _new_folder(out) as folder, progress(f"cutting {source.name}", len(made) + len(copied)) as step:
+        sizes, weight_map = _write_shards(folder, shards, made, copied, step)
         _copy_others(source, folder)
         if (source / INDEX).exists():
             total_bytes = {"total_size": sum(sizes.values())}
@@ -143,6 +123,45 @@ def shrink_checkpoint(
             small.config.save_pretrained(folder)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
         write_keep(folder, small, keep, graph, list(sizes), entries)
     return small
+
+
+def _write_shards(
+    folder: Path,
+    shards: list[Source],
+    made: Mapping[str, Cut],
+    copied: Mapping[str, str],
+    step: Callable[[int, str], None],
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Write the shards, each from the tensors of the original's shard, and none that is left without tensors.
+
+    Args:
+        folder: Where they go.
+        shards: Those of the original.
+        made: How the tensors that are cut are made, by name.
+        copied: The original's names of the tensors that are copied as they are, by name.
+        step: Is called with 1 and the name of the shard for each tensor.
+
+    Returns:
+        The bytes of tensors by the name of the shard, and the shard by the name of the tensor.
+    """
+    sources = {cut.source: name for name, cut in made.items()} | {old: new for new, old in copied.items()}
+    sizes: dict[str, int] = {}
+    weight_map: dict[str, str] = {}
+    for shard in shards:
+
+        def read(name: str, shard: Source = shard) -> torch.Tensor:
+            step(1, shard.path.name)
+            if name in copied:
+                return shard.read(copied[name])
+            return take(shard.read(made[name].source), made[name].where)
+
+        inside = {sources[name]: entry for name, entry in shard.entries.items() if name in sources}
+        for name in inside.keys() & made.keys():
+            inside[name] = inside[name]._replace(shape=made[name].part.shape)
+        if inside:
+            sizes[shard.path.name] = write(folder / shard.path.name, inside, read, shard.metadata)
+            weight_map |= dict.fromkeys(inside, shard.path.name)
+    return sizes, weight_map
 
 
 def open_shards(folder: Path) -> list[Source]:

@@ -36,9 +36,7 @@ class Axis:
         self.fixed: Any = ""  # why it may not shrink; anything with a str()
         self.bound: Layout | None = None  # what it turned out to be: another axis, a sum, a product
         self.links: list[Any] = []  # why it was unified with others; anything with a str()
-        self.settled = (
-            False  # whether another way of the model to the same result has shown that it may shrink
-        )
+        self.settled = False  # whether it may shrink whatever a later pass says (see Passes.as_called)
 
     def __repr__(self) -> str:
         return f"Axis({self.name or '?'}, {self.size})"
