@@ -345,6 +345,13 @@ class Link(nn.Module):
         return x + self.inner(x)
 
 
+def _check_reading(folder, model, small):
+    """Both ways to read a cut checkpoint give the answers of the small model."""
+    with torch.no_grad():
+        for loaded in (type(model).from_pretrained(folder).eval(), prunus.load(folder, model)):
+            assert torch.equal(loaded(mixtures.TOKENS).logits, small(mixtures.TOKENS).logits)
+
+
 @pytest.mark.parametrize("name", OF_FAMILY)
 def test_experts_that_are_stored_one_by_one_are_cut_as_shrink_and_save_pretrained_do_it(name, tmp_path):
     """The class stacks them as it loads them; transformers itself says how."""
@@ -361,12 +368,7 @@ def test_experts_that_are_stored_one_by_one_are_cut_as_shrink_and_save_pretraine
     assert there.keys() == here.keys() and all(torch.equal(there[name], here[name]) for name in there)
     configs = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in "bc"]
     assert configs[0] == configs[1]
-    with torch.no_grad():
-        for loaded in (
-            type(model).from_pretrained(tmp_path / "c").eval(),
-            prunus.load(tmp_path / "c", model),
-        ):
-            assert torch.equal(loaded(mixtures.TOKENS).logits, small(mixtures.TOKENS).logits)
+    _check_reading(tmp_path / "c", model, small)
 
 
 def test_other_numbers_of_experts_in_each_layer_are_read_by_load_alone(tmp_path):
@@ -389,12 +391,7 @@ def test_experts_that_are_stored_as_the_class_holds_them_are_cut_too(tmp_path):
     keep = {f"model.layers.{n}.mlp.gate": [1, 2] for n in (0, 1)}
     prunus.shrink_checkpoint(tmp_path / "a", keep, tmp_path / "b")
     small = prunus.shrink(model, prunus.trace(model, {"input_ids": mixtures.TOKENS}), keep)
-    with torch.no_grad():
-        for loaded in (
-            type(model).from_pretrained(tmp_path / "b").eval(),
-            prunus.load(tmp_path / "b", model),
-        ):
-            assert torch.equal(loaded(mixtures.TOKENS).logits, small(mixtures.TOKENS).logits)
+    _check_reading(tmp_path / "b", model, small)
 
 
 def test_an_expert_that_is_missing_is_named(tmp_path):
